@@ -1,0 +1,78 @@
+"""dng: train diffusion models and sample from them without what you named.
+
+usage: dng COMMAND [--config FILE ...] [--SETTING VALUE ...]
+
+commands:
+  fit        train a model           dng fit --config mnist.yaml     (alone: small real digits, two minutes)
+  validate   loss on held-out data   dng validate --config mnist.yaml --ckpt_path last
+  test       evaluate                dng test --config mnist.yaml --ckpt_path last
+  predict    sample with guidance    dng predict                     (alone: MNIST, digit 0 removed, 64 images)
+
+  dng COMMAND --help              every setting of a command
+  dng COMMAND --print_config      the settings as a YAML, to save, edit and give to --config
+  dng --version
+
+A configuration file is looked for here first and then among those that ship. Later settings win over earlier ones.
+JSONARGPARSE_DEBUG=1 shows the traceback behind an error.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dng_lightning import __version__, shipped
+from dng_lightning.errors import SettingError
+
+if TYPE_CHECKING:
+    from lightning.pytorch.cli import LightningCLI
+
+DEFAULT_CONFIGS = {"fit": "digits.yaml", "validate": "digits.yaml", "test": "digits.yaml", "predict": "predict.yaml"}
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the command line; ``args`` as in ``sys.argv[1:]``, which is the default."""
+    argv = list(sys.argv[1:] if args is None else args)
+    if not argv or argv[0] in ("-h", "--help"):
+        print(__doc__)  # at once: the parser of the commands takes seconds to import
+        return
+    if argv == ["--version"]:
+        print(f"dng {__version__}")
+        return
+    try:
+        run(_with_configs(argv))
+    except SettingError as error:
+        if "JSONARGPARSE_DEBUG" in os.environ:
+            raise
+        print(f"dng: error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def run(argv: Sequence[str]) -> "LightningCLI":
+    """Run a command with the stock LightningCLI and return it, for use from Python."""
+    from dng_lightning.cli import DNGCLI
+
+    return DNGCLI(args=list(argv))
+
+
+def _with_configs(argv: list[str]) -> list[str]:
+    """``argv`` with each configuration file found, and the command's default one where none is named."""
+    command, rest = argv[0], argv[1:]
+    found, named = [command], False
+    for before, arg in zip([command, *rest], rest, strict=False):
+        flag, equals, value = arg.partition("=")
+        if before in ("-c", "--config"):
+            found.append(str(shipped.config(arg)))
+        elif flag == "--config" and equals:
+            found.append(f"--config={shipped.config(value)}")
+        else:
+            found.append(arg)
+        named |= flag in ("-c", "--config")
+    if not named and command in DEFAULT_CONFIGS:
+        found[1:1] = ["--config", str(shipped.config(DEFAULT_CONFIGS[command]))]
+    return found
+
+
+if __name__ == "__main__":
+    main()

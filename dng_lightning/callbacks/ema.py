@@ -1,0 +1,62 @@
+"""Exponential moving average of the weights: what is validated, sampled from, and kept."""
+
+from typing import Any
+
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import WeightAveraging
+from torch import Tensor
+
+
+class EMA(WeightAveraging):
+    """Averages the weights at each optimiser step, with a decay that warms up.
+
+    The decay of update n is min(decay, (1 + n) / (10 + n)), so that the random start is soon forgotten in a short
+    training. Validation runs on the average, checkpoints hold it as ``state_dict``, and it becomes the module's
+    weights when training ends.
+
+    Args:
+        decay: the decay after warm-up, in [0, 1).
+    """
+
+    def __init__(self, decay: float = 0.999) -> None:
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay must be in [0, 1); got {decay}")
+
+        def average(averages: list[Tensor], weights: list[Tensor], count: Tensor | int) -> None:
+            n = int(count)
+            torch._foreach_lerp_(averages, weights, 1 - min(decay, (1 + n) / (10 + n)))
+
+        super().__init__(use_buffers=False, multi_avg_fn=average)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Hand over the average, unless nothing was averaged (a fit that took no step)."""
+        if self._averaged():
+            super().on_train_end(trainer, pl_module)
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Validate the average, once there is one."""
+        if self._averaged():
+            super().on_validation_epoch_start(trainer, pl_module)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Train on with the current weights."""
+        if self._averaged():
+            super().on_validation_epoch_end(trainer, pl_module)
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Store the average as the weights, and the current weights beside it for resuming."""
+        if self._average_model is not None:
+            super().on_save_checkpoint(trainer, pl_module, checkpoint)
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Restore both when training resumes."""
+        if self._average_model is not None:
+            super().on_load_checkpoint(trainer, pl_module, checkpoint)
+
+    def _averaged(self) -> bool:
+        return self._average_model is not None and int(self._average_model.n_averaged) > 0

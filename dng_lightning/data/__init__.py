@@ -1,0 +1,5 @@
+"""Lightning data modules over images held in memory, and the project's one uint8 <-> float conversion."""
+
+from dng_lightning.data.images import CIFAR10, MNIST, Digits, FashionMNIST
+
+__all__ = ["CIFAR10", "MNIST", "Digits", "FashionMNIST"]

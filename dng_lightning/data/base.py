@@ -1,0 +1,231 @@
+"""What all image data modules share: whole sets in memory as uint8, whole batches indexed at once.
+
+A batch is `(images, labels)`: float32 (B, C, H, W) in [-1, 1] once it has reached the device, int64 (B,). Labels are
+the data set's own class indices, whatever was filtered out.
+"""
+
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from dng_lightning.data import reading
+from dng_lightning.data.pixels import to_float
+from dng_lightning.data.reading import Arrays
+from dng_lightning.errors import SettingError
+
+SPLIT_SEED = 0
+
+Classes = list[str | int] | str | int | None
+
+
+class ImageTensors(Dataset[Arrays]):
+    """Images and labels in memory; the loader asks for a whole batch of indices at once.
+
+    Args:
+        images: uint8 (N, C, H, W).
+        labels: int64 (N,).
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        self.images, self.labels = images, labels
+
+    def __len__(self) -> int:
+        """The number of images."""
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> Arrays:
+        """One image (C, H, W) and its label ()."""
+        return self.images[index], self.labels[index]
+
+    def __getitems__(self, indices: list[int]) -> Arrays:
+        """One batch, already collated: an indexing call per batch instead of one per image."""
+        chosen = torch.as_tensor(indices)
+        return self.images[chosen], self.labels[chosen]
+
+
+class ImageDataModule(LightningDataModule):
+    """Common to all image data sets: class filters, the fixed validation split, loaders, conversion to float.
+
+    Args:
+        root: folder with the data set's files in their official layout.
+        batch_size: images per batch and device, >= 1.
+        only: classes to keep, by name or index; None keeps all.
+        without: classes to drop, by name or index. Not together with `only`.
+        validation: number of training images held out, None for the data set's usual number. The split is stratified,
+            the same in every run, and made before the filters: no filter moves an image from one part to another.
+        flip: mirror training images left to right at random, None for the data set's habit.
+        download: fetch missing files.
+        num_workers: loader processes; 0 is fastest for sets in memory.
+
+    Raises:
+        SettingError: a class is unknown, or no class or no image is left.
+    """
+
+    class_names: ClassVar[tuple[str, ...]]
+    image_shape: ClassVar[tuple[int, int, int]]  # (C, H, W)
+    usual_validation: ClassVar[int] = 5000
+    usual_flip: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        root: str = "data",
+        batch_size: int = 128,
+        only: Classes = None,
+        without: Classes = None,
+        validation: int | None = None,
+        flip: bool | None = None,
+        download: bool = True,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise SettingError(f"data.batch_size is {batch_size}: give at least 1.")
+        self.root = Path(root)
+        self.batch_size = batch_size
+        self.validation = self.usual_validation if validation is None else validation
+        self.flip = self.usual_flip if flip is None else flip
+        self.download = download
+        self.num_workers = num_workers
+        self._seen_classes = self._filter(only, without)
+        self._parts: dict[str, ImageTensors] = {}
+
+    @property
+    def seen_classes(self) -> list[int]:
+        """Indices of the classes that the filters leave, ascending."""
+        return list(self._seen_classes)
+
+    def prepare_data(self) -> None:
+        """Fetch the files if they are not there.
+
+        Raises:
+            SettingError: they are missing and may not or cannot be downloaded.
+        """
+        if self._is_there():
+            return
+        if not self.download:
+            raise SettingError(f"{reading.missing(type(self).__name__, self.root)} (data.download is false)")
+        reading.download(type(self).__name__, self.root, self._fetch)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read, split and filter; the parts do not depend on `stage`.
+
+        Raises:
+            SettingError: files are missing or damaged, or `validation` does not fit.
+        """
+        if self._parts:
+            return
+        if not self._is_there():
+            raise SettingError(reading.missing(type(self).__name__, self.root))
+        (images, labels), test = self._read()
+        if not 0 <= self.validation < len(labels):
+            raise SettingError(f"data.validation is {self.validation}: give 0 to {len(labels) - 1}.")
+        held = held_out(labels, self.validation)
+        parts = {"train": (images[~held], labels[~held]), "val": (images[held], labels[held]), "test": test}
+        seen = torch.tensor(self._seen_classes)
+        for name, (part_images, part_labels) in parts.items():
+            kept = torch.isin(part_labels, seen)
+            self._parts[name] = ImageTensors(part_images[kept], part_labels[kept])
+        if not len(self._parts["train"]):
+            self._parts = {}
+            raise SettingError(f"{type(self).__name__} in {self.root} has no training image of the classes asked for.")
+
+    def train_dataloader(self) -> DataLoader[Arrays]:
+        """Shuffled; the incomplete last batch is dropped unless it is the only one."""
+        return self._loader("train", shuffle=True)
+
+    def val_dataloader(self) -> DataLoader[Arrays]:
+        """The held-out training images, in order."""
+        return self._loader("val")
+
+    def test_dataloader(self) -> DataLoader[Arrays]:
+        """The official test images, in order."""
+        return self._loader("test")
+
+    def on_after_batch_transfer(self, batch: Arrays, dataloader_idx: int) -> Arrays:
+        """Convert pixels to [-1, 1] on the device, and mirror training images: cheap there, and a quarter to copy."""
+        images, labels = batch
+        if images.dtype == torch.uint8:
+            images = to_float(images)
+        if self.flip and self.trainer is not None and self.trainer.training:
+            mirrored = torch.rand(len(images), device=images.device) < 0.5
+            images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
+        return images, labels
+
+    def part(self, name: str) -> ImageTensors:
+        """The uint8 images and labels of `train`, `val` or `test`, after `setup`."""
+        return self._parts[name]
+
+    def _loader(self, name: str, shuffle: bool = False) -> DataLoader[Arrays]:
+        part = self._parts[name]
+        return DataLoader(
+            part,
+            batch_size=self.batch_size,
+            shuffle=shuffle,
+            drop_last=shuffle and len(part) >= self.batch_size,
+            collate_fn=_already_collated,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def _filter(self, only: Classes, without: Classes) -> list[int]:
+        if only is not None and without is not None:
+            raise SettingError("data.only and data.without exclude each other: give one of them.")
+        everything = range(len(self.class_names))
+        if only is not None:
+            kept = self._indices("only", only)
+        else:
+            dropped = self._indices("without", without if without is not None else [])
+            kept = set(everything) - dropped
+        if not kept:
+            raise SettingError(f"data.{'only' if only is not None else 'without'} leaves no class.")
+        return sorted(kept)
+
+    def _indices(self, setting: str, classes: list[str | int] | str | int) -> set[int]:
+        names = {name.lower(): index for index, name in enumerate(self.class_names)}
+        by_index = {str(index): index for index in range(len(self.class_names))}
+        found = set()
+        for wanted in classes if isinstance(classes, list) else [classes]:
+            text = str(wanted).lower()
+            index = names.get(text, by_index.get(text))
+            if index is None:
+                known = ", ".join(self.class_names)
+                raise SettingError(f"data.{setting}: {type(self).__name__} has no class {wanted!r}; it has {known}.")
+            found.add(index)
+        return found
+
+    def _is_there(self) -> bool:
+        """Whether the files are where `_read` will look; damaged ones count, so that reading can name them."""
+        raise NotImplementedError
+
+    def _fetch(self) -> object:
+        raise NotImplementedError
+
+    def _read(self) -> tuple[Arrays, Arrays]:
+        """The official training and test part."""
+        raise NotImplementedError
+
+
+def _already_collated(batch: list[Arrays]) -> list[Arrays]:
+    return batch  # no list at all: what `__getitems__` returned, whatever the loader's type for this function says
+
+
+def held_out(labels: Tensor, count: int) -> Tensor:
+    """Choose `count` images, the same ones every time, with every class in its share.
+
+    Args:
+        labels: int64 (N,).
+        count: 0..N.
+
+    Returns:
+        bool (N,), True for the chosen.
+    """
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(SPLIT_SEED))
+    order = order[labels[order].argsort(stable=True)]  # class after class, shuffled within
+    chosen = torch.zeros(len(labels), dtype=torch.bool)
+    chosen[order[torch.arange(count) * len(labels) // max(count, 1)]] = True  # evenly spaced, hence in proportion
+    return chosen

@@ -1,0 +1,33 @@
+"""The one conversion between pixels and network values, for real and generated images, metrics and PNG files alike.
+
+Truncating instead of rounding would shift 63 of the 256 grey levels down by one after a round trip, and a metric that
+truncates only one of its two sets would measure that shift.
+"""
+
+import torch
+from torch import Tensor
+
+
+def to_float(images: Tensor) -> Tensor:
+    """Map pixels to network values.
+
+    Args:
+        images: uint8 of any shape, 0..255.
+
+    Returns:
+        float32 of the same shape in [-1, 1]; 0 becomes -1 and 255 becomes 1.
+    """
+    return images.to(torch.float32) / 127.5 - 1
+
+
+def to_uint8(x: Tensor) -> Tensor:
+    """Map network values to pixels: clamp, then round to the nearest level. Exact inverse of `to_float`.
+
+    Args:
+        x: floating point of any shape and precision; values outside [-1, 1] are clamped.
+
+    Returns:
+        uint8 of the same shape, 0..255.
+    """
+    # In float32 whatever comes in: bfloat16 cannot even hold all levels between 128 and 255 plus a half.
+    return ((x.to(torch.float32).clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)

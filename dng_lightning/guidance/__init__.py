@@ -1,0 +1,18 @@
+"""Guidance methods, one a file, all of one interface (``base.py``)."""
+
+from dng_lightning.guidance.base import Guidance, Guided, Predictions, Step
+from dng_lightning.guidance.dynamic_negative import DynamicNegativeGuidance
+from dng_lightning.guidance.negative_prompting import NegativePrompting
+from dng_lightning.guidance.safe_latent_diffusion import SafeLatentDiffusion
+from dng_lightning.guidance.unguided import Unguided
+
+__all__ = [
+    "DynamicNegativeGuidance",
+    "Guidance",
+    "Guided",
+    "NegativePrompting",
+    "Predictions",
+    "SafeLatentDiffusion",
+    "Step",
+    "Unguided",
+]

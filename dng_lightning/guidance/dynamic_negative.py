@@ -1,0 +1,65 @@
+"""Dynamic Negative Guidance (Koulischer et al., ICLR 2025, arXiv 2410.14398).
+
+The score of p(x | not c) is the unconditional one, pushed away from c by the odds that the image is becoming c:
+
+    eps_hat = eps - scale * sum_k p_k / (1 - sum_j p_j) * (eps_k - eps)
+
+with p_k = p(c_k | x_t) tracked along the chain (``posterior.py``). scale = 1 is exact for exact predictions; negative
+prompting is the limit of a constant p.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from torch import Tensor
+
+from dng_lightning.errors import SettingError
+from dng_lightning.guidance.base import Guidance, Guided, Predictions, Step, per_image
+from dng_lightning.posterior import PosteriorTracker, odds
+
+
+class DynamicNegativeGuidance(Guidance[Tensor]):
+    """Pushes an image away from the forbidden conditions as far as it is becoming one of them.
+
+    Args:
+        scale: strength of the push, >= 0; 0 is unguided, 1 is the theory's.
+        prior: chance of a forbidden class before anything is known, in (0, 1); one number, or one a class.
+        temperature: factor of the evidence, >= 0.
+        offset: added to the log posterior at each step, in nats (with ``parity``, inside 1 / (2 variance)).
+        floor: least posterior, in [0, prior].
+        cap: greatest sum of the posteriors, in [prior, 1); bounds the push by scale * cap / (1 - cap).
+        parity: follow the authors' released update: offset inside 1 / (2 variance), beta_tilde as the variance
+            whatever the sampler draws with. Set the sampler's ``variance`` to beta beside it.
+    """
+
+    def __init__(
+        self,
+        scale: float = 1.0,
+        prior: float | Sequence[float] = 0.1,
+        temperature: float = 1.0,
+        offset: float = 0.0,
+        floor: float = 0.0,
+        cap: float = 0.99,
+        parity: bool = False,
+    ) -> None:
+        if not 0 <= scale < float("inf"):
+            raise SettingError(f"scale must be at least 0; got {scale}")
+        self.scale = scale
+        self.tracker = PosteriorTracker(prior, temperature, offset, False, floor, cap)
+        if parity:
+            self.tracker = replace(self.tracker, offset_inside=True, beta_tilde=True)
+
+    def start(self, x_T: Tensor, classes: int) -> Tensor:
+        """log p(c_k | x_T), (B, K)."""
+        return self.tracker.start(len(x_T), classes, x_T.device)
+
+    def guide(self, predictions: Predictions, state: Tensor, step: Step) -> Guided:
+        """The base prediction, less the differences scaled by the odds."""
+        base = predictions.base
+        scale = self.scale * odds(state)
+        away = (per_image(scale, predictions.negatives) * (predictions.negatives - base.unsqueeze(1))).sum(1)
+        return Guided(base - away, scale.sum(1), state.exp())
+
+    def observe(self, state: Tensor, step: Step, x_t: Tensor, x_s: Tensor, predictions: Predictions) -> Tensor:
+        """The posterior after the step."""
+        return self.tracker.update(state, step.transition, x_t, x_s, predictions.base, predictions.negatives)

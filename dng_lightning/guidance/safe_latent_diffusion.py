@@ -1,0 +1,66 @@
+"""Safe Latent Diffusion (Schramowski et al., CVPR 2023), as Koulischer et al. (ICLR 2025) adapt it to class removal.
+
+Element by element, with the unconditional prediction in the place of the prompt's:
+
+    d       = eps - eps_k
+    mask    = min(mask_scale |d|, 1) where d < threshold, else 0
+    gamma   = sum_k mask (eps_k - eps) + momentum_scale nu
+    nu      <- momentum_decay nu + (1 - momentum_decay) gamma        (at every step)
+    eps_hat = eps - scale gamma                                      (from step ``warmup`` on)
+"""
+
+from torch import Tensor
+
+from dng_lightning.errors import SettingError
+from dng_lightning.guidance.base import Guidance, Guided, Predictions, Step
+
+
+class SafeLatentDiffusion(Guidance[Tensor]):
+    """Pushes only the pixels that lie on the forbidden side, with momentum.
+
+    Args:
+        scale: strength of the push, >= 0; 0 is unguided.
+        mask_scale: how fast a pixel's share of the push saturates with the difference (their s_S), >= 0.
+        threshold: pixels with a difference above it are left alone (their lambda).
+        momentum_scale: share of the momentum in the push (their s_m), >= 0.
+        momentum_decay: memory of the momentum (their beta_m), in [0, 1).
+        warmup: number of steps at the start without a push (their delta), >= 0.
+    """
+
+    def __init__(
+        self,
+        scale: float = 1.0,
+        mask_scale: float = 100.0,
+        threshold: float = 0.04,
+        momentum_scale: float = 0.1,
+        momentum_decay: float = 0.2,
+        warmup: int = 0,
+    ) -> None:
+        for name, value in {"scale": scale, "mask_scale": mask_scale, "momentum_scale": momentum_scale}.items():
+            if not 0 <= value < float("inf"):
+                raise SettingError(f"{name} must be at least 0; got {value}")
+        if not 0 <= momentum_decay < 1:
+            raise SettingError(f"momentum_decay must be in [0, 1); got {momentum_decay}")
+        if warmup < 0:
+            raise SettingError(f"warmup must be at least 0; got {warmup}")
+        self.scale, self.mask_scale, self.threshold = scale, mask_scale, threshold
+        self.momentum_scale, self.momentum_decay, self.warmup = momentum_scale, momentum_decay, warmup
+
+    def start(self, x_T: Tensor, classes: int) -> Tensor:
+        """The momentum nu, (B, C, H, W)."""
+        return x_T.new_zeros(x_T.shape)
+
+    def guide(self, predictions: Predictions, state: Tensor, step: Step) -> Guided:
+        """The base prediction, less the masked and scaled differences."""
+        base = predictions.base
+        scale = self.scale if step.index >= self.warmup else 0.0
+        return Guided(base - scale * self._gamma(predictions, state), base.new_full((len(base),), scale))
+
+    def observe(self, state: Tensor, step: Step, x_t: Tensor, x_s: Tensor, predictions: Predictions) -> Tensor:
+        """The momentum after the step."""
+        return self.momentum_decay * state + (1 - self.momentum_decay) * self._gamma(predictions, state)
+
+    def _gamma(self, predictions: Predictions, nu: Tensor) -> Tensor:
+        difference = predictions.base.unsqueeze(1) - predictions.negatives
+        mask = (self.mask_scale * difference.abs()).clamp(max=1) * (difference < self.threshold)
+        return (mask * -difference).sum(1) + self.momentum_scale * nu

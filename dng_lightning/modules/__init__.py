@@ -1,0 +1,6 @@
+"""LightningModules: what is trained, tested and predicted with."""
+
+from dng_lightning.modules.classifier import ClassifierModule
+from dng_lightning.modules.diffusion import DiffusionModule
+
+__all__ = ["ClassifierModule", "DiffusionModule"]

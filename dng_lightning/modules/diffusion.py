@@ -1,0 +1,127 @@
+"""Training a denoising diffusion model (Ho et al., 2020), class-conditional with condition dropout, or unconditional."""
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Generator, Tensor, nn
+
+from dng_lightning.errors import SettingError
+from dng_lightning.modules.optimization import configure
+from dng_lightning.modules.trained import TrainedModule
+from dng_lightning.schedule import LinearSchedule, NoiseSchedule, Prediction
+
+
+class DiffusionModule(TrainedModule):
+    """Learns to predict the noise; what a checkpoint of it holds is all that sampling needs.
+
+    Args:
+        net: ``net(x, t, class_labels) -> prediction``, with an attribute ``num_classes`` (0 if unconditional; else
+            class ``num_classes`` is the null class). ``networks.UNet``, or any other by class path.
+        schedule: the noise schedule; None for DDPM's linear one with 1,000 levels.
+        prediction: what the network predicts: eps, x0 or v.
+        condition_dropout: share of the images that are trained with the null class, in [0, 1]; they teach the
+            unconditional prediction, which is the base that negative guidance starts from.
+        optimizer: makes the optimiser from the parameters.
+        scheduler: makes the learning-rate schedule, stepped at each training step; None for a constant rate.
+        compile: compile the network (needs a C++ compiler on CPUs); faster once the first step is over.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        schedule: NoiseSchedule | None = None,
+        prediction: Prediction = "eps",
+        condition_dropout: float = 0.1,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        scheduler: LRSchedulerCallable | None = None,
+        compile: bool = False,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.keep_plain_hyperparameters()
+        if not 0 <= condition_dropout <= 1:
+            raise SettingError(f"condition_dropout must be between 0 and 1; got {condition_dropout}")
+        if not isinstance(getattr(net, "num_classes", None), int):
+            raise SettingError(f"{type(net).__name__} has no num_classes; wrap it in networks.DiffusersNetwork or alike")
+        self.net = net.to(memory_format=torch.channels_last)
+        self.schedule = schedule or LinearSchedule()
+        self.prediction: Prediction = prediction
+        self.condition_dropout = condition_dropout
+        self.optimizer, self.scheduler = optimizer, scheduler
+        self.compile_net = compile
+
+    @property
+    def null_class(self) -> int:
+        """The label that stands for "no class told"."""
+        return int(self.net.num_classes)
+
+    def forward(self, x_t: Tensor, t: Tensor, class_labels: Tensor | None = None) -> Tensor:
+        """The noise prediction eps in fp32.
+
+        Args:
+            x_t: noisy images (B, C, H, W).
+            t: levels (B,) in 1..T.
+            class_labels: (B,), or None for the null class.
+        """
+        output = self.net(x_t, t - 1, class_labels if self.null_class else None)
+        return self.schedule.to_eps(output.float(), x_t, t, self.prediction)
+
+    def setup(self, stage: str) -> None:
+        """Check that the network and the data agree; compile the network if asked."""
+        super().setup(stage)
+        if self.null_class and hasattr(self, "class_names") and self.null_class != len(self.class_names):
+            raise SettingError(
+                f"the network tells {self.null_class} classes apart, the data have {len(self.class_names)}: "
+                "set the network's num_classes"
+            )
+        if self.compile_net and stage == "fit":
+            self.net.compile()
+
+    def losses(self, images: Tensor, labels: Tensor, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
+        """Mean squared error of each image at a random level (Ho et al., eq. 14).
+
+        Args:
+            images: (B, C, H, W) in [-1, 1].
+            labels: (B,).
+            generator: source of the levels, noise and condition dropout; None for torch's global one.
+
+        Returns:
+            The errors (B,) and the levels (B,).
+        """
+        batch, device = len(images), images.device
+        t = torch.randint(1, self.schedule.T + 1, (batch,), device=device, generator=generator)
+        noise = torch.randn(images.shape, device=device, generator=generator)
+        dropped = torch.rand(batch, device=device, generator=generator) < self.condition_dropout
+        labels = labels.masked_fill(dropped, self.null_class) if self.null_class else labels
+        x_t = self.schedule.add_noise(images, t, noise)
+        output = self.net(x_t, t - 1, labels if self.null_class else None).float()
+        target = self.schedule.target(images, t, noise, self.prediction)
+        return (output - target).square().flatten(1).mean(1), t
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """One step of the simple loss."""
+        losses, _ = self.losses(*batch)
+        loss = losses.mean()
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """The loss on held-out images, at the same levels and noise each time, whole and by quarter of the levels."""
+        self._evaluate(batch, batch_idx, "val")
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """The loss on the test images, as in validation."""
+        self._evaluate(batch, batch_idx, "test")
+
+    def _evaluate(self, batch: tuple[Tensor, Tensor], batch_idx: int, stage: str) -> None:
+        seed = batch_idx * self.trainer.world_size + self.global_rank
+        losses, t = self.losses(*batch, generator=Generator(self.device).manual_seed(seed))
+        self.log(f"{stage}/loss", losses.mean(), batch_size=len(losses), sync_dist=True, prog_bar=True)
+        for quarter in range(4):
+            inside = (t - 1) * 4 // self.schedule.T == quarter
+            if count := int(inside.sum()):
+                # every rank must log the same keys, which holds for batches of more than a few images
+                self.log(f"{stage}/loss_t/q{quarter + 1}", losses[inside].mean(), batch_size=count, sync_dist=True)
+
+    def configure_optimizers(self) -> dict[str, object]:
+        """The injected optimiser and schedule."""
+        return configure(self, self.optimizer, self.scheduler)

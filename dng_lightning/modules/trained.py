@@ -1,0 +1,77 @@
+"""What the modules that are trained have in common: they remember their data, and they load safely."""
+
+import pickle
+from typing import Any, Self
+
+from lightning import LightningModule
+
+from dng_lightning import shipped
+from dng_lightning.errors import SettingError
+
+
+class TrainedModule(LightningModule):
+    """A LightningModule whose checkpoint says what it was trained on, and needs no code to be read.
+
+    Attributes:
+        image_shape: (C, H, W) of its images.
+        class_names: the data set's classes; a label is an index into them.
+        seen_classes: the labels that it was trained on (all of them, unless the data were filtered).
+    """
+
+    image_shape: tuple[int, int, int]
+    class_names: tuple[str, ...]
+    seen_classes: tuple[int, ...]
+
+    def keep_plain_hyperparameters(self) -> None:
+        """Drop objects (networks, schedules, factories) from the stored hyper-parameters.
+
+        A module made by the command line stores class paths and numbers instead of objects and loses nothing here.
+        """
+        plain = (str, int, float, list, tuple, dict, type(None))
+        for name in [name for name, value in self.hparams.items() if not isinstance(value, plain)]:
+            self.hparams.pop(name)
+
+    def setup(self, stage: str) -> None:
+        """Take the facts about the data from the trainer's datamodule."""
+        data = getattr(self.trainer, "datamodule", None)
+        if data is not None and hasattr(data, "seen_classes"):
+            self.image_shape = tuple(data.image_shape)
+            self.class_names = tuple(data.class_names)
+            self.seen_classes = tuple(data.seen_classes)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Store the facts about the data."""
+        if hasattr(self, "seen_classes"):
+            checkpoint["trained_on"] = {
+                "image_shape": list(self.image_shape),
+                "class_names": list(self.class_names),
+                "seen_classes": list(self.seen_classes),
+            }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore the facts about the data."""
+        for name, value in checkpoint.get("trained_on", {}).items():
+            setattr(self, name, tuple(value))
+
+    @classmethod
+    def load(cls, name: str) -> Self:
+        """Load a checkpoint for use: weights only, on the CPU, in evaluation mode, without gradients.
+
+        Args:
+            name: a ``.ckpt`` file, a folder with a ``model.ckpt``, or the name of a shipped checkpoint.
+
+        Raises:
+            SettingError: there is none, or it is truncated, carries code, or is not a checkpoint of this class.
+        """
+        path = shipped.checkpoint(name)
+        try:
+            module = cls.load_from_checkpoint(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            raise SettingError(f"{path} is refused: it is no weights-only checkpoint, or carries code") from error
+        except (RuntimeError, ValueError, KeyError, TypeError, EOFError, OSError) as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise SettingError(f"{path} is no checkpoint of a {cls.__name__}: {reason}") from error
+        if not hasattr(module, "seen_classes"):
+            raise SettingError(f"{path} does not say what it was trained on; train it with a dng_lightning datamodule")
+        return module.eval().requires_grad_(False)
+

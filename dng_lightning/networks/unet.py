@@ -1,0 +1,171 @@
+"""The denoising U-Net of Ho et al. (2020), with an optional pixel-unshuffle at its input.
+
+At ``channels=(128, 256, 256, 256), blocks=2, attention=(16,), patch=1`` this is the 35.7 M network of "Denoising
+Diffusion Probabilistic Models" (appendix B). With ``patch=2`` and two narrow levels it trains on a laptop: most of the
+work happens at half resolution (or a quarter), where the same width costs a quarter.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def timestep_embedding(t: Tensor, dim: int) -> Tensor:
+    """Sinusoidal embedding of the timesteps ``t`` (B,), shape (B, dim); Vaswani et al. (2017), section 3.5."""
+    frequencies = torch.exp(-math.log(10_000) * torch.arange(dim // 2, device=t.device) / (dim // 2))
+    angles = t.float()[:, None] * frequencies
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+def _norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(math.gcd(32, channels), channels, eps=1e-6)
+
+
+def _zero(layer: nn.Module) -> nn.Module:
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions with a skip; the embedding is added between them."""
+
+    def __init__(self, in_channels: int, out_channels: int, embedding: int, dropout: float) -> None:
+        super().__init__()
+        self.norm1 = _norm(in_channels)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.embed = nn.Linear(embedding, out_channels)
+        self.norm2 = _norm(out_channels)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = _zero(nn.Conv2d(out_channels, out_channels, 3, padding=1))
+        self.skip = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = h + self.embed(F.silu(embedding))[:, :, None, None]
+        h = self.conv2(self.dropout(F.silu(self.norm2(h))))
+        return self.skip(x) + h
+
+
+class Attention(nn.Module):
+    """Single-head self-attention over the pixels, with a skip."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = _norm(channels)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.out = _zero(nn.Conv2d(channels, channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(self.norm(x)).flatten(2).transpose(1, 2).chunk(3, dim=-1)  # (B, HW, C) each
+        h = F.scaled_dot_product_attention(q, k, v)
+        return x + self.out(h.transpose(1, 2).unflatten(2, x.shape[2:]))
+
+
+class _Level(nn.Module):
+    """A residual block, followed by attention where the level has it."""
+
+    def __init__(self, in_channels: int, out_channels: int, embedding: int, dropout: float, attention: bool) -> None:
+        super().__init__()
+        self.residual = ResidualBlock(in_channels, out_channels, embedding, dropout)
+        self.attention = Attention(out_channels) if attention else nn.Identity()
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        return self.attention(self.residual(x, embedding))
+
+
+class UNet(nn.Module):
+    """Predicts what the noisy image was made of; see the module's head for the source.
+
+    Args:
+        image_channels: channels of the image, 1 for MNIST.
+        num_classes: classes it can be told; class ``num_classes`` is then the null class ("not told"). 0 makes an
+            unconditional network, which ignores ``class_labels``.
+        channels: width of each level; the resolution halves between two levels.
+        blocks: residual blocks a level on the way down (one more on the way up).
+        attention: levels (0 is the finest) that attend over their pixels; the middle always does.
+        patch: side of the pixel-unshuffle at the input; 2 halves the resolution of everything.
+        dropout: probability, in [0, 1).
+
+    The image's sides must be divisible by ``patch * 2 ** (len(channels) - 1)``.
+    """
+
+    def __init__(
+        self,
+        image_channels: int = 1,
+        num_classes: int = 10,
+        channels: Sequence[int] = (64, 128),
+        blocks: int = 2,
+        attention: Sequence[int] = (1,),
+        patch: int = 2,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.patch = patch
+        self.multiple = patch * 2 ** (len(channels) - 1)
+        width, embedding = channels[0], 4 * channels[0]
+        self.time = nn.Sequential(nn.Linear(width, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
+        self.label = nn.Embedding(num_classes + 1, embedding) if num_classes else None
+        pixels = image_channels * patch**2
+
+        self.stem = nn.Conv2d(pixels, width, 3, padding=1)
+        self.down, self.up = nn.ModuleList(), nn.ModuleList()
+        self.shrink, self.grow = nn.ModuleList(), nn.ModuleList()
+        skips = [width]
+        for level, out in enumerate(channels):
+            blocks_here = nn.ModuleList()
+            for _ in range(blocks):
+                blocks_here.append(_Level(width, out, embedding, dropout, level in attention))
+                width = out
+                skips.append(width)
+            self.down.append(blocks_here)
+            if level < len(channels) - 1:
+                self.shrink.append(nn.Conv2d(width, width, 3, stride=2, padding=1))
+                skips.append(width)
+        self.middle1 = _Level(width, width, embedding, dropout, attention=True)
+        self.middle2 = ResidualBlock(width, width, embedding, dropout)
+        for level, out in reversed(list(enumerate(channels))):
+            blocks_here = nn.ModuleList()
+            for _ in range(blocks + 1):
+                blocks_here.append(_Level(width + skips.pop(), out, embedding, dropout, level in attention))
+                width = out
+            self.up.append(blocks_here)
+            if level > 0:
+                self.grow.append(nn.Conv2d(width, width, 3, padding=1))
+        self.head = nn.Sequential(_norm(width), nn.SiLU(), _zero(nn.Conv2d(width, pixels, 3, padding=1)))
+
+    def forward(self, x: Tensor, t: Tensor, class_labels: Tensor | None = None) -> Tensor:
+        """Denoise.
+
+        Args:
+            x: noisy images (B, C, H, W), about [-1, 1] plus noise.
+            t: timesteps (B,), counted from 0 (least noise) as DDPM's networks do.
+            class_labels: (B,) in ``0..num_classes``, the last being the null class; None means null for all.
+
+        Returns:
+            The prediction, shape of ``x``.
+        """
+        embedding = self.time(timestep_embedding(t, self.time[0].in_features).to(self.time[0].weight.dtype))
+        if self.label is not None:
+            labels = torch.full_like(t, self.num_classes, dtype=torch.long) if class_labels is None else class_labels
+            embedding = embedding + self.label(labels)
+        h = self.stem(F.pixel_unshuffle(x, self.patch))
+        skips = [h]
+        for level, blocks in enumerate(self.down):
+            for block in blocks:
+                h = block(h, embedding)
+                skips.append(h)
+            if level < len(self.shrink):
+                h = self.shrink[level](h)
+                skips.append(h)
+        h = self.middle2(self.middle1(h, embedding), embedding)
+        for level, blocks in enumerate(self.up):
+            for block in blocks:
+                h = block(torch.cat([h, skips.pop()], dim=1), embedding)
+            if level < len(self.grow):
+                h = self.grow[level](F.interpolate(h, scale_factor=2.0, mode="nearest"))
+        return F.pixel_shuffle(self.head(h), self.patch)

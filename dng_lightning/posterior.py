@@ -1,0 +1,121 @@
+"""Tracks p(c | x_t), the chance that an image is becoming class c, along the reverse chain.
+
+The forward process makes c - x_0 - x_1 - ... - x_T a Markov chain, so for two levels t > s
+
+    p(c | x_s) = p(c | x_t) q(x_s | x_t, c) / q(x_s | x_t),        p(c | x_T) = prior,
+
+whatever drew x_s. Both kernels are Gaussian with one variance v and the means mu_c and mu that the two noise
+predictions give, so the step costs one inner product and no network call:
+
+    log p(c | x_s) - log p(c | x_t) = <x_s - (mu_c + mu) / 2, mu_c - mu> / v
+
+Koulischer et al., "Dynamic Negative Guidance of Diffusion Models" (ICLR 2025), section 3 and algorithm 2.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dng_lightning.errors import SettingError
+from dng_lightning.schedule import Transition
+
+
+@dataclass(frozen=True)
+class PosteriorTracker:
+    """The update of log p(c_k | x_t) for K mutually exclusive classes, with the authors' corrections.
+
+    A learned model's two predictions always disagree a little and each disagreement counts against the class; the
+    temperature and the offset make up for that (1 and 0 are exact for an exact model).
+
+    Attributes:
+        prior: p(c_k) at t = T, in (0, 1): one number, or one a class.
+        temperature: factor of the evidence, >= 0.
+        offset: added to the log posterior at each step, in nats.
+        offset_inside: divide the offset by twice the kernel's variance, as the authors' code does.
+        floor: the posterior is kept above it, in [0, prior].
+        cap: the sum of the posteriors is kept below it, in (prior, 1); it bounds the odds by cap / (1 - cap).
+        beta_tilde: take beta_tilde for the kernel's variance even where the sampler draws with another.
+
+    Raises:
+        SettingError: a setting is out of its range.
+    """
+
+    prior: float | Sequence[float] = 0.1
+    temperature: float = 1.0
+    offset: float = 0.0
+    offset_inside: bool = False
+    floor: float = 0.0
+    cap: float = 0.99
+    beta_tilde: bool = False
+
+    def __post_init__(self) -> None:
+        priors = self._priors()
+        if not priors or not all(0 < p < 1 for p in priors):
+            raise SettingError(f"prior must be inside (0, 1); got {self.prior}")
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+            raise SettingError(f"temperature must be at least 0; got {self.temperature}")
+        if not math.isfinite(self.offset):
+            raise SettingError(f"offset must be finite; got {self.offset}")
+        if not max(priors) <= self.cap < 1:
+            raise SettingError(f"cap must be at least the prior and below 1; got cap {self.cap}, prior {self.prior}")
+        if not 0 <= self.floor <= min(priors):
+            raise SettingError(f"floor must be between 0 and the prior; got floor {self.floor}, prior {self.prior}")
+
+    def start(self, batch: int, classes: int, device: torch.device) -> Tensor:
+        """log p(c_k | x_T) for ``batch`` images and ``classes`` forbidden classes, (B, K).
+
+        In fp64 where the device has it: posteriors close to 1 have odds that fp32 cannot tell apart.
+
+        Raises:
+            SettingError: the priors are not one or K, or sum to more than the cap.
+        """
+        priors = self._priors()
+        if len(priors) not in (1, classes):
+            raise SettingError(f"prior must be one number or one for each of the {classes} forbidden classes")
+        priors = priors * classes if len(priors) == 1 else priors
+        if sum(priors) > self.cap:
+            raise SettingError(f"the priors of {classes} forbidden classes sum to {sum(priors):g}, above cap {self.cap}")
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        return torch.tensor(priors, dtype=torch.float64).log().to(device, dtype).repeat(batch, 1)
+
+    def update(
+        self, log_p: Tensor, transition: Transition, x_t: Tensor, x_s: Tensor, base: Tensor, negatives: Tensor
+    ) -> Tensor:
+        """log p(c_k | x_s) from log p(c_k | x_t).
+
+        Args:
+            log_p: (B, K).
+            transition: the kernel from t to s; where it has no variance there is no evidence.
+            x_t: the state before the step, (B, ...).
+            x_s: the state after the step, as accepted, (B, ...).
+            base: the noise prediction that knows no class, (B, ...).
+            negatives: those of the forbidden classes, (B, K, ...).
+
+        Returns:
+            (B, K), at least log floor, its sum of exponentials at most cap.
+        """
+        if transition.variance == 0:
+            return log_p
+        variance = transition.beta_tilde if self.beta_tilde else transition.variance
+        mean = transition.mean(x_t.float(), base.float()).unsqueeze(1)
+        mean_c = transition.mean(x_t.float().unsqueeze(1), negatives.float())
+        evidence = ((x_s.float().unsqueeze(1) - (mean_c + mean) / 2) * (mean_c - mean)).flatten(2).sum(2)
+        offset = self.offset / (2 * variance) if self.offset_inside else self.offset
+        return self._bound(log_p + self.temperature / variance * evidence.to(log_p.dtype) + offset)
+
+    def _bound(self, log_p: Tensor) -> Tensor:
+        lowest = math.log(self.floor) if self.floor > 0 else -1e4  # e^-1e4 is 0 in any precision, and stays finite
+        log_p = log_p.clamp(min=lowest)
+        excess = log_p.logsumexp(1, keepdim=True) - math.log(self.cap)
+        return log_p - excess.clamp(min=0)
+
+    def _priors(self) -> list[float]:
+        return [float(self.prior)] if isinstance(self.prior, int | float) else [float(p) for p in self.prior]
+
+
+def odds(log_p: Tensor) -> Tensor:
+    """p_k / (1 - sum_j p_j) for each forbidden class, (B, K) fp32, from log p (B, K)."""
+    return (log_p.exp() / -torch.expm1(log_p.logsumexp(1, keepdim=True))).float()

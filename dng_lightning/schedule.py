@@ -1,0 +1,169 @@
+"""The noise schedule: x_t = alpha(t) x_0 + sigma(t) n, and the Gaussian kernels between any two of its levels.
+
+Levels are counted as in Ho et al. (2020): t = 0 is the data and t = T the noisiest level, so a schedule of T steps has
+T + 1 levels. Networks are told t - 1, as DDPM's (and diffusers') networks expect. Tables are fp64.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from dng_lightning.errors import SettingError
+
+Prediction = Literal["eps", "x0", "v"]
+Variance = Literal["beta_tilde", "beta"]
+
+
+@dataclass(frozen=True)
+class Transition:
+    """The Gaussian reverse kernel N(x_s; x_coef x_t + x0_coef x0_hat, variance I) from level t to the cleaner level s.
+
+    Attributes:
+        alpha_t: signal coefficient of level t, in (0, 1].
+        sigma_t: noise coefficient of level t, > 0.
+        x_coef: factor of x_t in the mean.
+        x0_coef: factor of x0_hat in the mean.
+        variance: variance of each coordinate; 0 where the step draws no noise (the last step, and DDIM at eta = 0).
+        beta_tilde: variance of q(x_s | x_t, x_0); what ``variance`` is unless the sampler asked for another one.
+        clip: bound on \\|x0_hat\\|, or None; the same for whoever asks for a mean, sampler and posterior alike.
+    """
+
+    alpha_t: float
+    sigma_t: float
+    x_coef: float
+    x0_coef: float
+    variance: float
+    beta_tilde: float
+    clip: float | None = None
+
+    def x0_hat(self, x_t: Tensor, eps: Tensor) -> Tensor:
+        """The denoised prediction (x_t - sigma_t eps) / alpha_t, clipped if asked; shape of ``x_t``."""
+        x0 = (x_t - self.sigma_t * eps) / self.alpha_t
+        return x0 if self.clip is None else x0.clamp(-self.clip, self.clip)
+
+    def mean(self, x_t: Tensor, eps: Tensor) -> Tensor:
+        """The kernel's mean given the noise prediction ``eps``; shape of ``x_t``."""
+        return self.x_coef * x_t + self.x0_coef * self.x0_hat(x_t, eps)
+
+
+class NoiseSchedule:
+    """Any Gaussian path x_t = alpha(t) x_0 + sigma(t) n: variance preserving, variance exploding, rectified flow.
+
+    Args:
+        alpha: signal coefficients of the levels 1..T, shape (T,), positive.
+        sigma: noise coefficients of the levels 1..T, shape (T,), positive; sigma / alpha must rise with t.
+
+    Raises:
+        SettingError: the two do not describe such a path.
+    """
+
+    def __init__(self, alpha: Tensor, sigma: Tensor) -> None:
+        alpha, sigma = alpha.double(), sigma.double()
+        ratio = sigma / alpha
+        if alpha.ndim != 1 or alpha.shape != sigma.shape or not alpha.numel():
+            raise SettingError("a schedule needs one alpha and one sigma a level, at least one level")
+        if not bool((alpha > 0).all() and (sigma > 0).all() and (ratio.diff() > 0).all()):
+            raise SettingError("a schedule needs alpha > 0, sigma > 0 and a sigma / alpha that rises with t")
+        one, zero = torch.ones(1, dtype=torch.double), torch.zeros(1, dtype=torch.double)
+        self.alpha, self.sigma = torch.cat([one, alpha]), torch.cat([zero, sigma])
+
+    @property
+    def T(self) -> int:
+        """Number of the noisiest level."""
+        return len(self.alpha) - 1
+
+    def coefficients(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """alpha and sigma of the levels ``t`` (B,), in ``like``'s dtype and device, shaped to multiply ``like``."""
+        shape = (-1, *[1] * (like.ndim - 1))
+        alpha, sigma = self.alpha.to(t.device)[t], self.sigma.to(t.device)[t]
+        return alpha.to(like).view(shape), sigma.to(like).view(shape)
+
+    def add_noise(self, x_0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """Draw x_t from q(x_t | x_0); ``x_0`` and ``noise`` (B, ...), ``t`` (B,) in 1..T."""
+        alpha, sigma = self.coefficients(t, x_0)
+        return alpha * x_0 + sigma * noise
+
+    def target(self, x_0: Tensor, t: Tensor, noise: Tensor, prediction: Prediction) -> Tensor:
+        """What a network of this ``prediction`` learns: eps, x_0, or v = alpha eps - sigma x_0 (Salimans & Ho, 2022)."""
+        alpha, sigma = self.coefficients(t, x_0)
+        return {"eps": noise, "x0": x_0, "v": alpha * noise - sigma * x_0}[prediction]
+
+    def to_eps(self, output: Tensor, x_t: Tensor, t: Tensor, prediction: Prediction) -> Tensor:
+        """The noise prediction eps that a network's ``output`` stands for, given ``x_t`` and levels ``t`` (B,)."""
+        if prediction == "eps":
+            return output
+        alpha, sigma = self.coefficients(t, x_t)
+        if prediction == "x0":
+            return (x_t - alpha * output) / sigma
+        return (alpha * output + sigma * x_t) / (alpha**2 + sigma**2)
+
+    def levels(self, steps: int) -> list[int]:
+        """The ``steps + 1`` levels that a sampler visits: from T to 0, evenly spaced, every level once.
+
+        Raises:
+            SettingError: ``steps`` is not in 1..T.
+        """
+        if not 1 <= steps <= self.T:
+            raise SettingError(f"steps must be between 1 and {self.T}, the schedule's number of levels; got {steps}")
+        return [round(self.T * i / steps) for i in range(steps, -1, -1)]
+
+    def transition(
+        self, t: int, s: int, *, eta: float = 1.0, variance: Variance = "beta_tilde", clip: float | None = None
+    ) -> Transition:
+        """The reverse kernel from level ``t`` to a cleaner level ``s``, 0 <= s < t <= T.
+
+        With q(x_t | x_s) = N(a_ts x_s, var_ts), the posterior q(x_s | x_t, x_0) has the variance
+        beta_tilde = var_ts sigma_s^2 / sigma_t^2 (Ho et al., eq. 6-7, for any two levels of any path).
+
+        Args:
+            t: the level that one comes from.
+            s: the level that one goes to.
+            eta: 1 is ancestral sampling, 0 is DDIM; the kernel's variance is eta^2 beta_tilde (Song et al., eq. 16).
+            variance: "beta_tilde", or "beta" for var_ts, the larger choice of Ho et al. section 3.2, at eta = 1.
+            clip: bound on the denoised prediction, None for none.
+        """
+        alpha_t, alpha_s = float(self.alpha[t]), float(self.alpha[s])
+        sigma_t, sigma_s = float(self.sigma[t]), float(self.sigma[s])
+        var_ts = sigma_t**2 - (alpha_t / alpha_s * sigma_s) ** 2
+        beta_tilde = var_ts * sigma_s**2 / sigma_t**2
+        x_coef = math.sqrt(max(sigma_s**2 - eta**2 * beta_tilde, 0.0)) / sigma_t
+        drawn = 0.0 if s == 0 else var_ts if variance == "beta" else eta**2 * beta_tilde
+        return Transition(alpha_t, sigma_t, x_coef, alpha_s - alpha_t * x_coef, drawn, beta_tilde, clip)
+
+
+class LinearSchedule(NoiseSchedule):
+    """DDPM's variance-preserving schedule: beta rises linearly (Ho et al., 2020, section 4).
+
+    Args:
+        steps: number of levels T.
+        beta_min: beta of level 1, in (0, 1).
+        beta_max: beta of level T, in (0, 1).
+    """
+
+    def __init__(self, steps: int = 1000, beta_min: float = 1e-4, beta_max: float = 0.02) -> None:
+        if steps < 1 or not 0 < beta_min <= beta_max < 1:
+            raise SettingError("a linear schedule needs steps >= 1 and 0 < beta_min <= beta_max < 1")
+        beta = torch.linspace(beta_min, beta_max, steps, dtype=torch.double)
+        alpha_bar = (1 - beta).cumprod(0)
+        super().__init__(alpha_bar.sqrt(), (1 - alpha_bar).sqrt())
+
+
+class CosineSchedule(NoiseSchedule):
+    """The variance-preserving cosine schedule (Nichol & Dhariwal, 2021, eq. 17), with beta at most 0.999.
+
+    Args:
+        steps: number of levels T.
+        shift: their s, which keeps the first beta from being too small; >= 0.
+    """
+
+    def __init__(self, steps: int = 1000, shift: float = 0.008) -> None:
+        if steps < 1 or shift < 0:
+            raise SettingError("a cosine schedule needs steps >= 1 and shift >= 0")
+        t = torch.arange(steps + 1, dtype=torch.double) / steps
+        f = torch.cos((t + shift) / (1 + shift) * math.pi / 2) ** 2
+        beta = (1 - f[1:] / f[:-1]).clamp(max=0.999)
+        alpha_bar = (1 - beta).cumprod(0)
+        super().__init__(alpha_bar.sqrt(), (1 - alpha_bar).sqrt())

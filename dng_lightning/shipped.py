@@ -1,0 +1,70 @@
+"""Finds what ships with the package: the YAML files of `configs` and the networks of `checkpoints`.
+
+Both folders lie inside the package in an installed wheel, and beside it in a checkout or an editable install.
+"""
+
+from pathlib import Path
+
+from dng_lightning.errors import SettingError
+
+PACKAGE = Path(__file__).resolve().parent
+
+
+def config(name: str | Path) -> Path:
+    """Finds a config.
+
+    Args:
+        name: A path to a YAML file, or the bare name of a shipped one: `mnist` or `mnist.yaml`. What exists at the
+            path wins over what ships.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        SettingError: There is no such file and no such name.
+    """
+    shipped = _folder("configs")
+    return _find("config", name, [Path(name)], [shipped / name, shipped / f"{name}.yaml"], configs())
+
+
+def checkpoint(name: str | Path) -> Path:
+    """Finds a checkpoint.
+
+    Args:
+        name: A path to a `.ckpt` file or to a folder that holds a `model.ckpt`, or the bare name of a shipped one:
+            `mnist`. What exists at the path wins over what ships.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        SettingError: There is no such file and no such name.
+    """
+    local = [Path(name), Path(name, "model.ckpt")]
+    return _find("checkpoint", name, local, [_folder("checkpoints") / name / "model.ckpt"], checkpoints())
+
+
+def configs() -> list[str]:
+    """The names of the shipped configs, sorted."""
+    return sorted(path.stem for path in _folder("configs").glob("*.yaml"))
+
+
+def checkpoints() -> list[str]:
+    """The names of the shipped checkpoints, sorted."""
+    return sorted(path.parent.name for path in _folder("checkpoints").glob("*/model.ckpt"))
+
+
+def _folder(kind: str) -> Path:
+    inside = PACKAGE / kind
+    return inside if inside.is_dir() else PACKAGE.parent / kind
+
+
+def _find(what: str, name: str | Path, local: list[Path], shipped: list[Path], names: list[str]) -> Path:
+    is_bare = Path(name).name == str(name)
+    for path in local + (shipped if is_bare else []):
+        if path.is_file():
+            return path
+    raise SettingError(
+        f"No {what} {str(name)!r}: not at {Path(name).absolute()}, nor among those shipped in {_folder(f'{what}s')}: "
+        f"{', '.join(names) or 'none'}"
+    )

@@ -1,0 +1,94 @@
+"""Paths win over names, names are found in a wheel and in a checkout, and a miss says what there is."""
+
+from pathlib import Path
+
+import pytest
+
+from dng_lightning import shipped
+from dng_lightning.errors import SettingError
+
+
+def write(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("")
+    return path
+
+
+@pytest.fixture(params=["wheel", "checkout"])
+def root(request, tmp_path, monkeypatch):
+    """The folder that holds `configs` and `checkpoints`; the working directory is another one, and empty."""
+    package = tmp_path / "install" / "dng_lightning"
+    working = tmp_path / "working"
+    working.mkdir()
+    monkeypatch.chdir(working)
+    monkeypatch.setattr(shipped, "PACKAGE", package)
+    root = package if request.param == "wheel" else package.parent
+    for name in ("mnist.yaml", "cifar10.yaml", "README.md"):
+        write(root / "configs" / name)
+    for name in ("mnist/model.ckpt", "a-classifier/model.ckpt", "half-copied/config.yaml", "README.md"):
+        write(root / "checkpoints" / name)
+    return root
+
+
+@pytest.mark.parametrize("name", ["mnist", "mnist.yaml", Path("mnist")])
+def test_a_bare_config_name_is_found_with_and_without_its_suffix(root, name):
+    assert shipped.config(name) == root / "configs" / "mnist.yaml"
+
+
+@pytest.mark.parametrize("name", ["mnist", Path("mnist")])
+def test_a_bare_checkpoint_name_is_found(root, name):
+    assert shipped.checkpoint(name) == root / "checkpoints" / "mnist" / "model.ckpt"
+
+
+def test_names_are_sorted_and_hold_only_what_can_be_used(root):
+    assert shipped.configs() == ["cifar10", "mnist"]
+    assert shipped.checkpoints() == ["a-classifier", "mnist"]
+
+
+def test_a_local_config_wins_over_the_shipped_one(root):
+    write(Path("mnist.yaml"))
+    assert shipped.config("mnist.yaml").resolve() == Path.cwd() / "mnist.yaml"
+
+
+@pytest.mark.parametrize("local", ["mnist/model.ckpt", "mnist"])
+def test_a_local_checkpoint_wins_over_the_shipped_one(root, local):
+    write(Path(local))
+    assert shipped.checkpoint("mnist").resolve() == Path.cwd() / local
+
+
+def test_a_local_folder_without_a_model_does_not_hide_the_shipped_checkpoint(root):
+    Path("mnist").mkdir()
+    assert shipped.checkpoint("mnist") == root / "checkpoints" / "mnist" / "model.ckpt"
+
+
+@pytest.mark.parametrize("name", ["runs/7", "runs/7/", "runs/7/model.ckpt"])
+def test_a_checkpoint_is_given_as_its_folder_or_as_its_file(root, name):
+    write(Path("runs/7/model.ckpt"))
+    assert shipped.checkpoint(name).resolve() == Path.cwd() / "runs/7/model.ckpt"
+    assert shipped.checkpoint(Path(name).absolute()) == Path.cwd() / "runs/7/model.ckpt"
+
+
+@pytest.mark.parametrize("name", ["mnsit", "", ".", "..", "elsewhere/mnist", "../mnist", "/mnist"])
+@pytest.mark.parametrize(
+    ("find", "ships"), [(shipped.config, "cifar10, mnist"), (shipped.checkpoint, "a-classifier, mnist")]
+)
+def test_a_miss_is_one_line_that_says_what_where_and_what_ships(root, find, ships, name):
+    with pytest.raises(SettingError) as miss:
+        find(name)
+    line = str(miss.value)
+    assert repr(name) in line
+    assert str(Path(name).absolute()) in line
+    assert str(root / f"{find.__name__}s") in line
+    assert line.endswith(f": {ships}")
+    assert "\n" not in line
+
+
+def test_a_miss_where_nothing_ships_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(shipped, "PACKAGE", tmp_path / "dng_lightning")
+    with pytest.raises(SettingError, match=r": none$"):
+        shipped.config("mnist")
+
+
+def test_what_really_ships_is_found_by_every_name_that_is_listed():
+    assert [shipped.config(name).stem for name in shipped.configs()] == shipped.configs()
+    assert [shipped.checkpoint(name).parent.name for name in shipped.checkpoints()] == shipped.checkpoints()
