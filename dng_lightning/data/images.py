@@ -54,7 +54,7 @@ class CIFAR10(ImageDataModule):
     usual_flip = True
 
     def _is_there(self) -> bool:
-        return self._binary.is_dir() or (self.root / datasets.CIFAR10.base_folder).is_dir()
+        return self._binary.is_dir() or all(path.exists() for path in reading.cifar10_pickles(self.root))
 
     def _fetch(self) -> object:
         return datasets.CIFAR10(str(self.root), download=True)

@@ -71,6 +71,13 @@ def read_cifar10_binary(folder: Path, part: str) -> Arrays:
     return batches[:, 1:].reshape(-1, 3, 32, 32), batches[:, 0].long()
 
 
+def cifar10_pickles(root: Path) -> dict[Path, str]:
+    """The files of CIFAR-10's Python version and their MD5 hashes."""
+    source = datasets.CIFAR10
+    files = [*source.train_list, *source.test_list, [source.meta["filename"], source.meta["md5"]]]
+    return {root / source.base_folder / name: md5 for name, md5 in files}
+
+
 def read_cifar10_pickles(root: Path, part: str) -> Arrays:
     """Read one part of CIFAR-10's Python version through torchvision, which checks each pickle's hash before use.
 
@@ -79,15 +86,13 @@ def read_cifar10_pickles(root: Path, part: str) -> Arrays:
         part: `train` or `test`.
 
     Raises:
-        SettingError: a file is missing or its hash is wrong.
+        SettingError: the hash of a file is wrong.
     """
-    source = datasets.CIFAR10
-    for name, md5 in [*source.train_list, *source.test_list, [source.meta["filename"], source.meta["md5"]]]:
-        path = root / source.base_folder / name
+    for path, md5 in cifar10_pickles(root).items():
         with _damage_named(path):
             if not check_integrity(str(path), md5):
-                raise ValueError("missing" if not path.exists() else "its MD5 hash is not the official one")
-    found = source(str(root), train=part == "train", download=False)
+                raise ValueError("its MD5 hash is not the official one")
+    found = datasets.CIFAR10(str(root), train=part == "train", download=False)
     return torch.from_numpy(found.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(found.targets)
 
 

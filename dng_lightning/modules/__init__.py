@@ -2,5 +2,6 @@
 
 from dng_lightning.modules.classifier import ClassifierModule
 from dng_lightning.modules.diffusion import DiffusionModule
+from dng_lightning.modules.guided_sampler import GuidedSampler
 
-__all__ = ["ClassifierModule", "DiffusionModule"]
+__all__ = ["ClassifierModule", "DiffusionModule", "GuidedSampler"]

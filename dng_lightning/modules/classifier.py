@@ -7,7 +7,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchmetrics.classification import MulticlassAccuracy
 
-from dng_lightning.errors import SettingError
 from dng_lightning.modules.optimization import check_schedule, configure
 from dng_lightning.modules.trained import TrainedModule
 
@@ -15,52 +14,32 @@ from dng_lightning.modules.trained import TrainedModule
 class ClassifierModule(TrainedModule):
     """Cross-entropy training of a classifier on randomly shifted images.
 
-    Built by the command line, the checkpoint holds the whole config as plain data and rebuilds itself:
-    `ClassifierModule.load_from_checkpoint(path)`. Built in Python, it holds the plain arguments only:
-    `ClassifierModule.load_from_checkpoint(path, net=net)`.
-
     Args:
         net: (B, C, H, W) in [-1, 1] -> logits (B, num_classes); `features(x)` and `num_features` besides, as
             `ImageClassifier` has them, to serve as a feature extractor.
-        class_names: one name per logit, in the order of the data set's class indices.
         optimizer: parameters -> optimizer.
         scheduler: optimizer -> scheduler, stepped per step; an open `total_steps` is filled in. None: constant rate.
         shift: training images are moved by up to this many pixels in each direction, background (-1) moving in.
         label_smoothing: in [0, 1).
-
-    Raises:
-        SettingError: the data's class names are not `class_names`.
     """
 
     def __init__(
         self,
         net: nn.Module,
-        class_names: list[str],
         optimizer: OptimizerCallable = torch.optim.AdamW,
         scheduler: LRSchedulerCallable | None = None,
         shift: int = 2,
         label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(ignore=["net", "optimizer", "scheduler"])
-        if "_instantiator" in self.hparams:
-            # Built by the command line: Lightning holds the config's plain data in place of our objects. Save it all.
-            self.save_hyperparameters()
+        self.save_hyperparameters()
+        self.keep_plain_hyperparameters()
         self.net = net
-        self.class_names = tuple(class_names)
         self.optimizer, self.scheduler = optimizer, scheduler
         self.shift = shift
         self.label_smoothing = label_smoothing
-        self.val_accuracy = MulticlassAccuracy(len(class_names), average="micro")
-        self.test_accuracy = MulticlassAccuracy(len(class_names), average="micro")
-
-    def setup(self, stage: str) -> None:
-        """Refuse data of other classes: it would train without complaint and mislabel everything after."""
-        data_names = getattr(getattr(self.trainer, "datamodule", None), "class_names", self.class_names)
-        if tuple(data_names) != self.class_names:
-            told, found = ", ".join(self.class_names), ", ".join(data_names)
-            raise SettingError(f"model.class_names is {told}; the classes of the data are {found}.")
-        super().setup(stage)
+        self.val_accuracy = MulticlassAccuracy(net.num_classes, average="micro")
+        self.test_accuracy = MulticlassAccuracy(net.num_classes, average="micro")
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, num_classes) of images (B, C, H, W) in [-1, 1]."""

@@ -66,13 +66,8 @@ class DiffusionModule(TrainedModule):
         return self.schedule.to_eps(output.float(), x_t, t, self.prediction)
 
     def setup(self, stage: str) -> None:
-        """Check that the network and the data agree; compile the network if asked."""
+        """Take over the facts about the data; compile the network if asked."""
         super().setup(stage)
-        if self.null_class and hasattr(self, "class_names") and self.null_class != len(self.class_names):
-            raise SettingError(
-                f"the network tells {self.null_class} classes apart, the data have {len(self.class_names)}: "
-                "set the network's num_classes"
-            )
         if self.compile_net and stage == "fit":
             self.net.compile()
 

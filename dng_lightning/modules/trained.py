@@ -5,6 +5,8 @@ from typing import Any, Self
 
 from lightning import LightningModule
 
+from torch import nn
+
 from dng_lightning import shipped
 from dng_lightning.errors import SettingError
 
@@ -13,11 +15,13 @@ class TrainedModule(LightningModule):
     """A LightningModule whose checkpoint says what it was trained on, and needs no code to be read.
 
     Attributes:
+        net: the network, with an attribute ``num_classes``.
         image_shape: (C, H, W) of its images.
         class_names: the data set's classes; a label is an index into them.
         seen_classes: the labels that it was trained on (all of them, unless the data were filtered).
     """
 
+    net: nn.Module
     image_shape: tuple[int, int, int]
     class_names: tuple[str, ...]
     seen_classes: tuple[int, ...]
@@ -32,12 +36,22 @@ class TrainedModule(LightningModule):
             self.hparams.pop(name)
 
     def setup(self, stage: str) -> None:
-        """Take the facts about the data from the trainer's datamodule."""
+        """Take the facts about the data from the trainer's datamodule, and check that the network fits them.
+
+        Raises:
+            SettingError: the network's classes are not as many as the data's.
+        """
         data = getattr(self.trainer, "datamodule", None)
-        if data is not None and hasattr(data, "seen_classes"):
-            self.image_shape = tuple(data.image_shape)
-            self.class_names = tuple(data.class_names)
-            self.seen_classes = tuple(data.seen_classes)
+        if data is None or not hasattr(data, "seen_classes"):
+            return
+        self.image_shape = tuple(data.image_shape)
+        self.class_names = tuple(data.class_names)
+        self.seen_classes = tuple(data.seen_classes)
+        if self.net.num_classes not in (0, len(self.class_names)):
+            raise SettingError(
+                f"the network has {self.net.num_classes} classes, the data have {len(self.class_names)}: "
+                "set its num_classes"
+            )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store the facts about the data."""

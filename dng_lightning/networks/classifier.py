@@ -1,5 +1,7 @@
 """A small convolutional classifier: fast to train on a CPU, faster to label thousands of generated images with."""
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
 
@@ -20,12 +22,12 @@ class ImageClassifier(nn.Module):
         self,
         image_channels: int,
         num_classes: int,
-        channels: list[int] = [32, 64, 128],  # noqa: B006  (never changed; a list is what YAML can give)
+        channels: Sequence[int] = (32, 64, 128),
         features: int = 128,
         dropout: float = 0.2,
     ) -> None:
         super().__init__()
-        self.num_features = features
+        self.num_classes, self.num_features = num_classes, features
         widths = [image_channels, *channels]
         blocks = [_block(before, after) for before, after in zip(widths, channels, strict=False)]
         self.blocks = nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten())

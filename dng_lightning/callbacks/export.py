@@ -1,0 +1,35 @@
+"""Turns the folder of a training into a checkpoint that can be sampled from, shipped and loaded without code."""
+
+import json
+from pathlib import Path
+
+import lightning
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+
+
+class Export(Callback):
+    """Writes ``model.ckpt`` (weights, plain hyper-parameters, no optimiser) and ``metrics.json`` when training ends.
+
+    They go to the trainer's ``default_root_dir``, where ``config.yaml`` is already: the folder is then what
+    ``--model.checkpoint`` takes. With ``EMA`` the weights are the averaged ones.
+    """
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write both."""
+        if not trainer.is_global_zero or trainer.fast_dev_run:
+            return
+        checkpoint: dict[str, object] = {
+            "state_dict": {name: weight.cpu().contiguous() for name, weight in pl_module.state_dict().items()},
+            "hyper_parameters": dict(pl_module.hparams),
+            "pytorch-lightning_version": lightning.__version__,  # else Lightning takes it for an old file
+        }
+        pl_module.on_save_checkpoint(checkpoint)
+        folder = Path(trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        torch.save(checkpoint, folder / "model.ckpt.part")
+        (folder / "model.ckpt.part").replace(folder / "model.ckpt")
+        metrics = {name: round(float(value), 6) for name, value in sorted(trainer.callback_metrics.items())}
+        metrics |= {"steps": trainer.global_step, "epochs": trainer.current_epoch}
+        (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")

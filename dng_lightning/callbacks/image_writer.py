@@ -1,0 +1,138 @@
+"""Writes the images of ``dng predict`` as they come, and draws what there is to see of them."""
+
+import csv
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter
+from torch import Tensor
+from torchvision.io import encode_png, read_image
+
+from dng_lightning.data.pixels import to_uint8
+from dng_lightning.data.seeds import Seeds
+from dng_lightning.evaluation import plots
+from dng_lightning.evaluation.report import class_table
+from dng_lightning.modules.guided_sampler import GuidedSampler, Samples
+
+
+class ImageWriter(BasePredictionWriter):
+    """Writes below the trainer's ``default_root_dir``, and continues there after an interruption.
+
+    For each image ``NNNNNNNN.png``, named by its seed, and ``records/NNNNNNNN.json`` with its label and, for the images
+    shown, its trajectory; an image is finished once its record is there. At the end ``labels.csv``, ``grid.png``
+    (the images shown beside the unguided ones of the same seeds, forbidden ones framed) and ``trajectories.png``.
+
+    Args:
+        shown: how many images, from the first seed on, are drawn unguided as well and shown in the figures.
+    """
+
+    def __init__(self, shown: int = 64) -> None:
+        super().__init__("batch")
+        self.shown = shown
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Find out which images are finished."""
+        super().setup(trainer, pl_module, stage)
+        self.folder = Path(trainer.default_root_dir)
+        seeds = self._seeds(trainer)
+        seeds.finished = {seed for seed in seeds.seeds if self._record(seed).exists()}
+        trainer.strategy.barrier("finished images")  # nobody writes before everybody has looked
+
+    def write_on_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        prediction: Samples,
+        batch_indices: Sequence[int] | None,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        """Write a batch's images and records, the unguided ones first."""
+        assert isinstance(pl_module, GuidedSampler)
+        twins = [seed for seed in prediction.seeds if self._is_shown(trainer, seed)]
+        if twins:
+            unguided = pl_module.draw_unguided(twins)
+            self._write(unguided, pl_module, self.folder / "unguided", set())
+        self._write(prediction, pl_module, self.folder, set(twins))
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Summarise what is finished, once all devices are done (or interrupted)."""
+        assert isinstance(pl_module, GuidedSampler)
+        trainer.strategy.barrier("all images")
+        records = [json.loads(self._record(s).read_text()) for s in self._seeds(trainer).seeds if self._record(s).exists()]
+        if trainer.is_global_zero and records:
+            self._summarise(records, [r for r in records if self._is_shown(trainer, r["seed"])], pl_module)
+
+    def _write(self, samples: Samples, module: GuidedSampler, folder: Path, with_trajectory: set[int]) -> None:
+        (folder / "records").mkdir(parents=True, exist_ok=True)
+        for i, (seed, pixels) in enumerate(zip(samples.seeds, to_uint8(samples.images).cpu(), strict=True)):
+            record: dict[str, Any] = {"seed": seed, "wanted": module.wanted_label(seed)}
+            if samples.labels is not None and samples.confidence is not None:
+                record |= {"label": int(samples.labels[i]), "confidence": round(float(samples.confidence[i]), 6)}
+            if samples.posterior is not None:
+                record["posterior"] = float(samples.posterior[i, -1])
+            if seed in with_trajectory:
+                record |= {"levels": samples.levels, "scales": samples.scale[i].tolist()}
+                record["posteriors"] = samples.posterior[i].tolist() if samples.posterior is not None else None
+            _replace(folder / f"{seed:08d}.png", encode_png(pixels).numpy().tobytes())
+            _replace(folder / "records" / f"{seed:08d}.json", json.dumps(record).encode())
+
+    def _summarise(self, records: list[dict[str, Any]], shown: list[dict[str, Any]], module: GuidedSampler) -> None:
+        names = module.class_names
+        with (self.folder / "labels.csv").open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["seed", "label", "confidence", "posterior", "wanted"])
+            for record in records:
+                label, wanted = record.get("label"), record["wanted"]
+                texts = ["" if number is None else names[number] for number in (label, wanted)]
+                row = [record["seed"], texts[0], record.get("confidence", ""), record.get("posterior", ""), texts[1]]
+                writer.writerow(row)
+        twins = [json.loads(self._record(r["seed"], "unguided").read_text()) for r in shown]
+        is_forbidden = [record.get("label") in module.forbidden for record in shown]
+        panels = {
+            "unguided": self._grid(twins, module, self.folder / "unguided"),
+            type(module.guidance).__name__: self._grid(shown, module, self.folder),
+        }
+        plots.side_by_side(panels).savefig(self.folder / "grid.png", dpi=150)
+        scale = torch.tensor([record["scales"] for record in shown])
+        tracked = all(record["posteriors"] for record in shown)
+        posterior = torch.tensor([record["posteriors"] for record in shown]) if tracked else None
+        figure = plots.trajectories(shown[0]["levels"], posterior, scale, is_forbidden, module.model.schedule.T)
+        figure.savefig(self.folder / "trajectories.png", dpi=150)
+        if module.classifier is not None:
+            columns = {"unguided": twins, type(module.guidance).__name__: records}
+            counts = {name: [row["label"] for row in rows] for name, rows in columns.items()}
+            print(class_table(counts, names, module.forbidden))
+            if module.wanted:
+                agreed = sum(record["label"] == record["wanted"] for record in records)
+                print(f"the classifier sees the wanted class in {agreed} of {len(records)}")
+        print(f"written to {self.folder}")
+
+    def _grid(self, records: list[dict[str, Any]], module: GuidedSampler, folder: Path) -> Tensor:
+        images = torch.stack([read_image(str(folder / f"{record['seed']:08d}.png")) for record in records])
+        return plots.framed_grid(images, [record.get("label") in module.forbidden for record in records])
+
+    def _is_shown(self, trainer: Trainer, seed: int) -> bool:
+        return seed - self._seeds(trainer).seeds.start < self.shown
+
+    def _record(self, seed: int, *below: str) -> Path:
+        return Path(self.folder, *below, "records", f"{seed:08d}.json")
+
+    @staticmethod
+    def _seeds(trainer: Trainer) -> Seeds:
+        data = trainer.datamodule  # type: ignore[attr-defined]  # set by Trainer.predict
+        assert isinstance(data, Seeds)
+        return data
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write a file in one step, so that no reader ever sees half of it."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part.write_bytes(content)
+    part.replace(path)

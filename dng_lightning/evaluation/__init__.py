@@ -1,0 +1,1 @@
+"""Judging generated images: metrics and figures. Knows nothing of guidance."""

@@ -1,0 +1,93 @@
+"""Figures: grids of images, bar charts of classes, trajectories of posterior and scale."""
+
+from collections.abc import Collection, Sequence
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+from torchvision.utils import make_grid
+
+RED = torch.tensor([214, 39, 40], dtype=torch.uint8)
+
+
+def framed_grid(images: Tensor, marked: Sequence[bool] | None = None, columns: int = 8) -> Tensor:
+    """Images in rows, the marked ones in a red frame.
+
+    Args:
+        images: uint8 (N, C, H, W), C being 1 or 3.
+        marked: which ones to frame.
+        columns: images a row.
+
+    Returns:
+        uint8 (3, height, width).
+    """
+    border = max(1, images.shape[-1] // 14)
+    padded = torch.nn.functional.pad(images.expand(-1, 3, -1, -1), [border] * 4, value=255).clone()
+    for image, is_marked in zip(padded, marked or [False] * len(padded), strict=True):
+        if is_marked:
+            frame = torch.ones(image.shape[1:], dtype=torch.bool)
+            frame[border:-border, border:-border] = False
+            image[:, frame] = RED[:, None]
+    return make_grid(padded, nrow=columns, padding=0)
+
+
+def side_by_side(panels: dict[str, Tensor]) -> Figure:
+    """Grids beside each other under their titles; uint8 (3, h, w) each."""
+    ratio = max(grid.shape[1] / grid.shape[2] for grid in panels.values())
+    figure = Figure(figsize=(4.2 * len(panels), 4.2 * ratio + 0.5), layout="constrained")
+    for axes, (title, grid) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        axes.imshow(grid.permute(1, 2, 0).numpy(), interpolation="nearest")
+        axes.set_title(title)
+        axes.set_axis_off()
+    return figure
+
+
+def class_bars(shares: dict[str, Sequence[float]], class_names: Sequence[str], forbidden: Collection[int] = ()) -> Figure:
+    """Share of each class, one group of bars a row of ``shares``; the forbidden classes' names in red."""
+    figure = Figure(figsize=(6.4, 3.2), layout="constrained")
+    axes = figure.subplots()
+    width = 0.8 / len(shares)
+    for row, (name, values) in enumerate(shares.items()):
+        axes.bar([i + (row - (len(shares) - 1) / 2) * width for i in range(len(values))], values, width, label=name)
+    axes.axhline(1 / (len(class_names) - len(forbidden)), color="grey", lw=0.8, ls=":", label="even, without the forbidden")
+    axes.set_xticks(range(len(class_names)), class_names, rotation=45 if max(map(len, class_names)) > 3 else 0)
+    for label, tick in enumerate(axes.get_xticklabels()):
+        if label in forbidden:
+            tick.set_color("tab:red")
+    axes.set_ylabel("share of images")
+    axes.legend(fontsize="small")
+    return figure
+
+
+def trajectories(
+    levels: Sequence[int], posterior: Tensor | None, scale: Tensor, forbidden: Sequence[bool], noisiest: int
+) -> Figure:
+    """Posterior and guidance scale against t, one line an image; red where the image ended up forbidden.
+
+    Args:
+        levels: the level of each step, (S,).
+        posterior: (N, S), or None if the guidance tracks none.
+        scale: (N, S).
+        forbidden: which images are forbidden, (N,).
+        noisiest: T.
+    """
+    rows = [("posterior of the forbidden", posterior)] if posterior is not None else []
+    rows += [("guidance scale", scale)]
+    figure = Figure(figsize=(6.4, 2.6 * len(rows)), layout="constrained")
+    time = [level / noisiest for level in levels]
+    for axes, (name, values) in zip(figure.subplots(len(rows), 1, squeeze=False)[:, 0], rows, strict=True):
+        _lines(axes, time, values, forbidden)
+        axes.set_ylabel(name)
+        axes.set_xlim(1, 0)
+    axes.set_xlabel("t / T")
+    return figure
+
+
+def _lines(axes: Axes, time: Sequence[float], values: Tensor, forbidden: Sequence[bool]) -> None:
+    positive = values[values > 0]
+    if len(positive) and float(positive.min()) < 1e-2 * float(values.max()):
+        axes.set_yscale("log")
+        axes.set_ylim(max(float(positive.min()), 1e-6 * float(values.max())) / 2, 2 * float(values.max()))
+    for line, is_forbidden in zip(values.clamp(min=1e-30).tolist(), forbidden, strict=True):
+        axes.plot(time, line, lw=0.7, alpha=0.8, color="tab:red" if is_forbidden else "tab:blue")

@@ -1,0 +1,151 @@
+"""Sampling from a trained model without the forbidden classes."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from lightning import LightningModule
+from torch import Tensor
+from tqdm import tqdm
+
+from dng_lightning.errors import SettingError
+from dng_lightning.guidance import DynamicNegativeGuidance, Guidance, Guided, Step, Unguided
+from dng_lightning.modules.classifier import ClassifierModule
+from dng_lightning.modules.diffusion import DiffusionModule
+from dng_lightning.predictors import ClassConditionalPredictor, NetworkPairPredictor, Predictor, labels_of
+from dng_lightning.sampling import ImageNoise, Sampler, sample
+from dng_lightning.schedule import Variance
+
+Classes = str | int | list[str | int]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Images and what is known of them.
+
+    Attributes:
+        seeds: one an image.
+        images: x_0, (B, C, H, W), about [-1, 1], not clamped.
+        levels: the level t that each step starts from, (S,).
+        scale: guidance scale at each step, (B, S).
+        posterior: sum of the forbidden classes' posteriors before each step, (B, S); None if not tracked.
+        labels: what the classifier sees, (B,); None without one.
+        confidence: its probability of that label, (B,); None without a classifier.
+    """
+
+    seeds: list[int]
+    images: Tensor
+    levels: list[int]
+    scale: Tensor
+    posterior: Tensor | None
+    labels: Tensor | None
+    confidence: Tensor | None
+
+
+class GuidedSampler(LightningModule):
+    """Draws images from a checkpoint, guided away from the forbidden classes; for ``dng predict``.
+
+    Args:
+        checkpoint: the model to sample from: a ``.ckpt``, a folder with a ``model.ckpt``, or a shipped name.
+        forbidden: the class or classes to avoid, by name or number.
+        guidance: the method; None for Dynamic Negative Guidance with its defaults.
+        steps: sampling steps, in 1..T.
+        eta: 1 is ancestral sampling, 0 is deterministic (DDIM).
+        variance: of the noise at eta = 1, see ``Sampler``.
+        clip: bound on the denoised prediction, None for none.
+        wanted: class or classes that the images shall show in turn, "all" for each class in turn; None for
+            unconditional images.
+        negative_checkpoints: a single-class model for each forbidden class (the paper's network pair); None to ask
+            ``checkpoint`` itself.
+        classifier: checkpoint of the classifier that labels the images; None for no labels.
+
+    Raises:
+        SettingError: a checkpoint cannot be used, a class is unknown to it, or a setting is out of its range.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str = "mnist",
+        forbidden: Classes = "0",
+        guidance: Guidance | None = None,
+        steps: int = 100,
+        eta: float = 1.0,
+        variance: Variance = "beta_tilde",
+        clip: float | None = None,
+        wanted: Classes | Literal["all"] | None = None,
+        negative_checkpoints: list[str] | None = None,
+        classifier: str | None = "mnist-classifier",
+    ) -> None:
+        super().__init__()
+        self.guidance = guidance or DynamicNegativeGuidance()
+        self.sampler = Sampler(steps, eta, variance, clip)
+        self.model = DiffusionModule.load(checkpoint)
+        self.model.schedule.levels(steps)  # refuses too many steps now, not after minutes
+        self.image_shape, self.class_names = self.model.image_shape, self.model.class_names
+        seen = self.model.seen_classes
+        self.negatives = torch.nn.ModuleList(DiffusionModule.load(name) for name in negative_checkpoints or [])
+        self.forbidden = labels_of(forbidden, self.class_names, range(len(self.class_names)) if self.negatives else seen)
+        if self.negatives and len(self.negatives) != len(self.forbidden):
+            raise SettingError(f"{len(self.forbidden)} forbidden classes need as many negative_checkpoints")
+        if not self.negatives and not self.model.null_class:
+            raise SettingError(f"{checkpoint} is unconditional: name negative_checkpoints for the forbidden classes")
+        for negative in self.negatives:
+            if negative.image_shape != self.image_shape:
+                raise SettingError(f"a negative checkpoint makes images of {negative.image_shape}, not {self.image_shape}")
+        self.guidance.start(torch.empty(1, *self.image_shape), len(self.forbidden))  # refuses priors that do not fit
+        self.wanted = labels_of(list(map(str, seen)) if wanted == "all" else wanted or [], self.class_names, seen)
+        if self.wanted and not self.model.null_class:
+            raise SettingError(f"{checkpoint} is unconditional: it cannot be asked for a class")
+        self.classifier = ClassifierModule.load(classifier) if classifier else None
+        if self.classifier and self.classifier.class_names != self.class_names:
+            raise SettingError(f"classifier {classifier} knows other classes than {checkpoint}: name another, or null")
+
+    def predictor(self) -> Predictor:
+        """The predictor over the loaded networks."""
+        null = self.model.null_class
+        if self.negatives:
+            return NetworkPairPredictor(self.model, list(self.negatives), null or None)
+        return ClassConditionalPredictor(self.model, null, self.forbidden)
+
+    def wanted_label(self, seed: int) -> int | None:
+        """The class that the image of ``seed`` shall show, None for any."""
+        return self.wanted[seed % len(self.wanted)] if self.wanted else None
+
+    def draw(self, seeds: Sequence[int], guidance: Guidance | None = None) -> Samples:
+        """Draw one image a seed.
+
+        Args:
+            seeds: >= 0.
+            guidance: another method than the module's own.
+        """
+        guidance = guidance or self.guidance
+        noise = ImageNoise(seeds, self.image_shape, self.device)
+        wanted = torch.tensor([self.wanted_label(s) for s in seeds], device=self.device) if self.wanted else None
+        levels: list[int] = []
+        scales: list[Tensor] = []
+        posteriors: list[Tensor] = []
+        bar = tqdm(total=self.sampler.steps, desc=f"{len(seeds)} images, {type(guidance).__name__}", leave=False,
+                   disable=None if self.global_rank == 0 else True, file=sys.stderr)
+
+        def on_step(step: Step, guided: Guided, x_s: Tensor) -> None:
+            levels.append(step.t)
+            scales.append(guided.scale)
+            if guided.posterior is not None:
+                posteriors.append(guided.posterior.sum(1).float())
+            bar.update()
+
+        images = sample(self.predictor(), guidance, self.model.schedule, noise, self.sampler, wanted, on_step)
+        bar.close()
+        labels, confidence = self.classifier.classify(images.clamp(-1, 1)) if self.classifier else (None, None)
+        posterior = torch.stack(posteriors, 1) if posteriors else None
+        return Samples(list(seeds), images, levels, torch.stack(scales, 1), posterior, labels, confidence)
+
+    def predict_step(self, batch: Tensor, batch_idx: int) -> Samples:
+        """The images of a batch of seeds."""
+        return self.draw(batch.tolist())
+
+    def draw_unguided(self, seeds: Sequence[int]) -> Samples:
+        """The images that the same seeds give without guidance."""
+        return self.draw(seeds, Unguided())

@@ -1,0 +1,114 @@
+"""The one reverse loop, whatever the guidance, the network or the data."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dng_lightning.errors import SettingError
+from dng_lightning.guidance.base import Guidance, Guided, Step
+from dng_lightning.predictors import Predictor
+from dng_lightning.schedule import NoiseSchedule, Variance
+
+
+class ImageNoise:
+    """Standard normal draws in which image i depends on seed i alone: not on batch, order, device or process.
+
+    Drawn on the CPU, one generator an image, and then moved.
+
+    Args:
+        seeds: one an image, >= 0.
+        shape: of one image, (C, H, W).
+        device: where the draws are wanted.
+    """
+
+    def __init__(self, seeds: Sequence[int], shape: Sequence[int], device: torch.device | str = "cpu") -> None:
+        self.generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
+        self.shape, self.device = tuple(shape), device
+
+    def __call__(self) -> Tensor:
+        """The next draw of every image, (B, C, H, W)."""
+        draws = torch.empty(len(self.generators), *self.shape)
+        for image, generator in zip(draws, self.generators, strict=True):
+            image.normal_(generator=generator)
+        return draws.to(self.device)
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """How the reverse chain is walked.
+
+    Attributes:
+        steps: number of steps, in 1..T, evenly spaced over the levels.
+        eta: 1 is ancestral sampling (DDPM), 0 is deterministic (DDIM); in [0, 1].
+        variance: of the noise at eta = 1: "beta_tilde", or "beta", the larger one of the authors' release.
+        clip: bound on the denoised prediction, None for none; sampler and posterior share it.
+
+    Raises:
+        SettingError: a setting is out of its range.
+    """
+
+    steps: int = 100
+    eta: float = 1.0
+    variance: Variance = "beta_tilde"
+    clip: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise SettingError(f"steps must be at least 1; got {self.steps}")
+        if not 0 <= self.eta <= 1:
+            raise SettingError(f"eta must be between 0 and 1; got {self.eta}")
+        if self.variance not in ("beta_tilde", "beta"):
+            raise SettingError(f"variance must be beta_tilde or beta; got {self.variance}")
+        if self.variance == "beta" and self.eta != 1:
+            raise SettingError("variance beta goes with eta 1 only")
+        if self.clip is not None and self.clip <= 0:
+            raise SettingError(f"clip must be positive; got {self.clip}")
+
+
+@torch.no_grad()
+def sample(
+    predictor: Predictor,
+    guidance: Guidance,
+    schedule: NoiseSchedule,
+    noise: Callable[[], Tensor],
+    sampler: Sampler | None = None,
+    wanted: Tensor | None = None,
+    on_step: Callable[[Step, Guided, Tensor], None] | None = None,
+) -> Tensor:
+    """Draw images by walking the reverse chain from pure noise, guided.
+
+    Args:
+        predictor: gives the noise predictions.
+        guidance: turns them into one.
+        schedule: the noise levels that the networks were trained on.
+        noise: gives a standard normal draw (B, ...) at each call; the first one starts the chain.
+        sampler: how to walk; None for 100 ancestral steps.
+        wanted: the class that each image shall show, (B,); None for unconditional images.
+        on_step: called after each step with the step, what the guidance said, and the new state.
+
+    Returns:
+        x_0, (B, ...), not clamped.
+
+    Raises:
+        SettingError: more steps than levels.
+    """
+    sampler = sampler or Sampler()
+    grid = schedule.levels(sampler.steps)
+    x = float(schedule.sigma[-1]) * noise()
+    state = guidance.start(x, predictor.classes)
+    for index, (t, s) in enumerate(zip(grid[:-1], grid[1:], strict=True)):
+        drawn = schedule.transition(t, s, eta=sampler.eta, variance=sampler.variance, clip=sampler.clip)
+        evidence = schedule.transition(t, s, variance=sampler.variance, clip=sampler.clip)
+        step = Step(index, sampler.steps, t, s, evidence)
+        predictions = predictor.predict(x, t, guidance.needs_negatives, wanted)
+        guided = guidance.guide(predictions, state, step)
+        x_s = drawn.mean(x, guided.eps)
+        if drawn.variance > 0:
+            x_s = x_s + drawn.variance**0.5 * noise()
+        state = guidance.observe(state, step, x, x_s, predictions)
+        x = x_s
+        if on_step is not None:
+            on_step(step, guided, x)
+    return x

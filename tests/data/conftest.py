@@ -1,0 +1,78 @@
+"""Tiny data sets in the official file layouts."""
+
+import hashlib
+import pickle
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from torchvision import datasets
+
+from dng_lightning.data.images import CIFAR10
+
+
+def write_idx(path: Path, array: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    header = struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape)
+    path.write_bytes(header + array.tobytes())
+
+
+@pytest.fixture
+def mnist_root(tmp_path: Path) -> Path:
+    """200 training and 40 test images for MNIST and for FashionMNIST; pixel (0, 0) of an image is its number."""
+    for name in ("MNIST", "FashionMNIST"):
+        for part, count in (("train", 200), ("t10k", 40)):
+            images = np.random.default_rng(count).integers(0, 256, (count, 28, 28), dtype=np.uint8)
+            images[:, 0, 0] = np.arange(count)
+            write_idx(tmp_path / name / "raw" / f"{part}-images-idx3-ubyte", images)
+            write_idx(tmp_path / name / "raw" / f"{part}-labels-idx1-ubyte", np.arange(count, dtype=np.uint8) % 10)
+    return tmp_path
+
+
+def cifar_batches() -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Per file name: labels (20,) and pixels (20, 3072)."""
+    rng = np.random.default_rng(0)
+    names = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
+    return {name: (rng.permutation(20) % 10, rng.integers(0, 256, (20, 3072), dtype=np.uint8)) for name in names}
+
+
+@pytest.fixture
+def cifar_binary_root(tmp_path: Path) -> Path:
+    folder = tmp_path / "binary" / "cifar-10-batches-bin"
+    folder.mkdir(parents=True)
+    for name, (labels, pixels) in cifar_batches().items():
+        records = np.concatenate([labels[:, None].astype(np.uint8), pixels], axis=1)
+        (folder / f"{name}.bin").write_bytes(records.tobytes())
+    return folder.parent
+
+
+@pytest.fixture
+def cifar_pickle_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same images in the layout of the Python version, torchvision being told the hashes of these files."""
+    folder = tmp_path / "pickles" / "cifar-10-batches-py"
+    folder.mkdir(parents=True)
+
+    def write(name: str, content: dict[str, object]) -> list[str]:
+        data = pickle.dumps(content, protocol=2)
+        (folder / name).write_bytes(data)
+        return [name, hashlib.md5(data).hexdigest()]
+
+    entries = [write(name, {"data": x, "labels": y.tolist()}) for name, (y, x) in cifar_batches().items()]
+    meta = write("batches.meta", {"label_names": list(CIFAR10.class_names)})
+    monkeypatch.setattr(datasets.CIFAR10, "train_list", entries[:5])
+    monkeypatch.setattr(datasets.CIFAR10, "test_list", entries[5:])
+    monkeypatch.setitem(datasets.CIFAR10.meta, "md5", meta[1])
+    return folder.parent
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No host name can be resolved."""
+    import socket
+
+    def fail(*_: object, **__: object) -> Callable[..., None]:
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", fail)

@@ -1,0 +1,296 @@
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor
+
+from dng_lightning.data.base import held_out
+from dng_lightning.data.images import CIFAR10, MNIST, Digits, FashionMNIST, ImageDataModule
+from dng_lightning.errors import SettingError
+
+
+def ready(data: ImageDataModule) -> ImageDataModule:
+    data.prepare_data()
+    data.setup("fit")
+    return data
+
+
+def numbers(data: ImageDataModule, part: str) -> set[int]:
+    """Which of the numbered images of `mnist_root` are in a part."""
+    return set(data.part(part).images[:, 0, 0, 0].tolist())
+
+
+def arrived(data: ImageDataModule, images: Tensor, training: bool) -> Tensor:
+    """The images as they reach the network."""
+    data.trainer = SimpleNamespace(training=training)  # type: ignore[assignment]
+    return data.on_after_batch_transfer((images, torch.zeros(len(images))), 0)[0]
+
+
+# --- what is read ---
+
+
+@pytest.mark.parametrize("source", [MNIST, FashionMNIST])
+def test_idx_files(source: type[ImageDataModule], mnist_root: Path):
+    data = ready(source(str(mnist_root), validation=20))
+    for part, count in (("train", 180), ("val", 20), ("test", 40)):
+        images, labels = data.part(part).images, data.part(part).labels
+        assert images.shape == (count, *source.image_shape)
+        assert (images.dtype, labels.dtype) == (torch.uint8, torch.int64)
+        assert torch.equal(images[:, 0, 0, 0] % 10, labels.to(torch.uint8))  # image n was given label n mod 10
+
+
+def test_both_cifar_layouts_give_the_same_tensors(cifar_binary_root: Path, cifar_pickle_root: Path):
+    binary, pickles = (ready(CIFAR10(str(root), validation=10)) for root in (cifar_binary_root, cifar_pickle_root))
+    for part, count in (("train", 90), ("val", 10), ("test", 20)):
+        assert binary.part(part).images.shape == (count, 3, 32, 32)
+        assert torch.equal(binary.part(part).images, pickles.part(part).images)
+        assert torch.equal(binary.part(part).labels, pickles.part(part).labels)
+
+
+def test_cifar_pixels_are_channel_row_column(cifar_binary_root: Path):
+    record = (cifar_binary_root / "cifar-10-batches-bin" / "test_batch.bin").read_bytes()[: 1 + 3072]
+    images, labels = ready(CIFAR10(str(cifar_binary_root), validation=0)).part("test")[0]
+    assert int(labels) == record[0]
+    assert int(images[2, 5, 7]) == record[1 + 2 * 1024 + 5 * 32 + 7]
+
+
+def test_digits_need_no_files(tmp_path: Path, no_network: None):
+    data = ready(Digits(str(tmp_path / "nothing")))
+    assert [len(data.part(part)) for part in ("train", "val", "test")] == [1297, 200, 300]
+    images = data.part("train").images
+    assert images.shape[1:] == Digits.image_shape == (1, 8, 8)
+    assert (int(images.min()), int(images.max()), len(images.unique())) == (0, 255, 17)
+    for part in ("train", "val", "test"):
+        shares = data.part(part).labels.bincount(minlength=10) / len(data.part(part))
+        assert (shares - 0.1).abs().max() < 0.01
+
+
+def test_real_mnist(real_data: Path):
+    data = ready(MNIST(str(real_data)))
+    assert [len(data.part(part)) for part in ("train", "val", "test")] == [55000, 5000, 10000]
+    assert data.part("test").labels[:5].tolist() == [7, 2, 1, 0, 4]
+    assert data.part("test").images.float().mean() / 255 == pytest.approx(0.1325, abs=1e-4)
+
+
+def test_real_cifar10(real_data: Path):
+    data = ready(CIFAR10(str(real_data)))
+    assert [len(data.part(part)) for part in ("train", "val", "test")] == [45000, 5000, 10000]
+    assert [CIFAR10.class_names[label] for label in data.part("test").labels[:4]] == ["cat", "ship", "ship", "airplane"]
+    everything = torch.cat([data.part("train").images, data.part("val").images]).float() / 255
+    assert everything.mean((0, 2, 3)).tolist() == pytest.approx([0.4914, 0.4822, 0.4465], abs=1e-4)
+
+
+# --- filters and split ---
+
+
+@pytest.mark.parametrize(
+    ("setting", "seen"),
+    [
+        ({"only": "3"}, [3]),
+        ({"only": 3}, [3]),
+        ({"only": ["7", 2]}, [2, 7]),
+        ({"without": 0}, [1, 2, 3, 4, 5, 6, 7, 8, 9]),
+        ({"without": ["8", "9", "8"]}, [0, 1, 2, 3, 4, 5, 6, 7]),
+        ({}, list(range(10))),
+    ],
+)
+def test_filters_keep_the_labels(setting: dict[str, object], seen: list[int], mnist_root: Path):
+    data = ready(MNIST(str(mnist_root), validation=50, **setting))  # type: ignore[arg-type]
+    assert data.seen_classes == seen
+    for part in ("train", "val", "test"):
+        assert data.part(part).labels.unique().tolist() == seen
+
+
+def test_classes_by_name_whatever_the_case():
+    assert CIFAR10(only=["Cat", "ship"]).seen_classes == [3, 8]
+    assert FashionMNIST(only="t-shirt/top").seen_classes == [0]
+    assert CIFAR10(only="3").seen_classes == [3]
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"only": "unicorn"}, "no class 'unicorn'; it has airplane, automobile"),
+        ({"without": 10}, "no class 10"),
+        ({"only": -1}, "no class -1"),
+        ({"only": 1, "without": 2}, "exclude each other"),
+        ({"only": []}, "leaves no class"),
+        ({"without": list(range(10))}, "leaves no class"),
+        ({"batch_size": 0}, "batch_size"),
+    ],
+)
+def test_settings_that_cannot_be(setting: dict[str, object], message: str):
+    with pytest.raises(SettingError, match=message):
+        CIFAR10(**setting)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("validation", [-1, 200, 1000])
+def test_validation_must_leave_training_images(validation: int, mnist_root: Path):
+    with pytest.raises(SettingError, match=r"data\.validation is .* give 0 to 199"):
+        ready(MNIST(str(mnist_root), validation=validation))
+
+
+def test_the_split_is_disjoint_complete_and_stratified(mnist_root: Path):
+    data = ready(MNIST(str(mnist_root), validation=30))
+    assert numbers(data, "train") | numbers(data, "val") == set(range(200))
+    assert not numbers(data, "train") & numbers(data, "val")
+    assert data.part("val").labels.bincount().tolist() == [3] * 10
+
+
+def test_the_split_depends_neither_on_filters_nor_on_the_global_seed(mnist_root: Path):
+    torch.manual_seed(1)
+    whole = ready(MNIST(str(mnist_root), validation=30))
+    torch.manual_seed(2)
+    fours = ready(MNIST(str(mnist_root), validation=30, only=4))
+    for part in ("train", "val"):
+        assert numbers(fours, part) == {n for n in numbers(whole, part) if n % 10 == 4}
+
+
+def test_the_split_is_the_same_forever():
+    """A changed split would leak validation images into the training of whoever resumes an older run."""
+    assert held_out(torch.arange(50) % 2, 5).nonzero().flatten().tolist() == [0, 12, 37, 44, 47]
+
+
+@pytest.mark.parametrize("count", [0, 1, 99, 100])
+def test_held_out_takes_the_number_asked_for(count: int):
+    assert int(held_out(torch.arange(100) % 7, count).sum()) == count
+
+
+# --- loaders and batches ---
+
+
+def test_batches(mnist_root: Path):
+    data = ready(MNIST(str(mnist_root), batch_size=64, validation=20))
+    train, val, test = data.train_dataloader(), data.val_dataloader(), data.test_dataloader()
+    assert [len(labels) for _, labels in train] == [64, 64]  # 180 images: the incomplete batch is dropped
+    assert [len(labels) for _, labels in val] == [20]
+    images = torch.cat([images for images, _ in test])
+    assert images.dtype == torch.uint8
+    assert images[:, 0, 0, 0].tolist() == list(range(40))  # in order, none lost
+    orders = [torch.cat([labels for _, labels in train]).tolist() for _ in range(2)]
+    assert orders[0] != orders[1]
+
+
+def test_a_set_smaller_than_a_batch_is_one_batch(mnist_root: Path):
+    data = ready(MNIST(str(mnist_root), batch_size=512, validation=20))
+    assert [len(labels) for _, labels in data.train_dataloader()] == [180]
+
+
+def test_worker_processes_give_the_same_images(mnist_root: Path):
+    data = ready(MNIST(str(mnist_root), batch_size=16, validation=20, num_workers=1))
+    images = torch.cat([images for images, _ in data.test_dataloader()])
+    assert torch.equal(images, data.part("test").images)
+
+
+@pytest.mark.parametrize("source", [MNIST, FashionMNIST, CIFAR10, Digits])
+def test_the_usual_flip(source: type[ImageDataModule]):
+    assert source().flip == (source in (FashionMNIST, CIFAR10))
+    assert source(flip=False).flip is False
+
+
+def test_flips_only_in_training():
+    images = torch.arange(64 * 12, dtype=torch.int).remainder(256).to(torch.uint8).view(64, 1, 3, 4)
+    plain, mirrored = arrived(Digits(flip=False), images, True), arrived(Digits(flip=False), images.flip(-1), True)
+    assert plain.dtype == torch.float32
+    assert torch.equal(arrived(Digits(flip=True), images, training=False), plain)
+    flipped = arrived(Digits(flip=True), images, training=True)
+    is_plain = (flipped == plain).flatten(1).all(1)
+    is_mirrored = (flipped == mirrored).flatten(1).all(1)
+    assert (is_plain ^ is_mirrored).all()  # each image is whole, one or the other
+    assert 10 < is_mirrored.sum() < 54
+
+
+# --- data that are missing or damaged ---
+
+
+@pytest.mark.parametrize("source", [MNIST, FashionMNIST, CIFAR10])
+@pytest.mark.parametrize("download", [False, True])
+def test_no_data_is_one_line(source: type[ImageDataModule], download: bool, tmp_path: Path, no_network: None, capsys):
+    with pytest.raises(SettingError) as caught:
+        source(str(tmp_path), download=download).prepare_data()
+    line = str(caught.value)
+    assert "\n" not in line
+    assert source.__name__ in line
+    assert str(tmp_path) in line
+    assert "--data.root" in line
+    assert ("Downloading failed: " if download else "data.download is false") in line
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a\nb"), OSError("disk"), EOFError(), ConnectionResetError("gone")])
+def test_every_kind_of_failing_download_is_one_line(error: Exception, tmp_path: Path, monkeypatch):
+    def fail(_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(CIFAR10, "_fetch", fail)
+    with pytest.raises(SettingError) as caught:
+        CIFAR10(str(tmp_path)).prepare_data()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_failed_download_can_be_tried_again(tmp_path: Path, no_network: None):
+    for _ in range(2):
+        with pytest.raises(SettingError, match="Downloading failed"):
+            CIFAR10(str(tmp_path)).prepare_data()
+
+
+def test_setup_without_files_is_one_line(tmp_path: Path):
+    with pytest.raises(SettingError, match="no MNIST in"):
+        MNIST(str(tmp_path)).setup()
+
+
+@pytest.mark.parametrize("file", ["train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte"])
+@pytest.mark.parametrize("kept", [0, 3, 10, 100])
+def test_truncated_idx_file(file: str, kept: int, mnist_root: Path):
+    path = mnist_root / "MNIST" / "raw" / file
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(SettingError) as caught:
+        ready(MNIST(str(mnist_root)))
+    assert "\n" not in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert "damaged" in str(caught.value)
+
+
+def test_wrong_idx_labels(mnist_root: Path):
+    path = mnist_root / "MNIST" / "raw" / "train-labels-idx1-ubyte"
+    good = path.read_bytes()
+    path.write_bytes(good[:-1] + bytes([10]))
+    with pytest.raises(SettingError, match=r"train-labels-idx1-ubyte is damaged \(label 10 outside 0\.\.9\)"):
+        ready(MNIST(str(mnist_root)))
+    path.write_bytes((mnist_root / "MNIST" / "raw" / "t10k-labels-idx1-ubyte").read_bytes())
+    with pytest.raises(SettingError, match="40 labels for 200 images"):
+        ready(MNIST(str(mnist_root)))
+
+
+@pytest.mark.parametrize("kept", [0, 100, 10 * 3073, 20 * 3073 - 1])  # half of the records is a whole number of them
+def test_truncated_cifar_batch(kept: int, cifar_binary_root: Path):
+    path = cifar_binary_root / "cifar-10-batches-bin" / "data_batch_4.bin"
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(SettingError) as caught:
+        ready(CIFAR10(str(cifar_binary_root)))
+    assert "\n" not in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+def test_wrong_cifar_label(cifar_binary_root: Path):
+    path = cifar_binary_root / "cifar-10-batches-bin" / "test_batch.bin"
+    path.write_bytes(b"\x0a" + path.read_bytes()[1:])
+    with pytest.raises(SettingError, match=r"test_batch\.bin is damaged \(label 10 outside"):
+        ready(CIFAR10(str(cifar_binary_root)))
+
+
+def test_missing_cifar_batch(cifar_binary_root: Path):
+    (cifar_binary_root / "cifar-10-batches-bin" / "data_batch_2.bin").unlink()
+    with pytest.raises(SettingError, match=r"data_batch_2\.bin is missing"):
+        ready(CIFAR10(str(cifar_binary_root)))
+
+
+def test_a_changed_pickle_is_refused_unread(cifar_pickle_root: Path, no_network: None):
+    path = cifar_pickle_root / "cifar-10-batches-py" / "data_batch_1"
+    path.write_bytes(b"cos\nabort\n(tR.")  # would end the process if it were unpickled
+    with pytest.raises(SettingError, match=r"data_batch_1 is damaged .*MD5"):
+        ready(CIFAR10(str(cifar_pickle_root)))
+    path.unlink()
+    with pytest.raises(SettingError, match=r"no CIFAR10 in .*Downloading failed"):  # now it is fetched again
+        ready(CIFAR10(str(cifar_pickle_root)))
