@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from lightning.pytorch.cli import LightningCLI
 
 DEFAULT_CONFIGS = {"fit": "digits.yaml", "validate": "digits.yaml", "test": "digits.yaml", "predict": "predict.yaml"}
+ALWAYS_FIRST = ("predict",)  # overlays go on top of this command's default; a training's configuration is complete
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -42,10 +43,11 @@ def main(args: Sequence[str] | None = None) -> None:
         return
     try:
         run(_with_configs(argv))
-    except SettingError as error:
-        if "JSONARGPARSE_DEBUG" in os.environ:
+    except Exception as error:
+        mendable = _setting_error(error)
+        if mendable is None or "JSONARGPARSE_DEBUG" in os.environ:
             raise
-        print(f"dng: error: {error}", file=sys.stderr)
+        print(f"dng: error: {mendable}", file=sys.stderr)
         sys.exit(2)
 
 
@@ -54,6 +56,13 @@ def run(argv: Sequence[str]) -> "LightningCLI":
     from dng_lightning.cli import DNGCLI
 
     return DNGCLI(args=list(argv))
+
+
+def _setting_error(error: BaseException | None) -> SettingError | None:
+    """The SettingError that ``error`` is or wraps (jsonargparse wraps those of the classes it makes)."""
+    while error is not None and not isinstance(error, SettingError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _with_configs(argv: list[str]) -> list[str]:
@@ -69,7 +78,7 @@ def _with_configs(argv: list[str]) -> list[str]:
         else:
             found.append(arg)
         named |= flag in ("-c", "--config")
-    if not named and command in DEFAULT_CONFIGS:
+    if command in DEFAULT_CONFIGS and (command in ALWAYS_FIRST or not named):
         found[1:1] = ["--config", str(shipped.config(DEFAULT_CONFIGS[command]))]
     return found
 

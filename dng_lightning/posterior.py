@@ -108,9 +108,12 @@ class PosteriorTracker:
 
     def _bound(self, log_p: Tensor) -> Tensor:
         lowest = math.log(self.floor) if self.floor > 0 else -1e4  # e^-1e4 is 0 in any precision, and stays finite
-        log_p = log_p.clamp(min=lowest)
-        excess = log_p.logsumexp(1, keepdim=True) - math.log(self.cap)
-        return log_p - excess.clamp(min=0)
+        log_p = log_p.clamp(lowest, torch.finfo(log_p.dtype).max)
+        # Above the cap, the classes share it, less their floors. The shares come first: log_p can be so large that
+        # log_p less its excess would not resolve log cap.
+        room = math.log(max(self.cap - log_p.shape[1] * self.floor, 1e-300))
+        capped = torch.logaddexp(log_p.log_softmax(1) + room, torch.full_like(log_p, lowest))
+        return torch.where(log_p.logsumexp(1, keepdim=True) > math.log(self.cap), capped, log_p)
 
     def _priors(self) -> list[float]:
         return [float(self.prior)] if isinstance(self.prior, int | float) else [float(p) for p in self.prior]
@@ -118,4 +121,5 @@ class PosteriorTracker:
 
 def odds(log_p: Tensor) -> Tensor:
     """p_k / (1 - sum_j p_j) for each forbidden class, (B, K) fp32, from log p (B, K)."""
-    return (log_p.exp() / -torch.expm1(log_p.logsumexp(1, keepdim=True))).float()
+    rest = -torch.expm1(log_p.logsumexp(1, keepdim=True))
+    return (log_p.exp() / rest.clamp(min=torch.finfo(log_p.dtype).eps)).float()  # what rounding leaves of a cap near 1

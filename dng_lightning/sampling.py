@@ -63,7 +63,7 @@ class Sampler:
             raise SettingError(f"variance must be beta_tilde or beta; got {self.variance}")
         if self.variance == "beta" and self.eta != 1:
             raise SettingError("variance beta goes with eta 1 only")
-        if self.clip is not None and self.clip <= 0:
+        if self.clip is not None and not self.clip > 0:
             raise SettingError(f"clip must be positive; got {self.clip}")
 
 

@@ -9,6 +9,8 @@ Element by element, with the unconditional prediction in the place of the prompt
     eps_hat = eps - scale gamma                                      (from step ``warmup`` on)
 """
 
+import math
+
 from torch import Tensor
 
 from dng_lightning.errors import SettingError
@@ -41,6 +43,8 @@ class SafeLatentDiffusion(Guidance[Tensor]):
                 raise SettingError(f"{name} must be at least 0; got {value}")
         if not 0 <= momentum_decay < 1:
             raise SettingError(f"momentum_decay must be in [0, 1); got {momentum_decay}")
+        if math.isnan(threshold):
+            raise SettingError("threshold must be a number; got nan")
         if warmup < 0:
             raise SettingError(f"warmup must be at least 0; got {warmup}")
         self.scale, self.mask_scale, self.threshold = scale, mask_scale, threshold

@@ -32,8 +32,7 @@ class ClassifierModule(TrainedModule):
         label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters()
-        self.keep_plain_hyperparameters()
+        self.keep_hyperparameters("net", "optimizer", "scheduler")
         self.net = net
         self.optimizer, self.scheduler = optimizer, scheduler
         self.shift = shift

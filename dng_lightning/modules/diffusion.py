@@ -2,10 +2,11 @@
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Generator, Tensor, nn
 
 from dng_lightning.errors import SettingError
-from dng_lightning.modules.optimization import configure
+from dng_lightning.modules.optimization import check_schedule, configure
 from dng_lightning.modules.trained import TrainedModule
 from dng_lightning.schedule import LinearSchedule, NoiseSchedule, Prediction
 
@@ -36,8 +37,7 @@ class DiffusionModule(TrainedModule):
         compile: bool = False,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters()
-        self.keep_plain_hyperparameters()
+        self.keep_hyperparameters("net", "schedule", "optimizer", "scheduler")
         if not 0 <= condition_dropout <= 1:
             raise SettingError(f"condition_dropout must be between 0 and 1; got {condition_dropout}")
         if not isinstance(getattr(net, "num_classes", None), int):
@@ -117,6 +117,10 @@ class DiffusionModule(TrainedModule):
                 # every rank must log the same keys, which holds for batches of more than a few images
                 self.log(f"{stage}/loss_t/q{quarter + 1}", losses[inside].mean(), batch_size=count, sync_dist=True)
 
-    def configure_optimizers(self) -> dict[str, object]:
+    def on_train_start(self) -> None:
+        """Refuse a run that outlives its learning-rate schedule."""
+        check_schedule(self)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """The injected optimiser and schedule."""
         return configure(self, self.optimizer, self.scheduler)

@@ -1,5 +1,6 @@
 """What the modules that are trained have in common: they remember their data, and they load safely."""
 
+import inspect
 import pickle
 from typing import Any, Self
 
@@ -26,14 +27,18 @@ class TrainedModule(LightningModule):
     class_names: tuple[str, ...]
     seen_classes: tuple[int, ...]
 
-    def keep_plain_hyperparameters(self) -> None:
-        """Drop objects (networks, schedules, factories) from the stored hyper-parameters.
+    def keep_hyperparameters(self, *objects: str) -> None:
+        """Store the constructor's arguments; call it from there.
 
-        A module made by the command line stores class paths and numbers instead of objects and loses nothing here.
+        A module made by the command line stores class paths and numbers and rebuilds itself from its checkpoint. In
+        one made in Python the arguments named in ``objects`` are no plain data and are left out: they must be given
+        again to load its checkpoint.
         """
-        plain = (str, int, float, list, tuple, dict, type(None))
-        for name in [name for name, value in self.hparams.items() if not isinstance(value, plain)]:
-            self.hparams.pop(name)
+        frame = inspect.currentframe()
+        constructor = frame.f_back if frame else None
+        self.save_hyperparameters(ignore=objects, frame=constructor)
+        if "_instantiator" in self.hparams:  # Lightning holds the configuration in place of the objects
+            self.save_hyperparameters(frame=constructor)
 
     def setup(self, stage: str) -> None:
         """Take the facts about the data from the trainer's datamodule, and check that the network fits them.

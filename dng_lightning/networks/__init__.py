@@ -1,6 +1,7 @@
 """Networks: plain `torch.nn.Module`s that know nothing of diffusion schedules, guidance or data sets."""
 
 from dng_lightning.networks.classifier import ImageClassifier
+from dng_lightning.networks.diffusers import DiffusersNetwork
 from dng_lightning.networks.unet import UNet
 
-__all__ = ["ImageClassifier", "UNet"]
+__all__ = ["DiffusersNetwork", "ImageClassifier", "UNet"]

@@ -1,0 +1,26 @@
+"""Any of diffusers' denoisers as a network of ours."""
+
+import torch
+from torch import Tensor, nn
+
+
+class DiffusersNetwork(nn.Module):
+    """Wraps a network whose forward is ``(sample, timestep, class_labels) -> object with .sample``.
+
+    Args:
+        network: for instance ``diffusers.UNet2DModel``, by class path; for a class-conditional one set its
+            ``num_class_embeds`` to ``num_classes + 1``, the last being the null class.
+        num_classes: classes it can be told; 0 for an unconditional network.
+    """
+
+    def __init__(self, network: nn.Module, num_classes: int = 0) -> None:
+        super().__init__()
+        self.network = network
+        self.num_classes = num_classes
+
+    def forward(self, x: Tensor, t: Tensor, class_labels: Tensor | None = None) -> Tensor:
+        """See ``networks.UNet.forward``."""
+        if self.num_classes and class_labels is None:
+            class_labels = torch.full_like(t, self.num_classes)
+        output: Tensor = self.network(x, t, class_labels=class_labels if self.num_classes else None).sample
+        return output
