@@ -5,7 +5,7 @@ usage: dng COMMAND [--config FILE ...] [--SETTING VALUE ...]
 commands:
   fit        train a model           dng fit --config mnist.yaml     (alone: small real digits, two minutes)
   validate   loss on held-out data   dng validate --config mnist.yaml --ckpt_path last
-  test       evaluate                dng test --config mnist.yaml --ckpt_path last
+  test       compare guidances       dng test                        (alone: four methods on MNIST, digit 0, N = 1,000)
   predict    sample with guidance    dng predict                     (alone: MNIST, digit 0 removed, 64 images)
 
   dng COMMAND --help              every setting of a command
@@ -19,7 +19,6 @@ JSONARGPARSE_DEBUG=1 shows the traceback behind an error.
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dng_lightning import __version__, shipped
@@ -28,7 +27,7 @@ from dng_lightning.errors import SettingError
 if TYPE_CHECKING:
     from lightning.pytorch.cli import LightningCLI
 
-DEFAULT_CONFIGS = {"fit": "digits.yaml", "validate": "digits.yaml", "test": "digits.yaml", "predict": "predict.yaml"}
+DEFAULT_CONFIGS = {"fit": "digits.yaml", "validate": "digits.yaml", "test": "test.yaml", "predict": "predict.yaml"}
 ALWAYS_FIRST = ("predict",)  # overlays go on top of this command's default; a training's configuration is complete
 
 

@@ -13,6 +13,9 @@ from dng_lightning.errors import SettingError
 # What is imported can be named in a configuration by its class name alone.
 __all__ = ["DNGCLI", "callbacks", "data", "guidance", "modules", "networks", "schedule"]
 
+# For each command what it continues in its folder, and which settings of the model may differ when it does.
+RESULTS = {"predict": ("records", ()), "test": ("results.csv", ("guidance", "guidances", "steps"))}
+
 
 class DNGCLI(LightningCLI):
     """``dng fit | validate | test | predict``; see ``dng --help``."""
@@ -27,7 +30,7 @@ class DNGCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse what ``main`` prepared from ``sys.argv``."""
-        self.config = parser.parse_args(args)
+        self.config = parser.parse_args(args)  # type: ignore[arg-type]  # main gives a list
 
     def _parse_ckpt_path(self) -> None:
         """Do not let hyper-parameters stored in a checkpoint overwrite the configuration and the command line."""
@@ -36,11 +39,16 @@ class DNGCLI(LightningCLI):
         """Settle the folder that everything is written to, and log to TensorBoard there unless told otherwise."""
         trainer = self.config[self.subcommand].trainer
         if trainer.default_root_dir is None:
-            trainer.default_root_dir = self._samples_folder() if self.subcommand == "predict" else "logs"
+            trainer.default_root_dir = self._default_folder()
         if trainer.logger is None:
             trainer.logger = {
                 "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
-                "init_args": {"save_dir": trainer.default_root_dir, "name": "", "version": "", "default_hp_metric": False},
+                "init_args": {
+                    "save_dir": trainer.default_root_dir,
+                    "name": "",
+                    "version": "",
+                    "default_hp_metric": False,
+                },
             }
         self.config = self.parser.parse_object(self.config)
 
@@ -53,26 +61,33 @@ class DNGCLI(LightningCLI):
                 raise PermissionError
         except OSError as error:
             raise SettingError(f"cannot write to {folder}: name another --trainer.default_root_dir") from error
-        if self.subcommand == "predict":
-            self._refuse_other_settings(folder)
+        self._refuse_other_settings(folder)
 
-    def _samples_folder(self) -> str:
-        """samples/<checkpoint>-without-<forbidden>-<guidance>, from the settings of a GuidedSampler."""
-        settings = self.config.predict.model.init_args
-        if "forbidden" not in settings:
-            return "samples"
-        forbidden = settings.forbidden if isinstance(settings.forbidden, list) else [settings.forbidden]
-        method = settings.guidance.class_path.rsplit(".", 1)[-1] if settings.guidance else "DynamicNegativeGuidance"
-        return f"samples/{Path(settings.checkpoint).stem}-without-{'-'.join(map(str, forbidden))}-{method}"
+    def _default_folder(self) -> str:
+        """samples/<checkpoint>-without-<forbidden>-<guidance>, results/<checkpoint>-without-<forbidden>, or logs."""
+        model = self.config[self.subcommand].model
+        if self.subcommand not in RESULTS or model.class_path.rsplit(".", 1)[-1] != "GuidedSampler":
+            return "logs"
+        forbidden = model.init_args.forbidden
+        names = map(str, forbidden if isinstance(forbidden, list) else [forbidden])
+        folder = f"{Path(model.init_args.checkpoint).stem}-without-{'-'.join(names)}"
+        if self.subcommand == "test":
+            return f"results/{folder}"
+        guidance = model.init_args.guidance
+        return f"samples/{folder}-{guidance.class_path.rsplit('.', 1)[-1] if guidance else 'DynamicNegativeGuidance'}"
 
     def _refuse_other_settings(self, folder: Path) -> None:
-        """Continuing a prediction must not mix images of two models or methods in one folder."""
-        if not (folder / "config.yaml").exists() or not (folder / "records").exists():
+        """Continuing must not mix images or results of two models in one folder."""
+        result, free = RESULTS.get(self.subcommand or "", ("", ()))
+        if not result or not (folder / "config.yaml").exists() or not (folder / result).exists():
             return
         before = yaml.safe_load((folder / "config.yaml").read_text()).get("model")
-        now = yaml.safe_load(self.parser.dump(self.config, skip_none=False))["predict"]["model"]
+        now = yaml.safe_load(self.parser.dump(self.config, skip_none=False))[self.subcommand]["model"]
+        for settings in (before, now):
+            for name in free:
+                settings["init_args"].pop(name, None)
         if before != now:
             raise SettingError(
-                f"{folder} holds images made with other model settings (see its config.yaml): "
+                f"{folder} holds {result} made with other model settings (see its config.yaml): "
                 "name another --trainer.default_root_dir, or remove it"
             )

@@ -65,7 +65,7 @@ class PosteriorTracker:
             raise SettingError(f"floor must be between 0 and the prior; got floor {self.floor}, prior {self.prior}")
 
     def start(self, batch: int, classes: int, device: torch.device) -> Tensor:
-        """log p(c_k | x_T) for ``batch`` images and ``classes`` forbidden classes, (B, K).
+        """Log p(c_k | x_T) for ``batch`` images and ``classes`` forbidden classes, (B, K).
 
         In fp64 where the device has it: posteriors close to 1 have odds that fp32 cannot tell apart.
 
@@ -77,14 +77,16 @@ class PosteriorTracker:
             raise SettingError(f"prior must be one number or one for each of the {classes} forbidden classes")
         priors = priors * classes if len(priors) == 1 else priors
         if sum(priors) > self.cap:
-            raise SettingError(f"the priors of {classes} forbidden classes sum to {sum(priors):g}, above cap {self.cap}")
+            raise SettingError(
+                f"the priors of {classes} forbidden classes sum to {sum(priors):g}, above cap {self.cap}"
+            )
         dtype = torch.float32 if device.type == "mps" else torch.float64
         return torch.tensor(priors, dtype=torch.float64).log().to(device, dtype).repeat(batch, 1)
 
     def update(
         self, log_p: Tensor, transition: Transition, x_t: Tensor, x_s: Tensor, base: Tensor, negatives: Tensor
     ) -> Tensor:
-        """log p(c_k | x_s) from log p(c_k | x_t).
+        """Log p(c_k | x_s) from log p(c_k | x_t).
 
         Args:
             log_p: (B, K).

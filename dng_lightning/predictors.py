@@ -54,10 +54,9 @@ class ClassConditionalPredictor(Predictor):
         batch = len(x_t)
         base = torch.full((batch,), self.null_class, device=x_t.device) if wanted is None else wanted
         told = [base, *(torch.full_like(base, label) for label in self.forbidden if negatives)]
-        # image by image, base first: a batch's share of the work does not depend on where it is split
         eps = self.model(x_t.repeat(len(told), *[1] * (x_t.ndim - 1)), levels(x_t, t, len(told)), torch.cat(told))
         self.evaluations += len(eps)
-        eps = eps.unflatten(0, (len(told), batch)).transpose(0, 1)
+        eps = eps.view(len(told), batch, *x_t.shape[1:]).transpose(0, 1)
         return Predictions(eps[:, 0], eps[:, 1:])
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -98,7 +99,7 @@ def sample(
     grid = schedule.levels(sampler.steps)
     x = float(schedule.sigma[-1]) * noise()
     state = guidance.start(x, predictor.classes)
-    for index, (t, s) in enumerate(zip(grid[:-1], grid[1:], strict=True)):
+    for index, (t, s) in enumerate(pairwise(grid)):
         drawn = schedule.transition(t, s, eta=sampler.eta, variance=sampler.variance, clip=sampler.clip)
         evidence = schedule.transition(t, s, variance=sampler.variance, clip=sampler.clip)
         step = Step(index, sampler.steps, t, s, evidence)

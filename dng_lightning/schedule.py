@@ -28,7 +28,7 @@ class Transition:
         x0_coef: factor of x0_hat in the mean.
         variance: variance of each coordinate; 0 where the step draws no noise (the last step, and DDIM at eta = 0).
         beta_tilde: variance of q(x_s | x_t, x_0); what ``variance`` is unless the sampler asked for another one.
-        clip: bound on \\|x0_hat\\|, or None; the same for whoever asks for a mean, sampler and posterior alike.
+        clip: bound on the size of x0_hat, or None; the same for whoever asks for a mean, sampler and posterior alike.
     """
 
     alpha_t: float
@@ -76,7 +76,7 @@ class NoiseSchedule:
         return len(self.alpha) - 1
 
     def coefficients(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        """alpha and sigma of the levels ``t`` (B,), in ``like``'s dtype and device, shaped to multiply ``like``."""
+        """The levels' alpha and sigma, for ``t`` (B,), on the device of ``like`` and shaped to multiply it."""
         shape = (-1, *[1] * (like.ndim - 1))
         alpha, sigma = self.alpha.to(t.device)[t], self.sigma.to(t.device)[t]
         return alpha.to(like).view(shape), sigma.to(like).view(shape)
@@ -87,7 +87,7 @@ class NoiseSchedule:
         return alpha * x_0 + sigma * noise
 
     def target(self, x_0: Tensor, t: Tensor, noise: Tensor, prediction: Prediction) -> Tensor:
-        """What a network of this ``prediction`` learns: eps, x_0, or v = alpha eps - sigma x_0 (Salimans & Ho, 2022)."""
+        """What a network of this ``prediction`` learns; v = alpha eps - sigma x_0 is Salimans and Ho's (2022)."""
         alpha, sigma = self.coefficients(t, x_0)
         return {"eps": noise, "x0": x_0, "v": alpha * noise - sigma * x_0}[prediction]
 

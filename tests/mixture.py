@@ -186,7 +186,11 @@ class Trajectory:
 
 
 def trajectory(
-    mixture: GaussianMixture, guidance: Guidance, forbidden: Sequence[int], sampler: Sampler, noise: Callable[[], Tensor]
+    mixture: GaussianMixture,
+    guidance: Guidance,
+    forbidden: Sequence[int],
+    sampler: Sampler,
+    noise: Callable[[], Tensor],
 ) -> Trajectory:
     """Run the package's sampler on ``mixture`` and keep everything."""
     states: list[Tensor] = []

@@ -4,5 +4,6 @@ from dng_lightning.callbacks.ema import EMA
 from dng_lightning.callbacks.export import Export
 from dng_lightning.callbacks.guided_sampling import GuidedSampling
 from dng_lightning.callbacks.image_writer import ImageWriter
+from dng_lightning.callbacks.results_writer import ResultsWriter
 
-__all__ = ["EMA", "Export", "GuidedSampling", "ImageWriter"]
+__all__ = ["EMA", "Export", "GuidedSampling", "ImageWriter", "ResultsWriter"]

@@ -44,16 +44,12 @@ class EMA(WeightAveraging):
         if self._averaged():
             super().on_validation_epoch_end(trainer, pl_module)
 
-    def on_save_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Store the average as the weights, and the current weights beside it for resuming."""
         if self._average_model is not None:
             super().on_save_checkpoint(trainer, pl_module, checkpoint)
 
-    def on_load_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Restore both when training resumes."""
         if self._average_model is not None:
             super().on_load_checkpoint(trainer, pl_module, checkpoint)

@@ -18,7 +18,7 @@ class Export(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write both."""
-        if not trainer.is_global_zero or trainer.fast_dev_run:
+        if not trainer.is_global_zero:
             return
         checkpoint: dict[str, object] = {
             "state_dict": {name: weight.cpu().contiguous() for name, weight in pl_module.state_dict().items()},

@@ -15,7 +15,7 @@ from dng_lightning.evaluation import plots
 from dng_lightning.guidance import DynamicNegativeGuidance, Guidance, Unguided
 from dng_lightning.modules.classifier import ClassifierModule
 from dng_lightning.modules.diffusion import DiffusionModule
-from dng_lightning.predictors import ClassConditionalPredictor, NetworkPairPredictor, labels_of
+from dng_lightning.predictors import ClassConditionalPredictor, NetworkPairPredictor, Predictor, labels_of
 from dng_lightning.sampling import ImageNoise, Sampler, sample
 
 
@@ -73,8 +73,11 @@ class GuidedSampling(Callback):
         drawn = {"unguided": self._draw(trainer, pl_module, Unguided())}
         if self.labels:
             drawn["guided"] = self._draw(trainer, pl_module, self.guidance)
-        seen = {name: self.classifier.classify(images.clamp(-1, 1))[0] for name, images in drawn.items()} \
-            if self.classifier else {}
+        seen = (
+            {name: self.classifier.classify(images.clamp(-1, 1))[0] for name, images in drawn.items()}
+            if self.classifier
+            else {}
+        )
         for name, labels in seen.items():
             share = torch.isin(labels, torch.tensor(self.labels, device=labels.device)).float().mean()
             pl_module.log(f"metrics/forbidden_rate_{name}", share, batch_size=len(labels))
@@ -120,9 +123,9 @@ class GuidedSampling(Callback):
         share = -(-self.images // ranks)  # every device draws equally many, so that they can be gathered
         noise = ImageNoise([trainer.global_rank + ranks * i for i in range(share)], module.image_shape, module.device)
         if self.labels:
-            predictor = ClassConditionalPredictor(module, module.null_class, self.labels)
+            predictor: Predictor = ClassConditionalPredictor(module, module.null_class, self.labels)
         else:
             predictor = NetworkPairPredictor(module, [], module.null_class or None)
         drawn = sample(predictor, guidance, module.schedule, noise, self.sampler)
-        gathered = module.all_gather(drawn).reshape(ranks, share, *drawn.shape[1:])
+        gathered = torch.as_tensor(module.all_gather(drawn)).reshape(ranks, share, *drawn.shape[1:])
         return gathered.transpose(0, 1).flatten(0, 1)[: self.images]

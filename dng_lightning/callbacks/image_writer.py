@@ -65,7 +65,9 @@ class ImageWriter(BasePredictionWriter):
         """Summarise what is finished, once all devices are done (or interrupted)."""
         assert isinstance(pl_module, GuidedSampler)
         trainer.strategy.barrier("all images")
-        records = [json.loads(self._record(s).read_text()) for s in self._seeds(trainer).seeds if self._record(s).exists()]
+        records = [
+            json.loads(self._record(s).read_text()) for s in self._seeds(trainer).seeds if self._record(s).exists()
+        ]
         if trainer.is_global_zero and records:
             self._summarise(records, [r for r in records if self._is_shown(trainer, r["seed"])], pl_module)
 

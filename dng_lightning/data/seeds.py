@@ -3,6 +3,7 @@
 from collections.abc import Collection
 
 from lightning import LightningDataModule
+from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from torch.utils.data import DataLoader
 
 from dng_lightning.errors import SettingError
@@ -10,6 +11,10 @@ from dng_lightning.errors import SettingError
 
 class Seeds(LightningDataModule):
     """The seeds first_seed .. first_seed + n - 1; the image of a seed does not depend on the others.
+
+    Attributes:
+        finished: seeds that ``predict`` leaves out.
+        passes: how often ``test`` goes through all of them, once for each guidance.
 
     Args:
         n: number of images, at least 1.
@@ -25,6 +30,7 @@ class Seeds(LightningDataModule):
         self.seeds = range(first_seed, first_seed + n)
         self.batch_size = batch_size
         self.finished: Collection[int] = ()
+        self.passes = 1
 
     def predict_dataloader(self) -> DataLoader[int]:
         """The seeds that are not finished, in order, sharded over devices by the trainer."""
@@ -33,4 +39,22 @@ class Seeds(LightningDataModule):
             spare = [seed for seed in self.seeds if seed in self.finished] or todo
             missing = (self.trainer.world_size if self.trainer else 1) - len(todo)
             todo += (spare * max(missing, 0))[: max(missing, 0)]
-        return DataLoader(todo, batch_size=self.batch_size)  # type: ignore[arg-type]  # a list is a dataset
+        return self._loader(todo)
+
+    def test_dataloader(self) -> list[DataLoader[int]]:
+        """All seeds in order, once a pass, sharded over devices without repeating any.
+
+        Raises:
+            SettingError: fewer seeds than devices.
+        """
+        if self.trainer and len(self.seeds) < self.trainer.world_size:
+            raise SettingError(f"data.n is {len(self.seeds)}: give at least one image to each device")
+        return [self._loader(list(self.seeds)) for _ in range(self.passes)]
+
+    def _loader(self, seeds: list[int]) -> DataLoader[int]:
+        sampler = None
+        if self.trainer and self.trainer.world_size > 1 and seeds:
+            # given here, because for tests Lightning's own would repeat images to even the shards
+            shard = {"num_replicas": self.trainer.world_size, "rank": self.trainer.global_rank}
+            sampler = UnrepeatedDistributedSampler(seeds, shuffle=False, **shard)
+        return DataLoader(seeds, batch_size=self.batch_size, sampler=sampler)  # type: ignore[arg-type]  # a list will do

@@ -1,6 +1,6 @@
 """Figures: grids of images, bar charts of classes, trajectories of posterior and scale."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from matplotlib.axes import Axes
@@ -29,7 +29,8 @@ def framed_grid(images: Tensor, marked: Sequence[bool] | None = None, columns: i
             frame = torch.ones(image.shape[1:], dtype=torch.bool)
             frame[border:-border, border:-border] = False
             image[:, frame] = RED[:, None]
-    return make_grid(padded, nrow=columns, padding=0)
+    grid: Tensor = make_grid(padded, nrow=columns, padding=0)
+    return grid
 
 
 def side_by_side(panels: dict[str, Tensor]) -> Figure:
@@ -43,14 +44,18 @@ def side_by_side(panels: dict[str, Tensor]) -> Figure:
     return figure
 
 
-def class_bars(shares: dict[str, Sequence[float]], class_names: Sequence[str], forbidden: Collection[int] = ()) -> Figure:
+def class_bars(
+    shares: Mapping[str, Sequence[float]], class_names: Sequence[str], forbidden: Collection[int] = ()
+) -> Figure:
     """Share of each class, one group of bars a row of ``shares``; the forbidden classes' names in red."""
     figure = Figure(figsize=(6.4, 3.2), layout="constrained")
     axes = figure.subplots()
     width = 0.8 / len(shares)
     for row, (name, values) in enumerate(shares.items()):
         axes.bar([i + (row - (len(shares) - 1) / 2) * width for i in range(len(values))], values, width, label=name)
-    axes.axhline(1 / (len(class_names) - len(forbidden)), color="grey", lw=0.8, ls=":", label="even, without the forbidden")
+    axes.axhline(
+        1 / (len(class_names) - len(forbidden)), color="grey", lw=0.8, ls=":", label="even, without the forbidden"
+    )
     axes.set_xticks(range(len(class_names)), class_names, rotation=45 if max(map(len, class_names)) > 3 else 0)
     for label, tick in enumerate(axes.get_xticklabels()):
         if label in forbidden:

@@ -1,6 +1,7 @@
 """Results as text."""
 
-from collections.abc import Collection, Sequence
+import json
+from collections.abc import Collection, Mapping, Sequence
 
 from dng_lightning.evaluation.metrics import wilson_interval
 
@@ -29,3 +30,17 @@ def class_table(labels: dict[str, list[int]], class_names: Sequence[str], forbid
         low, high = wilson_interval(count, total)
         shares.append(f"  {f'{count / total:.1%} [{low:.1%}, {high:.1%}]':>{size}}")
     return "\n".join([*lines, f"{'forbidden':>{width}}" + "".join(shares)])
+
+
+def results_table(rows: Sequence[Mapping[str, str]]) -> str:
+    """The rows of a ``results.csv``, for the terminal."""
+    lines = [f"{'method':<26}{'settings':<52}{'n':>6}{'forbidden':>11}{'95 % interval':>17}{'KL':>8}{'TV':>7}"]
+    for row in rows:
+        settings = json.loads(row["guidance"])
+        method = settings.pop("class")
+        text = ", ".join(f"{name} {value}" for name, value in settings.items() if value not in (False, None))
+        rate, low, high = (float(row[name]) for name in ("forbidden", "forbidden_low", "forbidden_high"))
+        interval = f"[{low:.1%}, {high:.1%}]"
+        kl, tv = float(row["kl"]), float(row["tv"])
+        lines.append(f"{method:<26}{text[:50]:<52}{row['n']:>6}{rate:>11.2%}{interval:>17}{kl:>8.3f}{tv:>7.3f}")
+    return "\n".join(lines)

@@ -6,13 +6,12 @@ of tensors) that it is handed back, so that one guidance object serves any numbe
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
+from dng_lightning.errors import SettingError
 from dng_lightning.schedule import Transition
-
-State = TypeVar("State")
 
 
 @dataclass(frozen=True)
@@ -62,24 +61,24 @@ class Guided:
     posterior: Tensor | None = None
 
 
-class Guidance(ABC, Generic[State]):
-    """A guidance method; a new one is one new file with one subclass.
+class Guidance(ABC):
+    """A guidance method; a new one is one new file with one subclass, a frozen dataclass of its settings.
 
     Attributes:
         needs_negatives: whether the negative predictions must be computed at all.
     """
 
-    needs_negatives = True
+    needs_negatives: ClassVar[bool] = True
 
     @abstractmethod
-    def start(self, x_T: Tensor, classes: int) -> State:
+    def start(self, x_T: Tensor, classes: int) -> Any:
         """The state for a batch of images ``x_T`` (B, C, H, W) with ``classes`` forbidden conditions."""
 
     @abstractmethod
-    def guide(self, predictions: Predictions, state: State, step: Step) -> Guided:
+    def guide(self, predictions: Predictions, state: Any, step: Step) -> Guided:
         """The guided prediction; ``state`` is left as it is."""
 
-    def observe(self, state: State, step: Step, x_t: Tensor, x_s: Tensor, predictions: Predictions) -> State:
+    def observe(self, state: Any, step: Step, x_t: Tensor, x_s: Tensor, predictions: Predictions) -> Any:
         """The state after the step from ``x_t`` to ``x_s`` was taken."""
         return state
 
@@ -87,3 +86,14 @@ class Guidance(ABC, Generic[State]):
 def per_image(scale: Tensor, like: Tensor) -> Tensor:
     """``scale`` (B, ...) shaped to multiply ``like`` (B, ..., C, H, W) image by image."""
     return scale.view(*scale.shape, *[1] * (like.ndim - scale.ndim))
+
+
+def check_at_least_0(**settings: float) -> None:
+    """Refuse settings that are negative or not finite.
+
+    Raises:
+        SettingError: naming the first of them.
+    """
+    for name, value in settings.items():
+        if not 0 <= value < float("inf"):
+            raise SettingError(f"{name} must be at least 0 and finite; got {value}")

@@ -9,19 +9,20 @@ prompting is the limit of a constant p.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass
+from functools import cached_property
 
 from torch import Tensor
 
-from dng_lightning.errors import SettingError
-from dng_lightning.guidance.base import Guidance, Guided, Predictions, Step, per_image
+from dng_lightning.guidance.base import Guidance, Guided, Predictions, Step, check_at_least_0, per_image
 from dng_lightning.posterior import PosteriorTracker, odds
 
 
-class DynamicNegativeGuidance(Guidance[Tensor]):
+@dataclass(frozen=True)
+class DynamicNegativeGuidance(Guidance):
     """Pushes an image away from the forbidden conditions as far as it is becoming one of them.
 
-    Args:
+    Attributes:
         scale: strength of the push, >= 0; 0 is unguided, 1 is the theory's.
         prior: chance of a forbidden class before anything is known, in (0, 1); one number, or one a class.
         temperature: factor of the evidence, >= 0.
@@ -32,25 +33,27 @@ class DynamicNegativeGuidance(Guidance[Tensor]):
             whatever the sampler draws with. Set the sampler's ``variance`` to beta beside it.
     """
 
-    def __init__(
-        self,
-        scale: float = 1.0,
-        prior: float | Sequence[float] = 0.1,
-        temperature: float = 1.0,
-        offset: float = 0.0,
-        floor: float = 0.0,
-        cap: float = 0.99,
-        parity: bool = False,
-    ) -> None:
-        if not 0 <= scale < float("inf"):
-            raise SettingError(f"scale must be at least 0; got {scale}")
-        self.scale = scale
-        self.tracker = PosteriorTracker(prior, temperature, offset, False, floor, cap)
-        if parity:
-            self.tracker = replace(self.tracker, offset_inside=True, beta_tilde=True)
+    scale: float = 1.0
+    prior: float | Sequence[float] = 0.1
+    temperature: float = 1.0
+    offset: float = 0.0
+    floor: float = 0.0
+    cap: float = 0.99
+    parity: bool = False
+
+    def __post_init__(self) -> None:
+        check_at_least_0(scale=self.scale)
+        self.tracker  # noqa: B018  # checks its settings
+
+    @cached_property
+    def tracker(self) -> PosteriorTracker:
+        """What tracks the posterior."""
+        return PosteriorTracker(
+            self.prior, self.temperature, self.offset, self.parity, self.floor, self.cap, beta_tilde=self.parity
+        )
 
     def start(self, x_T: Tensor, classes: int) -> Tensor:
-        """log p(c_k | x_T), (B, K)."""
+        """Log p(c_k | x_T), (B, K)."""
         return self.tracker.start(len(x_T), classes, x_T.device)
 
     def guide(self, predictions: Predictions, state: Tensor, step: Step) -> Guided:

@@ -3,23 +3,25 @@
 eps_hat = eps - scale * sum_k (eps_k - eps)
 """
 
+from dataclasses import dataclass
+
 from torch import Tensor
 
-from dng_lightning.errors import SettingError
-from dng_lightning.guidance.base import Guidance, Guided, Predictions, Step
+from dng_lightning.guidance.base import Guidance, Guided, Predictions, Step, check_at_least_0
 
 
-class NegativePrompting(Guidance[None]):
+@dataclass(frozen=True)
+class NegativePrompting(Guidance):
     """Pushes every image away from the forbidden conditions, always equally hard.
 
-    Args:
+    Attributes:
         scale: strength of the push, >= 0; 0 is unguided.
     """
 
-    def __init__(self, scale: float = 1.0) -> None:
-        if not 0 <= scale < float("inf"):
-            raise SettingError(f"scale must be at least 0; got {scale}")
-        self.scale = scale
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_at_least_0(scale=self.scale)
 
     def start(self, x_T: Tensor, classes: int) -> None:
         """Nothing to remember."""

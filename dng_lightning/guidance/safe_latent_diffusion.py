@@ -9,18 +9,19 @@ Element by element, with the unconditional prediction in the place of the prompt
     eps_hat = eps - scale gamma                                      (from step ``warmup`` on)
 """
 
-import math
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from dng_lightning.errors import SettingError
-from dng_lightning.guidance.base import Guidance, Guided, Predictions, Step
+from dng_lightning.guidance.base import Guidance, Guided, Predictions, Step, check_at_least_0
 
 
-class SafeLatentDiffusion(Guidance[Tensor]):
+@dataclass(frozen=True)
+class SafeLatentDiffusion(Guidance):
     """Pushes only the pixels that lie on the forbidden side, with momentum.
 
-    Args:
+    Attributes:
         scale: strength of the push, >= 0; 0 is unguided.
         mask_scale: how fast a pixel's share of the push saturates with the difference (their s_S), >= 0.
         threshold: pixels with a difference above it are left alone (their lambda).
@@ -29,26 +30,19 @@ class SafeLatentDiffusion(Guidance[Tensor]):
         warmup: number of steps at the start without a push (their delta), >= 0.
     """
 
-    def __init__(
-        self,
-        scale: float = 1.0,
-        mask_scale: float = 100.0,
-        threshold: float = 0.04,
-        momentum_scale: float = 0.1,
-        momentum_decay: float = 0.2,
-        warmup: int = 0,
-    ) -> None:
-        for name, value in {"scale": scale, "mask_scale": mask_scale, "momentum_scale": momentum_scale}.items():
-            if not 0 <= value < float("inf"):
-                raise SettingError(f"{name} must be at least 0; got {value}")
-        if not 0 <= momentum_decay < 1:
-            raise SettingError(f"momentum_decay must be in [0, 1); got {momentum_decay}")
-        if math.isnan(threshold):
-            raise SettingError("threshold must be a number; got nan")
-        if warmup < 0:
-            raise SettingError(f"warmup must be at least 0; got {warmup}")
-        self.scale, self.mask_scale, self.threshold = scale, mask_scale, threshold
-        self.momentum_scale, self.momentum_decay, self.warmup = momentum_scale, momentum_decay, warmup
+    scale: float = 1.0
+    mask_scale: float = 100.0
+    threshold: float = 0.04
+    momentum_scale: float = 0.1
+    momentum_decay: float = 0.2
+    warmup: int = 0
+
+    def __post_init__(self) -> None:
+        check_at_least_0(
+            scale=self.scale, mask_scale=self.mask_scale, momentum_scale=self.momentum_scale, warmup=self.warmup
+        )
+        if not 0 <= self.momentum_decay < 1:
+            raise SettingError(f"momentum_decay must be in [0, 1); got {self.momentum_decay}")
 
     def start(self, x_T: Tensor, classes: int) -> Tensor:
         """The momentum nu, (B, C, H, W)."""

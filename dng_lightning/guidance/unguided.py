@@ -1,14 +1,18 @@
 """No guidance: eps_hat = eps."""
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 from torch import Tensor
 
 from dng_lightning.guidance.base import Guidance, Guided, Predictions, Step
 
 
-class Unguided(Guidance[None]):
+@dataclass(frozen=True)
+class Unguided(Guidance):
     """Samples from the model as it is."""
 
-    needs_negatives = False
+    needs_negatives: ClassVar[bool] = False
 
     def start(self, x_T: Tensor, classes: int) -> None:
         """Nothing to remember."""

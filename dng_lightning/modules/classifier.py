@@ -37,8 +37,9 @@ class ClassifierModule(TrainedModule):
         self.optimizer, self.scheduler = optimizer, scheduler
         self.shift = shift
         self.label_smoothing = label_smoothing
-        self.val_accuracy = MulticlassAccuracy(net.num_classes, average="micro")
-        self.test_accuracy = MulticlassAccuracy(net.num_classes, average="micro")
+        classes = int(net.num_classes)  # type: ignore[arg-type]  # nn.Module does not know it
+        self.val_accuracy = MulticlassAccuracy(classes, average="micro")
+        self.test_accuracy = MulticlassAccuracy(classes, average="micro")
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, num_classes) of images (B, C, H, W) in [-1, 1]."""

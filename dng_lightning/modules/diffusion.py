@@ -1,4 +1,4 @@
-"""Training a denoising diffusion model (Ho et al., 2020), class-conditional with condition dropout, or unconditional."""
+"""Training a denoising diffusion model (Ho et al., 2020), class-conditional or unconditional."""
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -41,7 +41,9 @@ class DiffusionModule(TrainedModule):
         if not 0 <= condition_dropout <= 1:
             raise SettingError(f"condition_dropout must be between 0 and 1; got {condition_dropout}")
         if not isinstance(getattr(net, "num_classes", None), int):
-            raise SettingError(f"{type(net).__name__} has no num_classes; wrap it in networks.DiffusersNetwork or alike")
+            raise SettingError(
+                f"{type(net).__name__} has no num_classes; wrap it in networks.DiffusersNetwork or alike"
+            )
         self.net = net.to(memory_format=torch.channels_last)
         self.schedule = schedule or LinearSchedule()
         self.prediction: Prediction = prediction
@@ -52,7 +54,7 @@ class DiffusionModule(TrainedModule):
     @property
     def null_class(self) -> int:
         """The label that stands for "no class told"."""
-        return int(self.net.num_classes)
+        return int(self.net.num_classes)  # type: ignore[arg-type]  # an int, as the constructor checked
 
     def forward(self, x_t: Tensor, t: Tensor, class_labels: Tensor | None = None) -> Tensor:
         """The noise prediction eps in fp32.

@@ -33,6 +33,7 @@ class Samples:
         posterior: sum of the forbidden classes' posteriors before each step, (B, S); None if not tracked.
         labels: what the classifier sees, (B,); None without one.
         confidence: its probability of that label, (B,); None without a classifier.
+        evaluations: network evaluations spent on an image.
     """
 
     seeds: list[int]
@@ -42,15 +43,17 @@ class Samples:
     posterior: Tensor | None
     labels: Tensor | None
     confidence: Tensor | None
+    evaluations: float
 
 
 class GuidedSampler(LightningModule):
-    """Draws images from a checkpoint, guided away from the forbidden classes; for ``dng predict``.
+    """Draws images from a checkpoint, guided away from the forbidden classes; for ``dng predict`` and ``dng test``.
 
     Args:
         checkpoint: the model to sample from: a ``.ckpt``, a folder with a ``model.ckpt``, or a shipped name.
         forbidden: the class or classes to avoid, by name or number.
-        guidance: the method; None for Dynamic Negative Guidance with its defaults.
+        guidance: the method of ``dng predict``; None for Dynamic Negative Guidance with its defaults.
+        guidances: the methods that ``dng test`` compares on the same seeds; None for ``guidance`` alone.
         steps: sampling steps, in 1..T.
         eta: 1 is ancestral sampling, 0 is deterministic (DDIM).
         variance: of the noise at eta = 1, see ``Sampler``.
@@ -70,6 +73,7 @@ class GuidedSampler(LightningModule):
         checkpoint: str = "mnist",
         forbidden: Classes = "0",
         guidance: Guidance | None = None,
+        guidances: list[Guidance] | None = None,
         steps: int = 100,
         eta: float = 1.0,
         variance: Variance = "beta_tilde",
@@ -79,22 +83,28 @@ class GuidedSampler(LightningModule):
         classifier: str | None = "mnist-classifier",
     ) -> None:
         super().__init__()
-        self.guidance = guidance or DynamicNegativeGuidance()
+        self.guidance: Guidance = guidance or DynamicNegativeGuidance()
+        self.guidances: list[Guidance] = guidances or [self.guidance]
         self.sampler = Sampler(steps, eta, variance, clip)
         self.model = DiffusionModule.load(checkpoint)
         self.model.schedule.levels(steps)  # refuses too many steps now, not after minutes
         self.image_shape, self.class_names = self.model.image_shape, self.model.class_names
         seen = self.model.seen_classes
         self.negatives = torch.nn.ModuleList(DiffusionModule.load(name) for name in negative_checkpoints or [])
-        self.forbidden = labels_of(forbidden, self.class_names, range(len(self.class_names)) if self.negatives else seen)
+        self.forbidden = labels_of(
+            forbidden, self.class_names, range(len(self.class_names)) if self.negatives else seen
+        )
         if self.negatives and len(self.negatives) != len(self.forbidden):
             raise SettingError(f"{len(self.forbidden)} forbidden classes need as many negative_checkpoints")
         if not self.negatives and not self.model.null_class:
             raise SettingError(f"{checkpoint} is unconditional: name negative_checkpoints for the forbidden classes")
         for negative in self.negatives:
             if negative.image_shape != self.image_shape:
-                raise SettingError(f"a negative checkpoint makes images of {negative.image_shape}, not {self.image_shape}")
-        self.guidance.start(torch.empty(1, *self.image_shape), len(self.forbidden))  # refuses priors that do not fit
+                raise SettingError(
+                    f"a negative checkpoint makes images of {negative.image_shape}, not {self.image_shape}"
+                )
+        for method in [self.guidance, *self.guidances]:
+            method.start(torch.empty(1, *self.image_shape), len(self.forbidden))  # refuses priors that do not fit
         self.wanted = labels_of(list(map(str, seen)) if wanted == "all" else wanted or [], self.class_names, seen)
         if self.wanted and not self.model.null_class:
             raise SettingError(f"{checkpoint} is unconditional: it cannot be asked for a class")
@@ -126,8 +136,13 @@ class GuidedSampler(LightningModule):
         levels: list[int] = []
         scales: list[Tensor] = []
         posteriors: list[Tensor] = []
-        bar = tqdm(total=self.sampler.steps, desc=f"{len(seeds)} images, {type(guidance).__name__}", leave=False,
-                   disable=None if self.global_rank == 0 else True, file=sys.stderr)
+        bar = tqdm(
+            total=self.sampler.steps,
+            desc=f"{len(seeds)} images, {type(guidance).__name__}",
+            leave=False,
+            disable=None if self.global_rank == 0 else True,
+            file=sys.stderr,
+        )
 
         def on_step(step: Step, guided: Guided, x_s: Tensor) -> None:
             levels.append(step.t)
@@ -136,15 +151,21 @@ class GuidedSampler(LightningModule):
                 posteriors.append(guided.posterior.sum(1).float())
             bar.update()
 
-        images = sample(self.predictor(), guidance, self.model.schedule, noise, self.sampler, wanted, on_step)
+        predictor = self.predictor()
+        images = sample(predictor, guidance, self.model.schedule, noise, self.sampler, wanted, on_step)
         bar.close()
         labels, confidence = self.classifier.classify(images.clamp(-1, 1)) if self.classifier else (None, None)
         posterior = torch.stack(posteriors, 1) if posteriors else None
-        return Samples(list(seeds), images, levels, torch.stack(scales, 1), posterior, labels, confidence)
+        evaluations = predictor.evaluations / len(seeds)
+        return Samples(list(seeds), images, levels, torch.stack(scales, 1), posterior, labels, confidence, evaluations)
 
     def predict_step(self, batch: Tensor, batch_idx: int) -> Samples:
         """The images of a batch of seeds."""
         return self.draw(batch.tolist())
+
+    def test_step(self, batch: Tensor, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Samples]:
+        """The images of a batch of seeds with one of the guidances, a pass over the seeds for each of them."""
+        return {"samples": self.draw(batch.tolist(), self.guidances[dataloader_idx])}
 
     def draw_unguided(self, seeds: Sequence[int]) -> Samples:
         """The images that the same seeds give without guidance."""

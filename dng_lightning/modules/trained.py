@@ -5,7 +5,6 @@ import pickle
 from typing import Any, Self
 
 from lightning import LightningModule
-
 from torch import nn
 
 from dng_lightning import shipped
@@ -93,4 +92,3 @@ class TrainedModule(LightningModule):
         if not hasattr(module, "seen_classes"):
             raise SettingError(f"{path} does not say what it was trained on; train it with a dng_lightning datamodule")
         return module.eval().requires_grad_(False)
-

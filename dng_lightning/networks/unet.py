@@ -44,10 +44,12 @@ class ResidualBlock(nn.Module):
         self.skip = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """(B, in, H, W) and (B, embedding) to (B, out, H, W)."""
         h = self.conv1(F.silu(self.norm1(x)))
         h = h + self.embed(F.silu(embedding))[:, :, None, None]
         h = self.conv2(self.dropout(F.silu(self.norm2(h))))
-        return self.skip(x) + h
+        out: Tensor = self.skip(x) + h
+        return out
 
 
 class Attention(nn.Module):
@@ -60,9 +62,11 @@ class Attention(nn.Module):
         self.out = _zero(nn.Conv2d(channels, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to the same."""
         q, k, v = self.qkv(self.norm(x)).flatten(2).transpose(1, 2).chunk(3, dim=-1)  # (B, HW, C) each
         h = F.scaled_dot_product_attention(q, k, v)
-        return x + self.out(h.transpose(1, 2).unflatten(2, x.shape[2:]))
+        out: Tensor = x + self.out(h.transpose(1, 2).reshape(x.shape))
+        return out
 
 
 class _Level(nn.Module):
@@ -74,7 +78,8 @@ class _Level(nn.Module):
         self.attention = Attention(out_channels) if attention else nn.Identity()
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        return self.attention(self.residual(x, embedding))
+        out: Tensor = self.attention(self.residual(x, embedding))
+        return out
 
 
 class UNet(nn.Module):
@@ -106,8 +111,8 @@ class UNet(nn.Module):
         super().__init__()
         self.num_classes = num_classes
         self.patch = patch
-        self.multiple = patch * 2 ** (len(channels) - 1)
-        width, embedding = channels[0], 4 * channels[0]
+        self.width = width = channels[0]
+        embedding = 4 * width
         self.time = nn.Sequential(nn.Linear(width, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
         self.label = nn.Embedding(num_classes + 1, embedding) if num_classes else None
         pixels = image_channels * patch**2
@@ -149,14 +154,14 @@ class UNet(nn.Module):
         Returns:
             The prediction, shape of ``x``.
         """
-        embedding = self.time(timestep_embedding(t, self.time[0].in_features).to(self.time[0].weight.dtype))
+        embedding = self.time(timestep_embedding(t, self.width))
         if self.label is not None:
             labels = torch.full_like(t, self.num_classes, dtype=torch.long) if class_labels is None else class_labels
             embedding = embedding + self.label(labels)
         h = self.stem(F.pixel_unshuffle(x, self.patch))
         skips = [h]
         for level, blocks in enumerate(self.down):
-            for block in blocks:
+            for block in blocks:  # type: ignore[attr-defined]  # a ModuleList
                 h = block(h, embedding)
                 skips.append(h)
             if level < len(self.shrink):
@@ -164,7 +169,7 @@ class UNet(nn.Module):
                 skips.append(h)
         h = self.middle2(self.middle1(h, embedding), embedding)
         for level, blocks in enumerate(self.up):
-            for block in blocks:
+            for block in blocks:  # type: ignore[attr-defined]
                 h = block(torch.cat([h, skips.pop()], dim=1), embedding)
             if level < len(self.grow):
                 h = self.grow[level](F.interpolate(h, scale_factor=2.0, mode="nearest"))
