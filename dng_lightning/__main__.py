@@ -16,8 +16,11 @@ A configuration file is looked for here first and then among those that ship. La
 JSONARGPARSE_DEBUG=1 shows the traceback behind an error.
 """
 
+import logging
 import os
+import re
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -52,6 +55,11 @@ def main(args: Sequence[str] | None = None) -> None:
 
 def run(argv: Sequence[str]) -> "LightningCLI":
     """Run a command with the stock LightningCLI and return it, for use from Python."""
+    # Advertisements, and warnings that no setting of ours can mend.
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda r: "Tip" not in str(r.msg)[:6])
+    for message in ("`isinstance(treespec, LeafSpec)`", "Total length of `DataLoader` across ranks is zero"):
+        warnings.filterwarnings("ignore", message=f".*{re.escape(message)}")
+
     from dng_lightning.cli import DNGCLI
 
     return DNGCLI(args=list(argv))

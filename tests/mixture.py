@@ -117,7 +117,7 @@ class GaussianMixture:
         return variance, x_t.flatten(1).double().unsqueeze(1) - alpha.unsqueeze(2) * self.means
 
 
-class ExactPosterior(Guidance[Tensor]):
+class ExactPosterior(Guidance):
     """Dynamic negative guidance by the exact posterior of a mixture instead of a tracked one; the state is x_t.
 
     Args:

@@ -16,7 +16,9 @@ from torchvision.io import encode_png, read_image
 from dng_lightning.data.pixels import to_uint8
 from dng_lightning.data.seeds import Seeds
 from dng_lightning.evaluation import plots
+from dng_lightning.evaluation.metrics import wilson_interval
 from dng_lightning.evaluation.report import class_table
+from dng_lightning.guidance import Unguided
 from dng_lightning.modules.guided_sampler import GuidedSampler, Samples
 
 
@@ -55,11 +57,11 @@ class ImageWriter(BasePredictionWriter):
     ) -> None:
         """Write a batch's images and records, the unguided ones first."""
         assert isinstance(pl_module, GuidedSampler)
-        twins = [seed for seed in prediction.seeds if self._is_shown(trainer, seed)]
-        if twins:
-            unguided = pl_module.draw_unguided(twins)
+        shown = [seed for seed in prediction.seeds if self._is_shown(trainer, seed)]
+        if shown and self._has_twins(pl_module):
+            unguided = pl_module.draw(shown, Unguided())
             self._write(unguided, pl_module, self.folder / "unguided", set())
-        self._write(prediction, pl_module, self.folder, set(twins))
+        self._write(prediction, pl_module, self.folder, set(shown))
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Summarise what is finished, once all devices are done (or interrupted)."""
@@ -95,26 +97,33 @@ class ImageWriter(BasePredictionWriter):
                 texts = ["" if number is None else names[number] for number in (label, wanted)]
                 row = [record["seed"], texts[0], record.get("confidence", ""), record.get("posterior", ""), texts[1]]
                 writer.writerow(row)
-        twins = [json.loads(self._record(r["seed"], "unguided").read_text()) for r in shown]
-        is_forbidden = [record.get("label") in module.forbidden for record in shown]
-        panels = {
-            "unguided": self._grid(twins, module, self.folder / "unguided"),
-            type(module.guidance).__name__: self._grid(shown, module, self.folder),
-        }
-        plots.side_by_side(panels).savefig(self.folder / "grid.png", dpi=150)
-        scale = torch.tensor([record["scales"] for record in shown])
-        tracked = all(record["posteriors"] for record in shown)
-        posterior = torch.tensor([record["posteriors"] for record in shown]) if tracked else None
-        figure = plots.trajectories(shown[0]["levels"], posterior, scale, is_forbidden, module.model.schedule.T)
-        figure.savefig(self.folder / "trajectories.png", dpi=150)
+        columns = {type(module.guidance).__name__: records}
+        if shown:
+            panels = {type(module.guidance).__name__: self._grid(shown, module, self.folder)}
+            if self._has_twins(module):
+                twins = [json.loads(self._record(record["seed"], "unguided").read_text()) for record in shown]
+                columns = {f"{len(twins)} unguided": twins, **columns}
+                panels = {"unguided": self._grid(twins, module, self.folder / "unguided"), **panels}
+            plots.side_by_side(panels).savefig(self.folder / "grid.png", dpi=150)
+            scale = torch.tensor([record["scales"] for record in shown])
+            tracked = all(record["posteriors"] for record in shown)
+            posterior = torch.tensor([record["posteriors"] for record in shown]) if tracked else None
+            is_forbidden = [record.get("label") in module.forbidden for record in shown]
+            levels, noisiest = shown[0]["levels"], module.model.schedule.T
+            figure = plots.trajectories(levels, posterior, scale, is_forbidden, noisiest)
+            figure.savefig(self.folder / "trajectories.png", dpi=150)
         if module.classifier is not None:
-            columns = {"unguided": twins, type(module.guidance).__name__: records}
-            counts = {name: [row["label"] for row in rows] for name, rows in columns.items()}
-            print(class_table(counts, names, module.forbidden))
+            print(class_table({n: [r["label"] for r in rows] for n, rows in columns.items()}, names, module.forbidden))
             if module.wanted:
                 agreed = sum(record["label"] == record["wanted"] for record in records)
-                print(f"the classifier sees the wanted class in {agreed} of {len(records)}")
+                low, high = wilson_interval(agreed, len(records))
+                share = f"{agreed / len(records):.1%} [{low:.1%}, {high:.1%}]"
+                print(f"the classifier sees the wanted class in {agreed} of {len(records)} images, {share}")
         print(f"written to {self.folder}")
+
+    @staticmethod
+    def _has_twins(module: GuidedSampler) -> bool:
+        return not isinstance(module.guidance, Unguided)
 
     def _grid(self, records: list[dict[str, Any]], module: GuidedSampler, folder: Path) -> Tensor:
         images = torch.stack([read_image(str(folder / f"{record['seed']:08d}.png")) for record in records])

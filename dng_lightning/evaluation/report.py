@@ -22,7 +22,7 @@ def class_table(labels: dict[str, list[int]], class_names: Sequence[str], forbid
         for name, size in columns.items():
             count = labels[name].count(label)
             share = count / len(labels[name])
-            cells.append(f"  {'█' * round(40 * share):>{size - 13}}{count:6d} {share:6.1%}")
+            cells.append(f"  {'█' * min(9, round(36 * share)):>{size - 13}}{count:6d} {share:6.1%}")
         lines.append(f"{class_name + (' ✗' if label in forbidden else ''):>{width}}" + "".join(cells))
     shares = []
     for name, size in columns.items():

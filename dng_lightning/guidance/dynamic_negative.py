@@ -26,10 +26,12 @@ class DynamicNegativeGuidance(Guidance):
         scale: strength of the push, >= 0; 0 is unguided, 1 is the theory's.
         prior: chance of a forbidden class before anything is known, in (0, 1); one number, or one a class.
         temperature: factor of the evidence, >= 0.
-        offset: added to the log posterior at each step, in nats (with ``parity``, inside 1 / (2 variance)).
+        offset: added to the log posterior at each step, in nats.
+        offset_inside: divide the offset by twice the kernel's variance: it then acts late, as a margin for the mean
+            squared disagreement of two imperfect predictions.
         floor: least posterior, in [0, prior].
         cap: greatest sum of the posteriors, in [prior, 1); bounds the push by scale * cap / (1 - cap).
-        parity: follow the authors' released update: offset inside 1 / (2 variance), beta_tilde as the variance
+        parity: follow the authors' released update: the offset inside, and beta_tilde as the evidence's variance
             whatever the sampler draws with. Set the sampler's ``variance`` to beta beside it.
     """
 
@@ -37,6 +39,7 @@ class DynamicNegativeGuidance(Guidance):
     prior: float | Sequence[float] = 0.1
     temperature: float = 1.0
     offset: float = 0.0
+    offset_inside: bool = False
     floor: float = 0.0
     cap: float = 0.99
     parity: bool = False
@@ -48,8 +51,9 @@ class DynamicNegativeGuidance(Guidance):
     @cached_property
     def tracker(self) -> PosteriorTracker:
         """What tracks the posterior."""
+        inside = self.offset_inside or self.parity
         return PosteriorTracker(
-            self.prior, self.temperature, self.offset, self.parity, self.floor, self.cap, beta_tilde=self.parity
+            self.prior, self.temperature, self.offset, inside, self.floor, self.cap, beta_tilde=self.parity
         )
 
     def start(self, x_T: Tensor, classes: int) -> Tensor:

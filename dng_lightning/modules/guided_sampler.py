@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dng_lightning.errors import SettingError
-from dng_lightning.guidance import DynamicNegativeGuidance, Guidance, Guided, Step, Unguided
+from dng_lightning.guidance import DynamicNegativeGuidance, Guidance, Guided, Step
 from dng_lightning.modules.classifier import ClassifierModule
 from dng_lightning.modules.diffusion import DiffusionModule
 from dng_lightning.predictors import ClassConditionalPredictor, NetworkPairPredictor, Predictor, labels_of
@@ -166,7 +166,3 @@ class GuidedSampler(LightningModule):
     def test_step(self, batch: Tensor, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Samples]:
         """The images of a batch of seeds with one of the guidances, a pass over the seeds for each of them."""
         return {"samples": self.draw(batch.tolist(), self.guidances[dataloader_idx])}
-
-    def draw_unguided(self, seeds: Sequence[int]) -> Samples:
-        """The images that the same seeds give without guidance."""
-        return self.draw(seeds, Unguided())
