@@ -44,6 +44,10 @@ class ImageWriter(BasePredictionWriter):
         seeds = self._seeds(trainer)
         seeds.finished = {seed for seed in seeds.seeds if self._record(seed).exists()}
         trainer.strategy.barrier("finished images")  # nobody writes before everybody has looked
+        assert isinstance(pl_module, GuidedSampler)
+        if self._has_twins(pl_module):
+            twins = sum(self._is_shown(trainer, seed) for seed in seeds.seeds if seed not in seeds.finished)
+            pl_module.extra_images = -(-twins // trainer.world_size)
 
     def write_on_batch_end(
         self,

@@ -4,13 +4,17 @@ A batch is `(images, labels)`: float32 (B, C, H, W) in [-1, 1] once it has reach
 the data set's own class indices, whatever was filtered out.
 """
 
+import os
+import random
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, RandomSampler, Sampler
 
 from dng_lightning.data import reading
 from dng_lightning.data.pixels import to_float
@@ -45,6 +49,24 @@ class ImageTensors(Dataset[Arrays]):
         """One batch, already collated: an indexing call per batch instead of one per image."""
         chosen = torch.as_tensor(indices)
         return self.images[chosen], self.labels[chosen]
+
+
+class TrainingLoader(DataLoader[Arrays]):
+    """Continues a resumed epoch where its checkpoint was saved; the order is the sampler's, which knows the epoch."""
+
+    data: "ImageDataModule"
+
+    def __iter__(self) -> Iterator[Arrays]:  # type: ignore[override]
+        # a generator: the trainer asks for it before it has settled where it is, and for the first batch thereafter
+        progress = self.data.trainer.fit_loop.epoch_loop.batch_progress if self.data.trainer else None
+        yield from islice(super().__iter__(), progress.current.ready if progress else 0, None)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing, but tells the trainer that this loader can resume."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing to restore: the trainer's own progress says it all."""
 
 
 class ImageDataModule(LightningDataModule):
@@ -116,6 +138,7 @@ class ImageDataModule(LightningDataModule):
         Raises:
             SettingError: files are missing or damaged, or `validation` does not fit.
         """
+        self._seed = torch.initial_seed()
         if self._parts:
             return
         if not self._is_there():
@@ -134,16 +157,34 @@ class ImageDataModule(LightningDataModule):
             raise SettingError(f"{type(self).__name__} in {self.root} has no training image of the classes asked for.")
 
     def train_dataloader(self) -> DataLoader[Arrays]:
-        """Shuffled; the incomplete last batch is dropped unless it is the only one."""
-        return self._loader("train", shuffle=True)
+        """Shuffled; the incomplete last batch is dropped unless it is the only one.
+
+        Under a trainer the order depends on the seed and the epoch alone, and resumes within an epoch.
+        """
+        part = self._parts["train"]
+        order: Sampler[int] = RandomSampler(part)
+        if self.trainer is not None:  # what Lightning would take for several devices; it tells the sampler the epoch
+            ranks, rank, seed = self.trainer.world_size, self.trainer.global_rank, os.environ.get("PL_GLOBAL_SEED", 0)
+            order = DistributedSampler(part, num_replicas=ranks, rank=rank, seed=int(seed))
+        drop_last = len(order) >= self.batch_size  # type: ignore[arg-type]  # both of them have a length
+        loader = TrainingLoader(part, sampler=order, drop_last=drop_last, **self._loading())
+        loader.data = self
+        return loader
 
     def val_dataloader(self) -> DataLoader[Arrays]:
         """The held-out training images, in order."""
-        return self._loader("val")
+        return DataLoader(self._parts["val"], **self._loading())
 
     def test_dataloader(self) -> DataLoader[Arrays]:
         """The official test images, in order."""
-        return self._loader("test")
+        return DataLoader(self._parts["test"], **self._loading())
+
+    def on_before_batch_transfer(self, batch: Arrays, dataloader_idx: int) -> Arrays:
+        """Seed what a training step draws by its number and device: resuming repeats it, and no two devices share it."""
+        if self.trainer is not None and self.trainer.training:
+            step = self.trainer.fit_loop.epoch_loop.batch_progress.total.completed
+            torch.manual_seed(random.Random(f"{self._seed} {step} {self.trainer.global_rank}").getrandbits(63))
+        return batch
 
     def on_after_batch_transfer(self, batch: Arrays, dataloader_idx: int) -> Arrays:
         """Convert pixels to [-1, 1] on the device, and mirror training images: cheap there, and a quarter to copy."""
@@ -159,18 +200,14 @@ class ImageDataModule(LightningDataModule):
         """The uint8 images and labels of `train`, `val` or `test`, after `setup`."""
         return self._parts[name]
 
-    def _loader(self, name: str, shuffle: bool = False) -> DataLoader[Arrays]:
-        part = self._parts[name]
-        return DataLoader(
-            part,
-            batch_size=self.batch_size,
-            shuffle=shuffle,
-            drop_last=shuffle and len(part) >= self.batch_size,
-            collate_fn=_already_collated,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
-        )
+    def _loading(self) -> dict[str, Any]:
+        return {
+            "batch_size": self.batch_size,
+            "collate_fn": _already_collated,
+            "num_workers": self.num_workers,
+            "persistent_workers": self.num_workers > 0,
+            "pin_memory": torch.cuda.is_available(),
+        }
 
     def _filter(self, only: Classes, without: Classes) -> list[int]:
         if only is not None and without is not None:

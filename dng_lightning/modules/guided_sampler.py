@@ -1,9 +1,8 @@
 """Sampling from a trained model without the forbidden classes."""
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NoReturn
 
 import torch
 from lightning import LightningModule
@@ -64,6 +63,9 @@ class GuidedSampler(LightningModule):
             ``checkpoint`` itself.
         classifier: checkpoint of the classifier that labels the images; None for no labels.
 
+    Attributes:
+        extra_images: images that a callback is going to draw besides those of the data; for the progress bar.
+
     Raises:
         SettingError: a checkpoint cannot be used, a class is unknown to it, or a setting is out of its range.
     """
@@ -86,6 +88,8 @@ class GuidedSampler(LightningModule):
         self.guidance: Guidance = guidance or DynamicNegativeGuidance()
         self.guidances: list[Guidance] = guidances or [self.guidance]
         self.sampler = Sampler(steps, eta, variance, clip)
+        self.bar: tqdm[NoReturn] | None = None
+        self.extra_images = 0
         self.model = DiffusionModule.load(checkpoint)
         self.model.schedule.levels(steps)  # refuses too many steps now, not after minutes
         self.image_shape, self.class_names = self.model.image_shape, self.model.class_names
@@ -136,28 +140,49 @@ class GuidedSampler(LightningModule):
         levels: list[int] = []
         scales: list[Tensor] = []
         posteriors: list[Tensor] = []
-        bar = tqdm(
-            total=self.sampler.steps,
-            desc=f"{len(seeds)} images, {type(guidance).__name__}",
-            leave=False,
-            disable=None if self.global_rank == 0 else True,
-            file=sys.stderr,
-        )
 
         def on_step(step: Step, guided: Guided, x_s: Tensor) -> None:
             levels.append(step.t)
             scales.append(guided.scale)
             if guided.posterior is not None:
                 posteriors.append(guided.posterior.sum(1).float())
-            bar.update()
+            if self.bar is not None:
+                self.bar.update(len(seeds))
 
         predictor = self.predictor()
         images = sample(predictor, guidance, self.model.schedule, noise, self.sampler, wanted, on_step)
-        bar.close()
         labels, confidence = self.classifier.classify(images.clamp(-1, 1)) if self.classifier else (None, None)
         posterior = torch.stack(posteriors, 1) if posteriors else None
         evaluations = predictor.evaluations / len(seeds)
         return Samples(list(seeds), images, levels, torch.stack(scales, 1), posterior, labels, confidence, evaluations)
+
+    def on_predict_start(self) -> None:
+        """Show the progress, all batches together."""
+        self._start_bar()
+
+    def on_test_start(self) -> None:
+        """Show the progress, all guidances together."""
+        self._start_bar()
+
+    def on_predict_end(self) -> None:
+        """Stop showing it."""
+        self._close_bar()
+
+    def on_test_end(self) -> None:
+        """Stop showing it."""
+        self._close_bar()
+
+    def _start_bar(self) -> None:
+        loaders = self.trainer.predict_dataloaders or self.trainer.test_dataloaders or []
+        loaders = loaders if isinstance(loaders, list) else [loaders]
+        images = sum(len(loader.sampler) for loader in loaders) + self.extra_images
+        hidden = None if self.global_rank == 0 else True  # None: where there is no terminal
+        unit = " steps of an image"
+        self.bar = tqdm(total=images * self.sampler.steps, unit=unit, unit_scale=True, leave=False, disable=hidden)
+
+    def _close_bar(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
 
     def predict_step(self, batch: Tensor, batch_idx: int) -> Samples:
         """The images of a batch of seeds."""

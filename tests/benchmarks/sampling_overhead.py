@@ -6,44 +6,43 @@ same network on the same input, in turn, and prints the median of the ratios ste
 
 import statistics
 import time
+from itertools import pairwise
 
 import torch
 
-from dng_lightning.guidance import DynamicNegativeGuidance, NegativePrompting, SafeLatentDiffusion
+from dng_lightning.guidance import DynamicNegativeGuidance, Guidance, NegativePrompting, SafeLatentDiffusion
 from dng_lightning.modules import DiffusionModule
-from dng_lightning.predictors import ClassConditionalPredictor, levels
+from dng_lightning.predictors import ClassConditionalPredictor
 from dng_lightning.sampling import ImageNoise, Sampler, sample
 
 BATCH, STEPS = 128, 30
+
+
+def overhead(model: DiffusionModule, guidance: Guidance) -> float:
+    """Median over the steps of: a whole step's time over that of the bare forward pass before it."""
+    x, t = torch.randn(2 * BATCH, *model.image_shape), torch.full((2 * BATCH,), 500)
+    labels = torch.arange(2).repeat_interleave(BATCH)
+    marks = []
+
+    def mark_and_forward(*_: object) -> None:
+        marks.append(time.perf_counter())  # the step before ends here
+        with torch.no_grad():
+            model(x, t, labels)
+        marks.append(time.perf_counter())  # the next step starts here
+
+    predictor = ClassConditionalPredictor(model, model.null_class, [0])
+    mark_and_forward()
+    noise = ImageNoise(range(BATCH), model.image_shape)
+    sample(predictor, guidance, model.schedule, noise, Sampler(STEPS), on_step=mark_and_forward)
+    times = [later - earlier for earlier, later in pairwise(marks)]  # forward, step, forward, step, ..., forward
+    return statistics.median(step / forward for forward, step in zip(times[4:-1:2], times[5::2], strict=True))
 
 
 def main() -> None:
     """Print a line a method."""
     model = DiffusionModule.load("mnist")
     for guidance in (NegativePrompting(), SafeLatentDiffusion(), DynamicNegativeGuidance()):
-        bare, marks = [], []
-
-        def forward() -> None:
-            x = torch.randn(2 * BATCH, *model.image_shape)
-            labels = torch.arange(2).repeat_interleave(BATCH)
-            began = time.perf_counter()
-            with torch.no_grad():
-                model(x, levels(x, 500), labels)
-            bare.append(time.perf_counter() - began)  # noqa: B023  # called within this round
-            marks.append(time.perf_counter())  # noqa: B023
-
-        steps = []
-
-        def on_step(*_: object) -> None:
-            steps.append(time.perf_counter() - marks[-1])  # noqa: B023
-            forward()  # noqa: B023
-
-        predictor = ClassConditionalPredictor(model, model.null_class, [0])
-        noise = ImageNoise(range(BATCH), model.image_shape)
-        forward()
-        sample(predictor, guidance, model.schedule, noise, Sampler(STEPS), on_step=on_step)
-        ratios = [step / alone for step, alone in zip(steps[2:], bare[2:], strict=False)]
-        print(f"{type(guidance).__name__:<26}{statistics.median(ratios):.3f} x the bare forward of batch {BATCH}")
+        print(f"{type(guidance).__name__:<26}{overhead(model, guidance):.3f} x the bare forward of batch {BATCH}")
 
 
 if __name__ == "__main__":
