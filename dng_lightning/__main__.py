@@ -8,8 +8,10 @@ commands:
   test       compare guidances       dng test                        (alone: four methods on MNIST, digit 0, N = 1,000)
   predict    sample with guidance    dng predict                     (alone: MNIST, digit 0 removed, 64 images)
 
-  dng COMMAND --help              every setting of a command
-  dng COMMAND --print_config      the settings as a YAML, to save, edit and give to --config
+  dng COMMAND --help                         every setting of a command
+  dng predict --model.help GuidedSampler     every setting of a class; likewise --data.help Seeds,
+                                             --model.guidance.help DynamicNegativeGuidance
+  dng COMMAND --print_config                 the settings as a YAML, to save, edit and give to --config
   dng --version
 
 A configuration file is looked for here first and then among those that ship. Later settings win over earlier ones.

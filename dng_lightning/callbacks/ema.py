@@ -7,12 +7,14 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor
 
+from dng_lightning.errors import SettingError
+
 
 class EMA(WeightAveraging):
     """Averages the weights at each optimiser step, with a decay that warms up.
 
-    The decay of update n is min(decay, (1 + n) / (10 + n)), so that the random start is soon forgotten in a short
-    training. Validation runs on the average, checkpoints hold it as ``state_dict``, and it becomes the module's
+    The first update copies the weights; the decay of update n = 1, 2, ... is min(decay, (1 + n) / (10 + n)), so that the
+    random start is soon forgotten in a short training. Validation runs on the average, checkpoints hold it as ``state_dict``, and it becomes the module's
     weights when training ends.
 
     Args:
@@ -21,13 +23,14 @@ class EMA(WeightAveraging):
 
     def __init__(self, decay: float = 0.999) -> None:
         if not 0 <= decay < 1:
-            raise ValueError(f"decay must be in [0, 1); got {decay}")
+            raise SettingError(f"decay must be in [0, 1); got {decay}")
 
         def average(averages: list[Tensor], weights: list[Tensor], count: Tensor | int) -> None:
             n = int(count)
             torch._foreach_lerp_(averages, weights, 1 - min(decay, (1 + n) / (10 + n)))
 
         super().__init__(use_buffers=False, multi_avg_fn=average)
+        self._validating = False  # the module holds the average, and the average model the current weights
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Hand over the average, unless nothing was averaged (a fit that took no step)."""
@@ -38,11 +41,17 @@ class EMA(WeightAveraging):
         """Validate the average, once there is one."""
         if self._averaged():
             super().on_validation_epoch_start(trainer, pl_module)
+            self._validating = True
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Train on with the current weights."""
-        if self._averaged():
+        if self._validating:
             super().on_validation_epoch_end(trainer, pl_module)
+            self._validating = False
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Put both back where they belong when a validation is interrupted, before a checkpoint is saved."""
+        self.on_validation_epoch_end(trainer, pl_module)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Store the average as the weights, and the current weights beside it for resuming."""

@@ -104,8 +104,8 @@ class GuidedSampling(Callback):
             # raw, with a bucket a class: add_histogram would trim the empty ones, so that a removed class goes unseen
             board.add_histogram_raw(
                 f"classes/{name}",
-                min=float(labels.min()),
-                max=float(labels.max()),
+                min=-0.5,  # the edges of the first and the last bucket
+                max=len(class_names) - 0.5,
                 num=len(labels),
                 sum=float(labels.sum()),
                 sum_squares=float(labels.square().sum()),

@@ -42,9 +42,9 @@ class ImageWriter(BasePredictionWriter):
         super().setup(trainer, pl_module, stage)
         self.folder = Path(trainer.default_root_dir)
         seeds = self._seeds(trainer)
-        seeds.finished = {seed for seed in seeds.seeds if self._record(seed).exists()}
-        trainer.strategy.barrier("finished images")  # nobody writes before everybody has looked
         assert isinstance(pl_module, GuidedSampler)
+        seeds.finished = {seed for seed in seeds.seeds if self._is_finished(trainer, pl_module, seed)}
+        trainer.strategy.barrier("finished images")  # nobody writes before everybody has looked
         if self._has_twins(pl_module):
             twins = sum(self._is_shown(trainer, seed) for seed in seeds.seeds if seed not in seeds.finished)
             pl_module.extra_images = -(-twins // trainer.world_size)
@@ -61,11 +61,12 @@ class ImageWriter(BasePredictionWriter):
     ) -> None:
         """Write a batch's images and records, the unguided ones first."""
         assert isinstance(pl_module, GuidedSampler)
-        shown = [seed for seed in prediction.seeds if self._is_shown(trainer, seed)]
+        new = [seed for seed in prediction.seeds if seed not in self._seeds(trainer).finished]
+        shown = [seed for seed in new if self._is_shown(trainer, seed)]
         if shown and self._has_twins(pl_module):
             unguided = pl_module.draw(shown, Unguided())
-            self._write(unguided, pl_module, self.folder / "unguided", set())
-        self._write(prediction, pl_module, self.folder, set(shown))
+            self._write(unguided, shown, pl_module, self.folder / "unguided", set())
+        self._write(prediction, new, pl_module, self.folder, set(shown))
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Summarise what is finished, once all devices are done (or interrupted)."""
@@ -77,9 +78,13 @@ class ImageWriter(BasePredictionWriter):
         if trainer.is_global_zero and records:
             self._summarise(records, [r for r in records if self._is_shown(trainer, r["seed"])], pl_module)
 
-    def _write(self, samples: Samples, module: GuidedSampler, folder: Path, with_trajectory: set[int]) -> None:
+    def _write(
+        self, samples: Samples, new: list[int], module: GuidedSampler, folder: Path, with_trajectory: set[int]
+    ) -> None:
         (folder / "records").mkdir(parents=True, exist_ok=True)
         for i, (seed, pixels) in enumerate(zip(samples.seeds, to_uint8(samples.images).cpu(), strict=True)):
+            if seed not in new:  # drawn again to keep a device busy
+                continue
             record: dict[str, Any] = {"seed": seed, "wanted": module.wanted_label(seed)}
             if samples.labels is not None and samples.confidence is not None:
                 record |= {"label": int(samples.labels[i]), "confidence": round(float(samples.confidence[i]), 6)}
@@ -132,6 +137,13 @@ class ImageWriter(BasePredictionWriter):
     def _grid(self, records: list[dict[str, Any]], module: GuidedSampler, folder: Path) -> Tensor:
         images = torch.stack([read_image(str(folder / f"{record['seed']:08d}.png")) for record in records])
         return plots.framed_grid(images, [record.get("label") in module.forbidden for record in records])
+
+    def _is_finished(self, trainer: Trainer, module: GuidedSampler, seed: int) -> bool:
+        """Whether nothing is missing of an image; it may be shown now and not have been when it was drawn."""
+        if not self._record(seed).exists() or not self._is_shown(trainer, seed):
+            return self._record(seed).exists()
+        has_twin = self._record(seed, "unguided").exists() or not self._has_twins(module)
+        return has_twin and "levels" in json.loads(self._record(seed).read_text())
 
     def _is_shown(self, trainer: Trainer, seed: int) -> bool:
         return seed - self._seeds(trainer).seeds.start < self.shown

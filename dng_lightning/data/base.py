@@ -180,7 +180,7 @@ class ImageDataModule(LightningDataModule):
         return DataLoader(self._parts["test"], **self._loading())
 
     def on_before_batch_transfer(self, batch: Arrays, dataloader_idx: int) -> Arrays:
-        """Seed what a training step draws by its number and device: resuming repeats it, and no two devices share it."""
+        """Seed what a training step draws by its number and device: resuming repeats it, no two devices share it."""
         if self.trainer is not None and self.trainer.training:
             step = self.trainer.fit_loop.epoch_loop.batch_progress.total.completed
             torch.manual_seed(random.Random(f"{self._seed} {step} {self.trainer.global_rank}").getrandbits(63))

@@ -1,6 +1,6 @@
 """The denoising U-Net of Ho et al. (2020), with an optional pixel-unshuffle at its input.
 
-At ``channels=(128, 256, 256, 256), blocks=2, attention=(16,), patch=1`` this is the 35.7 M network of "Denoising
+At ``channels=(128, 256, 256, 256), blocks=2, attention=(1,), patch=1`` this is the 35.7 M network of "Denoising
 Diffusion Probabilistic Models" (appendix B). With ``patch=2`` and two narrow levels it trains on a laptop: most of the
 work happens at half resolution (or a quarter), where the same width costs a quarter.
 """
