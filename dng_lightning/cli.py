@@ -3,12 +3,15 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
+import torch
 import yaml
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
-from dng_lightning import callbacks, data, guidance, modules, networks, schedule
+from dng_lightning import callbacks, data, guidance, modules, networks, schedule, shipped
 from dng_lightning.errors import SettingError
+from dng_lightning.modules.trained import reading
 
 # What is imported can be named in a configuration by its class name alone.
 __all__ = ["DNGCLI", "callbacks", "data", "guidance", "modules", "networks", "schedule"]
@@ -17,12 +20,23 @@ __all__ = ["DNGCLI", "callbacks", "data", "guidance", "modules", "networks", "sc
 RESULTS = {"predict": ("records", ()), "test": ("results.csv", ("guidance", "guidances", "steps"))}
 
 
+class Parser(LightningArgumentParser):
+    """Says what is wrong in one line, in place of the usage of a hundred options and a tree of alternatives."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise a SettingError; see ``ArgumentParser.error``."""
+        noise = ("Does not validate", "Subtypes:", "Errors:", "Given value", "Expected a <class 'NoneType'>")
+        lines = [line.strip(" -") for line in message.splitlines()]
+        raise SettingError(" ".join(line for line in lines if line and not line.startswith(noise))) from ex
+
+
 class DNGCLI(LightningCLI):
     """``dng fit | validate | test | predict``; see ``dng --help``."""
 
     def __init__(self, args: Sequence[str] | None = None) -> None:
         super().__init__(
             args=args if args is None else list(args),
+            parser_class=Parser,
             seed_everything_default=0,
             save_config_kwargs={"overwrite": True},
             auto_configure_optimizers=False,
@@ -37,6 +51,7 @@ class DNGCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Settle the folder that everything is written to, and log to TensorBoard there unless told otherwise."""
+        self._check_ckpt_path()
         trainer = self.config[self.subcommand].trainer
         if trainer.default_root_dir is None:
             trainer.default_root_dir = self._default_folder()
@@ -55,13 +70,22 @@ class DNGCLI(LightningCLI):
     def after_instantiate_classes(self) -> None:
         """Refuse a folder that cannot be written to, or that holds images made with other settings."""
         folder = Path(self.config[self.subcommand].trainer.default_root_dir)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            if not os.access(folder, os.W_OK):
-                raise PermissionError
-        except OSError as error:
-            raise SettingError(f"cannot write to {folder}: name another --trainer.default_root_dir") from error
+        there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+        if not (there.is_dir() and os.access(there, os.W_OK)):  # only looked at: what fails later leaves no folder
+            raise SettingError(f"cannot write to {folder}: name another --trainer.default_root_dir")
         self._refuse_other_settings(folder)
+
+    def _check_ckpt_path(self) -> None:
+        """Refuse a checkpoint to go on from that cannot be one, before anything is written."""
+        settings = self.config[self.subcommand]
+        if settings.ckpt_path in (None, "last", "best", "hpc"):
+            return
+        if settings.model.class_path.rsplit(".", 1)[-1] == "GuidedSampler":
+            raise SettingError(f"--ckpt_path is not for sampling: use --model.checkpoint {settings.ckpt_path}")
+        path = shipped.checkpoint(settings.ckpt_path)
+        with reading(path, "a training"):
+            torch.load(path, map_location="cpu", weights_only=True)
+        settings.ckpt_path = str(path)
 
     def _default_folder(self) -> str:
         """samples/<checkpoint>-without-<forbidden>-<guidance>, results/<checkpoint>-without-<forbidden>, or logs."""

@@ -31,8 +31,8 @@ def checkpoint(name: str | Path) -> Path:
     """Finds a checkpoint.
 
     Args:
-        name: A path to a `.ckpt` file or to a folder that holds a `model.ckpt`, or the bare name of a shipped one:
-            `mnist`. What exists at the path wins over what ships.
+        name: A path to a `.ckpt` file or to a folder that holds a `model.ckpt`, or the bare name of one in the folder
+            `checkpoints` here or of a shipped one: `mnist`. What exists here wins over what ships.
 
     Returns:
         The path of the file.
@@ -40,7 +40,7 @@ def checkpoint(name: str | Path) -> Path:
     Raises:
         SettingError: There is no such file and no such name.
     """
-    local = [Path(name), Path(name, "model.ckpt")]
+    local = [Path(name), Path(name, "model.ckpt"), Path("checkpoints", name, "model.ckpt")]
     return _find("checkpoint", name, local, [_folder("checkpoints") / name / "model.ckpt"], checkpoints())
 
 

@@ -1,16 +1,24 @@
 """Fixtures for the whole suite."""
 
+import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+from dng_lightning.__main__ import main
+
 # On cores that others use too (pytest -n 2) torch's threads wait for each other, and everything takes ten times longer.
 torch.set_num_threads(1)
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+QUIET = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
+
+Dng = Callable[..., None]
+DngProcess = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture(scope="session")
@@ -22,3 +30,54 @@ def real_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("real_data")
     subprocess.run([sys.executable, str(prepare), str(root)], check=True)
     return root
+
+
+@pytest.fixture(scope="session")
+def dng() -> Dng:
+    """`dng(*args)`: the command line in this process, on the CPU and without Lightning's progress bar."""
+
+    def call(command: str, *args: object) -> None:
+        main([command, *map(str, args), *(QUIET if command in ("fit", "validate", "test", "predict") else [])])
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def dng_process() -> DngProcess:
+    """`dng_process(*args, cwd=...)`: the command line in a process of its own, or a script in its place."""
+
+    def call(*args: object, cwd: Path, script: Path | None = None) -> "subprocess.CompletedProcess[str]":
+        start = [str(script)] if script else ["-m", "dng_lightning"]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        command = [sys.executable, *start, *map(str, args)]
+        return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+
+    return call
+
+
+def fit_tiny(dng: Dng, folder: Path, *settings: str) -> Path:
+    """A real training of sixty steps; v-prediction, because of an eps network so young every pixel would saturate."""
+    net = ["--model.net.channels=[16]", "--model.net.attention=[]", "--model.prediction=v"]
+    steps = ["--trainer.max_steps=60", "--trainer.limit_val_batches=1", "--trainer.check_val_every_n_epoch=1"]
+    dng("fit", "--config=digits.yaml", *net, *steps, *settings, f"--trainer.default_root_dir={folder}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(dng: Dng, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a class-conditional model of 8x8 digits, trained by `dng fit`."""
+    return fit_tiny(dng, tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def tiny_single_class(dng: Dng, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an unconditional model of the digit 0 alone."""
+    settings = ["--data.only=0", "--model.net.num_classes=0", "--trainer.max_steps=12"]
+    callbacks = "--trainer.callbacks=[{class_path: EMA}, {class_path: Export}]"
+    return fit_tiny(dng, tmp_path_factory.mktemp("tiny_0"), *settings, callbacks)
+
+
+@pytest.fixture(scope="session")
+def from_tiny(tiny_checkpoint: Path) -> list[str]:
+    """What makes `dng predict` and `dng test` run in no time: the tiny model and few steps."""
+    return [f"--model.checkpoint={tiny_checkpoint}", "--model.classifier=digits-classifier", "--model.steps=3"]

@@ -124,19 +124,23 @@ class ExactPosterior(Guidance):
         mixture: what is sampled from.
         forbidden: the labels to avoid.
         scale: strength of the push.
+        cap: bound on the sum of the posteriors, below 1.
     """
 
-    def __init__(self, mixture: GaussianMixture, forbidden: Sequence[int], scale: float = 1.0) -> None:
-        self.mixture, self.forbidden, self.scale = mixture, list(forbidden), scale
+    def __init__(
+        self, mixture: GaussianMixture, forbidden: Sequence[int], scale: float = 1.0, cap: float = 0.99
+    ) -> None:
+        self.mixture, self.forbidden, self.scale, self.cap = mixture, list(forbidden), scale, cap
 
     def start(self, x_T: Tensor, classes: int) -> Tensor:
         """x_T."""
         return x_T
 
     def guide(self, predictions: Predictions, state: Tensor, step: Step) -> Guided:
-        """Less the differences scaled by the exact odds, held at 1e6 as a tracker's cap would."""
+        """Less the differences scaled by the exact odds."""
         posterior = self.mixture.posterior(state, step.t, self.forbidden)
-        scale = self.scale * odds(posterior.log()).clamp(max=1e6)
+        posterior *= (self.cap / posterior.sum(1, keepdim=True)).clamp(max=1)
+        scale = self.scale * odds(posterior.log())
         away = per_image(scale, predictions.negatives) * (predictions.negatives - predictions.base.unsqueeze(1))
         return Guided(predictions.base - away.sum(1), scale.sum(1), posterior)
 

@@ -49,6 +49,13 @@ def track(tracker: PosteriorTracker, mixture: GaussianMixture, label: int, x: Te
     return torch.stack(log_p).squeeze(2)
 
 
+def error_of(run: Trajectory, mixture: GaussianMixture, forbidden: list[int]) -> Tensor:
+    """Mean |tracked - exact| of each class, before the last step and at 20 levels on the way to it, (21, K)."""
+    steps = torch.linspace(0, len(run.posterior) - 1, 21).long().tolist()
+    exact = torch.stack([mixture.posterior(run.x[i], run.levels[i], forbidden) for i in steps])
+    return (run.posterior[steps] - exact).abs().mean(1)
+
+
 def any_step(transition: Transition, classes: int = 1, dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
     """x_t, x_s and predictions of 6 images of 3 x 4 x 4 that differ by a typical amount."""
     noise = BatchNoise((6, 3, 4, 4), seed=7, dtype=dtype)
@@ -65,8 +72,7 @@ def any_step(transition: Transition, classes: int = 1, dtype: torch.dtype = torc
 def test_the_tracker_follows_the_exact_posterior_of_unguided_images(steps, expected):
     mixture = two_modes()
     run = unguided(mixture, [0], Sampler(steps), count=4096, prior=0.5)
-    exact = torch.stack([mixture.posterior(x, t, [0]) for x, t in zip(run.x[:-1], run.levels[:-1], strict=True)])
-    error = (run.posterior - exact).abs().mean(dim=(1, 2))
+    error = error_of(run, mixture, [0])
     # the reference's mean |error| before the last step, where it gives .017-.027 for 1,000 steps. Eight seeds give
     # .0165, .0299, .0631, .0992 here, with a deviation of 3-6 % between seeds: 20 % holds both
     assert float(error[-1]) == pytest.approx(expected, rel=0.2)
@@ -78,7 +84,7 @@ def test_the_error_of_the_tracker_falls_with_the_root_of_the_number_of_steps():
     errors = []
     for steps in (10, 90, 810):
         run = unguided(mixture, [0], Sampler(steps), count=4096, prior=0.5, cap=1 - 1e-9)
-        errors.append(float((run.posterior[-1] - mixture.posterior(run.x[-2], run.levels[-2], [0])).abs().mean()))
+        errors.append(float(error_of(run, mixture, [0])[-1]))
     # strong order one half: nine times the steps, a third of the error; 7 % is its deviation between seeds at worst
     assert errors[0] / errors[1] == pytest.approx(3, rel=0.2)
     assert errors[1] / errors[2] == pytest.approx(3, rel=0.2)
@@ -108,17 +114,15 @@ def test_guided_images_are_tracked_as_well_as_unguided_ones():
     mixture = two_modes()
     guidance = DynamicNegativeGuidance(1.0, prior=0.5)
     run = trajectory(mixture, guidance, [0], Sampler(1000), BatchNoise((4096, 2)))
-    exact = torch.stack([mixture.posterior(x, t, [0]) for x, t in zip(run.x[:-1], run.levels[:-1], strict=True)])
     # 2 % of the images end up forbidden with a tracked posterior near 0; each counts 1, and nothing else counts much
-    assert (run.posterior - exact).abs().mean(dim=(1, 2)).max() < 0.03
+    assert error_of(run, mixture, [0]).max() < 0.03
 
 
 def test_several_classes_are_tracked_at_once_each_from_its_own_prior():
     mixture = four_modes()
     run = unguided(mixture, [0, 1, 3], Sampler(1000), count=4096, prior=[0.1, 0.4, 0.3], cap=0.9999)
-    exact = torch.stack([mixture.posterior(x, t, [0, 1, 3]) for x, t in zip(run.x[:-1], run.levels[:-1], strict=True)])
-    # as for two modes at 1,000 steps, class by class
-    assert (run.posterior - exact).abs().mean(dim=1).max() < 0.027
+    # class by class the reference's worst for two modes at 1,000 steps; .020 here
+    assert error_of(run, mixture, [0, 1, 3]).max() < 0.027
     # the cap is 1 - 1e-4, so nothing but rounding may go above it
     assert run.posterior.sum(2).max() <= 0.9999 * (1 + 1e-12)
     # the mean posterior is the prior: 4,096 images, so .4 is known to .008, and discretisation adds .01
@@ -129,11 +133,10 @@ def test_several_classes_are_tracked_at_once_each_from_its_own_prior():
 
 def test_a_class_of_several_components_is_tracked_as_one():
     mixture = GaussianMixture(
-        LINEAR, [[-1.5, 0.0], [1.5, 0.0], [0.0, 1.5], [0.0, -1.5]], [0.3, 0.2, 0.3, 0.4], classes=[[0, 2], [1], [3]]
+        LINEAR, [[-1.5, 0.0], [1.5, 0.0], [0.0, 1.5], [0.0, -1.5]], [0.3, 0.2, 0.3, 0.4], classes=[[0, 2], [1, 3]]
     )
     run = unguided(mixture, [0], Sampler(1000), count=4096, prior=0.5, cap=1 - 1e-9)
-    exact = mixture.posterior(run.x[-2], run.levels[-2], [0])
-    assert (run.posterior[-1] - exact).abs().mean() < 0.03
+    assert error_of(run, mixture, [0]).max() < 0.03
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.5])
@@ -199,15 +202,15 @@ POINTS = {
 
 
 @pytest.mark.parametrize("path", sorted(POINTS))
-@pytest.mark.parametrize("steps", [2, 7, 60])
+@pytest.mark.parametrize("steps", [2, 7, 59])
 def test_for_point_data_the_tracker_is_exact_on_any_grid_and_any_path(path, steps):
     # with one point a condition the reverse kernels are Gaussian, and their ratios a telescope: what remains is the
     # ratio of the two marginals at the last level less that at the first, whatever lies between
     schedule = POINTS[path]
-    mixture = GaussianMixture(schedule, [[0.03, -0.02], [-0.05, 0.04]], 0.0)
+    mixture = GaussianMixture(schedule, [[0.3, -0.2], [-0.5, 0.4]], 0.0)
     predictor = NetworkPairPredictor(mixture.network(0), [mixture.network(1)])
-    levels = schedule.levels(steps)[:-1]
-    x = torch.stack([BatchNoise((64, 2), seed=t)() for t in levels])  # far from where the model would go
+    levels = schedule.levels(steps + 1)[1:-1]  # not from the noisiest: x_0 there is 1 / alpha times coarser than fp32
+    x = torch.stack([float(schedule.sigma[t]) * BatchNoise((64, 2), seed=t)() for t in levels])  # no chain at all
     tracker = PosteriorTracker(FREE)
     log_p = tracker.start(64, 1, CPU)
     for x_t, x_s, t, s in zip(x[:-1], x[1:], levels[:-1], levels[1:], strict=True):
@@ -219,32 +222,32 @@ def test_for_point_data_the_tracker_is_exact_on_any_grid_and_any_path(path, step
         return joint[:, 1] - joint[:, 0]
 
     expected = log_ratio(x[-1], levels[-1]) - log_ratio(x[0], levels[0])
-    # the posterior is not normalised here, and far from its bounds; fp32 states, whose rounding each of up to 60 steps
-    # divides by the kernel's spread, 1e-2 and more
-    assert 0.1 < expected.abs().max() < 600
+    # far from the bounds; fp32 states, whose rounding each of up to 59 steps divides by the kernel's spread, >= 1e-2
+    assert 0.1 < expected.abs().max() < 690
     torch.testing.assert_close(log_p.squeeze(1) - math.log(FREE), expected, rtol=1e-4, atol=1e-3)
 
 
-@pytest.mark.parametrize("grid", [[700, 650], [700, 300], [20, 19], [1000, 1]])
+@pytest.mark.parametrize("grid", [[700, 650], [700, 300], [20, 19], [1000, 200]])
 def test_for_gaussian_data_the_evidence_is_exact_but_for_the_width_of_the_kernel(grid):
     # with data N(m, d^2) the reverse kernel is Gaussian too, but wider than the tracker's, by x0_coef^2 Var(x_0 | x_t):
     # the tracker overstates the evidence by that ratio, which tends to 1 as the step shrinks
     t, s = grid
     d = 0.3
     mixture = GaussianMixture(LINEAR, [[0.6, -0.2], [-0.5, 0.4]], d)
-    x_t, x_s = BatchNoise((64, 2))(), BatchNoise((64, 2), seed=1)()
+    step, time = LINEAR.transition(t, s), torch.full((64,), t)
+    noise = BatchNoise((64, 2))
+    x_t = noise()
+    base, negative = (mixture.network(label)(x_t, time, None) for label in (0, 1))
+    x_s = step.mean(x_t, base) + 3 * step.variance**0.5 * noise()
     here, there = (mixture.log_joint(x, torch.full((64,), level)) for x, level in ((x_t, t), (x_s, s)))
     exact = (there[:, 1] - there[:, 0]) - (here[:, 1] - here[:, 0])
-    step = LINEAR.transition(t, s)
     left_over = d**2 * step.sigma_t**2 / (step.alpha_t**2 * d**2 + step.sigma_t**2)  # Var(x_0 | x_t)
     wider = 1 + step.x0_coef**2 * left_over / step.variance
-    base, negative = mixture.network(0), mixture.network(1)
-    time = torch.full((64,), t)
     tracker = PosteriorTracker(FREE)
     log_p = tracker.start(64, 1, CPU)
-    new = tracker.update(log_p, step, x_t, x_s, base(x_t, time, None), negative(x_t, time, None).unsqueeze(1))
-    # fp32 states, whose rounding is divided by the kernel's spread
-    torch.testing.assert_close((new - log_p).squeeze(1), wider * exact, rtol=1e-4, atol=1e-6 / step.variance**0.5)
+    moved = (tracker.update(log_p, step, x_t, x_s, base, negative.unsqueeze(1)) - log_p).squeeze(1)
+    # fp32 states and means, whose rounding is divided by the kernel's spread, and x_0's by alpha, .006 at the top
+    torch.testing.assert_close(moved, wider * exact, rtol=1e-4, atol=3e-6 / (step.alpha_t * step.variance**0.5))
     assert wider > 1
     if t - s == 1:
         assert wider < 1.5
@@ -336,7 +339,7 @@ def test_the_temperature_multiplies_the_evidence():
 def test_the_offset_counts_in_nats_or_by_the_variance_of_the_kernel(variance):
     step = LINEAR.transition(50, 49, variance=variance)
     states = any_step(step)
-    outside = PosteriorTracker(FREE, temperature=0.0, offset=3e-4)
+    outside = PosteriorTracker(1e-3, temperature=0.0, offset=3e-4)
     inside = replace(outside, offset_inside=True)
     theirs = replace(inside, beta_tilde=True)
     log_p = outside.start(6, 1, CPU)
@@ -346,7 +349,7 @@ def test_the_offset_counts_in_nats_or_by_the_variance_of_the_kernel(variance):
         (theirs, 3e-4 / (2 * step.beta_tilde)),
     ):
         moved = tracker.update(log_p, step, *states) - log_p
-        torch.testing.assert_close(moved, torch.full_like(moved, expected), rtol=1e-10, atol=0)
+        torch.testing.assert_close(moved, torch.full_like(moved, expected), rtol=0, atol=1e-13)  # of log p = -7
 
 
 @pytest.mark.parametrize(("t", "nats"), [(500, 3.5), (200, 8.0), (100, 11.4), (50, 14.8), (20, 19.0), (1, 29.0)])
@@ -460,7 +463,7 @@ def test_a_setting_out_of_its_range_is_refused(setting, reason):
 def test_priors_that_do_not_fit_the_forbidden_classes_are_refused():
     with pytest.raises(SettingError, match="one number or one for each of the 3"):
         PosteriorTracker([0.1, 0.2]).start(4, 3, CPU)
-    with pytest.raises(SettingError, match="sum to 1.2, above cap 0.99"):
+    with pytest.raises(SettingError, match=r"sum to 1\.2, above cap 0\.99"):
         PosteriorTracker(0.4).start(4, 3, CPU)
 
 

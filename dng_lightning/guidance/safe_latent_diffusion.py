@@ -9,6 +9,7 @@ Element by element, with the unconditional prediction in the place of the prompt
     eps_hat = eps - scale gamma                                      (from step ``warmup`` on)
 """
 
+import math
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -43,6 +44,8 @@ class SafeLatentDiffusion(Guidance):
         )
         if not 0 <= self.momentum_decay < 1:
             raise SettingError(f"momentum_decay must be in [0, 1); got {self.momentum_decay}")
+        if math.isnan(self.threshold):
+            raise SettingError("threshold must be a number; got nan")
 
     def start(self, x_T: Tensor, classes: int) -> Tensor:
         """The momentum nu, (B, C, H, W)."""

@@ -25,7 +25,7 @@ def configure(
         scheduler: optimizer -> scheduler, or None for a constant learning rate.
 
     Raises:
-        SettingError: the scheduler needs the length of a run that has none.
+        SettingError: the scheduler needs the length of a run that has none, or has one that it cannot use.
     """
     built = optimizer([parameter for parameter in module.parameters() if parameter.requires_grad])
     if scheduler is None:
@@ -36,7 +36,10 @@ def configure(
         steps = module.trainer.estimated_stepping_batches
         if not isinstance(steps, int):
             raise SettingError("the scheduler's total_steps is open and the run has no end: set trainer.max_epochs.")
-        schedule = cast(Callable[..., Any], scheduler)(built, total_steps=steps)
+        try:
+            schedule = cast(Callable[..., Any], scheduler)(built, total_steps=steps)
+        except ZeroDivisionError as error:  # OneCycleLR, where pct_start * total_steps is 1
+            raise SettingError(f"the scheduler cannot warm up in a run of {steps} steps: choose another length") from error
     if isinstance(schedule, ReduceLROnPlateau):
         return {"optimizer": built, "lr_scheduler": {"scheduler": schedule, "monitor": schedule.monitor}}
     return {"optimizer": built, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -1,7 +1,10 @@
 """What the modules that are trained have in common: they remember their data, and they load safely."""
 
+import contextlib
 import inspect
 import pickle
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Self
 
 from lightning import LightningModule
@@ -9,6 +12,18 @@ from torch import nn
 
 from dng_lightning import shipped
 from dng_lightning.errors import SettingError
+
+
+@contextlib.contextmanager
+def reading(path: Path, what: str) -> Iterator[None]:
+    """Turn whatever goes wrong while a checkpoint of ``what`` is read into one line."""
+    try:
+        yield
+    except pickle.UnpicklingError as error:
+        raise SettingError(f"{path} is refused: it is no weights-only checkpoint, or carries code") from error
+    except (RuntimeError, ValueError, KeyError, TypeError, EOFError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise SettingError(f"{path} is no checkpoint of {what}: {reason}") from error
 
 
 class TrainedModule(LightningModule):
@@ -82,13 +97,8 @@ class TrainedModule(LightningModule):
             SettingError: there is none, or it is truncated, carries code, or is not a checkpoint of this class.
         """
         path = shipped.checkpoint(name)
-        try:
+        with reading(path, f"a {cls.__name__}"):
             module = cls.load_from_checkpoint(path, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:
-            raise SettingError(f"{path} is refused: it is no weights-only checkpoint, or carries code") from error
-        except (RuntimeError, ValueError, KeyError, TypeError, EOFError, OSError) as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise SettingError(f"{path} is no checkpoint of a {cls.__name__}: {reason}") from error
         if not hasattr(module, "seen_classes"):
             raise SettingError(f"{path} does not say what it was trained on; train it with a dng_lightning datamodule")
         return module.eval().requires_grad_(False)

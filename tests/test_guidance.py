@@ -1,0 +1,362 @@
+"""Each guidance against its formula written out, and its reductions to the ones that it contains."""
+
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from mixture import BatchNoise, GaussianMixture, trajectory
+from torch import Tensor
+
+from dng_lightning.errors import SettingError
+from dng_lightning.guidance import (
+    DynamicNegativeGuidance,
+    Guidance,
+    Guided,
+    NegativePrompting,
+    Predictions,
+    SafeLatentDiffusion,
+    Step,
+    Unguided,
+)
+from dng_lightning.sampling import Sampler
+from dng_lightning.schedule import LinearSchedule
+
+LINEAR = LinearSchedule()
+FOUR = GaussianMixture(LINEAR, [[-1.5, 0.0], [1.5, 0.0], [0.0, 1.5], [0.0, -1.5]], [0.2, 0.3, 0.4, 0.5])
+SAMPLERS = {
+    "ancestral": Sampler(100),
+    "larger variance": Sampler(100, variance="beta"),
+    "clipped": Sampler(100, clip=1.0),
+    "DDIM": Sampler(100, eta=0.0),
+}
+
+
+def name(guidance: Guidance) -> str:
+    settings = (f"{key}={value:g}" for key, value in vars(guidance).items() if isinstance(value, int | float))
+    return f"{type(guidance).__name__}({', '.join(settings)})"
+
+
+def samples(guidance: Guidance, forbidden: list[int], sampler: Sampler) -> Tensor:
+    # 64 images: SIMD lanes are all full, so an image's arithmetic is the same with and without its negatives
+    return trajectory(FOUR, guidance, forbidden, sampler, BatchNoise((64, 2))).x_0
+
+
+def predictions(classes: int, seed: int = 0, shape: tuple[int, ...] = (5, 3, 4, 4)) -> Predictions:
+    noise = BatchNoise(shape, seed)
+    base = noise()
+    differences = [0.1 * noise() for _ in range(max(classes, 1))]
+    return Predictions(base, base.unsqueeze(1) + torch.stack(differences, 1)[:, :classes])
+
+
+def at(index: int = 0, t: int = 500, s: int = 490, count: int = 10) -> Step:
+    return Step(index, count, t, s, LINEAR.transition(t, s))
+
+
+# ------------------------------------------------------------------------------------------------------- reductions
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS)
+@pytest.mark.parametrize("forbidden", [[0], [0, 2, 3]], ids=["one class", "three classes"])
+@pytest.mark.parametrize(
+    "guidance",
+    [
+        NegativePrompting(0.0),
+        SafeLatentDiffusion(0.0),
+        DynamicNegativeGuidance(0.0),
+        DynamicNegativeGuidance(0.0, prior=0.25, cap=1 - 1e-9, parity=True, offset=2e-4),
+        DynamicNegativeGuidance(1.0, prior=1e-30),
+        SafeLatentDiffusion(5.0, warmup=100),
+        SafeLatentDiffusion(5.0, mask_scale=0.0),
+        SafeLatentDiffusion(5.0, threshold=-math.inf),
+    ],
+    ids=name,
+)
+def test_no_push_gives_the_unguided_images_bit_for_bit(guidance, forbidden, sampler):
+    assert torch.equal(samples(guidance, forbidden, sampler), samples(Unguided(), forbidden, sampler))
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS)
+@pytest.mark.parametrize(("scale", "p"), [(1.0, 0.5), (1.0, 0.1), (0.7, 0.3), (3.0, 0.9), (12.5, 0.01)])
+def test_a_posterior_that_is_held_fixed_gives_negative_prompting_bit_for_bit(scale, p, sampler):
+    dynamic = DynamicNegativeGuidance(scale, prior=p, temperature=0.0)
+    expected = scale * p / (1 - p)
+    run = trajectory(FOUR, dynamic, [0], sampler, BatchNoise((64, 2)))
+    used = float(run.scale[0, 0])
+    assert (run.scale == used).all()
+    # the odds and the scale are each rounded to fp32, and then their product: at most 2 units in the last place
+    assert used == pytest.approx(expected, rel=2 * 2**-23)
+    # given the same fp32 scale, the arithmetic is the same
+    assert torch.equal(run.x_0, samples(NegativePrompting(used), [0], sampler))
+
+
+def test_posteriors_of_several_classes_held_fixed_and_equal_give_negative_prompting():
+    dynamic = DynamicNegativeGuidance(2.0, prior=0.2, temperature=0.0)
+    guided = dynamic.guide(predictions(3), dynamic.start(torch.empty(5, 3, 4, 4), 3), at())
+    constant = NegativePrompting(2.0 * 0.2 / (1 - 0.6))
+    # the one scales before it sums, the other sums before it scales: a rounding or two apart
+    torch.testing.assert_close(guided.eps, constant.guide(predictions(3), None, at()).eps, rtol=0, atol=1e-6)
+
+
+def test_safe_latent_diffusion_without_mask_and_momentum_is_negative_prompting():
+    # every pixel forbidden in full
+    safe = SafeLatentDiffusion(2.0, mask_scale=1e30, threshold=math.inf, momentum_scale=0.0)
+    for sampler in SAMPLERS.values():
+        assert torch.equal(samples(safe, [0], sampler), samples(NegativePrompting(2.0), [0], sampler))
+
+
+def test_a_class_that_never_differs_from_the_base_moves_nothing():
+    same = Predictions(predictions(1).base, predictions(1).base.unsqueeze(1))
+    for guidance in (NegativePrompting(3.0), DynamicNegativeGuidance(3.0), SafeLatentDiffusion(3.0)):
+        state = guidance.start(same.base, 1)
+        assert torch.equal(guidance.guide(same, state, at()).eps, same.base)
+        guidance.observe(state, at(), same.base, same.base, same)
+
+
+# --------------------------------------------------------------------------------------------------------- formulas
+
+
+def test_unguided_gives_the_base_prediction():
+    given = predictions(0)
+    guided = Unguided().guide(given, None, at())
+    assert guided.eps is given.base
+    assert torch.equal(guided.scale, torch.zeros(5))
+    assert guided.posterior is None
+    assert not Unguided().needs_negatives
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+def test_negative_prompting_is_its_formula(classes):
+    given = predictions(classes)
+    guided = NegativePrompting(1.7).guide(given, None, at())
+    base, negatives = given.base.double().numpy(), given.negatives.double().numpy()
+    expected = base - 1.7 * sum(negatives[:, k] - base for k in range(classes))
+    np.testing.assert_allclose(guided.eps, expected, rtol=0, atol=2e-6)  # fp32 numbers up to 4
+    np.testing.assert_allclose(guided.scale, np.full(5, 1.7), rtol=1e-7)
+
+
+@pytest.mark.parametrize("priors", [[0.3], [0.1, 0.25], [0.2, 0.3, 1e-6]])
+def test_dynamic_guidance_pushes_each_class_by_its_odds_against_what_is_allowed(priors):
+    given, classes = predictions(len(priors)), len(priors)
+    dynamic = DynamicNegativeGuidance(1.5, prior=priors)
+    guided = dynamic.guide(given, dynamic.start(given.base, classes), at())
+    base, negatives = given.base.double().numpy(), given.negatives.double().numpy()
+    odds = np.array(priors) / (1 - sum(priors))
+    expected = base - 1.5 * sum(odds[k] * (negatives[:, k] - base) for k in range(classes))
+    np.testing.assert_allclose(guided.eps, expected, rtol=0, atol=2e-6)  # fp32 numbers up to 4
+    np.testing.assert_allclose(guided.scale, np.full(5, 1.5 * odds.sum()), rtol=1e-6)
+    np.testing.assert_allclose(guided.posterior, np.tile(priors, (5, 1)), rtol=1e-12)
+
+
+def test_dynamic_guidance_pushes_each_image_by_its_own_posterior():
+    given = predictions(1)
+    log_p = torch.tensor([0.5, 0.01, 1e-9, 0.99, 0.2], dtype=torch.double).log().unsqueeze(1)
+    guided = DynamicNegativeGuidance().guide(given, log_p, at())
+    odds = (log_p.exp() / (1 - log_p.exp())).view(5, 1, 1, 1)
+    expected = given.base - odds * (given.negatives[:, 0] - given.base)
+    # odds of 99 times differences of up to .5, in fp32
+    torch.testing.assert_close(guided.eps.double(), expected, rtol=0, atol=2e-5)
+
+
+def test_exact_predictions_and_posteriors_guide_to_the_exact_prediction_of_what_is_allowed():
+    # grad log p(x | not c) = grad log p(x) - sum_k odds_k (grad log p(x | c_k) - grad log p(x)), at any level
+    allowed = GaussianMixture(LINEAR, FOUR.means[[1]].tolist(), 0.3)
+    left_out = [0, 2, 3]
+    predictor = FOUR.shared(left_out)
+    for t in (900, 400, 100):
+        x_t = 1.5 * BatchNoise((256, 2), seed=t, dtype=torch.double)()
+        log_p = FOUR.posterior(x_t, t, left_out).log()
+        near = log_p.logsumexp(1) < math.log(0.99)  # beyond it fp32 odds cancel
+        guided = DynamicNegativeGuidance(prior=0.2).guide(predictor.predict(x_t, t), log_p, at())
+        expected = allowed.eps(x_t, torch.full((256,), t))
+        assert near.sum() > 50
+        # odds of up to 100 in fp32 times differences of up to 10
+        torch.testing.assert_close(guided.eps[near], expected[near], rtol=0, atol=1e-4)
+
+
+def transcribed_safe_latent_diffusion(
+    base: np.ndarray, negative: np.ndarray, nu: np.ndarray, warming_up: bool, **setting: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """The push and the new momentum, one number at a time, as the formula stands."""
+    push, new = np.empty_like(base), np.empty_like(base)
+    for at in np.ndindex(base.shape):
+        difference = base[at] - negative[at]
+        mask = min(setting["mask_scale"] * abs(difference), 1.0) if difference < setting["threshold"] else 0.0
+        gamma = mask * (negative[at] - base[at]) + setting["momentum_scale"] * nu[at]
+        new[at] = setting["momentum_decay"] * nu[at] + (1 - setting["momentum_decay"]) * gamma
+        push[at] = 0.0 if warming_up else setting["scale"] * gamma
+    return push, new
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"scale": 1.0, "mask_scale": 100.0, "threshold": 0.04, "momentum_scale": 0.1, "momentum_decay": 0.2},
+        {"scale": 5.0, "mask_scale": 1.0, "threshold": 0.0, "momentum_scale": 0.5, "momentum_decay": 0.7},
+        {"scale": 2.0, "mask_scale": 5.0, "threshold": 1.0, "momentum_scale": 0.0, "momentum_decay": 0.0},
+    ],
+)
+@pytest.mark.parametrize("warmup", [0, 3])
+def test_safe_latent_diffusion_is_its_formula_element_by_element(setting, warmup):
+    guidance = SafeLatentDiffusion(**setting, warmup=warmup)
+    state, nu = guidance.start(torch.empty(5, 3, 4, 4), 1), np.zeros((5, 3, 4, 4))
+    for index in range(6):
+        given = predictions(1, seed=index)
+        guided = guidance.guide(given, state, at(index))
+        base, negative = given.base.double().numpy(), given.negatives[:, 0].double().numpy()
+        push, nu = transcribed_safe_latent_diffusion(base, negative, nu, index < warmup, **setting)
+        state = guidance.observe(state, at(index), given.base, given.base, given)
+        # fp32 against fp64: numbers up to 4, a scale of 5
+        np.testing.assert_allclose(guided.eps, base - push, rtol=0, atol=5e-6)
+        np.testing.assert_allclose(state, nu, rtol=0, atol=1e-6)
+        assert (guided.scale == (0 if index < warmup else setting["scale"])).all()
+
+
+def test_safe_latent_diffusion_adds_up_the_classes_and_has_one_momentum():
+    given = predictions(2)
+    guidance = SafeLatentDiffusion(momentum_scale=0.0, momentum_decay=0.5)
+    start = guidance.start(given.base, 2)
+    both = guidance.observe(start, at(), given.base, given.base, given)
+    each = [
+        guidance.observe(start, at(), given.base, given.base, Predictions(given.base, given.negatives[:, k : k + 1]))
+        for k in range(2)
+    ]
+    torch.testing.assert_close(both, each[0] + each[1], rtol=0, atol=1e-6)
+
+
+# ------------------------------------------------------------------------------------------- the authors' release
+
+
+@pytest.mark.parametrize(
+    ("prior", "temperature", "offset", "floor", "cap", "scale"),
+    [(0.01, 0.2, 2e-4, 1e-6, 0.8, 1.0), (0.05, 0.1, 1e-4, 1e-6, 0.99, 1.0), (0.5, 1.0, 0.0, 1e-6, 0.99, 1.0)],
+    ids=["README", "the other one", "as the theory"],
+)
+def test_parity_follows_the_released_update_over_a_whole_trajectory(prior, temperature, offset, floor, cap, scale):
+    """The released update in fp64 and probability space, index t from 999 to 0, beside the package's own run."""
+    guidance = DynamicNegativeGuidance(scale, prior, temperature, offset, floor=floor, cap=cap, parity=True)
+    run = trajectory(FOUR, guidance, [0], Sampler(1000, variance="beta"), BatchNoise((128, 2), dtype=torch.double))
+
+    beta = torch.linspace(1e-4, 0.02, 1000, dtype=torch.double)
+    a = 1 - beta
+    a_bar = a.cumprod(0)
+    noise = BatchNoise((128, 2), dtype=torch.double)
+    x, p = LINEAR.sigma[-1] * noise(), torch.full((128,), prior, dtype=torch.double)
+    whole, left = FOUR.network(FOUR.null_class), FOUR.network(0)
+    for t in range(999, -1, -1):
+        level = torch.full((128,), t + 1)
+        eps, eps_c = whole(x, level, None), left(x, level, None)
+        # the package's evidence and push are fp32, gathered over up to 1,000 steps: 3e-5 in p and 1e-4 in x at worst
+        torch.testing.assert_close(run.posterior[999 - t, :, 0], p, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(run.x[999 - t], x, rtol=0, atol=5e-4)
+        guided = eps - (scale * p / (1 - p)).unsqueeze(1) * (eps_c - eps)
+        new = (x - beta[t] / (1 - a_bar[t]).sqrt() * guided) / a[t].sqrt()
+        if t > 0:
+            new = new + beta[t].sqrt() * noise()
+        variance = (1 - a_bar[max(t - 1, 0)]) / (1 - a_bar[t]) * beta[t]
+        mean, mean_c = ((x - beta[t] / (1 - a_bar[t]).sqrt() * e) / a[t].sqrt() for e in (eps, eps_c))
+        distance = (new - mean_c).square().sum(1) - (new - mean).square().sum(1)
+        p = (p * ((-temperature * distance + offset) / (2 * variance)).exp()).clamp(floor, cap)
+        x = new
+    torch.testing.assert_close(run.x_0, x, rtol=0, atol=5e-4)
+    assert len(p.unique()) > 2  # not all at a bound: the comparison was about something
+
+
+def test_parity_has_the_offset_inside_and_beta_tilde_and_the_default_neither():
+    default, parity = DynamicNegativeGuidance().tracker, DynamicNegativeGuidance(parity=True).tracker
+    assert (default.offset_inside, default.beta_tilde) == (False, False)
+    assert (parity.offset_inside, parity.beta_tilde) == (True, True)
+
+
+# -------------------------------------------------------------------------------------------------------- contracts
+
+
+GUIDANCES = [
+    Unguided(),
+    NegativePrompting(2.0),
+    SafeLatentDiffusion(2.0),
+    DynamicNegativeGuidance(2.0, prior=0.2),
+    DynamicNegativeGuidance(2.0, prior=0.2, parity=True, offset=1e-4),
+]
+
+
+@pytest.mark.parametrize("guidance", GUIDANCES, ids=name)
+@pytest.mark.parametrize("shape", [(2,), (1, 8, 8), (3, 4, 4), (2, 3, 4, 5)])
+@pytest.mark.parametrize("classes", [1, 3])
+def test_a_guidance_takes_images_of_any_shape_and_any_number_of_classes(guidance, shape, classes):
+    given = predictions(classes if guidance.needs_negatives else 0, shape=(5, *shape))
+    state = guidance.start(given.base, classes)
+    for index in range(3):
+        guided = guidance.guide(given, state, at(index))
+        state = guidance.observe(state, at(index), given.base, guided.eps, given)
+        assert isinstance(guided, Guided)
+        assert guided.eps.shape == given.base.shape
+        assert guided.eps.dtype == given.base.dtype
+        assert guided.scale.shape == (5,)
+        assert guided.posterior is None or guided.posterior.shape == (5, classes)
+
+
+@pytest.mark.parametrize("guidance", GUIDANCES, ids=name)
+def test_guide_and_observe_leave_what_they_are_given_as_it_is(guidance):
+    given = predictions(2)
+    state = guidance.start(given.base, 2)
+    before = [tensor.clone() for tensor in (given.base, given.negatives, *([] if state is None else [state]))]
+    guidance.observe(state, at(), given.base, guidance.guide(given, state, at()).eps, given)
+    after = [given.base, given.negatives, *([] if state is None else [state])]
+    assert all(torch.equal(old, new) for old, new in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize("guidance", GUIDANCES, ids=name)
+def test_one_guidance_serves_several_batches_in_turn(guidance):
+    alone = [trajectory(FOUR, guidance, [0], Sampler(20), BatchNoise((16, 2), seed)).x_0 for seed in (0, 1)]
+    given = [BatchNoise((16, 2), seed) for seed in (0, 1)]
+    # the steps of the two batches alternate
+    xs = [float(LINEAR.sigma[-1]) * noise() for noise in given]
+    states = [guidance.start(x, 1) for x in xs]
+    for index, (t, s) in enumerate(pairwise(LINEAR.levels(20))):
+        transition = LINEAR.transition(t, s)
+        step = Step(index, 20, t, s, transition)
+        for which in (0, 1):
+            made = FOUR.shared([0]).predict(xs[which], t, guidance.needs_negatives)
+            x_s = transition.mean(xs[which], guidance.guide(made, states[which], step).eps)
+            if s > 0:
+                x_s = x_s + transition.variance**0.5 * given[which]()
+            states[which] = guidance.observe(states[which], step, xs[which], x_s, made)
+            xs[which] = x_s
+    assert all(torch.equal(a, b) for a, b in zip(alone, xs, strict=True))
+
+
+# ----------------------------------------------------------------------------------------------------------- errors
+
+
+@pytest.mark.parametrize("bad", [-0.1, math.inf, math.nan])
+@pytest.mark.parametrize("method", [NegativePrompting, SafeLatentDiffusion, DynamicNegativeGuidance])
+def test_a_scale_below_0_or_without_end_is_refused(method, bad):
+    with pytest.raises(SettingError, match="scale must be at least 0"):
+        method(scale=bad)
+
+
+@pytest.mark.parametrize(
+    ("setting", "reason"),
+    [
+        ({"mask_scale": -1.0}, "mask_scale must be at least 0"),
+        ({"momentum_scale": -1.0}, "momentum_scale must be at least 0"),
+        ({"momentum_decay": 1.0}, r"momentum_decay must be in \[0, 1\)"),
+        ({"momentum_decay": math.nan}, r"momentum_decay must be in \[0, 1\)"),
+        ({"threshold": math.nan}, "threshold must be a number"),
+        ({"warmup": -1}, "warmup must be at least 0"),
+    ],
+)
+def test_safe_latent_diffusion_refuses_settings_out_of_range(setting, reason):
+    with pytest.raises(SettingError, match=reason):
+        SafeLatentDiffusion(**setting)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [{"prior": 0.0}, {"prior": 0.5, "cap": 0.4}, {"temperature": -1.0}, {"offset": math.inf}, {"floor": 0.2}],
+)
+def test_dynamic_guidance_refuses_what_its_tracker_refuses(setting):
+    with pytest.raises(SettingError):
+        DynamicNegativeGuidance(**setting)
