@@ -16,9 +16,16 @@ class Export(Callback):
     ``--model.checkpoint`` takes. With ``EMA`` the weights are the averaged ones.
     """
 
+    def __init__(self) -> None:
+        self.has_trained = False
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take note; the averaged weights may be handed over after this."""
+        self.has_trained = True
+
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write both."""
-        if not trainer.is_global_zero:
+        """Write both, unless a finished training was resumed: then there is nothing new, and no average."""
+        if not (trainer.is_global_zero and self.has_trained):
             return
         checkpoint: dict[str, object] = {
             "state_dict": {name: weight.cpu().contiguous() for name, weight in pl_module.state_dict().items()},
