@@ -102,11 +102,12 @@ class PosteriorTracker:
         if transition.variance == 0:
             return log_p
         variance = transition.beta_tilde if self.beta_tilde else transition.variance
-        mean = transition.mean(x_t.float(), base.float()).unsqueeze(1)
-        mean_c = transition.mean(x_t.float().unsqueeze(1), negatives.float())
-        evidence = ((x_s.float().unsqueeze(1) - (mean_c + mean) / 2) * (mean_c - mean)).flatten(2).sum(2)
+        x_t, x_s, base, negatives = (tensor.to(log_p.dtype) for tensor in (x_t, x_s, base, negatives))
+        mean = transition.mean(x_t, base).unsqueeze(1)
+        mean_c = transition.mean(x_t.unsqueeze(1), negatives)
+        evidence = ((x_s.unsqueeze(1) - (mean_c + mean) / 2) * (mean_c - mean)).flatten(2).sum(2)
         offset = self.offset / (2 * variance) if self.offset_inside else self.offset
-        return self._bound(log_p + self.temperature / variance * evidence.to(log_p.dtype) + offset)
+        return self._bound(log_p + self.temperature / variance * evidence + offset)
 
     def _bound(self, log_p: Tensor) -> Tensor:
         lowest = math.log(self.floor) if self.floor > 0 else -1e4  # e^-1e4 is 0 in any precision, and stays finite

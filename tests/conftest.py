@@ -1,6 +1,8 @@
 """Fixtures for the whole suite."""
 
+import itertools
 import os
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -29,6 +31,20 @@ def real_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip(f"REAL DATA MISSING: no {prepare}, so nothing here was tried on the real MNIST and CIFAR-10")
     root = tmp_path_factory.mktemp("real_data")
     subprocess.run([sys.executable, str(prepare), str(root)], check=True)
+    return root
+
+
+@pytest.fixture(scope="session")
+def fake_mnist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data root, named `data`, with 200 training and 200 test images of noise as MNIST and as FashionMNIST."""
+    root = tmp_path_factory.mktemp("fake_mnist") / "data"
+    for name, part, count in itertools.product(("MNIST", "FashionMNIST"), ("train", "t10k"), [200]):
+        folder = root / name / "raw"
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels, labels = torch.randint(256, (count, 28, 28), dtype=torch.uint8), torch.arange(count) % 10
+        for kind, array in (("images-idx3", pixels), ("labels-idx1", labels.to(torch.uint8))):
+            header = struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape)
+            (folder / f"{part}-{kind}-ubyte").write_bytes(header + array.numpy().tobytes())
     return root
 
 

@@ -13,9 +13,9 @@ from dng_lightning.errors import SettingError
 class EMA(WeightAveraging):
     """Averages the weights at each optimiser step, with a decay that warms up.
 
-    The first update copies the weights; the decay of update n = 1, 2, ... is min(decay, (1 + n) / (10 + n)), so that the
-    random start is soon forgotten in a short training. Validation runs on the average, checkpoints hold it as ``state_dict``, and it becomes the module's
-    weights when training ends.
+    The first update copies the weights, and the decay of update n = 1, 2, ... is min(decay, (1 + n) / (10 + n)), so
+    that the random start is soon forgotten in a short training. Validation runs on the average, checkpoints hold it as
+    ``state_dict``, and it becomes the module's weights when training ends.
 
     Args:
         decay: the decay after warm-up, in [0, 1).

@@ -39,7 +39,9 @@ def configure(
         try:
             schedule = cast(Callable[..., Any], scheduler)(built, total_steps=steps)
         except ZeroDivisionError as error:  # OneCycleLR, where pct_start * total_steps is 1
-            raise SettingError(f"the scheduler cannot warm up in a run of {steps} steps: choose another length") from error
+            raise SettingError(
+                f"the scheduler cannot warm up in a run of {steps} steps: choose another length"
+            ) from error
     if isinstance(schedule, ReduceLROnPlateau):
         return {"optimizer": built, "lr_scheduler": {"scheduler": schedule, "monitor": schedule.monitor}}
     return {"optimizer": built, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -1,0 +1,269 @@
+"""Every shipped configuration parses and runs, and the command line has the last word."""
+
+import contextlib
+import csv
+import fnmatch
+import json
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import Dng
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from dng_lightning import __version__, shipped
+from dng_lightning.__main__ import main, run
+from dng_lightning.guidance import DynamicNegativeGuidance, NegativePrompting
+from dng_lightning.modules import DiffusionModule
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = {name: yaml.safe_load(shipped.config(name).read_text()) for name in shipped.configs()}
+
+
+def command_of(name: str) -> str:
+    """The command that a shipped configuration is for."""
+    if CONFIGS[name]["model"]["class_path"] != "GuidedSampler":
+        return "fit"
+    return "test" if "guidances" in CONFIGS[name]["model"]["init_args"] else "predict"
+
+
+def configs_for(command: str) -> list[str]:
+    return [name for name in CONFIGS if command_of(name) == command]
+
+
+@pytest.fixture(scope="session")
+def fitted(dng: Dng, fake_mnist: Path) -> Callable[[str], Path]:
+    """`fitted(name)`: the folder where a shipped configuration was fitted, tiny, and its own default output folder."""
+    place = fake_mnist.parent
+
+    def fit(name: str) -> Path:
+        trainer = CONFIGS[name]["trainer"]
+        folder = place / trainer["default_root_dir"]
+        if folder.exists():
+            return folder
+        if "mnist" in name and name != "mnist_classifier":
+            shutil.copytree(
+                fit("mnist_classifier"), place / "mnist-classifier", dirs_exist_ok=True
+            )  # wins over shipped
+        epochs = max(2, trainer.get("check_val_every_n_epoch", 1))  # as many as it takes to come to a validation
+        tiny = [f"--trainer.max_steps={epochs}", "--trainer.limit_train_batches=1", "--trainer.limit_val_batches=1"]
+        tiny += ["--model.net.channels=[8]"] + ["--data.validation=20"] * ("digits" not in name)
+        tiny += ["--model.compile=false"] * ("classifier" not in name)
+        with contextlib.chdir(place):
+            dng("fit", f"--config={name}.yaml", *tiny)
+        return folder
+
+    return fit
+
+
+@pytest.fixture
+def in_place(fitted: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with tiny models under the names of the shipped ones, which they win over."""
+    place = fitted("mnist").parents[1]
+    for name in ("mnist", "mnist_only_0"):
+        shutil.copytree(fitted(name), place / name.replace("_", "-"), dirs_exist_ok=True)
+    monkeypatch.chdir(place)
+    return place
+
+
+def printed(capsys: pytest.CaptureFixture[str], *args: str) -> str:
+    """What a command prints before it exits well."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        main(args)
+    assert ended.value.code == 0
+    return capsys.readouterr().out
+
+
+# --- help ---
+
+
+def test_help_and_version_import_nothing_heavy():
+    code = "import sys; from dng_lightning.__main__ import main; main(sys.argv[1:]); print(*sys.modules)"
+    for arg, expected in (("--help", "usage: dng COMMAND"), ("--version", __version__)):
+        out = subprocess.run([sys.executable, "-c", code, arg], capture_output=True, text=True, check=True).stdout
+        assert expected in out
+        assert not {"torch", "lightning", "matplotlib"} & set(out.splitlines()[-1].split())
+
+
+def test_the_help_names_real_configs_and_commands(capsys: pytest.CaptureFixture[str]):
+    main([])
+    text = capsys.readouterr().out
+    assert "dng predict" in text
+    for word in text.split():
+        if word.endswith(".yaml"):
+            shipped.config(word)
+
+
+def test_a_command_explains_its_settings(capsys: pytest.CaptureFixture[str]):
+    text = printed(capsys, "predict", "--help")
+    assert "--trainer.default_root_dir" in text
+    assert "--model.help" in text
+
+
+# --- shipped configurations ---
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_config_is_printed_and_read_back_unchanged(name: str, tmp_path: Path, capsys):
+    first = printed(capsys, command_of(name), "--config", f"{name}.yaml", "--print_config")
+    (tmp_path / "again.yaml").write_text(first)
+    assert printed(capsys, command_of(name), "--config", str(tmp_path / "again.yaml"), "--print_config") == first
+    settings, given = yaml.safe_load(first), CONFIGS[name]
+    for setting, value in given["model"].get("init_args", {}).items():
+        if not isinstance(value, dict | list) and setting != "guidance":
+            assert settings["model"]["init_args"][setting] == value
+
+
+@pytest.mark.parametrize("name", configs_for("fit"))
+def test_every_training_runs(name: str, fitted: Callable[[str], Path]):
+    folder = fitted(name)
+    written = {path.name for path in folder.iterdir()}
+    assert {"config.yaml", "model.ckpt", "metrics.json", "checkpoints"} <= written
+    assert (folder / "checkpoints" / "last.ckpt").exists()
+    assert yaml.safe_load((folder / "config.yaml").read_text())["model"]["class_path"].endswith("Module")
+    assert json.loads((folder / "metrics.json").read_text())["val/loss"] > 0
+    board = EventAccumulator(str(folder))
+    board.Reload()
+    assert "train/loss" in board.Tags()["scalars"] or "val/loss" in board.Tags()["scalars"]
+    samplers = [c for c in CONFIGS[name]["trainer"]["callbacks"] if c["class_path"] == "GuidedSampling"]
+    assert ("samples/unguided" in board.Tags()["images"]) == bool(samplers)
+
+
+@pytest.mark.parametrize("name", configs_for("predict"))
+def test_every_prediction_runs(name: str, dng: Dng, in_place: Path):
+    folder = Path("drawn", name)
+    dng("predict", "--config", name, "--data.n=2", "--model.steps=3", f"--trainer.default_root_dir={folder}")
+    assert sorted(path.name for path in folder.glob("0*.png")) == ["00000000.png", "00000001.png"]
+    used = yaml.safe_load((folder / "config.yaml").read_text())["model"]["init_args"]
+    given = CONFIGS[name]["model"].get("init_args", {}).get("guidance", "DynamicNegativeGuidance")
+    method, settings = (given, {}) if isinstance(given, str) else (given["class_path"], given.get("init_args", {}))
+    assert used["guidance"]["class_path"].endswith(method)
+    assert settings.items() <= used["guidance"].get("init_args", {}).items()
+
+
+@pytest.mark.parametrize("name", configs_for("test"))
+def test_every_comparison_runs(name: str, dng: Dng, in_place: Path, capsys):
+    folder = Path("compared", name)
+    settings = ["--data.n=4", "--model.steps=3", f"--trainer.default_root_dir={folder}"]
+    dng("test", "--config", name, *settings)
+    methods = [g["class_path"] for g in CONFIGS[name]["model"]["init_args"]["guidances"]]
+    rows = list(csv.DictReader((folder / "results.csv").open(newline="")))
+    assert [row["method"] for row in rows] == methods
+    for row in rows:
+        assert sum(map(int, row["histogram"].split())) == int(row["n"]) == 4
+    before = (folder / "results.csv").stat().st_mtime_ns
+    dng("test", "--config", name, *settings)  # nothing is done again
+    assert (folder / "results.csv").stat().st_mtime_ns == before
+    assert capsys.readouterr().out.count("DynamicNegativeGuidance") == 2
+
+
+def test_what_the_defaults_need_travels_in_the_wheel():
+    """Bare `dng predict`, `dng test` and `dng fit` work from an installed wheel, which leaves out some checkpoints."""
+    wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert {"configs", "checkpoints", "dng_lightning"} <= set(wheel["only-include"])
+    kept = [pattern.strip("!/").removeprefix("checkpoints/") for pattern in wheel["exclude"] if pattern[0] == "!"]
+    needed = set()
+    for name in ("predict", "test", "digits"):
+        model, callbacks = CONFIGS[name]["model"]["init_args"], CONFIGS[name]["trainer"]["callbacks"]
+        places = [model, *(callback.get("init_args", {}) for callback in callbacks)]
+        needed |= {place[key] for place in places for key in ("checkpoint", "classifier") if place.get(key)}
+    assert needed >= {"mnist", "mnist-classifier", "digits-classifier"}
+    assert not [name for name in needed if not any(fnmatch.fnmatch(name, pattern) for pattern in kept)]
+    there = [shipped.checkpoint(name) for name in needed if name in shipped.checkpoints()]
+    assert sum(path.stat().st_size for path in there) < 15e6
+
+
+def test_bare_predict_draws_from_the_shipped_model(dng: Dng, tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    dng("predict", "--data.n=2", "--model.steps=2")
+    folder = Path("samples/mnist-without-0-DynamicNegativeGuidance")
+    assert sorted(path.name for path in folder.glob("0*.png")) == ["00000000.png", "00000001.png"]
+    assert "0 ✗" in capsys.readouterr().out
+
+
+# --- what is found where ---
+
+
+@pytest.mark.parametrize("args", [("--config", "digits.yaml"), ("--config=digits",), ("-c", "digits"), ()])
+def test_a_bare_name_is_found_from_any_folder(args: tuple[str, ...], tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    settings = yaml.safe_load(printed(capsys, "fit", *args, "--print_config"))
+    assert settings["trainer"]["default_root_dir"] == "logs/digits"
+
+
+def test_a_local_config_wins(tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    local = CONFIGS["digits"] | {"seed_everything": 123}
+    Path("digits.yaml").write_text(yaml.safe_dump(local))
+    assert "seed_everything: 123" in printed(capsys, "fit", "--config", "digits.yaml", "--print_config")
+    assert "seed_everything: 0" in printed(capsys, "fit", "--config", "digits", "--print_config")
+
+
+def test_later_settings_win(tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").write_text("data: {class_path: Seeds, init_args: {n: 5, batch_size: 2}}")
+    args = ["--config=negative_prompting.yaml", "--config=mine.yaml", "--data.n=6", "--model.guidance.scale=7"]
+    settings = yaml.safe_load(printed(capsys, "predict", *args, "--print_config"))
+    assert settings["data"]["init_args"] == {"n": 6, "first_seed": 0, "batch_size": 2}
+    assert settings["model"]["init_args"]["guidance"]["init_args"] == {"scale": 7.0}
+
+
+# --- overrides ---
+
+
+def test_the_readme_overrides(from_tiny: list[str], tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    override = ["--model.guidance=NegativePrompting", "--model.guidance.scale=1", "--model.forbidden=3"]
+    seeds = ["--data.n=3", "--data.first_seed=1000", "--data.batch_size=2", "--trainer.default_root_dir=here"]
+    cli = run(["predict", f"--config={shipped.config('predict')}", *from_tiny, *override, *seeds])
+    assert cli.model.guidance == NegativePrompting(scale=1)
+    assert cli.model.forbidden == [3]
+    assert sorted(path.name for path in Path("here").glob("0*.png")) == [f"0000100{i}.png" for i in range(3)]
+    assert {path.name for path in Path().iterdir()} == {"here"}
+
+
+def test_several_forbidden_classes_and_the_default_folder(from_tiny: list[str], tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cli = run(["predict", f"--config={shipped.config('predict')}", *from_tiny, "--model.forbidden=[0,6]", "--data.n=1"])
+    assert cli.model.forbidden == [0, 6]
+    assert cli.model.guidance == DynamicNegativeGuidance()
+    (folder,) = Path("samples").iterdir()
+    assert folder.name.endswith("-without-0-6-DynamicNegativeGuidance")
+
+
+def test_the_command_line_wins_over_what_a_checkpoint_stored(tiny_checkpoint: Path, tmp_path: Path):
+    """Lightning would silently take the checkpoint's hyper-parameters."""
+    last = tiny_checkpoint / "checkpoints" / "last.ckpt"
+    stored = DiffusionModule.load(str(last))
+    net = ["--model.net.channels=[16]", "--model.net.attention=[]"]
+    args = ["--model.condition_dropout=0.75", "--model.prediction=eps", f"--ckpt_path={last}"]
+    quiet = ["--trainer.limit_val_batches=1", "--trainer.enable_progress_bar=false"]
+    folder = f"--trainer.default_root_dir={tmp_path}"
+    cli = run(["validate", f"--config={shipped.config('digits')}", *net, *args, *quiet, folder])
+    assert (stored.condition_dropout, stored.prediction) == (0.3, "v")
+    assert (cli.model.condition_dropout, cli.model.prediction) == (0.75, "eps")
+    assert cli.model.net.stem.weight.equal(stored.net.stem.weight)  # and yet the weights were loaded
+
+
+def test_resuming_by_name(fitted: Callable[[str], Path], dng: Dng, in_place: Path):
+    """`--ckpt_path last`, as the configurations say."""
+    tiny = [
+        "--model.net.channels=[8]",
+        "--model.compile=false",
+        "--data.validation=20",
+        "--trainer.limit_val_batches=1",
+    ]
+    before = json.loads((fitted("mnist") / "metrics.json").read_text())
+    assert before["steps"] == 4
+    settings = [*tiny, "--trainer.max_steps=6", "--model.scheduler=null", "--ckpt_path=last"]
+    with pytest.raises(SystemExit):  # its learning-rate schedule ends with the first run
+        dng("fit", "--config=mnist.yaml", *tiny, "--trainer.max_steps=6", "--ckpt_path=last")
+    dng("validate", "--config=mnist.yaml", *tiny, "--ckpt_path=last")
+    dng("fit", "--config=mnist.yaml", *settings)
+    assert json.loads((fitted("mnist") / "metrics.json").read_text())["steps"] == 6
