@@ -33,8 +33,10 @@ class PosteriorTracker:
     Attributes:
         prior: p(c_k) at t = T, in (0, 1): one number, or one a class.
         temperature: factor of the evidence, >= 0.
-        offset: added to the log posterior at each step, in nats.
-        offset_inside: divide the offset by twice the kernel's variance, as the authors' code does.
+        offset: added to the log posterior for each level of the schedule, in nats.
+        offset_inside: divide the offset by twice the kernel's variance, as the authors' code does. A step over n levels
+            has about n times the variance of a step over one, so it adds n^2 offset / (2 variance): either form sums
+            to about the same on any grid, and a step over one level is the authors'.
         floor: the posterior is kept above it, in [0, prior].
         cap: the sum of the posteriors is kept below it, in (prior, 1); it bounds the odds by cap / (1 - cap).
         beta_tilde: take beta_tilde for the kernel's variance even where the sampler draws with another.
@@ -106,7 +108,8 @@ class PosteriorTracker:
         mean = transition.mean(x_t, base).unsqueeze(1)
         mean_c = transition.mean(x_t.unsqueeze(1), negatives)
         evidence = ((x_s.unsqueeze(1) - (mean_c + mean) / 2) * (mean_c - mean)).flatten(2).sum(2)
-        offset = self.offset / (2 * variance) if self.offset_inside else self.offset
+        span = transition.span
+        offset = span**2 * self.offset / (2 * variance) if self.offset_inside else span * self.offset
         return self._bound(log_p + self.temperature / variance * evidence + offset)
 
     def _bound(self, log_p: Tensor) -> Tensor:

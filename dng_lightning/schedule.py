@@ -28,6 +28,7 @@ class Transition:
         x0_coef: factor of x0_hat in the mean.
         variance: variance of each coordinate; 0 where the step draws no noise (the last step, and DDIM at eta = 0).
         beta_tilde: variance of q(x_s | x_t, x_0); what ``variance`` is unless the sampler asked for another one.
+        span: number of levels from t to s.
         clip: bound on the size of x0_hat, or None; the same for whoever asks for a mean, sampler and posterior alike.
     """
 
@@ -37,6 +38,7 @@ class Transition:
     x0_coef: float
     variance: float
     beta_tilde: float
+    span: int = 1
     clip: float | None = None
 
     def x0_hat(self, x_t: Tensor, eps: Tensor) -> Tensor:
@@ -123,7 +125,8 @@ class NoiseSchedule:
             s: the level that one goes to.
             eta: 1 is ancestral sampling, 0 is DDIM; the kernel's variance is eta^2 beta_tilde (Song et al., eq. 16).
             variance: "beta_tilde", or "beta" for var_ts, the larger choice of Ho et al. section 3.2, at eta = 1.
-            clip: bound on the denoised prediction, None for none.
+            span: number of levels from t to s.
+        clip: bound on the denoised prediction, None for none.
         """
         alpha_t, alpha_s = float(self.alpha[t]), float(self.alpha[s])
         sigma_t, sigma_s = float(self.sigma[t]), float(self.sigma[s])
@@ -131,7 +134,7 @@ class NoiseSchedule:
         beta_tilde = var_ts * sigma_s**2 / sigma_t**2
         x_coef = math.sqrt(max(sigma_s**2 - eta**2 * beta_tilde, 0.0)) / sigma_t
         drawn = 0.0 if s == 0 else var_ts if variance == "beta" else eta**2 * beta_tilde
-        return Transition(alpha_t, sigma_t, x_coef, alpha_s - alpha_t * x_coef, drawn, beta_tilde, clip)
+        return Transition(alpha_t, sigma_t, x_coef, alpha_s - alpha_t * x_coef, drawn, beta_tilde, t - s, clip)
 
 
 class LinearSchedule(NoiseSchedule):

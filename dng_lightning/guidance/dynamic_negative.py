@@ -26,7 +26,7 @@ class DynamicNegativeGuidance(Guidance):
         scale: strength of the push, >= 0; 0 is unguided, 1 is the theory's.
         prior: chance of a forbidden class before anything is known, in (0, 1); one number, or one a class.
         temperature: factor of the evidence, >= 0.
-        offset: added to the log posterior at each step, in nats.
+        offset: added to the log posterior for each level of the schedule, in nats.
         offset_inside: divide the offset by twice the kernel's variance: it then acts late, as a margin for the mean
             squared disagreement of two imperfect predictions.
         floor: least posterior, in [0, prior].
