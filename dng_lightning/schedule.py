@@ -125,8 +125,7 @@ class NoiseSchedule:
             s: the level that one goes to.
             eta: 1 is ancestral sampling, 0 is DDIM; the kernel's variance is eta^2 beta_tilde (Song et al., eq. 16).
             variance: "beta_tilde", or "beta" for var_ts, the larger choice of Ho et al. section 3.2, at eta = 1.
-            span: number of levels from t to s.
-        clip: bound on the denoised prediction, None for none.
+            clip: bound on the denoised prediction, None for none.
         """
         alpha_t, alpha_s = float(self.alpha[t]), float(self.alpha[s])
         sigma_t, sigma_s = float(self.sigma[t]), float(self.sigma[s])

@@ -269,22 +269,6 @@ def test_the_inner_product_is_the_difference_of_squares():
         torch.testing.assert_close(moved, expected, rtol=1e-9, atol=1e-9)
 
 
-def test_the_inner_product_resolves_what_a_difference_of_fp32_squares_cannot():
-    step = LINEAR.transition(20, 19)
-    x_t, x_s, base, _ = any_step(step)
-    negatives = (base + 1e-4).unsqueeze(1)
-    tracker = PosteriorTracker(FREE)
-    log_p = tracker.start(6, 1, CPU)
-    moved = (tracker.update(log_p, step, x_t, x_s, base, negatives) - log_p).squeeze(1)
-    mean, mean_c = step.mean(x_t.double(), base.double()), step.mean(x_t.double(), negatives.squeeze(1).double())
-    exact = ((x_s - mean).square() - (x_s - mean_c).square()).flatten(1).sum(1) / (2 * step.variance)
-    # squares around a mean that is far from 0 in fp32, as one would write it first
-    squares = [x_s.square() - 2 * x_s * m.float() + m.float().square() for m in (mean, mean_c)]
-    naive = (squares[0].flatten(1).sum(1) - squares[1].flatten(1).sum(1)) / (2 * step.variance)
-    assert (naive - exact).abs().max() > 1e-3
-    assert (moved - exact).abs().max() < 1e-9
-
-
 def test_no_evidence_is_taken_at_the_last_step():
     x_t, x_s, base, negatives = any_step(LINEAR.transition(1, 0))
     tracker = PosteriorTracker(0.3, offset=1.0)

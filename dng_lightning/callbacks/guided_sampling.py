@@ -104,8 +104,8 @@ class GuidedSampling(Callback):
             # raw, with a bucket a class: add_histogram would trim the empty ones, so that a removed class goes unseen
             board.add_histogram_raw(
                 f"classes/{name}",
-                min=-0.5,  # the edges of the first and the last bucket
-                max=len(class_names) - 0.5,
+                min=float(labels.min()) - 0.5,  # the outer edges of the first and the last bucket with something in it
+                max=float(labels.max()) + 0.5,
                 num=len(labels),
                 sum=float(labels.sum()),
                 sum_squares=float(labels.square().sum()),

@@ -22,6 +22,9 @@ from dng_lightning.posterior import PosteriorTracker, odds
 class DynamicNegativeGuidance(Guidance):
     """Pushes an image away from the forbidden conditions as far as it is becoming one of them.
 
+    The defaults are right for exact predictions. Better ones for a trained model belong to that model: ``predict.yaml``
+    holds what a search found for the shipped `mnist`.
+
     Attributes:
         scale: strength of the push, >= 0; 0 is unguided, 1 is the theory's.
         prior: chance of a forbidden class before anything is known, in (0, 1); one number, or one a class.

@@ -1,0 +1,68 @@
+"""The exported file needs no code, holds no optimiser, and predicts what the trained module predicts."""
+
+import json
+from pathlib import Path
+
+import torch
+import yaml
+from conftest import QUIET
+
+from dng_lightning import shipped
+from dng_lightning.__main__ import run
+from dng_lightning.data import Digits
+from dng_lightning.modules import ClassifierModule, DiffusionModule
+
+
+def test_it_predicts_what_the_trained_module_predicts(tmp_path: Path):
+    net = ["--model.net.channels=[8]", "--model.net.attention=[]", "--data.without=7"]
+    length = ["--trainer.max_steps=5", "--trainer.limit_val_batches=1", "--trainer.check_val_every_n_epoch=1"]
+    cli = run(
+        ["fit", f"--config={shipped.config('digits')}", *QUIET, *net, *length, f"--trainer.default_root_dir={tmp_path}"]
+    )
+    trained = cli.model.eval()
+    loaded = DiffusionModule.load(str(tmp_path))
+    x, t, labels = torch.randn(4, 1, 8, 8), torch.tensor([1, 10, 500, 1000]), torch.tensor([0, 3, 9, 10])
+    with torch.no_grad():
+        assert trained(x, t, labels).abs().max() > 0
+        assert torch.equal(loaded(x, t, labels), trained(x, t, labels))
+        assert torch.equal(loaded(x, t), trained(x, t))
+    assert not loaded.training
+    assert not any(parameter.requires_grad for parameter in loaded.parameters())
+    assert (loaded.image_shape, loaded.class_names) == (Digits.image_shape, Digits.class_names)
+    assert loaded.seen_classes == (0, 1, 2, 3, 4, 5, 6, 8, 9)
+
+
+def test_it_holds_no_code_and_no_optimiser(tiny_checkpoint: Path):
+    stored = torch.load(tiny_checkpoint / "model.ckpt", weights_only=True)
+    assert not {"optimizer_states", "lr_schedulers", "loops", "callbacks"} & set(stored)
+    size = sum(weight.numel() * weight.element_size() for weight in stored["state_dict"].values())
+    assert (tiny_checkpoint / "model.ckpt").stat().st_size < 2 * size
+    average = torch.load(tiny_checkpoint / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    assert all(torch.equal(stored["state_dict"][name], average[name]) for name in average)
+    assert not list(tiny_checkpoint.glob("*.part"))
+
+
+def test_metrics_and_config_stand_beside_it(tiny_checkpoint: Path):
+    metrics = json.loads((tiny_checkpoint / "metrics.json").read_text())
+    assert metrics["steps"] == 60
+    assert 0 < metrics["val/loss"] < 1
+    config = yaml.safe_load((tiny_checkpoint / "config.yaml").read_text())
+    assert config["model"]["init_args"]["net"]["init_args"]["channels"] == [16]
+    assert config["seed_everything"] == 0
+
+
+def test_the_folder_of_a_shipped_checkpoint_is_such_a_folder():
+    loaded = ClassifierModule.load("digits-classifier")
+    stored = torch.load(shipped.checkpoint("digits-classifier"), weights_only=True)
+    assert all(torch.equal(loaded.state_dict()[name], weight) for name, weight in stored["state_dict"].items())
+    for name in shipped.checkpoints():
+        beside = {path.name for path in shipped.checkpoint(name).parent.iterdir()}
+        assert {"model.ckpt", "config.yaml", "metrics.json"} <= beside, name
+
+
+def test_a_resumed_training_that_had_ended_keeps_the_export(tiny_checkpoint: Path, tmp_path: Path):
+    net = ["--model.net.channels=[16]", "--model.net.attention=[]", "--model.prediction=v", "--trainer.max_steps=60"]
+    last = tiny_checkpoint / "checkpoints" / "last.ckpt"
+    args = [*net, f"--trainer.default_root_dir={tmp_path}", f"--ckpt_path={last}"]
+    run(["fit", f"--config={shipped.config('digits')}", *QUIET, *args])
+    assert not (tmp_path / "model.ckpt").exists()

@@ -1,0 +1,169 @@
+"""What is logged while a model trains: grids of images, a bucket a class, the share of the forbidden ones."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import QUIET
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
+from tensorboard.data_compat import migrate_value
+from tensorboard.util.tensor_util import make_ndarray
+from torch import Tensor
+from torchvision.io import ImageReadMode, decode_png
+
+from dng_lightning import shipped
+from dng_lightning.__main__ import run
+from dng_lightning.callbacks import GuidedSampling
+from dng_lightning.errors import SettingError
+from dng_lightning.modules import ClassifierModule
+
+IMAGES = 10
+
+
+def fit(folder: Path, *settings: str, sampling: str) -> EventAccumulator:
+    """Two epochs of one step on the digits; returns what was logged."""
+    net = ["--model.net.channels=[8]", "--model.net.attention=[]", "--model.prediction=v"]
+    length = ["--trainer.max_epochs=2", "--trainer.limit_train_batches=1", "--trainer.limit_val_batches=2"]
+    length += ["--trainer.check_val_every_n_epoch=1", f"--trainer.default_root_dir={folder}"]
+    callback = f"{{class_path: GuidedSampling, init_args: {{images: {IMAGES}, steps: 2, {sampling}}}}}"
+    args = [*net, *length, *settings, f"--trainer.callbacks=[{callback}, {{class_path: EMA}}]"]
+    run(["fit", f"--config={shipped.config('digits')}", *QUIET, *args])
+    board = EventAccumulator(str(folder))
+    board.Reload()
+    return board
+
+
+@pytest.fixture(scope="module")
+def seen() -> list[Tensor]:
+    """The labels that the classifier gave, in turn: unguided and guided, after each of two epochs."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, seen: list[Tensor]) -> Path:
+    """Of a training with a classifier that sees 3, 4 and 5 alone, and 4 and 5 forbidden."""
+    folder = tmp_path_factory.mktemp("sampling")
+
+    def classify(self: ClassifierModule, images: Tensor) -> tuple[Tensor, Tensor]:
+        assert images.abs().max() <= 1
+        seen.append(3 + (torch.arange(len(images)) + len(seen)) % 3)
+        return seen[-1], torch.ones(len(images))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ClassifierModule, "classify", classify)
+        fit(folder, sampling="forbidden: [4, 5], classifier: digits-classifier")
+    return folder
+
+
+@pytest.fixture
+def board(folder: Path) -> EventAccumulator:
+    board = EventAccumulator(str(folder), size_guidance={"images": 0, "histograms": 0})
+    board.Reload()
+    return board
+
+
+def test_grids_of_the_samples(board: EventAccumulator):
+    for name in ("samples/unguided", "samples/guided"):
+        events = board.Images(name)
+        assert [event.step for event in events] == [1, 2]
+        for event in events:
+            assert (event.height, event.width) == (2 * 10, 8 * 10)  # ten framed 8x8 images, eight a row
+            grid = decode_png(torch.frombuffer(bytearray(event.encoded_image_string), dtype=torch.uint8))
+            red = (grid[0].int() - grid[1].int() > 100).sum()
+            frame = 10 * 10 - 8 * 8  # one pixel wide
+            assert red % frame == 0
+            assert 6 <= red // frame <= 7  # of ten, two in three are forbidden
+
+
+def test_the_figure_of_the_classes(board: EventAccumulator):
+    (first, _) = board.Images("classes/bars")
+    figure = decode_png(torch.frombuffer(bytearray(first.encoded_image_string), dtype=torch.uint8), ImageReadMode.GRAY)
+    assert figure.float().std() > 10
+
+
+def test_a_bucket_for_each_class_present_or_not(board: EventAccumulator, seen: list[Tensor]):
+    for name, turns in (("classes/unguided", (0, 2)), ("classes/guided", (1, 3))):
+        events = board.Histograms(name)
+        assert [event.step for event in events] == [1, 2]
+        for event, turn in zip(events, turns, strict=True):
+            histogram = event.histogram_value
+            assert histogram.bucket_limit == [label + 0.5 for label in range(10)]
+            assert histogram.bucket == seen[turn].bincount(minlength=10).tolist()
+            assert histogram.num == IMAGES
+            assert histogram.sum == seen[turn].sum()
+
+
+def test_tensorboard_draws_a_bar_of_width_one_for_each_class(folder: Path):
+    (path,) = folder.glob("events*")
+    found = 0
+    for event in LegacyEventFileLoader(str(path)).Load():
+        for value in event.summary.value:
+            if value.tag.startswith("classes/") and value.WhichOneof("value") == "histo":
+                edges = make_ndarray(migrate_value(value).tensor)[:, :2].tolist()
+                assert edges == [[label - 0.5, label + 0.5] for label in (3, 4, 5)]  # it leaves out empty ends itself
+                found += 1
+    assert found == 4
+
+
+def test_the_share_of_the_forbidden(board: EventAccumulator, seen: list[Tensor]):
+    for name, turns in (("unguided", (0, 2)), ("guided", (1, 3))):
+        shares = [event.value for event in board.Scalars(f"metrics/forbidden_rate_{name}")]
+        assert shares == pytest.approx([float((seen[turn] > 3).float().mean()) for turn in turns])
+
+
+def test_the_seeds_are_fixed(tmp_path: Path):
+    """An untrained model draws the same images after each epoch."""
+    sampling = "forbidden: 4, every_n_epochs: 1"
+    board = fit(
+        tmp_path,
+        "--model.optimizer=torch.optim.SGD",
+        "--model.optimizer.lr=0",
+        "--model.scheduler=null",
+        sampling=sampling,
+    )
+    first, second = (event.encoded_image_string for event in board.Images("samples/guided"))
+    assert first == second
+    assert not [tag for tag in board.Tags()["scalars"] if tag.startswith("metrics/")]  # no classifier, no classes
+    assert not board.Tags()["histograms"]
+
+
+def test_every_n_epochs_and_an_unconditional_model(tmp_path: Path):
+    board = fit(tmp_path, "--model.net.num_classes=0", sampling="forbidden: null, every_n_epochs: 2")
+    assert [event.step for event in board.Images("samples/unguided")] == [2]
+    assert "samples/guided" not in board.Tags()["images"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "sampling", "message"),
+    [
+        ("--model.net.num_classes=0", "forbidden: 4", "unconditional; set forbidden to null"),
+        ("--data.without=4", "forbidden: 4", "never saw class '4'"),
+        ("--data.only=4", "forbidden: eleven", "no class 'eleven'"),
+        ("--data.only=4", "forbidden: 4, images: 0", "images >= 1"),
+        ("--model.schedule=LinearSchedule", "forbidden: 4, every_n_epochs: 0", "every_n_epochs >= 1"),
+    ],
+)
+def test_what_cannot_be_guided_is_refused_before_training(settings: str, sampling: str, message: str, tmp_path: Path):
+    with pytest.raises((SettingError, ValueError), match=message):
+        fit(tmp_path, settings, sampling=sampling)
+
+
+def test_more_steps_than_levels_are_refused(tmp_path: Path):
+    schedule = ["--model.schedule=LinearSchedule", "--model.schedule.steps=1"]
+    with pytest.raises(SettingError, match="steps must be between 1 and 1"):
+        fit(tmp_path, *schedule, sampling="forbidden: 4")
+
+
+def test_it_draws_nothing_outside_of_fit(tmp_path: Path, tiny_checkpoint: Path):
+    sampling = "--trainer.callbacks=[{class_path: GuidedSampling, init_args: {images: 2, steps: 2}}]"
+    net = ["--model.net.channels=[16]", "--model.net.attention=[]"]
+    args = [*net, sampling, f"--trainer.default_root_dir={tmp_path}", f"--ckpt_path={tiny_checkpoint / 'model.ckpt'}"]
+    run(["validate", f"--config={shipped.config('digits')}", *QUIET, *args])
+    board = EventAccumulator(str(tmp_path))
+    board.Reload()
+    assert not board.Tags()["images"]
+
+
+def test_few_images_can_be_drawn():
+    assert GuidedSampling(images=1).images == 1
