@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import Dng
+from running import Dng
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dng_lightning import __version__, shipped

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from dng_lightning.guidance import DynamicNegativeGuidance
 from dng_lightning.posterior import PosteriorTracker, odds
 from dng_lightning.predictors import NetworkPairPredictor
 from dng_lightning.sampling import Sampler
-from dng_lightning.schedule import CosineSchedule, LinearSchedule, NoiseSchedule, Transition
+from dng_lightning.schedule import CosineSchedule, LinearSchedule, NoiseSchedule, Transition, Variance
 
 LINEAR = LinearSchedule()
 CPU = torch.device("cpu")
@@ -337,16 +338,35 @@ def test_the_offset_counts_in_nats_or_by_the_variance_of_the_kernel(variance):
         torch.testing.assert_close(moved, torch.full_like(moved, expected), rtol=0, atol=1e-13)  # of log p = -7
 
 
+def gathered_offset(tracker: PosteriorTracker, levels: list[int], variance: Variance = "beta_tilde") -> float:
+    """What the offset alone adds to log p on the way down ``levels``."""
+    log_p = first = tracker.start(1, 1, CPU)
+    x, negatives = torch.zeros(1, 1), torch.zeros(1, 1, 1)
+    for t, s in pairwise(levels):
+        log_p = tracker.update(log_p, LINEAR.transition(t, s, variance=variance), x, x, x, negatives)
+    return float(log_p - first)
+
+
 @pytest.mark.parametrize(("t", "nats"), [(500, 3.5), (200, 8.0), (100, 11.4), (50, 14.8), (20, 19.0), (1, 29.0)])
 def test_the_offset_of_the_authors_gathers_the_known_bias(t, nats):
     # CIFAR-10's 2e-4 inside 1 / (2 beta_tilde), from the noisiest level down to their time t (our level t + 1)
     tracker = PosteriorTracker(1e-20, temperature=0.0, offset=2e-4, offset_inside=True, beta_tilde=True)
-    log_p = tracker.start(1, 1, CPU)
-    x, negatives = torch.zeros(1, 1), torch.zeros(1, 1, 1)
-    for level in range(1000, t, -1):
-        log_p = tracker.update(log_p, LINEAR.transition(level, level - 1, variance="beta"), x, x, x, negatives)
-    gathered = float(log_p) - math.log(1e-20)
+    gathered = gathered_offset(tracker, list(range(1000, t - 1, -1)), "beta")
     assert gathered == pytest.approx(nats, abs=0.06 if nats < 20 else 0.6)  # given to one decimal, the last to none
+
+
+@pytest.mark.parametrize("steps", [1000, 250, 100, 50, 10])
+def test_the_offset_in_nats_gathers_the_same_on_any_grid(steps):
+    levels = [t for t in LINEAR.levels(steps) if t >= 100]
+    assert gathered_offset(PosteriorTracker(1e-20, 0.0, 0.01), levels) == pytest.approx(0.01 * 900, rel=1e-12)
+
+
+@pytest.mark.parametrize(("steps", "more"), [(250, 0.03), (100, 0.09), (50, 0.20)])
+def test_the_offset_by_the_variance_gathers_about_the_same_on_grids_that_are_not_too_coarse(steps, more):
+    tracker = PosteriorTracker(1e-20, 0.0, 2e-4, offset_inside=True)
+    fine, coarse = (gathered_offset(tracker, [t for t in LINEAR.levels(n) if t >= 100]) for n in (1000, steps))
+    # n levels have somewhat less than n times the variance of one, and the less the closer to the data
+    assert fine < coarse < (1 + more) * fine
 
 
 def test_the_floor_and_the_cap_hold_the_posterior():
@@ -360,7 +380,7 @@ def test_the_floor_and_the_cap_hold_the_posterior():
 
 
 def test_without_a_floor_a_posterior_falls_as_far_as_the_evidence_says_and_comes_back():
-    step = LINEAR.transition(500, 480)
+    step = LINEAR.transition(500, 499)
     x_t, x_s, base, negatives = any_step(step)
     tracker = PosteriorTracker(0.1, temperature=0.0)
     log_p = tracker.start(6, 1, CPU)

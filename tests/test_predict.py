@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import Dng
+from running import Dng
 from torch import Tensor
 from torchvision.io import read_image
 
