@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from running import Dng, DngProcess
+from running import QUIET, Dng, DngProcess
 
 from dng_lightning.__main__ import main
 
@@ -17,7 +17,6 @@ from dng_lightning.__main__ import main
 torch.set_num_threads(1)
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
-QUIET = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,7 @@
 """Two processes train in lockstep, and draw the images of one process between them.
 
-Measured for 64 images and 50 steps: no pixel of an image depends on the number of processes by more than the rounding of
-the network, see `test_predict.py`.
+Measured for 64 images and 50 steps: no pixel of an image depends on the number of processes by more than the rounding
+of the network, see `test_predict.py`.
 """
 
 import csv
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import QUIET, Dng, DngProcess
+from running import QUIET, Dng, DngProcess
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torchvision.io import read_image
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 import yaml
-from conftest import QUIET
+from running import QUIET
 
 from dng_lightning import shipped
 from dng_lightning.__main__ import run
