@@ -322,17 +322,18 @@ def test_the_temperature_multiplies_the_evidence():
 
 
 @pytest.mark.parametrize("variance", ["beta_tilde", "beta"])
-def test_the_offset_counts_in_nats_or_by_the_variance_of_the_kernel(variance):
-    step = LINEAR.transition(50, 49, variance=variance)
+@pytest.mark.parametrize(("t", "s"), [(50, 49), (500, 480)])
+def test_the_offset_counts_in_nats_or_by_the_variance_of_the_kernel(variance, t, s):
+    step, span = LINEAR.transition(t, s, variance=variance), t - s
     states = any_step(step)
     outside = PosteriorTracker(1e-3, temperature=0.0, offset=3e-4)
     inside = replace(outside, offset_inside=True)
     theirs = replace(inside, beta_tilde=True)
     log_p = outside.start(6, 1, CPU)
     for tracker, expected in (
-        (outside, 3e-4),
-        (inside, 3e-4 / (2 * step.variance)),
-        (theirs, 3e-4 / (2 * step.beta_tilde)),
+        (outside, span * 3e-4),
+        (inside, span**2 * 3e-4 / (2 * step.variance)),
+        (theirs, span**2 * 3e-4 / (2 * step.beta_tilde)),
     ):
         moved = tracker.update(log_p, step, *states) - log_p
         torch.testing.assert_close(moved, torch.full_like(moved, expected), rtol=0, atol=1e-13)  # of log p = -7

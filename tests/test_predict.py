@@ -65,6 +65,9 @@ def state(folder: Path) -> dict[str, tuple[int, int]]:
 # --- what is written ---
 
 
+TUNED = DynamicNegativeGuidance(temperature=0.5, offset=0.0025)  # as predict.yaml has it
+
+
 def test_what_is_written_is_what_was_drawn(dng: Dng, from_tiny: list[str], tmp_path: Path, capsys):
     seeds = ["--data.n=5", "--data.first_seed=7", "--data.batch_size=2"]
     dng("predict", *from_tiny, *seeds, "--model.forbidden=[3,5]", f"--trainer.default_root_dir={tmp_path}")
@@ -72,7 +75,7 @@ def test_what_is_written_is_what_was_drawn(dng: Dng, from_tiny: list[str], tmp_p
     assert settings["model"]["init_args"]["forbidden"] == [3, 5]
     assert settings["data"]["init_args"] == {"n": 5, "first_seed": 7, "batch_size": 2}
 
-    twin = GuidedSampler(**settings["model"]["init_args"] | {"guidance": DynamicNegativeGuidance()})
+    twin = GuidedSampler(**settings["model"]["init_args"] | {"guidance": TUNED})
     rows = list(csv.DictReader((tmp_path / "labels.csv").open(newline="")))
     assert list(rows[0]) == ["seed", "label", "confidence", "posterior", "wanted"]
     assert [row["seed"] for row in rows] == ["7", "8", "9", "10", "11"]

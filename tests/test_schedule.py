@@ -149,6 +149,7 @@ def test_the_kernel_is_gaussian_conditioning_on_any_path(path):
     assert kernel.x0_coef == pytest.approx(alpha[s] - gain * alpha[t], rel=1e-9, abs=1e-11)
     assert kernel.variance == pytest.approx(joint[0, 0] - gain * joint[1, 0], rel=1e-9, abs=1e-12 * sigma[s] ** 2)
     assert kernel.beta_tilde == kernel.variance
+    assert kernel.span == t - s
 
 
 @pytest.mark.parametrize(

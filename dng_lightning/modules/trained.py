@@ -1,6 +1,7 @@
 """What the modules that are trained have in common: they remember their data, and they load safely."""
 
 import contextlib
+import copy
 import inspect
 import pickle
 from collections.abc import Iterator
@@ -53,6 +54,13 @@ class TrainedModule(LightningModule):
         self.save_hyperparameters(ignore=objects, frame=constructor)
         if "_instantiator" in self.hparams:  # Lightning holds the configuration in place of the objects
             self.save_hyperparameters(frame=constructor)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Copy all but what makes optimisers; made by the command line it holds the trainer, processes and data."""
+        memo |= {id(maker): maker for maker in (self.__dict__.get(name) for name in ("optimizer", "scheduler"))}
+        memo[id(self)] = copied = type(self).__new__(type(self))
+        copied.__dict__.update(copy.deepcopy(self.__getstate__(), memo))
+        return copied
 
     def setup(self, stage: str) -> None:
         """Take the facts about the data from the trainer's datamodule, and check that the network fits them.

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dng_lightning.errors import SettingError
+
 
 def timestep_embedding(t: Tensor, dim: int) -> Tensor:
     """Sinusoidal embedding of the timesteps ``t`` (B,), shape (B, dim); Vaswani et al. (2017), section 3.5."""
@@ -111,6 +113,7 @@ class UNet(nn.Module):
         super().__init__()
         self.num_classes = num_classes
         self.patch = patch
+        self.multiple = patch * 2 ** (len(channels) - 1)
         self.width = width = channels[0]
         embedding = 4 * width
         self.time = nn.Sequential(nn.Linear(width, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
@@ -153,8 +156,17 @@ class UNet(nn.Module):
 
         Returns:
             The prediction, shape of ``x``.
+
+        Raises:
+            SettingError: the image cannot be halved as often as the network has it.
         """
-        embedding = self.time(timestep_embedding(t, self.width))
+        if any(side % self.multiple for side in x.shape[2:]):
+            height, width = x.shape[2:]
+            raise SettingError(
+                f"the network's image sides must be divisible by {self.multiple}, for its patch and levels: "
+                f"it cannot be used for {height}x{width}"
+            )
+        embedding = self.time(timestep_embedding(t, self.width).to(x.dtype))
         if self.label is not None:
             labels = torch.full_like(t, self.num_classes, dtype=torch.long) if class_labels is None else class_labels
             embedding = embedding + self.label(labels)

@@ -1,0 +1,311 @@
+"""Training a diffusion model: its losses, its kinds of prediction, its networks."""
+
+import functools
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from lightning.pytorch import Trainer, seed_everything
+from running import QUIET
+from torch import Generator, Tensor, nn
+
+from dng_lightning import shipped
+from dng_lightning.__main__ import run
+from dng_lightning.callbacks import EMA
+from dng_lightning.data import Digits
+from dng_lightning.errors import SettingError
+from dng_lightning.modules import DiffusionModule, GuidedSampler
+from dng_lightning.networks import UNet
+from dng_lightning.schedule import CosineSchedule, LinearSchedule, NoiseSchedule, Prediction
+
+
+class Recorder(nn.Module):
+    """Notes what it is told; predicts 0."""
+
+    num_classes = 10
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+        self.told: list[tuple[Tensor, Tensor, Tensor | None]] = []
+
+    def forward(self, x: Tensor, t: Tensor, class_labels: Tensor | None = None) -> Tensor:
+        self.told.append((x, t, class_labels))
+        return 0 * x * self.weight
+
+
+class Knowing(nn.Module):
+    """Gives the answer."""
+
+    num_classes = 0
+
+    def __init__(self, answer: Tensor) -> None:
+        super().__init__()
+        self.answer = answer
+
+    def forward(self, x: Tensor, t: Tensor, class_labels: Tensor | None = None) -> Tensor:
+        return self.answer
+
+
+def trainer(folder: Path, **settings: object) -> Trainer:
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    settings = {"default_root_dir": folder, "enable_checkpointing": False, **quiet, **settings}
+    return Trainer(**settings)  # type: ignore[arg-type]
+
+
+def images(count: int) -> tuple[Tensor, Tensor]:
+    return torch.rand(count, 1, 8, 8) * 2 - 1, torch.arange(count) % 10
+
+
+# --- losses ---
+
+
+def test_the_loss_is_the_mean_squared_error_of_the_noise():
+    """A network that says 0 is wrong by the noise itself, whatever the level."""
+    module = DiffusionModule(Recorder())
+    losses, t = module.losses(*images(4000), generator=Generator().manual_seed(0))
+    losses = losses.detach()
+    assert losses.shape == t.shape == (4000,)
+    assert losses.mean() == pytest.approx(1, abs=0.01)
+    assert losses.std() == pytest.approx((2 / 64) ** 0.5, rel=0.05)
+    assert (int(t.min()), int(t.max())) == (1, 1000)
+    assert t.float().mean() == pytest.approx(500.5, rel=0.03)
+    ((_, told, _),) = module.net.told  # type: ignore[union-attr]
+    assert torch.equal(told, t - 1)  # networks count from 0
+
+
+def test_what_the_network_is_shown():
+    module = DiffusionModule(Recorder(), CosineSchedule(100))
+    x_0 = torch.zeros(500, 1, 8, 8)
+    _, t = module.losses(x_0, torch.zeros(500, dtype=torch.long), generator=Generator().manual_seed(0))
+    ((x_t, _, _),) = module.net.told  # type: ignore[union-attr]
+    spread = x_t.flatten(1).square().mean(1).sqrt() / module.schedule.sigma[t]
+    assert spread.mean() == pytest.approx(1, abs=0.02)
+    assert x_t.dtype == torch.float32
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3, 1.0])
+def test_condition_dropout_tells_the_null_class(dropout: float):
+    module = DiffusionModule(Recorder(), condition_dropout=dropout)
+    x_0, labels = images(4000)
+    module.losses(x_0, labels, generator=Generator().manual_seed(0))
+    ((_, _, told),) = module.net.told  # type: ignore[union-attr]
+    assert told is not None
+    dropped = told == module.null_class
+    assert module.null_class == 10
+    assert dropped.float().mean() == pytest.approx(dropout, abs=0.03)
+    assert torch.equal(told[~dropped], labels[~dropped])
+
+
+@pytest.mark.parametrize("dropout", [-0.1, 1.1, float("nan")])
+def test_a_dropout_that_cannot_be(dropout: float):
+    with pytest.raises(SettingError, match="condition_dropout must be between 0 and 1"):
+        DiffusionModule(Recorder(), condition_dropout=dropout)
+
+
+def test_an_unconditional_network_is_told_nothing():
+    net = Recorder()
+    net.num_classes = 0
+    module = DiffusionModule(net)
+    module.losses(*images(4))
+    module(torch.zeros(2, 1, 8, 8), torch.ones(2, dtype=torch.long), torch.zeros(2, dtype=torch.long))
+    assert [labels for _, _, labels in net.told] == [None, None]
+
+
+def test_validation_logs_the_loss_whole_and_by_quarter(tmp_path: Path):
+    module, data = DiffusionModule(UNet(1, 10, [8], 1, [], 1)), Digits(validation=150, batch_size=100)
+    run = trainer(tmp_path)
+    (logged,) = run.validate(module, data, verbose=False)
+    (again,) = run.validate(module, data, verbose=False)
+    assert logged == again  # the same levels and noise each time
+    module.eval()
+    errors, levels = [], []
+    for number, (pixels, labels) in enumerate(data.val_dataloader()):
+        with torch.no_grad():
+            loss, t = module.losses(pixels / 127.5 - 1, labels, Generator().manual_seed(number))
+        errors.append(loss)
+        levels.append(t)
+    assert logged["val/loss"] == pytest.approx(float(torch.cat(errors).mean()), rel=1e-4)
+    quarters = [(t - 1) // 250 for t in levels]
+    for quarter in range(4):
+        inside = torch.cat([loss[q == quarter] for loss, q in zip(errors, quarters, strict=True)])
+        assert 15 < len(inside) < 60
+        assert logged[f"val/loss_t/q{quarter + 1}"] == pytest.approx(float(inside.mean()), rel=1e-4)
+    (tested,) = run.test(module, data, verbose=False)
+    assert {name.replace("test/", "val/") for name in tested} == set(logged)
+
+
+def test_it_learns(tmp_path: Path):
+    seed_everything(0, verbose=False)
+    adam = functools.partial(torch.optim.AdamW, lr=0.003)
+    module, data = DiffusionModule(UNet(1, 10, [16], 1, [], 1), optimizer=adam), Digits(batch_size=64)
+    (before,) = trainer(tmp_path).validate(module, data, verbose=False)
+    trainer(tmp_path, max_steps=60, limit_val_batches=0).fit(module, data)
+    (after,) = trainer(tmp_path).validate(module, data, verbose=False)
+    assert before["val/loss"] == pytest.approx(1, abs=0.05)
+    assert after["val/loss"] < 0.6
+    assert after["val/loss_t/q4"] < after["val/loss_t/q1"]  # little noise is the hardest to tell from an image
+
+
+# --- what a network predicts ---
+
+
+@pytest.mark.parametrize("schedule", [LinearSchedule(), CosineSchedule()])
+@pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
+def test_a_perfect_network_of_any_kind_gives_the_noise(schedule: NoiseSchedule, prediction: Prediction):
+    x_0, noise = torch.rand(50, 1, 8, 8) * 2 - 1, torch.randn(50, 1, 8, 8)
+    t = torch.linspace(20, schedule.T, 50).long()
+    x_t = schedule.add_noise(x_0, t, noise)
+    module = DiffusionModule(Knowing(schedule.target(x_0, t, noise, prediction)), schedule, prediction)
+    eps = module(x_t, t)
+    assert eps.dtype == torch.float32
+    assert torch.allclose(eps, noise, atol=1e-3)
+
+
+def test_the_three_kinds_share_one_optimum():
+    """Each network's error, as an error of the noise, is its own error by a factor that the schedule gives."""
+    schedule = LinearSchedule()
+    x_0, noise, t = torch.rand(9, 1, 4, 4), torch.randn(9, 1, 4, 4), torch.arange(100, 1000, 100)
+    x_t, wrong = schedule.add_noise(x_0, t, noise), 0.1 * torch.randn(9, 1, 4, 4)
+    alpha, sigma = schedule.coefficients(t, x_0)
+    for prediction, factor in (("eps", 1), ("x0", -alpha / sigma), ("v", alpha)):
+        answer = schedule.target(x_0, t, noise, prediction) + wrong  # type: ignore[arg-type]
+        module = DiffusionModule(Knowing(answer), schedule, prediction)  # type: ignore[arg-type]
+        assert torch.allclose(module(x_t, t) - noise, factor * wrong, atol=1e-4)
+
+
+def test_bfloat16_networks_give_float32():
+    module = DiffusionModule(UNet(1, 10, [8], 1, [], 1).bfloat16())
+    assert module(torch.randn(2, 1, 8, 8, dtype=torch.bfloat16), torch.tensor([1, 1000])).dtype == torch.float32
+
+
+# --- networks ---
+
+
+@pytest.mark.parametrize(
+    ("settings", "shape"),
+    [
+        ({}, (1, 28, 28)),
+        ({"image_channels": 3, "channels": [8, 16, 16], "patch": 1, "attention": [0, 2]}, (3, 32, 32)),
+        ({"channels": [8], "patch": 1, "attention": []}, (1, 8, 8)),
+        ({"channels": [8, 8], "patch": 2, "num_classes": 0}, (1, 8, 12)),
+    ],
+)
+def test_the_unet_keeps_the_shape(settings: dict[str, object], shape: tuple[int, int, int]):
+    net = UNet(**settings).eval()  # type: ignore[arg-type]
+    for parameter in net.parameters():  # at the start it predicts 0
+        nn.init.normal_(parameter, std=0.1)
+    x, t = torch.randn(3, *shape), torch.tensor([0, 5, 999])
+    assert net(x, t).shape == x.shape
+    null = torch.full((3,), net.num_classes)
+    assert torch.equal(net(x, t), net(x, t, null))
+    told = net(x, t, torch.zeros(3, dtype=torch.long))
+    assert torch.equal(told, net(x, t)) == (net.num_classes == 0)
+    assert not torch.equal(net(x, t - t + 1), net(x, t))
+    singly = torch.cat([net(x[i : i + 1], t[i : i + 1]) for i in range(3)])
+    assert torch.allclose(singly, net(x, t), atol=1e-4)
+
+
+def test_at_the_size_of_the_ddpm_paper_it_has_the_paper_s_parameters():
+    with torch.device("meta"):
+        net = UNet(3, 0, channels=(128, 256, 256, 256), blocks=2, attention=(1,), patch=1)
+    assert sum(parameter.numel() for parameter in net.parameters()) == 35_746_307  # "35.7 million", appendix B
+
+
+def test_an_image_that_cannot_be_halved_is_refused(tmp_path: Path):
+    module = DiffusionModule(UNet(1, 10, [8, 8, 8, 8], 1, [], 2))
+    with pytest.raises(SettingError, match=r"must be divisible by 16.* cannot be used for 8x8$"):
+        trainer(tmp_path, max_steps=1).fit(module, Digits())
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+def test_training_in_half_precision(precision: str, tmp_path: Path):
+    module = DiffusionModule(UNet(1, 10, [8], 1, [], 1))
+    trainer(tmp_path, max_steps=2, limit_val_batches=1, precision=precision).fit(module, Digits())
+    assert all(parameter.isfinite().all() for parameter in module.parameters())
+
+
+def test_the_data_s_classes_must_be_the_network_s(tmp_path: Path):
+    with pytest.raises(SettingError, match="the network has 9 classes, the data have 10"):
+        trainer(tmp_path, max_steps=1).fit(DiffusionModule(UNet(1, 9, [8], 1, [], 1)), Digits())
+
+
+def test_a_network_without_a_number_of_classes_is_refused():
+    with pytest.raises(SettingError, match="Linear has no num_classes; wrap it"):
+        DiffusionModule(nn.Linear(1, 1))
+
+
+def test_another_library_s_network_by_class_path(tmp_path: Path):
+    pytest.importorskip("diffusers", reason="diffusers is not installed (extra test)")
+    network = {
+        "class_path": "diffusers.UNet2DModel",
+        "init_args": {
+            "sample_size": 8, "in_channels": 1, "out_channels": 1, "block_out_channels": [8, 8], "layers_per_block": 1,
+            "down_block_types": ["DownBlock2D", "AttnDownBlock2D"], "up_block_types": ["AttnUpBlock2D", "UpBlock2D"],
+            "norm_num_groups": 4, "num_class_embeds": 11,
+        },
+    }  # fmt: skip
+    net = {"class_path": "DiffusersNetwork", "init_args": {"network": network, "num_classes": 10}}
+    model = {"class_path": "DiffusionModule", "init_args": {"net": net}}
+    callbacks = [{"class_path": "EMA"}, {"class_path": "Export"}]
+    length = {"max_steps": 3, "limit_val_batches": 1, "default_root_dir": str(tmp_path), "callbacks": callbacks}
+    config = {"data": {"class_path": "Digits"}, "model": model, "trainer": length}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(config))
+
+    cli = run(["fit", f"--config={tmp_path / 'mine.yaml'}", *QUIET])
+    loaded = DiffusionModule.load(str(tmp_path))
+    assert type(loaded.net.network).__name__ == "UNet2DModel"
+    x, t, labels = torch.randn(3, 1, 8, 8), torch.tensor([1, 500, 1000]), torch.tensor([0, 9, 10])
+    with torch.no_grad():
+        assert torch.allclose(loaded(x, t, labels), cli.model.eval()(x, t, labels), atol=1e-5)
+        assert torch.equal(loaded(x, t)[2], loaded(x, t, labels)[2])  # 10 is the null class
+        assert not torch.equal(loaded(x, t)[0], loaded(x, t, labels)[0])
+    sampler = GuidedSampler(str(tmp_path), classifier=None, steps=2)
+    assert sampler.draw([0, 1]).images.isfinite().all()
+
+
+def test_an_unconditional_network_of_another_library():
+    diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed (extra test)")
+    from dng_lightning.networks import DiffusersNetwork
+
+    network = diffusers.UNet2DModel(8, 1, 1, block_out_channels=(8,), layers_per_block=1, norm_num_groups=4,
+                                    down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",))  # fmt: skip
+    module = DiffusionModule(DiffusersNetwork(network))
+    losses, _ = module.losses(*images(3))
+    assert losses.shape == (3,)
+    assert module.null_class == 0
+
+
+# --- checkpoints ---
+
+
+def test_built_in_python_it_stores_plain_arguments_only(tmp_path: Path):
+    module = DiffusionModule(UNet(1, 10, [8], 1, [], 1), condition_dropout=0.25)
+    run_once = trainer(tmp_path, max_steps=1, limit_val_batches=0)
+    run_once.fit(module, Digits())
+    run_once.save_checkpoint(tmp_path / "direct.ckpt")
+    stored = torch.load(tmp_path / "direct.ckpt", weights_only=True)
+    assert stored["hyper_parameters"]["condition_dropout"] == 0.25
+    assert not {"net", "schedule", "optimizer"} & set(stored["hyper_parameters"])
+    with pytest.raises(SettingError, match=r"direct\.ckpt is no checkpoint of a DiffusionModule"):
+        DiffusionModule.load(str(tmp_path / "direct.ckpt"))  # the network has to be given
+    net = UNet(1, 10, [8], 1, [], 1)
+    loaded = DiffusionModule.load_from_checkpoint(tmp_path / "direct.ckpt", net=net, weights_only=True)
+    assert loaded.net.stem.weight.equal(module.net.stem.weight)
+    assert loaded.seen_classes == tuple(range(10))
+
+
+def test_the_average_does_not_copy_the_trainer_and_the_data(tmp_path: Path, monkeypatch):
+    """What the command line makes optimisers with holds all of it, and several processes cannot even copy that."""
+
+    def refuse(self: object, _: object) -> None:
+        raise AssertionError("copied")
+
+    monkeypatch.setattr(Trainer, "__deepcopy__", refuse, raising=False)
+    monkeypatch.setattr(Digits, "__deepcopy__", refuse, raising=False)
+    net = ["--model.net.channels=[8]", "--model.net.attention=[]", "--trainer.max_steps=1"]
+    rest = ["--trainer.callbacks=[{class_path: EMA}]", "--trainer.limit_val_batches=0", "--trainer.logger=false"]
+    folder = f"--trainer.default_root_dir={tmp_path}"
+    cli = run(["fit", f"--config={shipped.config('digits')}", *QUIET, *net, *rest, folder])
+    assert isinstance(cli.trainer.callbacks[0], EMA)
