@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import lightning  # noqa: F401  # first: typing may hand out another library's Union[float, int] for its Union[int, float]
 import pytest
 import torch
 from running import QUIET, Dng, DngProcess

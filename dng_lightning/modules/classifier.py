@@ -58,7 +58,7 @@ class ClassifierModule(TrainedModule):
         was_training = self.net.training
         self.net.eval()
         with torch.inference_mode(), torch.autocast(x.device.type, enabled=False):
-            confidence, labels = self.net(x.float()).softmax(dim=1).max(dim=1)
+            confidence, labels = self.net(x.to(self.dtype)).float().softmax(dim=1).max(dim=1)
         self.net.train(was_training)
         return labels, confidence
 

@@ -64,8 +64,12 @@ class DiffusionModule(TrainedModule):
             t: levels (B,) in 1..T.
             class_labels: (B,), or None for the null class.
         """
-        output = self.net(x_t, t - 1, class_labels if self.null_class else None)
-        return self.schedule.to_eps(output.float(), x_t, t, self.prediction)
+        return self.schedule.to_eps(self._output(x_t, t, class_labels), x_t, t, self.prediction)
+
+    def _output(self, x_t: Tensor, t: Tensor, class_labels: Tensor | None) -> Tensor:
+        """What the network says, in fp32 whatever it computes in."""
+        output: Tensor = self.net(x_t.to(self.dtype), t - 1, class_labels if self.null_class else None)
+        return output.float()
 
     def setup(self, stage: str) -> None:
         """Take over the facts about the data; compile the network if asked."""
@@ -90,7 +94,7 @@ class DiffusionModule(TrainedModule):
         dropped = torch.rand(batch, device=device, generator=generator) < self.condition_dropout
         labels = labels.masked_fill(dropped, self.null_class) if self.null_class else labels
         x_t = self.schedule.add_noise(images, t, noise)
-        output = self.net(x_t, t - 1, labels if self.null_class else None).float()
+        output = self._output(x_t, t, labels)
         target = self.schedule.target(images, t, noise, self.prediction)
         return (output - target).square().flatten(1).mean(1), t
 
