@@ -15,7 +15,7 @@ commands:
   dng --version
 
 A configuration file is looked for here first and then among those that ship. Later settings win over earlier ones.
-JSONARGPARSE_DEBUG=1 shows the traceback behind an error.
+JSONARGPARSE_DEBUG=true shows the traceback behind an error.
 """
 
 import logging

@@ -30,7 +30,7 @@ class ImageNoise:
 
     def __call__(self) -> Tensor:
         """The next draw of every image, (B, C, H, W)."""
-        draws = torch.empty(len(self.generators), *self.shape)
+        draws = torch.empty(len(self.generators), *self.shape, dtype=torch.float32)  # whatever the trainer's default
         for image, generator in zip(draws, self.generators, strict=True):
             image.normal_(generator=generator)
         return draws.to(self.device)

@@ -233,7 +233,8 @@ def test_several_forbidden_classes_and_the_default_folder(from_tiny: list[str], 
     monkeypatch.chdir(tmp_path)
     cli = run(["predict", f"--config={shipped.config('predict')}", *from_tiny, "--model.forbidden=[0,6]", "--data.n=1"])
     assert cli.model.forbidden == [0, 6]
-    assert cli.model.guidance == DynamicNegativeGuidance(temperature=0.5, offset=0.0025)  # as predict.yaml has it
+    given = CONFIGS["predict"]["model"]["init_args"]["guidance"]["init_args"]
+    assert cli.model.guidance == DynamicNegativeGuidance(**given)
     (folder,) = Path("samples").iterdir()
     assert folder.name.endswith("-without-0-6-DynamicNegativeGuidance")
 

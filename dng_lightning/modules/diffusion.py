@@ -90,7 +90,7 @@ class DiffusionModule(TrainedModule):
         """
         batch, device = len(images), images.device
         t = torch.randint(1, self.schedule.T + 1, (batch,), device=device, generator=generator)
-        noise = torch.randn(images.shape, device=device, generator=generator)
+        noise = torch.randn(images.shape, dtype=images.dtype, device=device, generator=generator)
         dropped = torch.rand(batch, device=device, generator=generator) < self.condition_dropout
         labels = labels.masked_fill(dropped, self.null_class) if self.null_class else labels
         x_t = self.schedule.add_noise(images, t, noise)
