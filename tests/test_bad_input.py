@@ -1,0 +1,294 @@
+"""A mistake is one line on stderr that says what to mend, exit code 2, and nothing is written or run."""
+
+import contextlib
+import pickle
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from running import Dng, DngProcess
+
+from dng_lightning.modules import DiffusionModule
+
+GUIDANCE = "--model.guidance=DynamicNegativeGuidance"
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+
+
+class Touch:
+    """What a pickle must not do."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[Path]]:
+        return Path.touch, (self.path,)
+
+
+def complaint(dng: Dng, capsys: pytest.CaptureFixture[str], *args: object) -> str:
+    """The one line that `dng` ends with; nothing else may have happened."""
+    before = {path: path.stat().st_mtime_ns for path in Path.cwd().parent.rglob("*")}
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        dng(*args)
+    out, err = capsys.readouterr()
+    assert ended.value.code == 2
+    assert out == ""
+    lines = [line for line in err.splitlines() if line.strip() and not line.startswith("INFO")]  # Lightning's greeting
+    assert len(lines) == 1, err
+    assert lines[0].startswith("dng: error: ")
+    assert {path: path.stat().st_mtime_ns for path in Path.cwd().parent.rglob("*")} == before
+    return lines[0]
+
+
+# --- settings of the sampler ---
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("--model.forbidden=unicorn", "no class 'unicorn'; the checkpoint knows 0, 1, 2"),
+        ("--model.forbidden=10", "no class"),
+        ("--model.forbidden=-1", "no class"),
+        ("--model.forbidden=[3,11]", "no class"),
+        ("--model.forbidden=[3,3]", "named twice"),
+        ("--model.wanted=unicorn", "no class 'unicorn'"),
+        ("--model.steps=0", "steps must be at least 1; got 0"),
+        ("--model.steps=-5", "steps must be at least 1; got -5"),
+        ("--model.steps=1001", "steps must be between 1 and 1000"),
+        ("--model.steps=many", "Expected a <class 'int'>. Got value: many"),
+        ("--model.eta=1.5", "eta must be between 0 and 1"),
+        ("--model.clip=0", "clip must be positive"),
+        ("--model.variance=gamma", "gamma"),
+        ("--model.nonsense=1", "nonsense"),
+        ("--model.negative_checkpoints=[nowhere]", "No checkpoint 'nowhere'"),
+        ("--model.classifier=nowhere", "No checkpoint 'nowhere'"),
+        ("--data.n=0", "data.n must be at least 1; got 0"),
+        ("--data.first_seed=-1", "data.first_seed must be at least 0"),
+        ("--data.batch_size=0", "data.batch_size must be at least 1"),
+        ("--ckpt_path=last.ckpt", "--model.checkpoint last.ckpt"),
+    ],
+)
+def test_settings_of_the_sampler(setting: str, message: str, dng: Dng, from_tiny: list[str], capsys):
+    assert message in complaint(dng, capsys, "predict", *from_tiny, setting)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["--model.guidance.temperature=-1"], "temperature must be at least 0; got -1"),
+        (["--model.guidance.prior=0"], "prior must be inside (0, 1); got 0"),
+        (["--model.guidance.prior=1"], "prior must be inside (0, 1)"),
+        (["--model.guidance.prior=1.5"], "prior must be inside (0, 1)"),
+        (["--model.guidance.prior=.nan"], "prior must be inside (0, 1)"),
+        (["--model.guidance.prior=0.5", "--model.guidance.cap=0.4"], "cap must be at least the prior"),
+        (["--model.guidance.cap=1"], "cap must be at least the prior and below 1"),
+        (["--model.guidance.floor=0.5"], "floor must be between 0 and the prior"),
+        (["--model.guidance.scale=-1"], "scale must be at least 0"),
+        (["--model.guidance.scale=.inf"], "scale must be at least 0"),
+        (["--model.guidance.prior=[0.1,0.2]"], "prior must be one number or one for each of the 1 forbidden classes"),
+        (["--model.guidance.prior=0.6", "--model.forbidden=[1,2]"], "sum to 1.2, above cap"),
+    ],
+)
+def test_settings_of_the_guidance(settings: list[str], message: str, dng: Dng, from_tiny: list[str], capsys):
+    assert message in complaint(dng, capsys, "predict", *from_tiny, GUIDANCE, *settings)
+
+
+def test_several_mistakes_are_one_line_too(dng: Dng, from_tiny: list[str], capsys):
+    complaint(dng, capsys, "predict", *from_tiny, "--model.forbidden=unicorn", "--model.steps=0", "--data.n=0")
+
+
+def test_a_class_that_the_checkpoint_never_saw(dng: Dng, from_tiny: list[str], tiny_checkpoint: Path, capsys):
+    stored = torch.load(tiny_checkpoint / "model.ckpt", weights_only=True)
+    stored["trained_on"]["seen_classes"].remove(3)
+    torch.save(stored, "without-3.ckpt")
+    checkpoint = "--model.checkpoint=without-3.ckpt"
+    for setting in ("--model.forbidden=3", "--model.wanted=3"):
+        assert "never saw class '3'" in complaint(dng, capsys, "predict", *from_tiny, checkpoint, setting)
+
+
+def test_an_unconditional_model_has_no_negative_of_its_own(
+    dng: Dng, from_tiny: list[str], tiny_single_class: Path, capsys
+):
+    line = complaint(dng, capsys, "predict", *from_tiny, f"--model.checkpoint={tiny_single_class}")
+    assert "is unconditional: name negative_checkpoints" in line or "never saw" in line
+
+
+# --- checkpoints ---
+
+
+def damaged(kind: str, good: Path) -> bytes:
+    whole = good.read_bytes()
+    contents = {
+        "empty": b"",
+        "half": whole[: len(whole) // 2],
+        "short": whole[:-1],
+        "text": b"These are not the weights that you are looking for.\n",
+        "image": b"\x89PNG\r\n\x1a\n" + bytes(100),
+        "archive": b"",
+    }
+    if kind == "archive":
+        with zipfile.ZipFile("any.zip", "w") as archive:
+            archive.writestr("weights.txt", "0.5")
+        return Path("any.zip").read_bytes()
+    return contents[kind]
+
+
+@pytest.mark.parametrize("kind", ["empty", "half", "short", "text", "image", "archive"])
+def test_damaged_checkpoints(kind: str, dng: Dng, from_tiny: list[str], tiny_checkpoint: Path, capsys):
+    Path("damaged.ckpt").write_bytes(damaged(kind, tiny_checkpoint / "model.ckpt"))
+    for setting in ("checkpoint", "classifier"):
+        line = complaint(dng, capsys, "predict", *from_tiny, f"--model.{setting}=damaged.ckpt")
+        assert "damaged.ckpt is " in line
+    assert "damaged.ckpt is " in complaint(dng, capsys, "fit", "--ckpt_path=damaged.ckpt")
+
+
+@pytest.mark.parametrize("content", [{}, {"state_dict": {}}, [1, 2], torch.zeros(3), {"hyper_parameters": {"net": 1}}])
+def test_foreign_checkpoints(content: object, dng: Dng, from_tiny: list[str], capsys):
+    torch.save(content, "foreign.ckpt")
+    line = complaint(dng, capsys, "predict", *from_tiny, "--model.checkpoint=foreign.ckpt")
+    assert "foreign.ckpt is no checkpoint of a DiffusionModule" in line
+
+
+def test_one_kind_of_model_in_the_place_of_the_other(dng: Dng, from_tiny: list[str], tiny_checkpoint: Path, capsys):
+    for setting, other in (("checkpoint", "digits-classifier"), ("classifier", tiny_checkpoint)):
+        line = complaint(dng, capsys, "predict", *from_tiny, f"--model.{setting}={other}")
+        assert "is no checkpoint of a" in line
+
+
+def test_missing_checkpoints(dng: Dng, from_tiny: list[str], capsys):
+    line = complaint(dng, capsys, "predict", *from_tiny, "--model.checkpoint=mnits")
+    assert f"No checkpoint 'mnits': not at {Path.cwd() / 'mnits'}, nor among those shipped" in line
+    for command in ("fit", "validate"):
+        assert "No checkpoint 'gone.ckpt'" in complaint(dng, capsys, command, "--ckpt_path=gone.ckpt")
+
+
+def evil(kind: str, path: Path, good: Path, marker: Path) -> None:
+    """A file that touches `marker` when it is read by whoever trusts it."""
+    stored = torch.load(good, weights_only=True)
+    if kind == "pickle":
+        path.write_bytes(pickle.dumps(stored | {"state_dict": Touch(marker)}))
+    elif kind == "zip":
+        torch.save(stored | {"extra": Touch(marker)}, path)
+    else:
+        touch = {"class_path": "subprocess.Popen", "init_args": {"args": ["touch", str(marker)]}}
+        places = {"network": {"net": touch}, "schedule": {"schedule": touch}, "optimizer": {"optimizer": touch}}
+        places["instantiator"] = {"_instantiator": "subprocess.run", "args": ["touch", str(marker)]}
+        torch.save(stored | {"hyper_parameters": stored["hyper_parameters"] | places[kind]}, path)
+
+
+@pytest.mark.parametrize("kind", ["pickle", "zip", "network", "schedule", "optimizer", "instantiator"])
+def test_code_in_a_checkpoint_is_not_run(kind: str, dng: Dng, from_tiny: list[str], tiny_checkpoint: Path, capsys):
+    marker = Path.cwd() / "i-ran"
+    evil(kind, Path("evil.ckpt"), tiny_checkpoint / "model.ckpt", marker)
+    line = complaint(dng, capsys, "predict", *from_tiny, "--model.checkpoint=evil.ckpt")
+    assert "evil.ckpt is " in line
+    if kind in ("pickle", "zip"):
+        assert "carries code" in line
+        assert "carries code" in complaint(dng, capsys, "fit", "--ckpt_path=evil.ckpt")
+    assert not marker.exists()
+
+
+def test_the_code_would_have_run(tiny_checkpoint: Path):
+    """Else the test above would prove nothing."""
+    for kind in ("pickle", "zip"):
+        marker = Path.cwd() / f"ran-{kind}"
+        evil(kind, Path("evil.ckpt"), tiny_checkpoint / "model.ckpt", marker)
+        with contextlib.suppress(RuntimeError):  # too late
+            torch.load("evil.ckpt", weights_only=False)
+        assert marker.exists()
+
+
+# --- folders, configurations, data ---
+
+
+@pytest.mark.parametrize("command", ["predict", "test", "fit"])
+def test_a_folder_that_cannot_be_written_to(command: str, dng: Dng, from_tiny: list[str], capsys):
+    Path("a-file").write_text("in the way")
+    for folder in ("a-file", "a-file/below", "a-file/far/below"):
+        settings = [*(from_tiny if command != "fit" else []), f"--trainer.default_root_dir={folder}"]
+        line = complaint(dng, capsys, command, *settings)
+        assert line == f"dng: error: cannot write to {folder}: name another --trainer.default_root_dir"
+
+
+@pytest.mark.parametrize("config", ["mnits.yaml", "nowhere/mnist.yaml"])
+@pytest.mark.parametrize("command", ["predict", "fit"])
+def test_unknown_configs(command: str, config: str, dng: Dng, capsys):
+    line = complaint(dng, capsys, command, f"--config={config}")
+    assert f"No config '{config}'" in line
+    assert "digits" in line
+    assert "mnist" in line
+
+
+def test_a_config_that_is_no_yaml(dng: Dng, capsys):
+    Path("broken.yaml").write_text("model: [unclosed")
+    complaint(dng, capsys, "fit", "--config=broken.yaml")
+    Path("other.yaml").write_text("optimiser: Adam\n")
+    assert "optimiser" in complaint(dng, capsys, "fit", "--config=other.yaml")
+
+
+def test_unknown_commands(dng: Dng, capsys):
+    assert "invalid choice: 'sample'" in complaint(dng, capsys, "sample")
+
+
+@pytest.mark.parametrize("config", ["mnist", "fashion_mnist", "mnist_only_0", "mnist_classifier"])
+def test_data_that_are_not_there(config: str, dng: Dng, capsys):
+    settings = ["--data.download=false", "--data.root=nowhere", "--trainer.callbacks=[{class_path: EMA}]"]
+    line = complaint(dng, capsys, "fit", f"--config={config}", *settings)
+    assert f"in {Path.cwd() / 'nowhere'}: put" in line
+    assert "--data.root" in line
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("--data.only=unicorn", "Digits has no class 'unicorn'"),
+        ("--data.batch_size=0", "batch_size"),
+        ("--model.condition_dropout=2", "condition_dropout must be between 0 and 1"),
+        ("--model.schedule.steps=0", "linear schedule needs steps >= 1"),
+        ("--trainer.callbacks.decay=2", "decay must be in [0, 1)"),
+    ],
+)
+def test_settings_of_a_training(setting: str, message: str, dng: Dng, capsys):
+    schedule = ["--model.schedule=LinearSchedule"] if "schedule" in setting else []
+    callbacks = ["--trainer.callbacks=[{class_path: EMA, init_args: {decay: 2}}]"] if "decay" in setting else []
+    settings = [] if "decay" in setting else [setting]
+    assert message in complaint(dng, capsys, "fit", *schedule, *callbacks, *settings)
+
+
+def test_a_comparison_needs_a_classifier_and_an_image_for_each_device(dng: Dng, from_tiny: list[str], capsys):
+    line = complaint(dng, capsys, "test", *from_tiny, "--model.classifier=null")
+    assert "needs a classifier" in line
+
+
+# --- the process ---
+
+
+def test_all_that_a_shell_sees(dng_process: DngProcess, tmp_path: Path):
+    settings = ["--model.checkpoint=nowhere", "--trainer.accelerator=cpu"]
+    done = dng_process("predict", *settings, cwd=tmp_path / "here")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("dng: error: No checkpoint 'nowhere'")
+    assert not list((tmp_path / "here").iterdir())
+
+
+def test_a_traceback_can_be_had(dng: Dng, monkeypatch):
+    monkeypatch.setenv("JSONARGPARSE_DEBUG", "true")
+    with pytest.raises(Exception, match="No checkpoint 'nowhere'"):
+        dng("predict", "--model.checkpoint=nowhere")
+
+
+def test_our_own_mistakes_are_not_hidden(dng: Dng, from_tiny: list[str], monkeypatch):
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(DiffusionModule, "forward", broken)
+    with pytest.raises(ZeroDivisionError):
+        dng("predict", *from_tiny, "--data.n=1")
