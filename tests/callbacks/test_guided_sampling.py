@@ -24,7 +24,7 @@ IMAGES = 10
 def fit(folder: Path, *settings: str, sampling: str) -> EventAccumulator:
     """Two epochs of one step on the digits; returns what was logged."""
     net = ["--model.net.channels=[8]", "--model.net.attention=[]", "--model.prediction=v"]
-    length = ["--trainer.max_epochs=2", "--trainer.limit_train_batches=1", "--trainer.limit_val_batches=2"]
+    length = ["--trainer.max_epochs=2", "--data.batch_size=1297", "--trainer.limit_val_batches=2"]
     length += ["--trainer.check_val_every_n_epoch=1", f"--trainer.default_root_dir={folder}"]
     callback = f"{{class_path: GuidedSampling, init_args: {{images: {IMAGES}, steps: 2, {sampling}}}}}"
     args = [*net, *length, *settings, f"--trainer.callbacks=[{callback}, {{class_path: EMA}}]"]
