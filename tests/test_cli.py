@@ -51,7 +51,7 @@ def fitted(dng: Dng, fake_mnist: Path) -> Callable[[str], Path]:
                 fit("mnist_classifier"), place / "mnist-classifier", dirs_exist_ok=True
             )  # wins over shipped
         epochs = max(2, trainer.get("check_val_every_n_epoch", 1))  # as many as it takes to come to a validation
-        tiny = [f"--trainer.max_steps={epochs}", "--trainer.limit_train_batches=2", "--trainer.limit_val_batches=1"]
+        tiny = [f"--trainer.max_steps={2 * epochs}", "--trainer.limit_train_batches=2", "--trainer.limit_val_batches=1"]
         tiny += ["--model.net.channels=[8]"] + ["--data.validation=20"] * ("digits" not in name)
         tiny += ["--model.compile=false"] * ("classifier" not in name)
         with contextlib.chdir(place):
