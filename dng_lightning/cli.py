@@ -1,5 +1,6 @@
 """The command line: a stock LightningCLI over the package's modules, datamodules and callbacks."""
 
+import itertools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -68,12 +69,20 @@ class DNGCLI(LightningCLI):
         self.config = self.parser.parse_object(self.config)
 
     def after_instantiate_classes(self) -> None:
-        """Refuse a folder that cannot be written to, or that holds images made with other settings."""
+        """Refuse what cannot be, before anything is written."""
         folder = Path(self.config[self.subcommand].trainer.default_root_dir)
         there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
         if not (there.is_dir() and os.access(there, os.W_OK)):  # only looked at: what fails later leaves no folder
             raise SettingError(f"cannot write to {folder}: name another --trainer.default_root_dir")
-        self._refuse_other_settings(folder)
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            is_checked = isinstance(callback, callbacks.GuidedSampling) and hasattr(self.datamodule, "seen_classes")
+            if self.subcommand == "fit" and is_checked:
+                callback.check(self.model, self.datamodule.class_names, self.datamodule.seen_classes)
+        if self._holds_others(folder):
+            raise SettingError(
+                f"{folder} holds {RESULTS[str(self.subcommand)][0]} made with other model settings (see its "
+                "config.yaml): name another --trainer.default_root_dir, or remove it"
+            )
 
     def _check_ckpt_path(self) -> None:
         """Refuse a checkpoint to go on from that cannot be one, before anything is written."""
@@ -88,30 +97,31 @@ class DNGCLI(LightningCLI):
         settings.ckpt_path = str(path)
 
     def _default_folder(self) -> str:
-        """samples/<checkpoint>-without-<forbidden>-<guidance>, results/<checkpoint>-without-<forbidden>, or logs."""
+        """samples/<checkpoint>-without-<forbidden>-<guidance>, results/<checkpoint>-without-<forbidden>, or logs.
+
+        Where that holds what was made with other settings, a number is added.
+        """
         model = self.config[self.subcommand].model
         if self.subcommand not in RESULTS or model.class_path.rsplit(".", 1)[-1] != "GuidedSampler":
             return "logs"
         forbidden = model.init_args.forbidden
-        names = map(str, forbidden if isinstance(forbidden, list) else [forbidden])
-        folder = f"{Path(model.init_args.checkpoint).stem}-without-{'-'.join(names)}"
-        if self.subcommand == "test":
-            return f"results/{folder}"
-        guidance = model.init_args.guidance
-        return f"samples/{folder}-{guidance.class_path.rsplit('.', 1)[-1] if guidance else 'DynamicNegativeGuidance'}"
+        names = [str(name).replace("/", "_") for name in (forbidden if isinstance(forbidden, list) else [forbidden])]
+        folder = f"results/{Path(model.init_args.checkpoint).stem}-without-{'-'.join(names)}"
+        if self.subcommand == "predict":
+            guidance = model.init_args.guidance
+            method = guidance.class_path.rsplit(".", 1)[-1] if guidance else "DynamicNegativeGuidance"
+            folder = f"samples/{Path(folder).name}-{method}"
+        numbered = (f"{folder}-{number}" if number > 1 else folder for number in itertools.count(1))
+        return next(name for name in numbered if not self._holds_others(Path(name)))
 
-    def _refuse_other_settings(self, folder: Path) -> None:
-        """Continuing must not mix images or results of two models in one folder."""
+    def _holds_others(self, folder: Path) -> bool:
+        """Whether going on there would mix images or results of two models or methods."""
         result, free = RESULTS.get(self.subcommand or "", ("", ()))
         if not result or not (folder / "config.yaml").exists() or not (folder / result).exists():
-            return
+            return False
         before = yaml.safe_load((folder / "config.yaml").read_text()).get("model")
         now = yaml.safe_load(self.parser.dump(self.config, skip_none=False))[self.subcommand]["model"]
         for settings in (before, now):
             for name in free:
                 settings["init_args"].pop(name, None)
-        if before != now:
-            raise SettingError(
-                f"{folder} holds {result} made with other model settings (see its config.yaml): "
-                "name another --trainer.default_root_dir, or remove it"
-            )
+        return bool(before != now)

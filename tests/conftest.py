@@ -1,7 +1,9 @@
 """Fixtures for the whole suite."""
 
+import contextlib
 import itertools
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -10,8 +12,10 @@ from pathlib import Path
 import lightning  # noqa: F401  # first: typing may hand out another library's Union[float, int] for its Union[int, float]
 import pytest
 import torch
-from running import QUIET, Dng, DngProcess
+import yaml
+from running import QUIET, Dng, DngProcess, Fitted, fit_settings
 
+from dng_lightning import shipped
 from dng_lightning.__main__ import main
 
 # On cores that others use too (pytest -n 2) torch's threads wait for each other, and everything takes ten times longer.
@@ -94,3 +98,39 @@ def tiny_single_class(dng: Dng, tmp_path_factory: pytest.TempPathFactory) -> Pat
 def from_tiny(tiny_checkpoint: Path) -> list[str]:
     """What makes `dng predict` and `dng test` run in no time: the tiny model and few steps."""
     return [f"--model.checkpoint={tiny_checkpoint}", "--model.classifier=digits-classifier", "--model.steps=3"]
+
+
+@pytest.fixture(scope="session")
+def fitted(dng: Dng, fake_mnist: Path) -> Fitted:
+    """`fitted(name)`: the default output folder of a shipped configuration, where it was fitted, tiny, if needed."""
+    place = fake_mnist.parent
+
+    def fit(name: str) -> Path:
+        trainer = yaml.safe_load(shipped.config(name).read_text())["trainer"]
+        folder = place / trainer["default_root_dir"]
+        if folder.exists():
+            return folder
+        if name == "mnist":  # local names win over shipped ones
+            shutil.copytree(fit("mnist_classifier"), place / "mnist-classifier")
+        epochs = max(2, trainer.get("check_val_every_n_epoch", 1))  # as many as it takes to come to a validation
+        with contextlib.chdir(place):
+            dng("fit", f"--config={name}.yaml", *fit_settings(name), f"--trainer.max_steps={epochs}")
+        return folder
+
+    return fit
+
+
+@pytest.fixture(scope="session")
+def place(fitted: Fitted) -> Path:
+    """A folder with fake data and with tiny models under the names of the shipped ones, which they win over."""
+    place = fitted("mnist").parents[1]
+    for name in ("mnist", "mnist_only_0"):
+        shutil.copytree(fitted(name), place / name.replace("_", "-"), dirs_exist_ok=True)
+    return place
+
+
+@pytest.fixture
+def in_place(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory is `place`."""
+    monkeypatch.chdir(place)
+    return place

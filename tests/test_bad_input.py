@@ -244,6 +244,14 @@ def test_data_that_are_not_there(config: str, dng: Dng, capsys):
     assert "--data.root" in line
 
 
+def test_a_training_whose_samples_cannot_be_guided(dng: Dng, capsys):
+    """`digits.yaml` samples without the digit 0."""
+    assert "never saw class '0'" in complaint(dng, capsys, "fit", "--data.without=0")
+    assert "unconditional; set forbidden to null" in complaint(dng, capsys, "fit", "--model.net.num_classes=0")
+    schedule = ["--model.schedule=LinearSchedule", "--model.schedule.steps=49"]
+    assert "steps must be between 1 and 49" in complaint(dng, capsys, "fit", *schedule)
+
+
 @pytest.mark.parametrize(
     ("setting", "message"),
     [

@@ -1,19 +1,16 @@
 """Every shipped configuration parses and runs, and the command line has the last word."""
 
-import contextlib
 import csv
 import fnmatch
 import json
-import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
-from running import Dng
+from running import Dng, Fitted, fit_settings
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dng_lightning import __version__, shipped
@@ -34,41 +31,6 @@ def command_of(name: str) -> str:
 
 def configs_for(command: str) -> list[str]:
     return [name for name in CONFIGS if command_of(name) == command]
-
-
-@pytest.fixture(scope="session")
-def fitted(dng: Dng, fake_mnist: Path) -> Callable[[str], Path]:
-    """`fitted(name)`: the folder where a shipped configuration was fitted, tiny, and its own default output folder."""
-    place = fake_mnist.parent
-
-    def fit(name: str) -> Path:
-        trainer = CONFIGS[name]["trainer"]
-        folder = place / trainer["default_root_dir"]
-        if folder.exists():
-            return folder
-        if "mnist" in name and name != "mnist_classifier":
-            shutil.copytree(
-                fit("mnist_classifier"), place / "mnist-classifier", dirs_exist_ok=True
-            )  # wins over shipped
-        epochs = max(2, trainer.get("check_val_every_n_epoch", 1))  # as many as it takes to come to a validation
-        tiny = [f"--trainer.max_steps={2 * epochs}", "--trainer.limit_train_batches=2", "--trainer.limit_val_batches=1"]
-        tiny += ["--model.net.channels=[8]"] + ["--data.validation=20"] * ("digits" not in name)
-        tiny += ["--model.compile=false"] * ("classifier" not in name)
-        with contextlib.chdir(place):
-            dng("fit", f"--config={name}.yaml", *tiny)
-        return folder
-
-    return fit
-
-
-@pytest.fixture
-def in_place(fitted: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with tiny models under the names of the shipped ones, which they win over."""
-    place = fitted("mnist").parents[1]
-    for name in ("mnist", "mnist_only_0"):
-        shutil.copytree(fitted(name), place / name.replace("_", "-"), dirs_exist_ok=True)
-    monkeypatch.chdir(place)
-    return place
 
 
 def printed(capsys: pytest.CaptureFixture[str], *args: str) -> str:
@@ -121,7 +83,7 @@ def test_every_config_is_printed_and_read_back_unchanged(name: str, tmp_path: Pa
 
 
 @pytest.mark.parametrize("name", configs_for("fit"))
-def test_every_training_runs(name: str, fitted: Callable[[str], Path]):
+def test_every_training_runs(name: str, fitted: Fitted):
     folder = fitted(name)
     written = {path.name for path in folder.iterdir()}
     assert {"config.yaml", "model.ckpt", "metrics.json", "checkpoints"} <= written
@@ -239,6 +201,17 @@ def test_several_forbidden_classes_and_the_default_folder(from_tiny: list[str], 
     assert folder.name.endswith("-without-0-6-DynamicNegativeGuidance")
 
 
+def test_other_settings_get_another_default_folder(dng: Dng, from_tiny: list[str], tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    scale = "--model.guidance.scale=2"
+    for settings in ([], [scale], [scale, "--data.n=3"], [], ["--model.eta=0"]):
+        dng("predict", *from_tiny, "--data.n=2", *settings)
+    (first, second, third) = sorted(Path("samples").iterdir())
+    assert first.name.endswith("-without-0-DynamicNegativeGuidance")
+    assert (second.name, third.name) == (f"{first.name}-2", f"{first.name}-3")
+    assert [len(list(folder.glob("0*.png"))) for folder in (first, second, third)] == [2, 3, 2]
+
+
 def test_the_command_line_wins_over_what_a_checkpoint_stored(tiny_checkpoint: Path, tmp_path: Path):
     """Lightning would silently take the checkpoint's hyper-parameters."""
     last = tiny_checkpoint / "checkpoints" / "last.ckpt"
@@ -253,19 +226,13 @@ def test_the_command_line_wins_over_what_a_checkpoint_stored(tiny_checkpoint: Pa
     assert cli.model.net.stem.weight.equal(stored.net.stem.weight)  # and yet the weights were loaded
 
 
-def test_resuming_by_name(fitted: Callable[[str], Path], dng: Dng, in_place: Path):
+def test_resuming_by_name(fitted: Fitted, dng: Dng, in_place: Path):
     """`--ckpt_path last`, as the configurations say."""
-    tiny = [
-        "--model.net.channels=[8]",
-        "--model.compile=false",
-        "--data.validation=20",
-        "--trainer.limit_val_batches=1",
-    ]
-    before = json.loads((fitted("mnist") / "metrics.json").read_text())
-    assert before["steps"] == 4
-    settings = [*tiny, "--trainer.max_steps=6", "--model.scheduler=null", "--ckpt_path=last"]
+    tiny = fit_settings("mnist")
+    assert json.loads((fitted("mnist") / "metrics.json").read_text())["steps"] == 4
     with pytest.raises(SystemExit):  # its learning-rate schedule ends with the first run
         dng("fit", "--config=mnist.yaml", *tiny, "--trainer.max_steps=6", "--ckpt_path=last")
     dng("validate", "--config=mnist.yaml", *tiny, "--ckpt_path=last")
-    dng("fit", "--config=mnist.yaml", *settings)
+    settings = ["--trainer.max_steps=6", "--model.scheduler=null", "--ckpt_path=last"]
+    dng("fit", "--config=mnist.yaml", *tiny, *settings)
     assert json.loads((fitted("mnist") / "metrics.json").read_text())["steps"] == 6

@@ -280,6 +280,8 @@ def test_the_levels_go_from_the_noisiest_to_the_data_each_once_and_evenly():
         assert (levels[0], levels[-1], len(levels)) == (T, 0, steps + 1)
         assert gaps.min() >= 1
         assert gaps.max() - gaps.min() <= 1
+        even = np.linspace(T, 0, steps + 1)
+        assert np.abs(levels - even).max() <= 0.5 + 1e-9  # the nearest level
 
 
 @pytest.mark.parametrize("levels", [1, 2, 3, 10, 37])

@@ -53,14 +53,22 @@ class GuidedSampling(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check that the model can be guided as asked, before it trains."""
         assert isinstance(pl_module, DiffusionModule)
-        pl_module.schedule.levels(self.sampler.steps)
-        self.labels: list[int] = []
-        if self.forbidden is not None:
-            if not pl_module.null_class:
-                raise SettingError("GuidedSampling: the model is unconditional; set forbidden to null")
-            self.labels = labels_of(self.forbidden, pl_module.class_names, pl_module.seen_classes)
+        self.check(pl_module, pl_module.class_names, pl_module.seen_classes)
         if self.classifier is not None:
             self.classifier.to(pl_module.device)
+
+    def check(self, module: DiffusionModule, class_names: Sequence[str], seen_classes: Sequence[int]) -> None:
+        """Settle the labels of the forbidden classes.
+
+        Raises:
+            SettingError: a model of these classes cannot be guided as asked.
+        """
+        module.schedule.levels(self.sampler.steps)
+        self.labels: list[int] = []
+        if self.forbidden is not None:
+            if not module.null_class:
+                raise SettingError("GuidedSampling: the model is unconditional; set forbidden to null")
+            self.labels = labels_of(self.forbidden, class_names, seen_classes)
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
