@@ -148,17 +148,19 @@ def test_every_comparison_runs(name: str, dng: Dng, in_place: Path, request: pyt
     if "real" in CONFIGS[name]["data"]["init_args"]:
         settings.append("--data.real.validation=20")
     dng("test", "--config", name, *settings)
-    given = [g["class_path"] for g in CONFIGS[name]["model"]["init_args"]["guidances"]]
-    methods = [method for method in given if method != "Unguided"]
+    model, (writer,) = CONFIGS[name]["model"]["init_args"], CONFIGS[name]["trainer"]["callbacks"]
+    methods = [g["class_path"] for g in model["guidances"] if g["class_path"] != "Unguided"]
+    before = ["Unguided"] if writer.get("init_args", {}).get("unguided", True) else []
+    after = ["Retrained"] if model.get("retrained") else []
     rows = list(csv.DictReader((folder / "results.csv").open(newline="")))
     found = [row["method"].partition(",")[0] for row in rows]  # "..., parity" is the same class
-    assert [method for method in found if method != "Rejection"] == ["Unguided", *methods]
+    assert [method for method in found if method != "Rejection"] == [*before, *methods, *after]
     for row in rows:
         assert sum(map(int, row["histogram"].split())) == int(row["n"])
         assert int(row["n"]) == 4 or row["method"] == "Rejection"
-    before = (folder / "results.csv").stat().st_mtime_ns
+    written = (folder / "results.csv").stat().st_mtime_ns
     dng("test", "--config", name, *settings)  # nothing is done again
-    assert (folder / "results.csv").stat().st_mtime_ns == before
+    assert (folder / "results.csv").stat().st_mtime_ns == written
     tables = capsys.readouterr().out  # one after each run
     assert tables.count("\nDynamicNegativeGuidance") == 2 * methods.count("DynamicNegativeGuidance")
 

@@ -53,22 +53,26 @@ class ResultsWriter(Callback):
     ``board``, the images themselves are in ``drawn``. A guidance that has its row, for the same seeds and steps, is not
     done again.
 
-    Besides the guidances there are always the unguided images and, made of them, those that a filter would let pass;
-    a measure for which it lets too few pass is left empty.
+    Besides the guidances there are the unguided images and, made of them, those that a filter would let pass; a measure
+    for which it lets too few pass is left empty.
 
     Args:
         features: what images are compared in: the ``classifier``'s penultimate layer, or ``inception`` (then the
             Fréchet distance is FID); None to leave out what needs real images.
         inception_weights: a file with Inception's weights; None to download them.
+        unguided: draw the unguided images too. Without them an evaluation of few rows takes half the time, and says
+            nothing of rejection, of how far images were moved and of how well posteriors foretold.
 
     Raises:
         SettingError: there are no such features.
     """
 
-    def __init__(self, features: str | None = "classifier", inception_weights: str | None = None) -> None:
+    def __init__(
+        self, features: str | None = "classifier", inception_weights: str | None = None, unguided: bool = True
+    ) -> None:
         if features not in ("classifier", "inception", None):
             raise SettingError(f"features must be classifier, inception or null; got {features}")
-        self.features, self.inception_weights = features, inception_weights
+        self.features, self.inception_weights, self.unguided = features, inception_weights, unguided
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find the real images' statistics, and leave out the passes that are done.
@@ -92,10 +96,10 @@ class ResultsWriter(Callback):
         if self.extractor is not None and len(self.seeds) < LEAST:
             raise SettingError(f"precision and recall need {LEAST} images; got {len(self.seeds)}: raise data.n")
         self.real = compared_with.real_images(trainer, pl_module, data, self.extractor) if self.extractor else None
-        self.watched = _watched(pl_module)
-        todo = self._todo(pl_module)
+        self.watched = _watched(pl_module) if self.unguided else []
+        pl_module.todo = self._todo(pl_module)
+        data.passes = len(pl_module.todo)
         trainer.strategy.barrier("finished guidances")  # nobody writes before everybody has looked
-        pl_module.todo, data.passes = todo, len(todo)
 
     def on_test_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -154,7 +158,8 @@ class ResultsWriter(Callback):
         drawn.write(samples.seeds, pixels, samples.labels, features, watched, way)
 
     def _finish(self, done: Pass, drawn: Drawn, module: GuidedSampler, samples: Samples, seconds: float) -> None:
-        unguided, evaluations = self._drawn(module.passes()[0], module), samples.evaluations
+        unguided = self._drawn(module.passes()[0], module) if self.unguided else None
+        evaluations = samples.evaluations
         if done.method == "Unguided":  # what the trackers that look on need is not the images' cost
             seconds *= module.sampler.steps / evaluations
             evaluations = float(module.sampler.steps)
@@ -177,7 +182,7 @@ class ResultsWriter(Callback):
         self._draw(module)
 
     def _log(
-        self, rows: list[dict[str, Any]], drawn: Drawn, unguided: Drawn, module: GuidedSampler, levels: list[int]
+        self, rows: list[dict[str, Any]], drawn: Drawn, unguided: Drawn | None, module: GuidedSampler, levels: list[int]
     ) -> None:
         """A run on TensorBoard for each row; the first is of the images as they were drawn."""
         names, labels, way = module.class_names, drawn.first("labels", LOOKED_AT), drawn.first("way", LOOKED_AT)
@@ -192,11 +197,10 @@ class ResultsWriter(Callback):
             "model": pretrained.name_of(module.checkpoint),
             "forbidden": ", ".join(names[label] for label in module.forbidden),
         }
-        reference = {"Unguided": torch.bincount(unguided.all("labels"), minlength=len(names)).tolist()}
+        others = [("Unguided", unguided)] if unguided is not None else []
+        reference = {name: torch.bincount(one.all("labels"), minlength=len(names)).tolist() for name, one in others}
         for row in rows:
-            own = {
-                name: value for name, value in json.loads(row["guidance"]).items() if value != [] and name != "class"
-            }
+            own = {name: v for name, v in json.loads(row["guidance"]).items() if v != [] and name != "class"}
             said = {"method": row["method"]} | own | told
             counts = {row["method"]: list(map(int, row["histogram"].split()))} | reference
             key = hashlib.sha256(json.dumps([row[name] for name in KEY]).encode()).hexdigest()[:6]
@@ -248,6 +252,8 @@ class ResultsWriter(Callback):
         missing = [p for p in module.passes() if _known(self._identity(p, module)) not in done]
         unguided, *others = module.passes()
         others = [p for p in others if p in missing]
+        if not self.unguided:
+            return others
         is_known = unguided not in missing and all(_tracker(guidance) in judged for guidance in self.watched)
         if is_known and (not others or self._drawn(unguided, module).is_complete):
             return others

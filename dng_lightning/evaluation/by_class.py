@@ -2,21 +2,22 @@
 
 usage: python -m dng_lightning.evaluation.by_class FOLDER ... [--write NAME]
 
-Writes NAME.csv and NAME.png; see mnist_all_digits.yaml.
+Writes NAME.csv, NAME.md (the methods at equal safety) and NAME.png; see mnist_all_digits.yaml.
 """
 
 import argparse
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from textwrap import fill
+from typing import Any
 
 import yaml
 from matplotlib.figure import Figure
 
 from dng_lightning.errors import SettingError
 from dng_lightning.evaluation.curves import LABELS, MARKS, plain_numbers, points
-from dng_lightning.evaluation.report import Rows, by_method
+from dng_lightning.evaluation.report import SAFETY, Rows, by_method, equal_safety
 from dng_lightning.evaluation.table import read
 
 
@@ -65,6 +66,29 @@ def figure(rows: Rows) -> Figure:
     return figure
 
 
+def matched(rows: Rows) -> str:
+    """Markdown: KL and Fréchet distance of each method where it leaves 0.5 %, 1 % and 2 %, class by class.
+
+    Read off each method's curve over its scales, as ``report.equal_safety`` does; a dash where its scales do not reach.
+    """
+    classes = list(dict.fromkeys(row["removed"] for row in rows))
+    found = {name: equal_safety([row for row in rows if row["removed"] == name]) for name in classes}
+    methods = list(dict.fromkeys(result["method"] for own in found.values() for result in own))
+    lines = ["KL, and after the slash Fréchet distance, where this share of the images is still forbidden:", ""]
+    heads = [f"{method}, {level:.1%}" for level in SAFETY for method in methods]
+    lines += [f"| removed | {' | '.join(heads)} |", "|" + "---|" * (1 + len(heads))]
+    for name, own in found.items():
+        values = {(result["method"], result["forbidden"]): result for result in own}
+        cells = [_both(values.get((method, level), {})) for level in SAFETY for method in methods]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _both(result: Mapping[str, Any]) -> str:
+    numbers = [f"{result[name]:.{digits}f}" for name, digits in (("kl", 3), ("fd_retained", 2)) if name in result]
+    return " / ".join(numbers) or "–"
+
+
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m dng_lightning.evaluation.by_class", description=__doc__)
@@ -79,8 +103,9 @@ def main(args: Sequence[str] | None = None) -> None:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
+    told.write.with_suffix(".md").write_text(matched(rows))
     figure(rows).savefig(told.write.with_suffix(".png"), dpi=150)
-    print(f"written to {told.write.with_suffix('.csv')} and {told.write.with_suffix('.png')}")
+    print(f"{matched(rows)}\nwritten to {', '.join(str(told.write.with_suffix(s)) for s in ('.csv', '.md', '.png'))}")
 
 
 if __name__ == "__main__":

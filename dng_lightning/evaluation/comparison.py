@@ -27,7 +27,7 @@ WIDEST = (
 
 def measure(
     drawn: Drawn,
-    unguided: Drawn,
+    unguided: Drawn | None,
     real: RealStatistics | None,
     classes: int,
     forbidden: Collection[int],
@@ -37,7 +37,7 @@ def measure(
 
     Args:
         drawn: the images.
-        unguided: those of the same seeds without guidance.
+        unguided: those of the same seeds without guidance; None to leave out how far they moved.
         real: what they are compared with; None to leave out what needs it.
         classes: number of them.
         forbidden: labels.
@@ -66,7 +66,7 @@ def measure(
     }
     if real is not None and sum(counts) >= LEAST:
         measures |= _quality(drawn, kept, real, [c for c in range(classes) if c not in forbidden])
-    return measures | _invasiveness(drawn, unguided, forbidden)
+    return measures | (_invasiveness(drawn, unguided, forbidden) if unguided is not None else {})
 
 
 def _quality(drawn: Drawn, kept: Tensor, real: RealStatistics, retained: list[int]) -> dict[str, float]:

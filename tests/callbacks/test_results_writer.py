@@ -462,6 +462,19 @@ def test_without_features(dng: Dng, settings: list[str], tmp_path: Path):
     assert not list(tmp_path.glob("real*"))
 
 
+def test_without_the_unguided_images_the_other_rows_are_the_same(
+    dng: Dng, settings: list[str], written: Path, tmp_path: Path
+):
+    alone = [*settings, "--trainer.callbacks.unguided=false", f"--trainer.default_root_dir={tmp_path}"]
+    dng("test", *alone)
+    compared_with_unguided = {"invasiveness": "", "invasiveness_features": ""}
+    assert compared(tmp_path) == [row | compared_with_unguided for row in compared(written)[2:-1]]
+    assert not (tmp_path / "posterior.csv").exists()
+    assert len(list((tmp_path / "board").iterdir())) == len(METHODS)
+    dng("test", *alone[:-2], alone[-1])  # and with them afterwards
+    assert [row["method"] for row in rows(tmp_path)] == [*ORDER[2:], *ORDER[:2]]
+
+
 def test_statistics_beside_the_checkpoint_need_no_data_set(
     dng: Dng, digits: Path, settings: list[str], whole: Path, tmp_path: Path
 ):

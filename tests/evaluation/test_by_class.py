@@ -35,7 +35,8 @@ def test_one_table_and_one_figure(folders: list[Path], tmp_path: Path, capsys: p
         ("7 8", "NP", "0.02"),
     ]
     assert from_png(tmp_path / "all.png").float().std() > 10
-    assert "all.csv and" in capsys.readouterr().out
+    assert "all.csv, " in capsys.readouterr().out
+    assert (tmp_path / "all.md").read_text() == by_class.matched(rows)
 
 
 def test_methods_stand_side_by_side_in_each_class(folders: list[Path]):
@@ -48,6 +49,17 @@ def test_methods_stand_side_by_side_in_each_class(folders: list[Path]):
     assert min(abs(float(a) - float(b)) for a, b in zip(x, unguided.lines[0].get_xdata(), strict=True)) > 0.1
     assert len(distances.containers[1].lines[0].get_xdata()) == 1  # the first has none
     assert [text.get_text() for text in distances.get_xticklabels()] == ["0", "7 8"]
+
+
+def test_methods_at_equal_safety_class_by_class(tmp_path: Path):
+    """One crosses 1 % halfway (in the logarithm) between two scales, the other is never as safe."""
+    rows = [
+        {"removed": "4", **row("NP", rate, kl, distance)} for rate, kl, distance in ((0.02, 0.1, 3), (0.005, 0.3, 5))
+    ]
+    rows += [{"removed": "4", **row("DNG", 0.05, 0.2, 2)}]
+    *_, head, _, found = by_class.matched(rows).splitlines()
+    cells = dict(zip(head.split(" | "), found.split(" | "), strict=True))
+    assert (cells["NP, 1.0%"], cells["NP, 0.5%"], cells["DNG, 1.0%"]) == ("0.200 / 4.00", "0.300 / 5.00", "–")
 
 
 def test_a_folder_of_something_else_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
