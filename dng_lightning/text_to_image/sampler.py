@@ -71,9 +71,9 @@ class TextToImageSampler(ImageSampler):
         for method in (self.guidance, self.unguided):
             if method.needs.classifier or method.needs.observed:
                 raise SettingError(f"{named(method)} needs a classifier, and there is none of prompts: name another")
-        if self.guidance.needs.negatives and not negative:
+        if self.guidance.needs.avoids and not negative:
             raise SettingError(f"{named(self.guidance)} avoids something: set negative_prompt, or guidance to null")
-        if self.unguided.needs.negatives:
+        if self.unguided.needs.avoids:
             raise SettingError(f"unguided is {named(self.unguided)}, which avoids something: name another")
         self.prompts = self.model.encode(wanted, negative)
         self.class_names, self.forbidden = (*wanted, *negative, ""), self.prompts.forbidden
