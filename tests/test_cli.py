@@ -39,7 +39,7 @@ def configs_for(command: str) -> list[str]:
 
 
 def given_for(name: str) -> list[str]:
-    """The configurations that go to `dng predict` with it, as it says itself: those that it is an overlay of, and it."""
+    """The configurations that go to `dng predict` with it, as it says itself: those it is an overlay of, and it."""
     line = re.search("dng predict .*", shipped.config(name).read_text())
     named = re.findall(r"--config (\w+)", line[0] if line else "")
     return named if named[-1:] == [name] else [name]
