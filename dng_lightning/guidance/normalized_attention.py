@@ -14,6 +14,9 @@ through the network, only their share of the attentions; so it also serves model
 classifier-free guidance. Where there is use for it, it goes on top of the base prediction that was made like this:
 
     eps_hat = eps_null + w (eps_NAG - eps_null)            NormalizedAttention(ClassifierFreeGuidance(w))
+
+Forbidden predictions, where a guidance asks for them, are plain ones. A posterior that is tracked by comparing the two
+means little: the base prediction is no longer of the same model.
 """
 
 from dataclasses import dataclass, replace
@@ -39,13 +42,14 @@ class NormalizedAttention(Wrapping):
 
     Attributes:
         guidance: what is made of the predictions: ``Unguided`` for the base itself, ``ClassifierFreeGuidance`` or some
-            other, whose forbidden predictions, if it asks for them, are plain ones.
+            other.
         scale: strength of the push, >= 1.
         tau: greatest factor, >= 1, by which it may lengthen what an attention gives.
         alpha: share of the pushed one in what goes on, in [0, 1].
         norm: that lengths are taken in: "l1", the paper's, or "l2".
-        end: fraction of the steps that it acts on, from the first, in [0, 1]. In terms of the noise, as for SDXL
-            (sigma / alpha > 4), by ``LimitedInterval`` around it.
+        end: fraction of the steps that it acts on, from the first, in [0, 1]. To end at a noise level, as the authors
+            do on SDXL (sigma / alpha = 4), put ``LimitedInterval`` around it, with ``Unguided`` inside, and
+            ``PositiveAndNegative`` around both for classifier-free guidance at all levels.
 
     Raises:
         SettingError: a setting is out of its range.

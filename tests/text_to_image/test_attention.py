@@ -15,6 +15,7 @@ from dng_lightning.guidance import (
     AdaptiveNegative,
     ClassifierFreeGuidance,
     Guidance,
+    LimitedInterval,
     NegativePrompting,
     NormalizedAttention,
     PositiveAndNegative,
@@ -207,6 +208,18 @@ def test_classifier_free_guidance_goes_on_top(folder: Path):
     assert given.null is not None
     torch.testing.assert_close(given.null, plain.null, rtol=0, atol=1e-6)
     assert module.draw(SEEDS, around).evaluations == 2 * 4
+
+
+def test_it_may_end_at_a_noise_level_and_classifier_free_guidance_go_on(folder: Path):
+    def ending(low: float) -> Guidance:
+        return PositiveAndNegative(LimitedInterval(STRONG, low), 7.5)
+
+    expected = drawn(folder, ClassifierFreeGuidance(7.5))
+    torch.testing.assert_close(drawn(folder, ending(1e9)), expected, rtol=0, atol=1e-5)
+    always, early = drawn(folder, PositiveAndNegative(STRONG, 7.5)), drawn(folder, ending(4.0))
+    assert torch.equal(drawn(folder, ending(0.0)), always)
+    assert (early - always).abs().max() > 1e-4
+    assert (early - expected).abs().max() > 1e-4
 
 
 def test_with_no_prompt_the_unconditional_prediction_stays_plain(model: TextToImageModel):
