@@ -3,9 +3,11 @@
 from collections.abc import Callable
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from dng_lightning.guidance.base import Needs, Predictions
+from dng_lightning.guidance.classifier_free import null_of
 from dng_lightning.predictors import ALL, Predictor
 from dng_lightning.schedule import NoiseSchedule
 
@@ -20,7 +22,8 @@ class WithObserver(Predictor):
     """Another predictor's predictions, with what an observer sees emerging where a guidance asks for it.
 
     The observer is shown x0_hat = (x_t - sigma_t eps) / alpha_t of the base prediction: what the image would become on
-    average if it were left alone from here on. Its cost is not among the ``evaluations``.
+    average if it were left alone from here on, or of that with classifier-free guidance, as asked for. Its cost is not
+    among the ``evaluations``.
 
     Args:
         predictor: gives the noise predictions.
@@ -35,6 +38,7 @@ class WithObserver(Predictor):
         self.predictor, self.observer, self.schedule, self.clip = predictor, observer, schedule, clip
         self.classes = predictor.classes
         self.gives_posterior, self.gives_observation = predictor.gives_posterior, True
+        self.gives_attention = predictor.gives_attention
 
     def predict(self, x_t: Tensor, t: int, needs: Needs = ALL, wanted: Tensor | None = None) -> Predictions:
         """See ``Predictor.predict``."""
@@ -42,5 +46,8 @@ class WithObserver(Predictor):
         self.evaluations = self.predictor.evaluations
         if not needs.observed:
             return predictions
-        x0_hat = self.schedule.transition(t, 0, clip=self.clip).x0_hat(x_t, predictions.base)
+        eps = predictions.base
+        if needs.shown_scale != 1:
+            eps = torch.lerp(null_of(predictions), eps, needs.shown_scale)
+        x0_hat = self.schedule.transition(t, 0, clip=self.clip).x0_hat(x_t, eps)
         return replace(predictions, emerging=self.observer(x0_hat))

@@ -27,12 +27,14 @@ class Predictor(ABC):
         evaluations: evaluations of denoising networks so far, counted image by image.
         gives_posterior: whether the predictions come with the posterior, if asked for.
         gives_observation: whether they come with what an observer sees, if asked for.
+        gives_attention: whether the base prediction attends to its text as asked for.
     """
 
     classes: int
     evaluations: int = 0
     gives_posterior: bool = False
     gives_observation: bool = False
+    gives_attention: bool = False
 
     @abstractmethod
     def predict(self, x_t: Tensor, t: int, needs: Needs = ALL, wanted: Tensor | None = None) -> Predictions:
@@ -127,6 +129,7 @@ class WithPosterior(Predictor):
         self.predictor, self.log_posterior, self.forbidden = predictor, log_posterior, list(forbidden)
         self.classes = predictor.classes
         self.gives_posterior, self.gives_observation = True, predictor.gives_observation
+        self.gives_attention = predictor.gives_attention
 
     def predict(self, x_t: Tensor, t: int, needs: Needs = ALL, wanted: Tensor | None = None) -> Predictions:
         """See ``Predictor.predict``."""

@@ -154,12 +154,15 @@ def sample(
 
     Raises:
         SettingError: more steps than levels, the guidance's settings do not fit the forbidden classes, or it needs a
-            posterior or an observer that the predictor does not give, or a wanted class and there is none.
+            posterior, an observer or an attention that the predictor does not give, or a wanted class and there is
+            none.
     """
     if guidance.needs.classifier and not predictor.gives_posterior:
         raise SettingError(f"{type(guidance).__name__} needs p(c | x_t): wrap the predictor in WithPosterior")
     if guidance.needs.observed and not predictor.gives_observation:
         raise SettingError(f"{type(guidance).__name__} needs an observer: wrap the predictor in WithObserver")
+    if guidance.needs.attending is not None and not predictor.gives_attention:
+        raise SettingError(f"{type(guidance).__name__} acts in the attention to a text: it needs a TextPredictor")
     if guidance.needs.wanted and wanted is None:
         raise SettingError(f"{type(guidance).__name__} guides toward a class: say which are wanted")
     guidance, sampler = guidance.on(schedule), sampler or Sampler()

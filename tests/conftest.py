@@ -15,6 +15,7 @@ import torch
 import yaml
 from running import QUIET, Dng, DngProcess, Fitted, fit_settings
 from tiny_diffusion import tiny
+from tiny_vision_language import tiny_vision_language
 
 from dng_lightning import shipped
 from dng_lightning.__main__ import main
@@ -204,10 +205,12 @@ def cifar10_place(place: Path, fitted: Fitted) -> Path:
 
 @pytest.fixture(scope="session")
 def text_to_image_place(place: Path) -> Path:
-    """`place`, with a tiny Stable Diffusion of random weights under the name of the real one."""
+    """`place`, with a tiny Stable Diffusion and a tiny vision-language model under the names of the real ones."""
     for library in ("diffusers", "transformers"):
         pytest.importorskip(library, reason=f"{library} is not installed (extra text-to-image)")
-    tiny(place / "stable-diffusion-v1-5" / "stable-diffusion-v1-5")
+    for name in ("stable-diffusion-v1-5/stable-diffusion-v1-5", "CompVis/stable-diffusion-v1-4"):
+        tiny(place / name)
+    tiny_vision_language(place / "Qwen" / "Qwen2.5-VL-7B-Instruct")
     return place
 
 

@@ -69,6 +69,9 @@ def leak(x_0: Tensor) -> float:
         (1, 3, [2]),
         (20, 3, [0, 1, 2]),
         ([0.999], 50, []),
+        ([5, 6, 7, 9, 12, 16, 21, 27, 34, 42], 50, [5, 6, 7, 9, 12, 16, 21, 27, 34, 42]),
+        ([1, 0], 2, [0, 1]),
+        ([0, 0.5], 10, [0, 5]),
     ],
 )
 def test_it_looks_at_the_scheduled_steps_whatever_their_number(looks, steps: int, expected: list[int]):
@@ -104,6 +107,21 @@ def test_what_emerges_is_evaluated_from_the_next_step_to_the_next_look_and_nothi
     spent = torch.tensor([0, *counted]).diff().tolist()
     assert spent == [4] * 3 + [4 + int(torch.tensor(expected).sum())] * 4 + [4] * 3
     assert observed.evaluations == predictor.evaluations
+
+
+def test_steps_that_there_are_not_are_refused():
+    guidance = AdaptiveNegative(NegativePrompting(), looks=[5, 42])
+    with pytest.raises(SettingError, match="looks names step 42, and there are 42 steps, counted from 0"):
+        guidance.asks(guidance.start(torch.empty(2, 3), 3), at(0, 42))
+
+
+def test_the_unconditional_prediction_is_asked_for_where_the_observer_is_shown_it():
+    plain, sharp = (AdaptiveNegative(NegativePrompting(), looks=[1], shown_scale=w) for w in (1.0, 7.5))
+    state = plain.start(torch.empty(2, 3), 3)
+    assert (plain.needs.null, sharp.needs.null) == (False, True)
+    assert [sharp.asks(state, at(i)).null for i in range(3)] == [False, True, False]
+    assert [sharp.asks(state, at(i)).shown_scale for i in range(3)] == [1.0, 7.5, 1.0]
+    assert not plain.asks(state, at(1)).null
 
 
 def test_the_observer_is_shown_the_denoised_base_prediction():
@@ -343,6 +361,9 @@ def test_the_classifier_is_the_observer(tiny_checkpoint: Path, monkeypatch: pyte
         ({"looks": []}, "looks must be"),
         ({"looks": [0.1, 1.0]}, "looks must be"),
         ({"looks": [-0.1]}, "looks must be"),
+        ({"looks": [0.5, 2]}, "looks must be"),
+        ({"looks": [-1, 2]}, "looks must be"),
+        ({"shown_scale": -1.0}, "shown_scale must be at least 0 and finite"),
         ({"threshold": 1.1}, "threshold must be between 0 and 1"),
         ({"trust": -0.1}, "trust must be between 0 and 1"),
         ({"trust": math.nan}, "trust must be between 0 and 1"),

@@ -38,6 +38,13 @@ def configs_for(command: str) -> list[str]:
     return [name for name in CONFIGS if command_of(name) == command]
 
 
+def given_for(name: str) -> list[str]:
+    """The configurations that go to `dng predict` with it, as it says itself: those it is an overlay of, and it."""
+    line = re.search("dng predict .*", shipped.config(name).read_text())
+    named = re.findall(r"--config (\w+)", line[0] if line else "")
+    return named if named[-1:] == [name] else [name]
+
+
 def printed(capsys: pytest.CaptureFixture[str], *args: str) -> str:
     """What a command prints before it exits well."""
     capsys.readouterr()
@@ -132,7 +139,8 @@ def test_every_prediction_runs(name: str, dng: Dng, in_place: Path, request: pyt
     folder = Path("drawn", name)
     if CONFIGS[name]["model"]["class_path"] == "TextToImageSampler":
         request.getfixturevalue("text_to_image_place")
-    dng("predict", "--config", name, "--data.n=2", "--model.steps=3", f"--trainer.default_root_dir={folder}")
+    configs = [f"--config={part}" for part in given_for(name)]
+    dng("predict", *configs, "--data.n=2", "--model.steps=3", f"--trainer.default_root_dir={folder}")
     assert sorted(path.name for path in folder.glob("0*.png")) == ["00000000.png", "00000001.png"]
     used = yaml.safe_load((folder / "config.yaml").read_text())["model"]["init_args"]
     given = CONFIGS[name]["model"].get("init_args", {}).get("guidance", "DynamicNegativeGuidance")

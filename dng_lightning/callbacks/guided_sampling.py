@@ -57,6 +57,8 @@ class GuidedSampling(Callback):
             raise SettingError(f"GuidedSampling has no wanted class: {type(guidance).__name__} is not for it")
         if guidance and guidance.needs.observed:
             raise SettingError(f"GuidedSampling has no observer: {type(guidance).__name__} is not for it")
+        if guidance and guidance.needs.attending is not None:
+            raise SettingError(f"GuidedSampling has no texts: {type(guidance).__name__} is not for it")
         self.forbidden, self.every_n_epochs, self.images = forbidden, every_n_epochs, images
         self.guidance: Guidance = guidance or DynamicNegativeGuidance()
         self.sampler = Sampler(steps)

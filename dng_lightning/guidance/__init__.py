@@ -14,6 +14,7 @@ from dng_lightning.guidance.feedback import FeedbackGuidance
 from dng_lightning.guidance.geo_guide import GeoGuide
 from dng_lightning.guidance.limited_interval import LimitedInterval
 from dng_lightning.guidance.negative_prompting import NegativePrompting
+from dng_lightning.guidance.normalized_attention import NormalizedAttention
 from dng_lightning.guidance.oracle_negative import OracleNegativeGuidance
 from dng_lightning.guidance.oracle_safe_denoiser import OracleSafeDenoiser
 from dng_lightning.guidance.perp_neg import PerpNeg
@@ -43,6 +44,7 @@ __all__ = [
     "LimitedInterval",
     "Needs",
     "NegativePrompting",
+    "NormalizedAttention",
     "OracleNegativeGuidance",
     "OracleSafeDenoiser",
     "PerpNeg",

@@ -5,8 +5,10 @@ emerging; from the next step on these alone are active, until the next look. Wha
 
     eps_hat = guidance(eps, {eps_k : k active}),        active = {k : p(c_k | x0_hat) >= threshold}
 
-Theirs negates with a constant scale what a vision-language model names. The choice is of *what* is negated, Dynamic
-Negative Guidance's is of *how much*; the conditions that are not active cost no evaluation.
+Theirs negates with a constant scale (``SignedNegative``) what a vision-language model names in its own words, and shows
+it the prediction with classifier-free guidance (``shown_scale``); here it chooses among the forbidden conditions. The
+choice is of *what* is negated, Dynamic Negative Guidance's is of *how much*; the conditions that are not active cost no
+evaluation.
 
 A tracked posterior knows nothing of the steps at which its condition was not evaluated. Left at its prior it comes too
 late: on a ring of ten Gaussians, three of them forbidden (50 steps), the forbidden mass only falls from .30 to .26, and
@@ -25,7 +27,7 @@ import torch
 from torch import Tensor
 
 from dng_lightning.errors import SettingError
-from dng_lightning.guidance.base import Guided, Needs, Predictions, Step
+from dng_lightning.guidance.base import Guided, Needs, Predictions, Step, check_at_least_0
 from dng_lightning.guidance.wrapping import Wrapping
 
 SOMETHING = 1e-30  # a probability that says nothing, but that there is a new condition to be kept below the cap
@@ -50,27 +52,36 @@ class AdaptiveNegative(Wrapping):
 
     Attributes:
         guidance: the method that is applied.
-        looks: at which steps the observer looks: so many, evenly spaced inside the chain, or fractions of it in [0, 1).
-            VL-DNP's are [.1, .12, .14, .18, .24, .32, .42, .54, .68, .84], few because its observer is slow.
+        looks: at which steps the observer looks: so many, evenly spaced inside the chain; or fractions of it in [0, 1);
+            or, if all are whole, the numbers of the steps, from 0. VL-DNP's are [5, 6, 7, 9, 12, 16, 21, 27, 34, 42],
+            few because its observer is slow.
         threshold: least probability of a condition that is emerging, in [0, 1]; 0 makes every condition active.
         most: how many conditions may be active at once in an image, the most probable ones; None for all.
         trust: factor, in [0, 1], of the observer's probability that a tracked posterior starts from; 0 leaves it where
             it was. Less than 1 for an observer that knows only yes and no.
+        shown_scale: of classifier-free guidance in the prediction that the observer is shown, >= 0; 1 for none.
 
     Raises:
         SettingError: a setting is out of its range.
     """
 
-    looks: int | Sequence[float] = 20
+    looks: int | Sequence[int] | Sequence[float] = 20
     threshold: float = 0.1
     most: int | None = None
     trust: float = 1.0
+    shown_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self._fractions() or not all(0 <= look < 1 for look in self._fractions()):
+        if isinstance(self.looks, int):
+            possible = self.looks >= 1
+        else:
+            possible = len(self.looks) > 0 and all(look >= 0 and (self._numbered or look < 1) for look in self.looks)
+        if not possible:
             raise SettingError(
-                f"looks must be a number of them, at least 1, or fractions of the chain in [0, 1); got {self.looks}"
+                "looks must be a number of them, at least 1, or fractions of the chain in [0, 1), or numbers of steps; "
+                f"got {self.looks}"
             )
+        check_at_least_0(shown_scale=self.shown_scale)
         for name in ("threshold", "trust"):
             if not 0 <= getattr(self, name) <= 1:
                 raise SettingError(f"{name} must be between 0 and 1; got {getattr(self, name)}")
@@ -80,7 +91,7 @@ class AdaptiveNegative(Wrapping):
     @property
     def needs(self) -> Needs:
         """What the wrapped guidance needs, and an observer."""
-        return replace(self.guidance.needs, observed=True)
+        return self._shown(self.guidance.needs)
 
     @property
     def observes(self) -> bool:
@@ -91,7 +102,8 @@ class AdaptiveNegative(Wrapping):
         """What the wrapped guidance asks for, of the active conditions; the observer where it is to look."""
         asked = self.guidance.asks(state.inner, step)
         probes = asked.divergence or None  # the sampler's noise tells no divergence of conditions that come and go
-        return replace(asked, active=state.active, observed=self._looks(step), divergence=probes)
+        asked = replace(asked, active=state.active, divergence=probes)
+        return self._shown(asked) if self._looks(step) else asked
 
     def start(self, x_T: Tensor, classes: int) -> Adapted:
         """Nothing is active."""
@@ -127,10 +139,21 @@ class AdaptiveNegative(Wrapping):
         told = (self.trust * p).clamp(min=SOMETHING) * (active & ~state.active)
         return active, replace(predictions, emerging=told)
 
-    def _fractions(self) -> list[float]:
-        if isinstance(self.looks, int):
-            return [(i + 1) / (self.looks + 1) for i in range(self.looks)]
-        return list(self.looks)
+    def _shown(self, needs: Needs) -> Needs:
+        return replace(needs, observed=True, shown_scale=self.shown_scale, null=needs.null or self.shown_scale != 1)
+
+    @property
+    def _numbered(self) -> bool:
+        """Whether ``looks`` are the numbers of steps."""
+        return not isinstance(self.looks, int) and all(isinstance(look, int) for look in self.looks)
 
     def _looks(self, step: Step) -> bool:
-        return step.index in {round(look * step.count) for look in self._fractions()}
+        if isinstance(self.looks, int):
+            looks: Sequence[float] = [(i + 1) / (self.looks + 1) for i in range(self.looks)]
+        else:
+            looks = self.looks
+        if not self._numbered:
+            return step.index in {round(look * step.count) for look in looks}
+        if max(looks) >= step.count:
+            raise SettingError(f"looks names step {max(looks)}, and there are {step.count} steps, counted from 0")
+        return step.index in looks

@@ -5,6 +5,7 @@ of tensors) that it is handed back, so that one guidance object serves any numbe
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,12 @@ from torch import Tensor
 
 from dng_lightning.errors import SettingError
 from dng_lightning.schedule import NoiseSchedule, Transition
+
+Attending = Callable[[Tensor, Tensor], Tensor]
+"""``attending(z (B, tokens, width), away (B, tokens, width)) -> z``: what goes on from a network's attention to a text.
+
+``z`` is what came of the base's text, ``away`` the sum of z_k - z over the forbidden texts, by the same queries.
+"""
 
 
 @dataclass(frozen=True)
@@ -31,6 +38,8 @@ class Needs:
             sampler draws less noise than the kernel has (eta < 1); with 0 of them, as the sampler's own noise tells it,
             at no cost, which at eta = 0 is not at all; None for no divergence (``divergence.py``).
         observed: what an observer sees emerging in the denoised images (``observation.WithObserver``).
+        shown_scale: of classifier-free guidance in the prediction that the observer is shown; 1 for none.
+        attending: the base prediction is to attend to its text like this; None for the network's own way.
     """
 
     negatives: bool = True
@@ -41,6 +50,13 @@ class Needs:
     wanted: bool = False
     divergence: int | None = None
     observed: bool = False
+    shown_scale: float = 1.0
+    attending: Attending | None = None
+
+    @property
+    def avoids(self) -> bool:
+        """Whether there must be something forbidden."""
+        return self.negatives or self.attending is not None
 
     @property
     def classifier(self) -> bool:

@@ -37,11 +37,11 @@ class LimitedInterval(Wrapping):
         check_interval(self.low, self.high)
 
     def asks(self, state: Any, step: Step) -> Needs:
-        """Inside, what the guidance asks for; outside, what it needs to go on observing."""
+        """Inside, what the guidance asks for; outside, what it needs to go on observing the base prediction."""
         asked = super().asks(state, step)
-        if inside(step, self.low, self.high) or self._looks_on:
+        if inside(step, self.low, self.high):
             return asked
-        return Needs(negatives=False)
+        return replace(asked, attending=None) if self._looks_on else Needs(negatives=False)
 
     def guide(self, predictions: Predictions, state: Any, step: Step) -> Guided:
         """Inside, the guided prediction; outside, the base."""

@@ -1,21 +1,27 @@
-"""Safe Latent Diffusion (Schramowski et al., CVPR 2023), as Koulischer et al. (ICLR 2025) adapt it to class removal.
+"""Safe Latent Diffusion (Schramowski et al., CVPR 2023, arXiv 2211.05105, eq. 3 to 8), and its form for class removal.
 
-Element by element, with the unconditional prediction in the place of the prompt's:
+Element by element, eps being the base prediction, that of the prompt:
 
     d       = eps - eps_k
     mask    = min(mask_scale |d|, 1) where d < threshold, else 0
-    gamma   = sum_k mask (eps_k - eps) + momentum_scale nu
-    nu      <- momentum_decay nu + (1 - momentum_decay) gamma        (at every step)
-    eps_hat = eps - scale gamma                                      (from step ``warmup`` on)
+    gamma   = sum_k mask (eps_k - eps_null) + momentum_scale nu
+    nu      <- momentum_decay nu + (1 - momentum_decay) gamma                       (at every step)
+    eps_hat = eps_null + wanted_scale (eps - eps_null) - scale gamma                (from step ``warmup`` on)
+
+They have one scale of 7.5 for both terms and one eps_k, that of a sentence of all that is unsafe; the sum is ours. What
+Koulischer et al. (ICLR 2025) adapt it to, an unconditional base, is the same with eps_null = eps, whatever the
+wanted_scale. With a wanted class and ``wanted_scale`` None that is kept: everything is about the base.
 """
 
 import math
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from dng_lightning.errors import SettingError
-from dng_lightning.guidance.base import Guidance, Guided, Predictions, Step, check_at_least_0
+from dng_lightning.guidance.base import Guidance, Guided, Needs, Predictions, Step, check_at_least_0
+from dng_lightning.guidance.classifier_free import null_of
 
 
 @dataclass(frozen=True)
@@ -23,12 +29,14 @@ class SafeLatentDiffusion(Guidance):
     """Pushes only the pixels that lie on the forbidden side, with momentum.
 
     Attributes:
-        scale: strength of the push, >= 0; 0 is unguided.
+        scale: strength of the push, >= 0; 0 is unguided, or classifier-free guidance.
         mask_scale: how fast a pixel's share of the push saturates with the difference (their s_S), >= 0.
         threshold: pixels with a difference above it are left alone (their lambda).
         momentum_scale: share of the momentum in the push (their s_m), >= 0.
         momentum_decay: memory of the momentum (their beta_m), in [0, 1).
         warmup: number of steps at the start without a push (their delta), >= 0.
+        wanted_scale: strength of the pull to the wanted condition, >= 0, in their form for text-to-image; None for the
+            base prediction in the place of the unconditional one.
     """
 
     scale: float = 1.0
@@ -37,31 +45,42 @@ class SafeLatentDiffusion(Guidance):
     momentum_scale: float = 0.1
     momentum_decay: float = 0.2
     warmup: int = 0
+    wanted_scale: float | None = None
 
     def __post_init__(self) -> None:
         check_at_least_0(
             scale=self.scale, mask_scale=self.mask_scale, momentum_scale=self.momentum_scale, warmup=self.warmup
         )
+        if self.wanted_scale is not None:
+            check_at_least_0(wanted_scale=self.wanted_scale)
         if not 0 <= self.momentum_decay < 1:
             raise SettingError(f"momentum_decay must be in [0, 1); got {self.momentum_decay}")
         if math.isnan(self.threshold):
             raise SettingError("threshold must be a number; got nan")
+
+    @property
+    def needs(self) -> Needs:
+        """The unconditional prediction too, where there is a pull from it."""
+        return Needs(null=self.wanted_scale is not None)
 
     def start(self, x_T: Tensor, classes: int) -> Tensor:
         """The momentum nu, (B, C, H, W)."""
         return x_T.new_zeros(x_T.shape)
 
     def guide(self, predictions: Predictions, state: Tensor, step: Step) -> Guided:
-        """The base prediction, less the masked and scaled differences."""
+        """The prediction that it starts from, less the masked and scaled differences."""
         base = predictions.base
         scale = self.scale if step.index >= self.warmup else 0.0
-        return Guided(base - scale * self._gamma(predictions, state), base.new_full((len(base),), scale))
+        pulled = base if self.wanted_scale is None else torch.lerp(null_of(predictions), base, self.wanted_scale)
+        return Guided(pulled - scale * self._gamma(predictions, state), base.new_full((len(base),), scale))
 
     def observe(self, state: Tensor, step: Step, x_t: Tensor, x_s: Tensor, predictions: Predictions) -> Tensor:
         """The momentum after the step."""
         return self.momentum_decay * state + (1 - self.momentum_decay) * self._gamma(predictions, state)
 
     def _gamma(self, predictions: Predictions, nu: Tensor) -> Tensor:
-        difference = predictions.base.unsqueeze(1) - predictions.negatives
+        base, negatives = predictions.base, predictions.negatives
+        difference = base.unsqueeze(1) - negatives
         mask = (self.mask_scale * difference.abs()).clamp(max=1) * (difference < self.threshold)
-        return (mask * -difference).sum(1) + self.momentum_scale * nu
+        origin = base if self.wanted_scale is None else null_of(predictions)
+        return (mask * (negatives - origin.unsqueeze(1))).sum(1) + self.momentum_scale * nu

@@ -79,7 +79,9 @@ def check_classes(forbidden: Sequence[int], wanted: Sequence[int], guidances: Se
 
 
 def check_needs(guidance: Guidance, classifier: str | None, noisy_classifier: str | None, wanted: bool) -> None:
-    """Refuse a guidance that needs a classifier or a wanted class, where none is named."""
+    """Refuse a guidance that needs a classifier or a wanted class, where none is named, or a text, which none has."""
+    if guidance.needs.attending is not None:
+        raise SettingError(f"{named(guidance)} acts in the attention to a text: it is for the TextToImageSampler")
     if guidance.needs.classifier and not noisy_classifier:
         raise SettingError(f"{named(guidance)} needs a noisy_classifier: name its checkpoint")
     if guidance.needs.observed and not classifier:

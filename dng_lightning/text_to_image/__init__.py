@@ -1,8 +1,18 @@
 """The same guidances on diffusers' latent text-to-image models (extra ``text-to-image``)."""
 
 from dng_lightning.text_to_image.model import TextToImageModel
+from dng_lightning.text_to_image.observers import ClassifierObserver, PromptObserver
 from dng_lightning.text_to_image.predictor import TextPredictor
 from dng_lightning.text_to_image.prompts import Prompts
 from dng_lightning.text_to_image.sampler import TextToImageSampler
+from dng_lightning.text_to_image.vision_language import VisionLanguageObserver
 
-__all__ = ["Prompts", "TextPredictor", "TextToImageModel", "TextToImageSampler"]
+__all__ = [
+    "ClassifierObserver",
+    "PromptObserver",
+    "Prompts",
+    "TextPredictor",
+    "TextToImageModel",
+    "TextToImageSampler",
+    "VisionLanguageObserver",
+]

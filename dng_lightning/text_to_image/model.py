@@ -75,7 +75,7 @@ class TextToImageModel(nn.Module):
                 raise ValueError(f"it is a {kind}, not a {' or a '.join(PIPELINES)}")
             plain = {"low_cpu_mem_usage": False}  # else a warning asks for another library
             unused = {"safety_checker": None, "requires_safety_checker": False} if kind == PIPELINES[0] else {}
-            with _quiet():
+            with quiet():
                 pipeline = getattr(diffusers, kind).from_pretrained(folder, dtype=DTYPES[precision], **plain, **unused)
             pipeline.vae.float()
             return cls(pipeline)
@@ -120,7 +120,7 @@ class TextToImageModel(nn.Module):
         (pipeline,) = self.encoders
         texts = [*wanted, *negative, ""]
         read = pipeline.tokenizer.model_max_length - 2  # less its marks of start and end
-        with _quiet():
+        with quiet():
             for text in texts:
                 pieces = pipeline.tokenizer.tokenize(text)
                 if len(pieces) > read:
@@ -179,7 +179,7 @@ def _diffusers() -> Any:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without a progress bar for each part that is read, and what the libraries say of long prompts."""
     import diffusers
     import transformers

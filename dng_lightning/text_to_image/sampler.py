@@ -7,10 +7,12 @@ from dng_lightning.guidance import ClassifierFreeGuidance, DynamicNegativeGuidan
 from dng_lightning.guidance.naming import named
 from dng_lightning.modules import pretrained
 from dng_lightning.modules.image_sampler import ImageSampler
+from dng_lightning.observation import WithObserver
 from dng_lightning.predictors import Predictor
 from dng_lightning.sampling import Sampler
 from dng_lightning.schedule import Variance
 from dng_lightning.text_to_image.model import Precision, TextToImageModel
+from dng_lightning.text_to_image.observers import PromptObserver
 from dng_lightning.text_to_image.predictor import TextPredictor
 from dng_lightning.text_to_image.prompts import texts_of
 
@@ -40,6 +42,7 @@ class TextToImageSampler(ImageSampler):
         width: the same.
         precision: of the U-Net and the text encoders, "fp32" or "bf16".
         save_memory: attend in slices, decode images one by one and in tiles; slower.
+        observer: looks at the images for a guidance that asks which negative prompts are emerging; None for the others.
 
     Raises:
         SettingError: the checkpoint cannot be used, or a setting is out of its range.
@@ -59,6 +62,7 @@ class TextToImageSampler(ImageSampler):
         width: int | None = None,
         precision: Precision = "fp32",
         save_memory: bool = False,
+        observer: PromptObserver | None = None,
     ) -> None:
         super().__init__(Sampler(steps, eta, variance))
         wanted, negative = texts_of(prompt, negative_prompt)
@@ -69,22 +73,35 @@ class TextToImageSampler(ImageSampler):
         self.schedule, self.chain_shape = self.model.schedule, self.model.latent_shape(height, width)
         self.schedule.levels(steps)  # refuses too many steps now, not after minutes
         for method in (self.guidance, self.unguided):
-            if method.needs.classifier or method.needs.observed:
+            if method.needs.classifier:
                 raise SettingError(f"{named(method)} needs a classifier, and there is none of prompts: name another")
-        if self.guidance.needs.negatives and not negative:
+            if method.needs.observed and observer is None:
+                raise SettingError(f"{named(method)} needs somebody to look at the images: set observer")
+        if self.guidance.needs.avoids and not negative:
             raise SettingError(f"{named(self.guidance)} avoids something: set negative_prompt, or guidance to null")
-        if self.unguided.needs.negatives:
+        if self.unguided.needs.avoids:
             raise SettingError(f"unguided is {named(self.unguided)}, which avoids something: name another")
         self.prompts = self.model.encode(wanted, negative)
         self.class_names, self.forbidden = (*wanted, *negative, ""), self.prompts.forbidden
         self.wanted, self.classifier = list(range(len(wanted))), None
         self.guidance.start(Tensor(1, *self.chain_shape), len(negative))  # refuses priors that do not fit
+        self.observer = observer
+        if observer is not None:
+            _, rows, columns = self.chain_shape
+            observer.check(negative, (3, rows * self.model.pixels, columns * self.model.pixels))
         if save_memory:
             self.model.save_memory()
 
     def predictor(self, guidance: Guidance | None = None) -> Predictor:
         """See ``ImageSampler.predictor``."""
-        return TextPredictor(self.model, self.prompts.to(self.device))
+        predictor, observer = TextPredictor(self.model, self.prompts.to(self.device)), self.observer
+        if observer is None or not (guidance or self.guidance).needs.observed:
+            return predictor
+
+        def observe(x0_hat: Tensor) -> Tensor:
+            return observer.probabilities(self.decoded(x0_hat).clamp(-1, 1), self.prompts.negative)
+
+        return WithObserver(predictor, observe, self.schedule)
 
     def decoded(self, x_0: Tensor) -> Tensor:
         """What the model's decoder makes of the latents."""

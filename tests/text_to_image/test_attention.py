@@ -1,0 +1,280 @@
+"""Attention away from negative prompts: by hand in double precision, alone and in the whole U-Net."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_diffusion import tiny
+from torch import Tensor
+
+from dng_lightning.errors import SettingError
+from dng_lightning.guidance import (
+    AdaptiveNegative,
+    ClassifierFreeGuidance,
+    Guidance,
+    LimitedInterval,
+    NegativePrompting,
+    NormalizedAttention,
+    PositiveAndNegative,
+    Unguided,
+)
+from dng_lightning.guidance.base import Needs
+from dng_lightning.observation import WithObserver
+from dng_lightning.sampling import ImageNoise, Sampler, sample
+from dng_lightning.text_to_image import TextPredictor, TextToImageModel, TextToImageSampler
+from dng_lightning.text_to_image.attention import AwayFrom, away_from
+
+pytest.importorskip("diffusers", reason="diffusers is not installed (extra text-to-image)")
+pytest.importorskip("transformers", reason="transformers is not installed (extra text-to-image)")
+
+from diffusers.models import attention_processor as processors
+
+PROMPT, NEGATIVES = "a red seven", ["blue", "green"]
+SEEDS = [3, 14, 15]
+STRONG = NormalizedAttention(Unguided(), 9.0, 1.2, 0.7)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny(tmp_path_factory.mktemp("stable") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> TextToImageModel:
+    return TextToImageModel.load(str(folder))
+
+
+def sampler_of(folder: Path, guidance: Guidance, **settings: Any) -> TextToImageSampler:
+    settings = {"negative_prompt": NEGATIVES, "steps": 4} | settings
+    return TextToImageSampler(str(folder), PROMPT, guidance=guidance, **settings)
+
+
+def drawn(folder: Path, guidance: Guidance, **settings: Any) -> Tensor:
+    return sampler_of(folder, guidance, **settings).draw(SEEDS).images
+
+
+def by_hand(attn: Any, image: Tensor, text: Tensor) -> Tensor:
+    """What softmax(q k' / sqrt(d)) v gives, head by head, before the projection."""
+    q, k, v = attn.to_q(image), attn.to_k(text), attn.to_v(text)
+    heads = [
+        (a @ b.transpose(-1, -2) / a.shape[-1] ** 0.5).softmax(-1) @ c
+        for a, b, c in zip(*(x.chunk(attn.heads, -1) for x in (q, k, v)), strict=True)
+    ]
+    return torch.cat(heads, -1)
+
+
+def pushed_by_hand(z: Tensor, others: list[Tensor], guidance: NormalizedAttention) -> tuple[Tensor, Tensor]:
+    """Z_NAG in the paper's words, and the ratios."""
+    order = int(guidance.norm[1])
+    extrapolated = z - (guidance.scale - 1) * sum(other - z for other in others)
+    ratio = extrapolated.norm(order, -1, keepdim=True) / z.norm(order, -1, keepdim=True)
+    capped = extrapolated * ratio.clamp(max=guidance.tau) / ratio
+    return guidance.alpha * capped + (1 - guidance.alpha) * z, ratio
+
+
+# --- one attention ---
+
+
+@pytest.mark.parametrize("norm", ["l1", "l2"])
+@pytest.mark.parametrize(
+    "inner",
+    [processors.AttnProcessor2_0(), processors.AttnProcessor(), processors.SlicedAttnProcessor(1)],
+    ids=["fused", "plain", "sliced"],
+)
+def test_it_is_the_formula_on_the_outputs_before_the_projection(inner: Any, norm: Any):
+    torch.manual_seed(0)
+    attn = processors.Attention(12, 10, heads=3, dim_head=4).double().requires_grad_(False)
+    images, texts, negatives = torch.randn(5, 7, 12), torch.randn(5, 6, 10), torch.randn(2, 6, 10)
+    images, texts, negatives = images.double(), texts.double(), negatives.double()
+    guidance = NormalizedAttention(Unguided(), 3.0, 4.0, 0.6, norm)
+    active = [torch.tensor([0, 2]), torch.tensor([2])]  # both for image 2, none for image 1; 3 and 4 are no base
+    attn.set_processor(AwayFrom(inner, guidance.attending, 3, negatives, active))
+    found = attn(images, encoder_hidden_states=texts)
+    ratios = []
+    for i, told in enumerate([[0], [], [0, 1], [], []]):
+        z = by_hand(attn, images[i], texts[i])
+        others = [by_hand(attn, images[i], negatives[k]) for k in told]
+        expected, ratio = pushed_by_hand(z, others, guidance) if others else (z, torch.ones(1))
+        ratios.append(ratio.flatten())
+        torch.testing.assert_close(found[i], attn.to_out[0](expected), rtol=0, atol=1e-12)
+    assert ratios[0].min() < 4.0 < ratios[0].max()  # tau is reached, and it is not
+    attn.set_processor(inner)
+    torch.testing.assert_close(found[3:], attn(images, encoder_hidden_states=texts)[3:], rtol=0, atol=1e-12)
+
+
+def test_attention_to_the_image_itself_is_as_it_was():
+    attn = processors.Attention(12, heads=3, dim_head=4)
+    images = torch.randn(2, 7, 12)
+    expected = attn(images)
+    attn.set_processor(AwayFrom(attn.processor, STRONG.attending, 2, torch.randn(1, 6, 12), [torch.arange(2)]))
+    assert torch.equal(attn(images), expected)
+
+
+# --- the whole network ---
+
+
+@contextmanager
+def all_by_hand(unet: Any, guidance: NormalizedAttention, negatives: Tensor, images: int) -> Iterator[list[Tensor]]:
+    """The U-Net's attentions to a text replaced by what they should give; the ratios that there were."""
+    ratios: list[Tensor] = []
+
+    def replaced(attn: Any) -> Any:
+        def forward(hidden: Tensor, encoder_hidden_states: Tensor, attention_mask: None = None) -> Tensor:
+            z = by_hand(attn, hidden, encoder_hidden_states)
+            others = [by_hand(attn, hidden, text.expand(len(hidden), -1, -1)) for text in negatives]
+            pushed, ratio = pushed_by_hand(z, others, guidance)
+            ratios.append(ratio[:images].flatten())
+            projected: Tensor = attn.to_out[0](torch.cat([pushed[:images], z[images:]]))
+            return projected
+
+        return forward
+
+    crossed = [module for name, module in unet.named_modules() if name.endswith("attn2")]
+    assert crossed
+    for attn in crossed:
+        attn.forward = replaced(attn)
+    yield ratios
+    for attn in crossed:
+        del attn.forward
+
+
+@pytest.mark.parametrize("xl", [False, True], ids=["stable", "xl"])
+@pytest.mark.parametrize(("norm", "tau"), [("l1", 1.2), ("l1", 100.0), ("l2", 1.2)])
+def test_the_base_prediction_is_that_of_the_network_with_each_attention_by_hand(
+    xl: bool, norm: Any, tau: float, tmp_path: Path
+):
+    model = TextToImageModel.load(str(tiny(tmp_path, xl=xl)))
+    prompts = model.encode([PROMPT, "a one"], NEGATIVES)
+    model.unet.double()
+    guidance = NormalizedAttention(Unguided(), 9.0, tau, 0.7, norm)
+    predictor, x, wanted = TextPredictor(model, prompts), torch.randn(3, *model.latent_shape()), torch.tensor([1, 0, 1])
+    needs = Needs(null=True, attending=guidance.attending)
+    found, plain = (predictor.predict(x, 600, asked, wanted) for asked in (needs, Needs(null=True)))
+    with torch.no_grad(), all_by_hand(model.unet, guidance, prompts.tokens[[2, 3]].double(), 3) as ratios:
+        pooled = None if prompts.pooled is None else prompts.pooled[wanted]
+        expected = model(x, torch.full((3,), 600), prompts.tokens[wanted], pooled)
+    torch.testing.assert_close(found.base, expected, rtol=0, atol=1e-6)  # given in single precision
+    assert (found.base - plain.base).abs().max() > 1e-3
+    assert found.null is not None
+    assert plain.null is not None
+    for same, other in ((found.null, plain.null), (found.negatives, plain.negatives)):
+        torch.testing.assert_close(same, other, rtol=0, atol=1e-6)  # they attend as ever
+    assert (torch.cat(ratios) > tau).all() == (tau < 2)  # random texts are unlike, in all images alike
+    assert predictor.evaluations == 2 * 3 * 4
+
+
+def test_without_a_push_it_is_the_plain_prediction_bit_for_bit(folder: Path):
+    for plain in (Unguided(), ClassifierFreeGuidance(7.5), PositiveAndNegative(NegativePrompting(2.0), 3.0)):
+        expected = drawn(folder, plain)
+        for idle in ({"scale": 1.0}, {"alpha": 0.0}, {"end": 0.0}):
+            assert torch.equal(drawn(folder, NormalizedAttention(plain, **idle)), expected)
+    assert (drawn(folder, STRONG) - drawn(folder, Unguided())).abs().max() > 1e-3
+
+
+def test_it_is_gone_after_each_call_even_one_that_fails(model: TextToImageModel):
+    predictor, x = TextPredictor(model, model.encode([PROMPT], NEGATIVES)), torch.randn(2, *model.latent_shape())
+    before, plain = model.unet.attn_processors, predictor.predict(x, 600)
+    pushed = predictor.predict(x, 600, STRONG.needs)
+    assert not torch.equal(pushed.base, plain.base)
+    with pytest.raises(RuntimeError):
+        predictor.predict(torch.randn(2, 9, 8, 8), 600, STRONG.needs)
+    after = model.unet.attn_processors
+    assert [*map(id, after.values())] == [*map(id, before.values())]
+    assert torch.equal(predictor.predict(x, 600).base, plain.base)
+    assert torch.equal(predictor.predict(x, 600).negatives, plain.negatives)
+
+
+def test_texts_that_count_for_no_image_change_nothing(model: TextToImageModel):
+    before = model.unet.attn_processors
+    texts, none = torch.empty(2, 24, 16), torch.tensor([], dtype=torch.long)
+    with away_from(model.unet, STRONG.attending, 3, texts, [none, none]):
+        assert [*map(id, model.unet.attn_processors.values())] == [*map(id, before.values())]
+
+
+# --- with other guidances ---
+
+
+def test_classifier_free_guidance_goes_on_top(folder: Path):
+    expected = drawn(folder, NormalizedAttention(ClassifierFreeGuidance(7.5), 9.0, 1.2, 0.7))
+    torch.testing.assert_close(drawn(folder, PositiveAndNegative(STRONG, 7.5)), expected, rtol=0, atol=1e-5)
+    module = sampler_of(folder, STRONG)
+    x, wanted = torch.randn(2, *module.chain_shape), torch.zeros(2, dtype=torch.long)
+    around = NormalizedAttention(ClassifierFreeGuidance(7.5), 9.0, 1.2, 0.7)
+    given = module.predictor().predict(x, 600, around.needs, wanted)
+    plain = module.predictor().predict(x, 600, Needs(negatives=False, null=True), wanted)
+    assert given.null is not None
+    torch.testing.assert_close(given.null, plain.null, rtol=0, atol=1e-6)
+    assert module.draw(SEEDS, around).evaluations == 2 * 4
+
+
+def test_it_may_end_at_a_noise_level_and_classifier_free_guidance_go_on(folder: Path):
+    def ending(low: float) -> Guidance:
+        return PositiveAndNegative(LimitedInterval(STRONG, low), 7.5)
+
+    expected = drawn(folder, ClassifierFreeGuidance(7.5))
+    torch.testing.assert_close(drawn(folder, ending(1e9)), expected, rtol=0, atol=1e-5)
+    always, early = drawn(folder, PositiveAndNegative(STRONG, 7.5)), drawn(folder, ending(4.0))
+    assert torch.equal(drawn(folder, ending(0.0)), always)
+    assert (early - always).abs().max() > 1e-4
+    assert (early - expected).abs().max() > 1e-4
+
+
+def test_with_no_prompt_the_unconditional_prediction_stays_plain(model: TextToImageModel):
+    predictor, x = TextPredictor(model, model.encode([PROMPT], NEGATIVES)), torch.randn(2, *model.latent_shape())
+    plain = predictor.predict(x, 600)
+    given = predictor.predict(x, 600, Needs(negatives=False, null=True, attending=STRONG.attending))
+    assert given.null is not None
+    torch.testing.assert_close(given.null, plain.base, rtol=0, atol=1e-6)
+    assert (given.base - plain.base).abs().max() > 1e-3
+
+
+def test_what_an_observer_sees_emerging_is_all_that_is_avoided(model: TextToImageModel):
+    prompts, guidance = model.encode([PROMPT], NEGATIVES), AdaptiveNegative(STRONG, looks=[0.25])
+    told = torch.tensor([[1.0, 0.0], [0.0, 0.0], [1.0, 1.0]])
+
+    def images(guidance: Guidance, negatives: list[int], seeds: list[int]) -> Tensor:
+        own = TextPredictor(model, prompts)
+        own.texts, own.classes = own.texts[negatives], len(negatives)
+        observed = WithObserver(own, lambda x0_hat: told, model.schedule)
+        wanted = torch.zeros(len(seeds), dtype=torch.long)
+        noise = ImageNoise(seeds, model.latent_shape())
+        return sample(observed, guidance, model.schedule, noise, Sampler(4), wanted)
+
+    found = images(guidance, [0, 1], SEEDS)
+    assert torch.equal(found[1], images(Unguided(), [0, 1], SEEDS)[1])
+    late = LateAttention(Unguided(), 9.0, 1.2, 0.7)
+    for image, negatives in ((0, [0]), (2, [0, 1])):
+        alone = images(late, negatives, SEEDS[image : image + 1])
+        torch.testing.assert_close(found[image], alone[0], rtol=0, atol=1e-4)
+
+
+class LateAttention(NormalizedAttention):
+    """From step 2 on, the first after the look."""
+
+    def _acts(self, step: Any) -> bool:
+        return step.index >= 2
+
+
+def test_an_image_depends_on_its_seed_alone_and_less_memory_gives_the_same(folder: Path):
+    around = NormalizedAttention(ClassifierFreeGuidance(3.0), 9.0, 1.2, 0.7)
+    expected = drawn(folder, around)
+    torch.testing.assert_close(drawn(folder, around, save_memory=True), expected, rtol=0, atol=1e-4)
+    alone = torch.cat([sampler_of(folder, around).draw([seed]).images for seed in SEEDS])
+    torch.testing.assert_close(alone, expected, rtol=0, atol=1e-4)
+
+
+def test_half_precision_attends_like_the_whole(folder: Path):
+    exact, rough = (sampler_of(folder, STRONG, precision=precision) for precision in ("fp32", "bf16"))
+    x = torch.randn(2, *exact.chain_shape)
+    near, far = (module.predictor().predict(x, 500, STRONG.needs).base for module in (rough, exact))
+    torch.testing.assert_close(near, far, rtol=0, atol=0.05)
+
+
+def test_a_negative_prompt_is_asked_for(folder: Path):
+    with pytest.raises(SettingError, match="avoids something: set negative_prompt, or guidance to null"):
+        sampler_of(folder, STRONG, negative_prompt=None)
+    with pytest.raises(SettingError, match=r"unguided is NormalizedAttention\(Unguided\), which avoids something"):
+        sampler_of(folder, STRONG, unguided=STRONG)
