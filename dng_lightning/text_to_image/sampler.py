@@ -12,7 +12,7 @@ from dng_lightning.sampling import Sampler
 from dng_lightning.schedule import Variance
 from dng_lightning.text_to_image.model import Precision, TextToImageModel
 from dng_lightning.text_to_image.predictor import TextPredictor
-from dng_lightning.text_to_image.prompts import texts_of
+from dng_lightning.text_to_image.prompts import check_told, texts_of
 
 FREE = ClassifierFreeGuidance(scale=7.5)  # Stable Diffusion's usual scale
 
@@ -69,8 +69,7 @@ class TextToImageSampler(ImageSampler):
         self.schedule, self.chain_shape = self.model.schedule, self.model.latent_shape(height, width)
         self.schedule.levels(steps)  # refuses too many steps now, not after minutes
         for method in (self.guidance, self.unguided):
-            if method.needs.classifier or method.needs.observed:
-                raise SettingError(f"{named(method)} needs a classifier, and there is none of prompts: name another")
+            check_told(method)
         if self.guidance.needs.negatives and not negative:
             raise SettingError(f"{named(self.guidance)} avoids something: set negative_prompt, or guidance to null")
         if self.unguided.needs.negatives:
