@@ -15,6 +15,7 @@
 This file imports diffusers, which no other does before it is needed: so nothing imports this one.
 """
 
+import json
 from typing import Any
 
 import torch
@@ -66,7 +67,10 @@ class Guider(BaseGuidance):
         if not (pipeline.unet and pipeline.text_encoder and pipeline.text_encoder_2 and pipeline.scheduler):
             raise SettingError("the pipeline has not all of its components yet: pipeline.load_components() first")
         self.hosted = Hosted(pipeline, guidance, eta)
-        config = {"guidance": settings(guidance), "eta": eta}  # for whoever reads it: no guider can be made of it
+        config = {
+            "guidance": json.loads(settings(guidance)),
+            "eta": eta,
+        }  # for whoever reads it: no guider can be made of it
         self.register_to_config(**config)  # type: ignore[no-untyped-call]
         with torch.no_grad():
             self.empty = Empty(StableDiffusionXLTextEncoderStep.encode_prompt(pipeline, ""))

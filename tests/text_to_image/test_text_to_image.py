@@ -110,12 +110,18 @@ def test_a_negative_in_the_place_of_the_empty_prompt_is_diffusers_negative_promp
     assert_same(found, theirs(pipeline, model, 7.5, negative_prompt=[NEGATIVE] * 2))
 
 
-def test_sdxl_is_diffusers_own(tmp_path: Path):
-    model = TextToImageModel.load(str(tiny(tmp_path, xl=True)))
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_sdxl_is_diffusers_own(prediction: str, tmp_path: Path):
+    model = TextToImageModel.load(str(tiny(tmp_path, xl=True, prediction_type=prediction)))
     pipeline = diffusers.StableDiffusionXLPipeline.from_pretrained(tmp_path)
     assert_same(ours(model, ClassifierFreeGuidance(7.5), Sampler(10, eta=0.0)), theirs(pipeline, model, 7.5))
+    found = ours(model, ClassifierFreeGuidance(7.5), Sampler(10, eta=0.3))
+    assert_same(found, theirs(pipeline, model, 7.5, eta=0.3))
     found = ours(model, SwappedNegative(7.5), Sampler(10, eta=0.0), negative=[NEGATIVE])
     assert_same(found, theirs(pipeline, model, 7.5, negative_prompt=[NEGATIVE] * 2))
+    pipeline.scheduler = diffusers.DDPMScheduler.from_config(pipeline.scheduler.config)
+    assert_same(ours(model, ClassifierFreeGuidance(7.5), Sampler(10)), theirs(pipeline, model, 7.5))
+    assert_same(ours(model, Unguided(), Sampler(10)), theirs(pipeline, model, 1.0))
 
 
 def test_images_are_what_diffusers_decodes(folder: Path):
@@ -238,6 +244,39 @@ def test_predict_writes_images_beside_those_without_the_negative(
     made = Path("samples/model-without-nothing")
     assert (made / "00000001.png").exists()
     assert not (made / "unguided").exists()  # they are that themselves
+
+
+def test_predict_with_sdxl(dng: Dng, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    tiny(Path("xl"), xl=True)
+    settings = ["--model.checkpoint=xl", "--model.negative_prompt=blue", "--model.steps=3", "--data.n=2"]
+    dng("predict", "--config=stable_diffusion", *settings)
+    made = Path("samples/xl-without-blue-PositiveAndNegative")
+    first, second = ((made / f"0000000{number}.png").read_bytes() for number in range(2))
+    assert first != second
+    assert first != (made / "unguided" / "00000000.png").read_bytes()
+    assert (made / "trajectories.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        (["--model.checkpoint=nowhere"], "No checkpoint 'nowhere'"),
+        (["--model.checkpoint=mnist"], "holds no text-to-image model in diffusers' format"),
+        (["--model.negative_prompt="], "negative_prompt is empty: say what to avoid"),
+        (["--model.negative_prompt=null"], "avoids something: set negative_prompt, or guidance to null"),
+    ],
+)
+def test_mistakes_are_one_line(
+    settings: list[str], line: str, folder: Path, dng: Dng, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        dng("predict", "--config=stable_diffusion", f"--model.checkpoint={folder}", *settings)
+    (said,) = capsys.readouterr().err.strip().splitlines()
+    assert said.startswith("dng: error: ")
+    assert line in said
+    assert not list(tmp_path.iterdir())
 
 
 # --- what cannot be used ---
