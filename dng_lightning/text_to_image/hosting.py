@@ -73,6 +73,7 @@ class Hosted:
         self.guidance.start(torch.empty(1, 1, 1, 1), 1)  # refuses priors that do not fit
         if eta == 0 and guidance.needs.divergence == 0:
             warnings.warn(BIASED, stacklevel=3)
+        self.trajectories = Trajectories()
         self.restart()
 
     def restart(self) -> None:

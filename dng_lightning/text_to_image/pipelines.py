@@ -55,15 +55,21 @@ def guided(pipeline: Any, guidance: Guidance, eta: float = 1.0) -> Iterator[Host
     if pipeline.text_encoder is None:
         raise SettingError("guided reads the empty prompt: give the pipeline its text_encoder")
     unet, hosted = pipeline.unet, Hosted(pipeline, guidance, eta)
-    before = vars(unet).get("forward")  # that of a library that moves weights, maybe
-    unet.forward = GuidedForward(pipeline, hosted)
+    before, ours = vars(unet).get("forward"), GuidedForward(pipeline, hosted)
+
+    def check(*call: Any) -> None:
+        if unet.forward is not ours:  # as accelerate does that moves weights, after each call of a pipeline
+            raise SettingError("the U-Net's forward was replaced by another library: call the pipeline in a new guided")
+
+    unet.forward, watch = ours, unet.register_forward_pre_hook(check)
     try:
         yield hosted
     finally:
-        if before is None:
+        watch.remove()
+        if unet.forward is ours:
             del unet.forward
-        else:
-            unet.forward = before
+            if before is not None:
+                unet.forward = before
 
 
 class GuidedForward:

@@ -241,10 +241,15 @@ def test_the_unet_is_asked_no_more_than_a_guidance_needs_and_afterwards_as_ever(
         assert sizes == [2 * branches] * 10
         sizes.clear()
         assert pipeline.unet.forward is counted
+    with guided(pipeline, DYNAMIC):
+        pipeline.unet.forward = counted  # and as they put it back after a call: never unguided without a word
+        assert "forward was replaced by another library" in refused(lambda: pipeline(**given(pipeline)))
+    assert pipeline.unet.forward is counted
     del pipeline.unet.forward
     with pytest.raises(ZeroDivisionError), guided(pipeline, DYNAMIC):
         1 / 0  # noqa: B018
     assert "forward" not in vars(pipeline.unet)
+    assert not pipeline.unet._forward_pre_hooks
 
 
 def test_leading_steps_and_several_images_a_prompt(folder: Path):
