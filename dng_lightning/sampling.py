@@ -112,6 +112,10 @@ class Trajectories:
 
     def __call__(self, step: Step, guided: Guided, x_s: Tensor) -> None:
         """Note a step."""
+        self.note(step, guided)
+
+    def note(self, step: Step, guided: Guided) -> None:
+        """The same of a step that has not been taken yet."""
         self.levels.append(step.t)
         self._scales.append(guided.scale)
         if guided.posterior is not None:

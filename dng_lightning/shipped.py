@@ -14,8 +14,8 @@ def config(name: str | Path) -> Path:
     """Finds a config.
 
     Args:
-        name: A path to a YAML file, or the bare name of a shipped one: `mnist` or `mnist.yaml`. What exists at the
-            path wins over what ships.
+        name: A path to a YAML file, or the name of a shipped one: `mnist`, `mnist.yaml`, `prompts/medieval_feast`. What
+            exists at the path wins over what ships.
 
     Returns:
         The path of the file.
@@ -80,8 +80,9 @@ def references(name: str | Path) -> Path:
 
 
 def configs() -> list[str]:
-    """The names of the shipped configs, sorted."""
-    return sorted(path.stem for path in _folder("configs").glob("*.yaml"))
+    """The names of the shipped configs, sorted; those in a folder there with its name, as in `prompts/...`."""
+    folder = _folder("configs")
+    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
 
 
 def checkpoints() -> list[str]:
@@ -95,8 +96,8 @@ def _folder(kind: str) -> Path:
 
 
 def _find(what: str, name: str | Path, local: list[Path], shipped: list[Path], names: list[str]) -> Path:
-    is_bare = Path(name).name == str(name)
-    for path in local + (shipped if is_bare else []):
+    is_inside = not Path(name).is_absolute() and ".." not in Path(name).parts
+    for path in local + (shipped if is_inside else []):
         if path.is_file():
             return path
     raise SettingError(

@@ -4,6 +4,7 @@ import csv
 import fnmatch
 import json
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -145,6 +146,34 @@ def test_every_prediction_runs(name: str, dng: Dng, in_place: Path, request: pyt
     used = yaml.safe_load((folder / "config.yaml").read_text())["model"]["init_args"]
     given = CONFIGS[name]["model"].get("init_args", {}).get("guidance", "DynamicNegativeGuidance")
     assert_used(given, used["guidance"])
+
+
+# Of each prompt: temperature, offset and scale, from the paper's table 3 as others quote it.
+PAPER = {
+    "prompts/medieval_feast": (0.2, 0.004, 27),
+    "prompts/dinner_table": (0.3, 0.003, 12),
+    "prompts/art_workshop": (0.2, 0.002, 27),
+    "prompts/antique_store": (0.2, 0.004, 21),
+    "prompts/english_breakfast": (0.3, 0.003, 18),
+}
+
+
+def test_the_prompts_are_the_papers():
+    assert {name for name in CONFIGS if name.startswith("prompts/")} == set(PAPER)
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_each_prompt_has_something_to_avoid_that_belongs_there_and_something_that_does_not(
+    name: str, tmp_path: Path, monkeypatch, capsys
+):
+    commands = re.findall(r"#   dng (.+)", shipped.config(name).read_text())
+    monkeypatch.chdir(tmp_path)  # it is found from anywhere
+    one, other = (yaml.safe_load(printed(capsys, *shlex.split(line), "--print_config"))["model"] for line in commands)
+    assert one["init_args"].pop("negative_prompt") != other["init_args"].pop("negative_prompt")
+    assert one == other
+    dynamic = one["init_args"]["guidance"]["init_args"]["guidance"]["init_args"]
+    assert (dynamic["temperature"], dynamic["offset"], dynamic["scale"]) == PAPER[name]
+    assert (dynamic["prior"], dynamic["offset_inside"], dynamic["calibration"]) == (0.01, True, [])
 
 
 @pytest.mark.parametrize("name", [name for name in configs_for("test") if name != "calibrate"])

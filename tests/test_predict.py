@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -109,6 +110,8 @@ def test_what_is_written_is_what_was_drawn(dng: Dng, from_tiny: list[str], tmp_p
         line = next(line for line in table.splitlines() if line.strip().startswith(f"{name}{mark} "))
         assert f"{count} {count / 5:6.1%}" in line
     assert "forbidden" in table
+    costs = [line.split() for line in table.splitlines() if re.match(r" *(unguided|Dynamic\w+) +\d+ +[\d.e+]+$", line)]
+    assert [cost[:2] for cost in costs] == [["unguided", "3"], ["DynamicNegativeGuidance", "9"]]  # of two classes
     assert f"written to {tmp_path}" in table
     assert not list(tmp_path.rglob("*.part"))
 
@@ -260,7 +263,8 @@ def test_a_finished_prediction_is_only_summarised(
     dng(*settings, "--data.n=3")
     assert not evaluated
     assert state(tmp_path) == before
-    assert capsys.readouterr().out == first
+    costs, end = first.rindex("\n", 0, first.index("network evaluations")), first.rindex("\nwritten to")
+    assert capsys.readouterr().out == first[:costs] + first[end:]  # nothing was drawn, so it cost nothing
     dng(*settings, "--data.n=5", "--data.batch_size=1")  # more of them, drawn in other batches
     assert before.items() <= state(tmp_path).items()
     assert len((tmp_path / "labels.csv").read_text().splitlines()) == 1 + 5

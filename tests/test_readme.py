@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from running import Dng, Fitted, fit_settings
+from tiny_diffusion import run_example
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README.read_text(), re.DOTALL)
@@ -70,7 +71,7 @@ def test_one_line_installs_and_runs_and_one_installs_and_tests():
 
 def test_the_python_examples_run(place: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(place)
-    examples = [text for kind, text in BLOCKS if kind == "python"]
+    examples = [text for kind, text in BLOCKS if kind == "python" and "from diffusers" not in text]
     assert examples
     for text in examples:
         known: dict[str, object] = {}
@@ -78,6 +79,16 @@ def test_the_python_examples_run(place: Path, monkeypatch: pytest.MonkeyPatch):
         images = known["images"]
         assert images.shape == (16, 1, 28, 28)  # type: ignore[attr-defined]
         assert images.isfinite().all()  # type: ignore[attr-defined]
+
+
+def test_the_python_examples_with_diffusers_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    examples = [text for kind, text in BLOCKS if kind == "python" and "from diffusers" in text]
+    for library in ("diffusers", "transformers") if examples else ():
+        pytest.importorskip(library, reason=f"{library} is not installed (extra text-to-image)")
+    monkeypatch.chdir(tmp_path)
+    for text in examples:
+        (image,) = run_example(text, tmp_path)["images"]
+        assert image.size == (16, 16)
 
 
 def test_what_it_links_to_is_there():

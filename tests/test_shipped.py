@@ -23,7 +23,7 @@ def root(request, tmp_path, monkeypatch):
     monkeypatch.chdir(working)
     monkeypatch.setattr(shipped, "PACKAGE", package)
     root = package if request.param == "wheel" else package.parent
-    for name in ("mnist.yaml", "cifar10.yaml", "README.md"):
+    for name in ("mnist.yaml", "cifar10.yaml", "prompts/feast.yaml", "README.md"):
         write(root / "configs" / name)
     for name in ("mnist/model.ckpt", "a-classifier/model.ckpt", "half-copied/config.yaml", "README.md"):
         write(root / "checkpoints" / name)
@@ -35,13 +35,21 @@ def test_a_bare_config_name_is_found_with_and_without_its_suffix(root, name):
     assert shipped.config(name) == root / "configs" / "mnist.yaml"
 
 
+@pytest.mark.parametrize("name", ["prompts/feast", "prompts/feast.yaml", Path("prompts/feast")])
+def test_a_config_in_a_folder_is_found_with_its_folder(root, name):
+    assert shipped.config(name) == root / "configs" / "prompts" / "feast.yaml"
+    write(Path("prompts/feast.yaml"))
+    if str(name).endswith(".yaml"):
+        assert shipped.config(name).resolve() == Path.cwd() / name
+
+
 @pytest.mark.parametrize("name", ["mnist", Path("mnist")])
 def test_a_bare_checkpoint_name_is_found(root, name):
     assert shipped.checkpoint(name) == root / "checkpoints" / "mnist" / "model.ckpt"
 
 
 def test_names_are_sorted_and_hold_only_what_can_be_used(root):
-    assert shipped.configs() == ["cifar10", "mnist"]
+    assert shipped.configs() == ["cifar10", "mnist", "prompts/feast"]
     assert shipped.checkpoints() == ["a-classifier", "mnist"]
 
 
@@ -75,9 +83,11 @@ def test_a_checkpoint_is_called_by_its_folder_or_by_its_file(root):
     assert shipped.name_of("mnist") == "mnist"
 
 
-@pytest.mark.parametrize("name", ["mnsit", "", ".", "..", "elsewhere/mnist", "../mnist", "/mnist"])
 @pytest.mark.parametrize(
-    ("find", "ships"), [(shipped.config, "cifar10, mnist"), (shipped.checkpoint, "a-classifier, mnist")]
+    "name", ["mnsit", "", ".", "..", "elsewhere/mnist", "../mnist", "prompts/../mnist", "/mnist", "prompts", "feast"]
+)
+@pytest.mark.parametrize(
+    ("find", "ships"), [(shipped.config, "cifar10, mnist, prompts/feast"), (shipped.checkpoint, "a-classifier, mnist")]
 )
 def test_a_miss_is_one_line_that_says_what_where_and_what_ships(root, find, ships, name):
     with pytest.raises(SettingError) as miss:
@@ -97,5 +107,6 @@ def test_a_miss_where_nothing_ships_says_so(tmp_path, monkeypatch):
 
 
 def test_what_really_ships_is_found_by_every_name_that_is_listed():
-    assert [shipped.config(name).stem for name in shipped.configs()] == shipped.configs()
+    for name in shipped.configs():
+        assert shipped.config(name).as_posix().endswith(f"/configs/{name}.yaml")
     assert [shipped.checkpoint(name).parent.name for name in shipped.checkpoints()] == shipped.checkpoints()

@@ -1,5 +1,6 @@
 """Stable Diffusion in miniature: random weights, in diffusers' format and of its classes."""
 
+import re
 from pathlib import Path
 from string import ascii_lowercase
 from typing import Any
@@ -66,3 +67,16 @@ def tiny(folder: Path, xl: bool = False, unet: dict[str, Any] | None = None, **s
         )
     pipeline.save_pretrained(folder)
     return folder
+
+
+def run_example(code: str, folder: Path) -> dict[str, Any]:
+    """Run an example in ``folder``, the working directory; what it reads from the hub is a tiny one that is put there.
+
+    Returns:
+        the names that it leaves.
+    """
+    (name,) = re.findall(r'from_pretrained\("(.+)"\)', code)
+    tiny(folder / name, xl="xl" in name)
+    known: dict[str, Any] = {}
+    exec(compile(code, "example", "exec"), known)
+    return known

@@ -3,6 +3,8 @@
 import csv
 import json
 import os
+import re
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,9 @@ from dng_lightning.data.pixels import from_png, to_png, to_uint8
 from dng_lightning.data.seeds import Seeds
 from dng_lightning.evaluation import plots
 from dng_lightning.evaluation.metrics import wilson_interval
-from dng_lightning.evaluation.report import class_table
-from dng_lightning.guidance.naming import named
+from dng_lightning.evaluation.report import class_table, cost_table
+from dng_lightning.guidance import Guidance
+from dng_lightning.guidance.naming import named, titled
 from dng_lightning.modules.image_sampler import ImageSampler, Samples
 
 
@@ -26,15 +29,20 @@ class ImageWriter(BasePredictionWriter):
 
     For each image ``NNNNNNNN.png``, named by its seed, and ``records/NNNNNNNN.json`` with its label and, for the images
     shown, its trajectory; an image is finished once its record is there. At the end ``labels.csv``, ``grid.png``
-    (the images shown beside the unguided ones of the same seeds, forbidden ones framed) and ``trajectories.png``.
+    (the images shown beside those of the same seeds that are unguided, or guided by the methods that the module is
+    compared with; forbidden ones framed) and ``trajectories.png``. What each method cost is printed.
 
     Args:
         shown: how many images, from the first seed on, are drawn unguided as well and shown in the figures.
+
+    Attributes:
+        costs: for each method the images that it drew here and now, and the evaluations and seconds that it took.
     """
 
     def __init__(self, shown: int = 64) -> None:
         super().__init__("batch")
         self.shown = shown
+        self.costs: dict[str, tuple[int, float, float]] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find out which images are finished."""
@@ -44,9 +52,14 @@ class ImageWriter(BasePredictionWriter):
         assert isinstance(pl_module, ImageSampler)
         seeds.finished = {seed for seed in seeds.seeds if self._is_finished(trainer, pl_module, seed)}
         trainer.strategy.barrier("finished images")  # nobody writes before everybody has looked
-        if self._has_twins(pl_module):
-            twins = sum(self._is_shown(trainer, seed) for seed in seeds.seeds if seed not in seeds.finished)
-            pl_module.extra_images = -(-twins // trainer.world_size)
+        twins = sum(self._is_shown(trainer, seed) for seed in seeds.seeds if seed not in seeds.finished)
+        pl_module.extra_images = -(-twins // trainer.world_size) * len(_beside(pl_module))
+
+    def on_predict_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Start the clock."""
+        self.began = time.perf_counter()
 
     def write_on_batch_end(
         self,
@@ -58,14 +71,16 @@ class ImageWriter(BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        """Write a batch's images and records, the unguided ones first."""
+        """Write a batch's images and records, those that they are compared with first."""
         assert isinstance(pl_module, ImageSampler)
+        pixels = self._pixels(named(pl_module.guidance), prediction)
         new = [seed for seed in prediction.seeds if seed not in self._seeds(trainer).finished]
         shown = [seed for seed in new if self._is_shown(trainer, seed)]
-        if shown and self._has_twins(pl_module):
-            unguided = pl_module.draw(shown, pl_module.unguided)
-            self._write(unguided, shown, pl_module, self.folder / "unguided", set())
-        self._write(prediction, new, pl_module, self.folder, set(shown))
+        for name, method in _beside(pl_module).items() if shown else ():
+            self.began = time.perf_counter()
+            twins = pl_module.draw(shown, method)
+            self._write(twins, self._pixels(name, twins), shown, pl_module, self.folder / _file_name(name), set())
+        self._write(prediction, pixels, new, pl_module, self.folder, set(shown))
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Summarise what is finished, once all devices are done (or interrupted)."""
@@ -77,11 +92,25 @@ class ImageWriter(BasePredictionWriter):
         if trainer.is_global_zero and records:
             self._summarise(records, [r for r in records if self._is_shown(trainer, r["seed"])], pl_module)
 
+    def _pixels(self, name: str, samples: Samples) -> Tensor:
+        """The images once they are there, and the clock stopped for a method that drew them."""
+        pixels, drawn = to_uint8(samples.images).cpu(), len(samples.seeds)
+        images, evaluations, seconds = self.costs.get(name, (0, 0.0, 0.0))
+        seconds += time.perf_counter() - self.began
+        self.costs[name] = images + drawn, evaluations + drawn * samples.evaluations, seconds
+        return pixels
+
     def _write(
-        self, samples: Samples, new: list[int], module: ImageSampler, folder: Path, with_trajectory: set[int]
+        self,
+        samples: Samples,
+        images: Tensor,
+        new: list[int],
+        module: ImageSampler,
+        folder: Path,
+        with_trajectory: set[int],
     ) -> None:
         (folder / "records").mkdir(parents=True, exist_ok=True)
-        for i, (seed, pixels) in enumerate(zip(samples.seeds, to_uint8(samples.images).cpu(), strict=True)):
+        for i, (seed, pixels) in enumerate(zip(samples.seeds, images, strict=True)):
             if seed not in new:  # drawn again to keep a device busy
                 continue
             record: dict[str, Any] = {"seed": seed, "wanted": module.wanted_label(seed)}
@@ -105,13 +134,14 @@ class ImageWriter(BasePredictionWriter):
                 texts = ["" if number is None else names[number] for number in (label, wanted)]
                 row = [record["seed"], texts[0], record.get("confidence", ""), record.get("posterior", ""), texts[1]]
                 writer.writerow(row)
-        columns = {named(module.guidance): records}
+        columns, beside = {named(module.guidance): records}, _beside(module)
         if shown:
             panels = {named(module.guidance): self._grid(shown, module, self.folder)}
-            if self._has_twins(module):
-                twins = [json.loads(self._record(record["seed"], "unguided").read_text()) for record in shown]
-                columns = {f"{len(twins)} unguided": twins, **columns}
-                panels = {"unguided": self._grid(twins, module, self.folder / "unguided"), **panels}
+            for name in reversed(beside):
+                below = _file_name(name)
+                twins = [json.loads(self._record(record["seed"], below).read_text()) for record in shown]
+                columns = {f"{len(twins)} {name}": twins, **columns}
+                panels = {name: self._grid(twins, module, self.folder / below), **panels}
             plots.side_by_side(panels).savefig(self.folder / "grid.png", dpi=150)
             scale = torch.tensor([record["scales"] for record in shown])
             tracked = all(record["posteriors"] for record in shown)
@@ -127,11 +157,11 @@ class ImageWriter(BasePredictionWriter):
                 low, high = wilson_interval(agreed, len(records))
                 share = f"{agreed / len(records):.1%} [{low:.1%}, {high:.1%}]"
                 print(f"the classifier sees the wanted class in {agreed} of {len(records)} images, {share}")
+        if self.costs:  # where nothing is left to be drawn there are none
+            print(
+                cost_table({name: self.costs[name] for name in (*beside, named(module.guidance)) if name in self.costs})
+            )
         print(f"written to {self.folder}")
-
-    @staticmethod
-    def _has_twins(module: ImageSampler) -> bool:
-        return module.guidance != module.unguided
 
     def _grid(self, records: list[dict[str, Any]], module: ImageSampler, folder: Path) -> Tensor:
         images = torch.stack([from_png(folder / f"{record['seed']:08d}.png") for record in records])
@@ -141,8 +171,8 @@ class ImageWriter(BasePredictionWriter):
         """Whether nothing is missing of an image; it may be shown now and not have been when it was drawn."""
         if not self._record(seed).exists() or not self._is_shown(trainer, seed):
             return self._record(seed).exists()
-        has_twin = self._record(seed, "unguided").exists() or not self._has_twins(module)
-        return has_twin and "levels" in json.loads(self._record(seed).read_text())
+        has_twins = all(self._record(seed, _file_name(name)).exists() for name in _beside(module))
+        return has_twins and "levels" in json.loads(self._record(seed).read_text())
 
     def _is_shown(self, trainer: Trainer, seed: int) -> bool:
         return seed - self._seeds(trainer).seeds.start < self.shown
@@ -155,6 +185,16 @@ class ImageWriter(BasePredictionWriter):
         data = trainer.datamodule  # type: ignore[attr-defined]  # set by Trainer.predict
         assert isinstance(data, Seeds)
         return data
+
+
+def _beside(module: ImageSampler) -> dict[str, Guidance]:
+    """What the images of a module are shown beside, each method by its name."""
+    methods = {"unguided": module.unguided} | {titled(method): method for method in module.compared}
+    return {name: method for name, method in methods.items() if method != module.guidance}
+
+
+def _file_name(name: str) -> str:
+    return re.sub(r"[^\w-]+", "_", name)
 
 
 def _replace(path: Path, content: bytes) -> None:

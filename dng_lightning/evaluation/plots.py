@@ -36,7 +36,8 @@ def framed_grid(images: Tensor, marked: Sequence[bool] | None = None, columns: i
 def side_by_side(panels: dict[str, Tensor]) -> Figure:
     """Grids beside each other under their titles; uint8 (3, h, w) each."""
     ratio = max(grid.shape[1] / grid.shape[2] for grid in panels.values())
-    figure = Figure(figsize=(4.2 * len(panels), 4.2 * ratio + 0.5), layout="constrained")
+    width = max(4.2, min(8, max(grid.shape[2] for grid in panels.values()) / 150))  # large images want more room
+    figure = Figure(figsize=(width * len(panels), width * ratio + 0.5), layout="constrained")
     for axes, (title, grid) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         axes.imshow(grid.permute(1, 2, 0).numpy(), interpolation="nearest")
         axes.set_title(title)

@@ -35,6 +35,19 @@ def class_table(labels: dict[str, list[int]], class_names: Sequence[str], forbid
     return "\n".join([*lines, f"{'forbidden':>{width}}" + "".join(shares)])
 
 
+def cost_table(costs: Mapping[str, tuple[int, float, float]]) -> str:
+    """What each method cost.
+
+    Args:
+        costs: for each method's name the images that it drew, and the network evaluations and seconds that it took.
+    """
+    width = max(11, *map(len, costs))
+    lines = [" " * width + f"{'network evaluations an image':>30}{'images a second, a device':>28}"]
+    for name, (images, evaluations, seconds) in costs.items():
+        lines.append(f"{name:>{width}}{evaluations / images:>30.4g}{images / seconds:>28.3g}")
+    return "\n".join(lines)
+
+
 Rows = Sequence[Mapping[str, str]]
 """Of a ``results.csv``."""
 

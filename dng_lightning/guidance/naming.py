@@ -15,6 +15,12 @@ def named(guidance: Guidance) -> str:
     return type(guidance).__name__ + (f"({inside})" if inside else "") + parity
 
 
+def titled(guidance: Guidance) -> str:
+    """The same with its scale, if it has one: for several of one method."""
+    scale = scale_of(guidance)
+    return named(guidance) + (f", scale {scale:g}" if scale is not None else "")
+
+
 def settings(guidance: Guidance) -> str:
     """The class and all settings, as JSON; the same of each guidance inside."""
     return json.dumps(guidance, default=_as_dict)

@@ -51,6 +51,7 @@ class ImageSampler(LightningModule, ABC):
     Attributes:
         guidance: the method.
         unguided: the method that its images are compared with, which knows of nothing forbidden.
+        compared: further methods that they are compared with.
         schedule: the noise levels of the chain.
         chain_shape: (C, H, W) of what is drawn along it.
         class_names: of the conditions that there are.
@@ -72,6 +73,7 @@ class ImageSampler(LightningModule, ABC):
     def __init__(self, sampler: Sampler) -> None:
         super().__init__()
         self.sampler = sampler
+        self.compared: list[Guidance] = []
         self.bar: tqdm[NoReturn] | None = None
         self.extra_images = 0
 

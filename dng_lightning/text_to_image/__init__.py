@@ -2,6 +2,7 @@
 
 from dng_lightning.text_to_image.model import TextToImageModel
 from dng_lightning.text_to_image.observers import ClassifierObserver, PromptObserver
+from dng_lightning.text_to_image.pipelines import guided
 from dng_lightning.text_to_image.predictor import TextPredictor
 from dng_lightning.text_to_image.prompts import Prompts
 from dng_lightning.text_to_image.sampler import TextToImageSampler
@@ -15,4 +16,5 @@ __all__ = [
     "TextToImageModel",
     "TextToImageSampler",
     "VisionLanguageObserver",
+    "guided",
 ]

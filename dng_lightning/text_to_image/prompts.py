@@ -8,6 +8,8 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from dng_lightning.errors import SettingError
+from dng_lightning.guidance import Guidance
+from dng_lightning.guidance.naming import named
 
 
 @dataclass(frozen=True)
@@ -60,3 +62,19 @@ def texts_of(prompt: str | Sequence[str], negative_prompt: str | Sequence[str] |
         if text in wanted:
             rank_zero_info(f"{text!r} is both wanted and avoided: nothing is pushed away from itself")
     return wanted, negative
+
+
+def check_told(guidance: Guidance, observer: bool = False) -> None:
+    """Refuse a guidance that must be told what only a classifier knows, or an observer.
+
+    Args:
+        guidance: the method.
+        observer: whether there is one.
+
+    Raises:
+        SettingError: it is one.
+    """
+    if guidance.needs.classifier:
+        raise SettingError(f"{named(guidance)} needs a classifier, and there is none of prompts: name another")
+    if guidance.needs.observed and not observer:
+        raise SettingError(f"{named(guidance)} needs somebody to look at the images: set observer")

@@ -3,8 +3,14 @@
 from torch import Tensor
 
 from dng_lightning.errors import SettingError
-from dng_lightning.guidance import ClassifierFreeGuidance, DynamicNegativeGuidance, Guidance, PositiveAndNegative
-from dng_lightning.guidance.naming import named
+from dng_lightning.guidance import (
+    ClassifierFreeGuidance,
+    DynamicNegativeGuidance,
+    Guidance,
+    PositiveAndNegative,
+    SwappedNegative,
+)
+from dng_lightning.guidance.naming import named, titled
 from dng_lightning.modules import pretrained
 from dng_lightning.modules.image_sampler import ImageSampler
 from dng_lightning.observation import WithObserver
@@ -14,9 +20,10 @@ from dng_lightning.schedule import Variance
 from dng_lightning.text_to_image.model import Precision, TextToImageModel
 from dng_lightning.text_to_image.observers import PromptObserver
 from dng_lightning.text_to_image.predictor import TextPredictor
-from dng_lightning.text_to_image.prompts import texts_of
+from dng_lightning.text_to_image.prompts import check_told, texts_of
 
 FREE = ClassifierFreeGuidance(scale=7.5)  # Stable Diffusion's usual scale
+SWAPPED = SwappedNegative(scale=7.5)  # what diffusers' pipelines do with a negative prompt, on that scale
 
 # What the authors took for "Medieval feast" (their table 3, as others quote it), on diffusers' usual scale.
 AUTHORS = PositiveAndNegative(
@@ -35,6 +42,8 @@ class TextToImageSampler(ImageSampler):
             authors set it, or, where there is nothing to avoid, for ``unguided``.
         unguided: the method that knows no negative prompt, for the images that it is compared with; None for
             classifier-free guidance of scale 7.5.
+        compared: further methods to compare them with; None for negative prompting as diffusers' pipelines do it, of
+            scale 7.5, where there is something to avoid; [] for none.
         steps: sampling steps, in 1..T.
         eta: 1 is ancestral sampling, 0 is deterministic (DDIM).
         variance: of the noise at eta = 1, see ``Sampler``.
@@ -55,6 +64,7 @@ class TextToImageSampler(ImageSampler):
         negative_prompt: str | list[str] | None = None,
         guidance: Guidance | None = None,
         unguided: Guidance | None = None,
+        compared: list[Guidance] | None = None,
         steps: int = 50,
         eta: float = 1.0,
         variance: Variance = "beta_tilde",
@@ -69,22 +79,25 @@ class TextToImageSampler(ImageSampler):
         self.unguided = unguided or FREE
         given = guidance or (AUTHORS if negative else self.unguided)
         self.model = TextToImageModel.load(checkpoint, precision)
-        self.guidance = given.beside(pretrained.find(checkpoint))
+        usual: list[Guidance] = [SWAPPED] if negative else []
+        index = pretrained.find(checkpoint)
+        self.guidance = given.beside(index)
+        self.compared = [method.beside(index) for method in (usual if compared is None else compared)]
         self.schedule, self.chain_shape = self.model.schedule, self.model.latent_shape(height, width)
         self.schedule.levels(steps)  # refuses too many steps now, not after minutes
-        for method in (self.guidance, self.unguided):
-            if method.needs.classifier:
-                raise SettingError(f"{named(method)} needs a classifier, and there is none of prompts: name another")
-            if method.needs.observed and observer is None:
-                raise SettingError(f"{named(method)} needs somebody to look at the images: set observer")
-        if self.guidance.needs.avoids and not negative:
-            raise SettingError(f"{named(self.guidance)} avoids something: set negative_prompt, or guidance to null")
+        for method, setting in ((self.guidance, "guidance"), *((method, "compared") for method in self.compared)):
+            check_told(method, observer is not None)
+            if method.needs.avoids and not negative:
+                raise SettingError(f"{named(method)} avoids something: set negative_prompt, or {setting} to null")
+            method.start(Tensor(1, *self.chain_shape), len(negative))  # refuses priors that do not fit
+        if len(set(map(titled, self.compared))) < len(self.compared):
+            raise SettingError("compared names a method twice: give them other scales, by which they are told apart")
+        check_told(self.unguided, observer is not None)
         if self.unguided.needs.avoids:
             raise SettingError(f"unguided is {named(self.unguided)}, which avoids something: name another")
         self.prompts = self.model.encode(wanted, negative)
         self.class_names, self.forbidden = (*wanted, *negative, ""), self.prompts.forbidden
         self.wanted, self.classifier = list(range(len(wanted))), None
-        self.guidance.start(Tensor(1, *self.chain_shape), len(negative))  # refuses priors that do not fit
         self.observer = observer
         if observer is not None:
             _, rows, columns = self.chain_shape

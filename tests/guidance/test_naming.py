@@ -6,8 +6,10 @@ from dng_lightning.guidance import (
     DynamicNegativeGuidance,
     LimitedInterval,
     NegativePrompting,
+    PositiveAndNegative,
+    Unguided,
 )
-from dng_lightning.guidance.naming import settings, unusual
+from dng_lightning.guidance.naming import settings, titled, unusual
 
 
 def test_what_is_as_it_comes_says_nothing():
@@ -30,3 +32,10 @@ def test_a_row_of_a_time_with_fewer_settings_is_the_same():
 
 def test_references_have_no_settings():
     assert unusual('{"class": "Retrained", "checkpoint": "a"}') == '{"checkpoint": "a", "class": "Retrained"}'
+
+
+def test_a_title_is_the_name_and_the_scale():
+    assert titled(Unguided()) == "Unguided"
+    assert (
+        titled(PositiveAndNegative(NegativePrompting(1.7), 7.5)) == "PositiveAndNegative(NegativePrompting), scale 1.7"
+    )

@@ -1,5 +1,6 @@
 """Stable Diffusion's classes with random weights: our sampler is diffusers' own where the two do the same."""
 
+import re
 import shutil
 import sys
 import warnings
@@ -13,6 +14,7 @@ from running import Dng
 from tiny_diffusion import tiny
 from torch import Tensor
 
+from dng_lightning.data.pixels import from_png, to_uint8
 from dng_lightning.errors import SettingError
 from dng_lightning.guidance import (
     ClassifierFreeGuidance,
@@ -110,12 +112,18 @@ def test_a_negative_in_the_place_of_the_empty_prompt_is_diffusers_negative_promp
     assert_same(found, theirs(pipeline, model, 7.5, negative_prompt=[NEGATIVE] * 2))
 
 
-def test_sdxl_is_diffusers_own(tmp_path: Path):
-    model = TextToImageModel.load(str(tiny(tmp_path, xl=True)))
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_sdxl_is_diffusers_own(prediction: str, tmp_path: Path):
+    model = TextToImageModel.load(str(tiny(tmp_path, xl=True, prediction_type=prediction)))
     pipeline = diffusers.StableDiffusionXLPipeline.from_pretrained(tmp_path)
     assert_same(ours(model, ClassifierFreeGuidance(7.5), Sampler(10, eta=0.0)), theirs(pipeline, model, 7.5))
+    found = ours(model, ClassifierFreeGuidance(7.5), Sampler(10, eta=0.3))
+    assert_same(found, theirs(pipeline, model, 7.5, eta=0.3))
     found = ours(model, SwappedNegative(7.5), Sampler(10, eta=0.0), negative=[NEGATIVE])
     assert_same(found, theirs(pipeline, model, 7.5, negative_prompt=[NEGATIVE] * 2))
+    pipeline.scheduler = diffusers.DDPMScheduler.from_config(pipeline.scheduler.config)
+    assert_same(ours(model, ClassifierFreeGuidance(7.5), Sampler(10)), theirs(pipeline, model, 7.5))
+    assert_same(ours(model, Unguided(), Sampler(10)), theirs(pipeline, model, 1.0))
 
 
 def test_images_are_what_diffusers_decodes(folder: Path):
@@ -223,7 +231,7 @@ def test_without_a_negative_prompt_the_default_is_the_unguided_method(folder: Pa
 
 
 def test_predict_writes_images_beside_those_without_the_negative(
-    folder: Path, dng: Dng, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, dng: Dng, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(folder, tmp_path / "model")
@@ -234,10 +242,65 @@ def test_predict_writes_images_beside_those_without_the_negative(
     assert {"00000000.png", "00000001.png", "grid.png", "trajectories.png", "labels.csv", "unguided"} <= names
     assert (made / "00000000.png").read_bytes() != (made / "unguided" / "00000000.png").read_bytes()
     assert "a red/seven" in (made / "labels.csv").read_text()
+    twins = TextToImageSampler("model", "a red/seven", ["a blue one", "green"], steps=3).draw([1], SwappedNegative(7.5))
+    written = from_png(made / "SwappedNegative_scale_7_5" / "00000001.png").int()
+    assert (written - to_uint8(twins.images)[0].int()).abs().max() <= 1
+    costs = re.findall(r"^ *(\S.*?) {2,}(\d+) +([\d.e+]+)$", capsys.readouterr().out, re.MULTILINE)
+    methods = ["unguided", "SwappedNegative, scale 7.5", "PositiveAndNegative(DynamicNegativeGuidance)"]
+    assert [(name, int(evaluations)) for name, evaluations, _ in costs] == list(zip(methods, (6, 9, 12), strict=True))
+    assert all(float(speed) > 0 for _, _, speed in costs)
+    dng("predict", *settings, "--model.prompt=a red/seven", "--model.negative_prompt=[a blue one, green]")
+    assert "network evaluations" not in capsys.readouterr().out  # nothing was left to be drawn
     dng("predict", *settings, "--model.negative_prompt=null", "--model.guidance=null")
     made = Path("samples/model-without-nothing")
     assert (made / "00000001.png").exists()
-    assert not (made / "unguided").exists()  # they are that themselves
+    assert not [path for path in made.iterdir() if path.is_dir() and path.name != "records"]  # they are that themselves
+
+
+def test_the_methods_that_are_shown_beside(folder: Path):
+    def compared(negative: str | None, methods: list[Guidance] | None) -> list[Guidance]:
+        return TextToImageSampler(str(folder), PROMPT, negative, compared=methods).compared
+
+    assert compared(NEGATIVE, None) == [SwappedNegative(7.5)]
+    assert compared(None, None) == compared(NEGATIVE, []) == []
+    both: list[Guidance] = [SwappedNegative(3.0), SwappedNegative(7.5)]
+    assert compared(NEGATIVE, both) == both
+    assert "or compared to null" in refused(folder, PROMPT, None, compared=both)
+    assert "compared names a method twice" in refused(folder, PROMPT, NEGATIVE, compared=[both[0], SwappedNegative(3)])
+    assert "ClassifierGuidance needs a classifier" in refused(folder, PROMPT, "blue", compared=[ClassifierGuidance(1)])
+
+
+def test_predict_with_sdxl(dng: Dng, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    tiny(Path("xl"), xl=True)
+    settings = ["--model.checkpoint=xl", "--model.negative_prompt=blue", "--model.steps=3", "--data.n=2"]
+    dng("predict", "--config=stable_diffusion", *settings)
+    made = Path("samples/xl-without-blue-PositiveAndNegative")
+    first, second = ((made / f"0000000{number}.png").read_bytes() for number in range(2))
+    assert first != second
+    assert first != (made / "unguided" / "00000000.png").read_bytes()
+    assert (made / "trajectories.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        (["--model.checkpoint=nowhere"], "No checkpoint 'nowhere'"),
+        (["--model.checkpoint=mnist"], "holds no text-to-image model in diffusers' format"),
+        (["--model.negative_prompt="], "negative_prompt is empty: say what to avoid"),
+        (["--model.negative_prompt=null"], "avoids something: set negative_prompt, or guidance to null"),
+    ],
+)
+def test_mistakes_are_one_line(
+    settings: list[str], line: str, folder: Path, dng: Dng, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        dng("predict", "--config=stable_diffusion", f"--model.checkpoint={folder}", *settings)
+    (said,) = capsys.readouterr().err.strip().splitlines()
+    assert said.startswith("dng: error: ")
+    assert line in said
+    assert not list(tmp_path.iterdir())
 
 
 # --- what cannot be used ---
