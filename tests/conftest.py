@@ -19,6 +19,7 @@ from tiny_diffusion import tiny
 from dng_lightning import shipped
 from dng_lightning.__main__ import main
 from dng_lightning.data import CIFAR10, MNIST
+from dng_lightning.data.attributes import VALUES
 from dng_lightning.evaluation.features import ClassifierFeatures
 from dng_lightning.evaluation.real import RealStatistics
 from dng_lightning.modules import ClassifierModule
@@ -157,6 +158,10 @@ def fitted(dng: Dng, fake_mnist: Path) -> Fitted:
         folder = place / trainer["default_root_dir"]
         if folder.exists():
             return folder
+        if name in ("captioned_digits", "captioned_digits_autoencoder"):
+            read_attributes(dng, fit, place)
+        if name == "captioned_digits":
+            fit("captioned_digits_autoencoder")
         family = name.partition("_")[0]
         judged = any("classifier" in callback.get("init_args", {}) for callback in trainer["callbacks"])
         if judged and family in ("mnist", "cifar10"):  # local names win over shipped ones
@@ -167,6 +172,22 @@ def fitted(dng: Dng, fake_mnist: Path) -> Fitted:
         return folder
 
     return fit
+
+
+def read_attributes(dng: Dng, fit: Fitted, place: Path) -> None:
+    """Fit tiny classifiers of all attributes, under the names of the shipped ones, which they win over."""
+    base = "captioned_digits_classifier"
+    for attribute in VALUES:
+        local = place / f"captioned-digits-{attribute}"
+        if local.exists():
+            continue
+        if attribute == "digit":
+            fit(base)
+        else:
+            configs = [f"--config={name}.yaml" for name in (base, f"captioned_digits_{attribute}")]
+            with contextlib.chdir(place):
+                dng("fit", *configs, *fit_settings(base), "--trainer.max_steps=1")
+        shutil.copytree(place / "logs" / local.name, local)
 
 
 @pytest.fixture(scope="session")

@@ -32,13 +32,11 @@ class Captioned(NamedTuple):
         images: float32 (B, 3, 32, 32) in [-1, 1] once they have reached the device.
         captions: B of them.
         attributes: labels int64 (B, 4), in the order of ``attributes.VALUES``: all of each picture, said or not.
-        indices: where in its part of the data each of them is, int64 (B,).
     """
 
     images: Tensor
     captions: list[str]
     attributes: Tensor
-    indices: Tensor
 
 
 class CaptionedTensors(ImageTensors):
@@ -137,7 +135,7 @@ class CaptionedDigits(MNIST):
         images, labels, indices = batch
         epoch = self.trainer.current_epoch if self.trainer is not None and self.trainer.training else None
         written = self.captions(labels, indices, epoch)
-        return Captioned(images, written, labels, indices) if self.label == "all" else (images, written)
+        return Captioned(images, written, labels) if self.label == "all" else (images, written)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Convert pixels to [-1, 1] on the device."""
