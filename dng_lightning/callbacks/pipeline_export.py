@@ -7,6 +7,7 @@ from lightning import LightningModule
 from torch import nn
 
 from dng_lightning.callbacks.export import Export
+from dng_lightning.text_to_image.extra import quiet
 from dng_lightning.text_to_image.training import TextToImageModule
 
 
@@ -30,4 +31,5 @@ class PipelineExport(Export):
             if self.half and name != "text_encoder":
                 network = network.half()
             setattr(pipeline, name, network)
-        pipeline.save_pretrained(folder)
+        with quiet():
+            pipeline.save_pretrained(folder)

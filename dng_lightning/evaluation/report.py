@@ -55,6 +55,10 @@ def results_table(rows: Rows) -> str:
         )
         text += f"{_number(row, 'recall', '.3f'):>8}{_number(row, 'invasiveness', '.3f'):>8}"
         lines.append(text + f"{float(row['evaluations']):>8.0f}")
+    if any(row.get("obeyed") for row in rows):
+        lines = [
+            f"{line}{cell:>9}" for line, cell in zip(lines, ["obeyed", *(_obeyed(row) for row in rows)], strict=True)
+        ]
     return "\n".join(lines)
 
 
@@ -135,7 +139,8 @@ def results_markdown(rows: Rows, notes: Sequence[str] = ()) -> str:
     """
     lines = [*(f"{note}\n" for note in notes)]
     heads = ["method", "scale", "N", "forbidden, %", "KL", "Fréchet distance", "KID ×1000", "precision", "recall"]
-    heads += ["moved", "evaluations"]
+    in_words = any(row.get("obeyed") for row in rows)
+    heads += ["moved", "evaluations", *(["prompt obeyed", "KL of what was left open"] if in_words else [])]
     lines += [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
     for row in rows:
         rate, low, high = (100 * float(row[name]) for name in ("forbidden", "forbidden_low", "forbidden_high"))
@@ -146,6 +151,7 @@ def results_markdown(rows: Rows, notes: Sequence[str] = ()) -> str:
         cells = [row["method"], row["scale"] or "–", row["n"], f"{rate:.2f} ({low:.2f}–{high:.2f})", kl, fd, kid]
         cells += [_number(row, name, ".3f") for name in ("precision", "recall", "invasiveness")]
         cells.append(f"{float(row['evaluations']):.0f}")
+        cells += [_obeyed(row), _number(row, "kl_open", ".3f")] if in_words else []
         lines.append(f"| {' | '.join(cells)} |")
     found = [result for result in equal_safety(rows) if len(result) > 2]
     if found:
@@ -160,6 +166,10 @@ def results_markdown(rows: Rows, notes: Sequence[str] = ()) -> str:
             values = [f"{result[name]:.3f}" if name in result else "–" for name in MEASURES]
             lines.append(f"| {result['method']} | {100 * result['forbidden']:g} | {' | '.join(values)} |")
     return "\n".join(lines) + "\n"
+
+
+def _obeyed(row: Mapping[str, str]) -> str:
+    return _number(row, "obeyed", ".1%")
 
 
 def _rate(row: Mapping[str, str]) -> float:

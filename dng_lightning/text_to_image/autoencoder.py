@@ -51,18 +51,18 @@ class AutoencoderModule(TrainedModule):
         if not 0 <= kl_weight < float("inf"):
             raise SettingError(f"kl_weight must be at least 0 and finite; got {kl_weight}")
         self.net = networks.autoencoder(net)
-        self.kl_weight, self.compile_net = kl_weight, compile
+        self.kl_weight, self.reader, self.compile_net = kl_weight, reader, compile
         self.optimizer, self.scheduler = optimizer, scheduler
-        # in a list, so that it is neither averaged nor stored
-        self.readers = [AttributeReader.load(reader)] if reader else []
+        self.readers: list[AttributeReader] = []  # in a list, so that it is neither averaged nor stored
 
     def setup(self, stage: str) -> None:
-        """Take over the facts about the data; compile the network if asked.
+        """Take over the facts about the data; load the classifiers, and compile the network if asked.
 
         Raises:
-            SettingError: the data's images are of another size.
+            SettingError: the data's images are of another size, or the classifiers cannot be used.
         """
         super().setup(stage)
+        self.readers = [AttributeReader.load(self.reader)] if self.reader else []
         if not hasattr(self, "image_shape"):  # no datamodule of ours
             return
         config, (channels, *sides) = self.net.config, self.image_shape

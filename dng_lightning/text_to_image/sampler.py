@@ -1,18 +1,26 @@
 """Sampling from a text-to-image model without what the negative prompts name."""
 
+from pathlib import Path
+
 from torch import Tensor
 
+from dng_lightning.data.captioned_digits import CaptionedDigits
 from dng_lightning.errors import SettingError
+from dng_lightning.evaluation.asked import Asked
+from dng_lightning.evaluation.kinds import Kinds
 from dng_lightning.guidance import ClassifierFreeGuidance, DynamicNegativeGuidance, Guidance, PositiveAndNegative
 from dng_lightning.guidance.naming import named
 from dng_lightning.modules import pretrained
 from dng_lightning.modules.image_sampler import ImageSampler
+from dng_lightning.observation import WithObserver
 from dng_lightning.predictors import Predictor
 from dng_lightning.sampling import Sampler
 from dng_lightning.schedule import Variance
+from dng_lightning.text_to_image.judge import PromptJudge
 from dng_lightning.text_to_image.model import Precision, TextToImageModel
 from dng_lightning.text_to_image.predictor import TextPredictor
 from dng_lightning.text_to_image.prompts import texts_of
+from dng_lightning.text_to_image.reader import AttributeReader
 
 FREE = ClassifierFreeGuidance(scale=7.5)  # Stable Diffusion's usual scale
 
@@ -23,14 +31,15 @@ AUTHORS = PositiveAndNegative(
 
 
 class TextToImageSampler(ImageSampler):
-    """Draws images of a prompt, guided away from the negative prompts; for ``dng predict``.
+    """Draws images of a prompt, guided away from the negative prompts; for ``dng predict`` and ``dng test``.
 
     Args:
         checkpoint: the model: a folder in diffusers' format, or one of the Hugging Face hub.
         prompt: what to show; of several, each in turn, by the seed.
         negative_prompt: what to avoid, one text or several; null for nothing.
-        guidance: the method; None for Dynamic Negative Guidance with classifier-free guidance on both branches, as the
-            authors set it, or, where there is nothing to avoid, for ``unguided``.
+        guidance: the method of ``dng predict``; None for Dynamic Negative Guidance with classifier-free guidance on
+            both branches, as the authors set it, or, where there is nothing to avoid, for ``unguided``.
+        guidances: the methods that ``dng test`` compares on the same seeds; None for ``guidance`` alone.
         unguided: the method that knows no negative prompt, for the images that it is compared with; None for
             classifier-free guidance of scale 7.5.
         steps: sampling steps, in 1..T.
@@ -40,9 +49,12 @@ class TextToImageSampler(ImageSampler):
         width: the same.
         precision: of the U-Net and the text encoders, "fp32" or "bf16".
         save_memory: attend in slices, decode images one by one and in tiles; slower.
+        reader: classifiers that say what images of coloured digits show, see ``AttributeReader.load``: they label the
+            images of one prompt, and look at them for a guidance that asks what is emerging; None for no labels.
+        compile: compile the U-Net (needs a C++ compiler on CPUs); pays from some hundred images on.
 
     Raises:
-        SettingError: the checkpoint cannot be used, or a setting is out of its range.
+        SettingError: the checkpoint or the reader cannot be used, or a setting is out of its range.
     """
 
     def __init__(
@@ -51,6 +63,7 @@ class TextToImageSampler(ImageSampler):
         prompt: str | list[str] = "",
         negative_prompt: str | list[str] | None = None,
         guidance: Guidance | None = None,
+        guidances: list[Guidance] | None = None,
         unguided: Guidance | None = None,
         steps: int = 50,
         eta: float = 1.0,
@@ -59,32 +72,77 @@ class TextToImageSampler(ImageSampler):
         width: int | None = None,
         precision: Precision = "fp32",
         save_memory: bool = False,
+        reader: str | None = None,
+        compile: bool = False,
     ) -> None:
         super().__init__(Sampler(steps, eta, variance))
         wanted, negative = texts_of(prompt, negative_prompt)
         self.unguided = unguided or FREE
         given = guidance or (AUTHORS if negative else self.unguided)
         self.model = TextToImageModel.load(checkpoint, precision)
-        self.guidance = given.beside(pretrained.find(checkpoint))
+        found = pretrained.find(checkpoint, "DiffusionPipeline")
+        self.checkpoint, self.home = checkpoint, found.parent
+        self.guidance = given.beside(found)
+        self.guidances = [method.beside(found) for method in guidances or []] or [self.guidance]
         self.schedule, self.chain_shape = self.model.schedule, self.model.latent_shape(height, width)
         self.schedule.levels(steps)  # refuses too many steps now, not after minutes
-        for method in (self.guidance, self.unguided):
-            if method.needs.classifier or method.needs.observed:
+        for method in (self.guidance, *self.guidances, self.unguided):
+            if method.needs.classifier or (method.needs.observed and not reader):
                 raise SettingError(f"{named(method)} needs a classifier, and there is none of prompts: name another")
-        if self.guidance.needs.negatives and not negative:
-            raise SettingError(f"{named(self.guidance)} avoids something: set negative_prompt, or guidance to null")
+            if method is not self.unguided and method.needs.negatives and not negative:
+                raise SettingError(f"{named(method)} avoids something: set negative_prompt, or guidance to null")
         if self.unguided.needs.negatives:
             raise SettingError(f"unguided is {named(self.unguided)}, which avoids something: name another")
         self.prompts = self.model.encode(wanted, negative)
         self.class_names, self.forbidden = (*wanted, *negative, ""), self.prompts.forbidden
-        self.wanted, self.classifier = list(range(len(wanted))), None
-        self.guidance.start(Tensor(1, *self.chain_shape), len(negative))  # refuses priors that do not fit
+        self.wanted = list(range(len(wanted)))
+        for method in (self.guidance, *self.guidances):
+            method.start(Tensor(1, *self.chain_shape), len(negative))  # refuses priors that do not fit
+        pixels = self.model.pixels
+        self.image_shape = (self.model.vae.config.out_channels, *(pixels * side for side in self.chain_shape[1:]))
+        self.classifier: PromptJudge | None = self._judge(reader, wanted, negative)
+        self.classifier_name = f"{Path(reader or '').name}-reader"
         if save_memory:
             self.model.save_memory()
+        if compile:
+            self.model.unet.compile()
+        self.todo = self.passes()
+
+    def _judge(self, reader: str | None, wanted: list[str], negative: list[str]) -> PromptJudge | None:
+        """Who says what is in the images, if anybody."""
+        if not (reader and negative):
+            return None
+        if len(wanted) > 1:
+            raise SettingError("a reader judges images by one prompt: give one, or set reader to null")
+        if self.image_shape != CaptionedDigits.image_shape:
+            raise SettingError(f"a reader knows images of {CaptionedDigits.image_shape}, not {self.image_shape}")
+        return PromptJudge(AttributeReader.load(reader), Asked.in_words(wanted[0], negative))
+
+    @property
+    def folder(self) -> Path:
+        """See ``ImageSampler.folder``."""
+        return self.home
+
+    @property
+    def kinds(self) -> Kinds:
+        """What the prompts are about, if a reader can tell."""
+        return self.classifier.asked if self.classifier else super().kinds
+
+    def judged(self, images: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """See ``ImageSampler.judged``."""
+        return self.classifier.judge(images) if self.classifier else (None, None, None)
 
     def predictor(self, guidance: Guidance | None = None) -> Predictor:
         """See ``ImageSampler.predictor``."""
-        return TextPredictor(self.model, self.prompts.to(self.device))
+        predictor: Predictor = TextPredictor(self.model, self.prompts.to(self.device))
+        if self.classifier and (guidance or self.guidance).needs.observed:
+            predictor = WithObserver(predictor, self._observe, self.schedule)
+        return predictor
+
+    def _observe(self, x0_hat: Tensor) -> Tensor:
+        """The probability that the decoded images show what each negative prompt names, (B, K)."""
+        assert self.classifier
+        return self.classifier.emerging(self.decoded(x0_hat).clamp(-1, 1))
 
     def decoded(self, x_0: Tensor) -> Tensor:
         """What the model's decoder makes of the latents."""
