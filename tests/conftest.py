@@ -232,6 +232,15 @@ def text_to_image_place(place: Path) -> Path:
     return place
 
 
+@pytest.fixture(scope="session")
+def captioned_place(place: Path, fitted: Fitted) -> Path:
+    """`place`, with a tiny text-to-image model of coloured digits, and classifiers of their attributes."""
+    for library in ("diffusers", "transformers"):
+        pytest.importorskip(library, reason=f"{library} is not installed (extra text-to-image)")
+    shutil.copytree(fitted("captioned_digits"), place / "captioned-digits", dirs_exist_ok=True)
+    return place
+
+
 @pytest.fixture
 def in_place(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working directory is `place`."""

@@ -15,6 +15,7 @@ from dng_lightning.evaluation import board, plots
 from dng_lightning.guidance import ClassifierFreeGuidance, Guidance
 from dng_lightning.guidance.naming import named
 from dng_lightning.sampling import ImageNoise, Sampler, sample
+from dng_lightning.text_to_image import networks
 from dng_lightning.text_to_image.predictor import TextPredictor
 from dng_lightning.text_to_image.reader import AttributeReader
 from dng_lightning.text_to_image.training import TextToImageModule
@@ -74,7 +75,7 @@ class PromptSampling(Callback):
         assert isinstance(pl_module, TextToImageModule)
         if pl_module.scale is None:  # nothing was trained
             return
-        with pl_module.eager():
+        with networks.eager(pl_module.compile_net):
             images = self._draw(pl_module)
         obeyed = self._obeyed(images)
         if obeyed:

@@ -23,7 +23,6 @@ from dng_lightning.evaluation.kinds import Kinds
 from dng_lightning.evaluation.report import results_markdown, results_table, safety_table
 from dng_lightning.evaluation.result_board import Way
 from dng_lightning.evaluation.table import Table
-from dng_lightning.guidance import Unguided
 from dng_lightning.guidance.naming import unusual
 from dng_lightning.guidance.watching import Watching
 from dng_lightning.modules import pretrained
@@ -93,8 +92,7 @@ class ResultsWriter(Callback):
         if self.extractor is not None and len(self.seeds) < LEAST:
             raise SettingError(f"precision and recall need {LEAST} images; got {len(self.seeds)}: raise data.n")
         self.real = compared_with.real_images(trainer, pl_module, data, self.extractor) if self.extractor else None
-        # of images that are guided to something the trackers' base would be another one
-        self.watched = trackers.watched(pl_module.guidances) if pl_module.unguided == Unguided() else []
+        self.watched = trackers.watched(pl_module.guidances, pl_module.unguided)
         todo = self._todo(pl_module)
         trainer.strategy.barrier("finished guidances")  # nobody writes before everybody has looked
         pl_module.todo, data.passes = todo, len(todo)
@@ -158,8 +156,9 @@ class ResultsWriter(Callback):
     def _finish(self, done: Pass, drawn: Drawn, module: ImageSampler, samples: Samples, seconds: float) -> None:
         unguided, evaluations = self._drawn(module.passes()[0], module), samples.evaluations
         if isinstance(done.guidance, Watching):  # what the trackers that look on need is not the images' cost
-            seconds *= module.sampler.steps / evaluations
-            evaluations = float(module.sampler.steps)
+            needed = float(module.sampler.steps * (1 + module.unguided.needs.null))
+            seconds *= needed / evaluations
+            evaluations = needed
         cost = {"evaluations": evaluations, "images_per_second": len(self.seeds) / seconds, "memory_mb": most_memory()}
         kinds = module.kinds
         measures = self._measures(drawn, unguided, kinds)
@@ -261,7 +260,7 @@ class ResultsWriter(Callback):
         is_known = unguided not in missing and all(trackers.tracker(guidance) in judged for guidance in self.watched)
         if is_known and (not others or self._drawn(unguided, module).is_complete):
             return others
-        return [Pass("Unguided", Watching(self.watched)) if self.watched else unguided, *others]
+        return [Pass("Unguided", Watching(self.watched, module.unguided)) if self.watched else unguided, *others]
 
     def _identity(self, todo: Pass, module: ImageSampler) -> dict[str, Any]:
         """The columns of a row that say what was done."""

@@ -45,11 +45,14 @@ MEASURES = {"kl": "KL", "fd_retained": "Fréchet", "invasiveness": "moved"}
 
 def results_table(rows: Rows) -> str:
     """The rows of a ``results.csv``, for the terminal."""
-    head = f"{'method':<28}{'scale':>7}{'n':>7}{'forbidden':>11}{'95 % interval':>17}{'KL':>8}"
+    wide = max([28, *(len(row["method"]) + 1 for row in rows)])
+    head = f"{'method':<{wide}}{'scale':>7}{'n':>7}{'forbidden':>11}{'95 % interval':>17}{'KL':>8}"
     lines = [head + f"{'Fréchet':>10}{'precision':>11}{'recall':>8}{'moved':>8}{'evals':>8}"]
     for row in rows:
         rate, low, high = (float(row[name]) for name in ("forbidden", "forbidden_low", "forbidden_high"))
-        text = f"{row['method']:<28}{row['scale'] or '–':>7}{row['n']:>7}{rate:>11.2%}{f'[{low:.1%}, {high:.1%}]':>17}"
+        text = (
+            f"{row['method']:<{wide}}{row['scale'] or '–':>7}{row['n']:>7}{rate:>11.2%}{f'[{low:.1%}, {high:.1%}]':>17}"
+        )
         text += (
             f"{float(row['kl']):>8.3f}{_number(row, 'fd_retained', '.3f'):>10}{_number(row, 'precision', '.3f'):>11}"
         )
@@ -118,15 +121,16 @@ def safety_table(rows: Rows) -> str:
     methods = list(dict.fromkeys(result["method"] for result in found if len(result) > 2))
     if not methods:
         return ""
+    wide = max([28, *(len(method) + 1 for method in methods)])
     levels = "".join(f"{f'at {level:.1%} forbidden':>27}" for level in SAFETY)
     names = "".join(f"{name:>9}" for name in MEASURES.values())
-    lines = [f"{'':<28}{levels}", f"{'equal safety':<28}{names * len(SAFETY)}"]
+    lines = [f"{'':<{wide}}{levels}", f"{'equal safety':<{wide}}{names * len(SAFETY)}"]
     for method in methods:
         cells = ""
         for level in SAFETY:
             (result,) = [r for r in found if r["method"] == method and r["forbidden"] == level]
             cells += "".join(f"{result[name]:>9.3f}" if name in result else f"{'–':>9}" for name in MEASURES)
-        lines.append(f"{method:<28}{cells}")
+        lines.append(f"{method:<{wide}}{cells}")
     return "\n".join(lines)
 
 

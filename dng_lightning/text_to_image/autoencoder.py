@@ -105,7 +105,7 @@ class AutoencoderModule(TrainedModule):
         """Log the loss, the errors, the latents' variance, and the share of each attribute that is still read right."""
         images = batch[0]
         generator = Generator(self.device).manual_seed(batch_idx * self.trainer.world_size + self.global_rank)
-        with torch.autocast(images.device.type, enabled=False):
+        with torch.autocast(images.device.type, enabled=False), networks.eager(self.compile_net):
             again, latents, divergence = self(images, generator)
         absolute, squared = (again - images).abs().mean(), (again - images).square().mean()
         measures = {

@@ -5,7 +5,7 @@ text encoder's, and that one reads the captions' own tokenizer.
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -98,6 +98,15 @@ def tokens(tokenizer: Any, texts: list[str]) -> Tensor:
     read = tokenizer(texts, padding="max_length", max_length=LENGTH, truncation=True, return_tensors="pt")
     numbers: Tensor = read.input_ids
     return numbers
+
+
+def eager(compiled: bool) -> AbstractContextManager[Any]:
+    """Without compiling for what is done but now and then, which would take longer than it saves.
+
+    Args:
+        compiled: whether anything is compiled at all.
+    """
+    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
 
 
 def scheduler(schedule: NoiseSchedule, prediction: Prediction) -> Any:

@@ -1,6 +1,5 @@
 """Training of a small latent text-to-image model, of the classes that Stable Diffusion is made of."""
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -135,12 +134,8 @@ class TextToImageModule(DenoisingModule):
 
     def validation_step(self, batch: Captioned, batch_idx: int) -> None:
         """The loss on held-out images."""
-        with self.eager():
+        with networks.eager(self.compile_net):
             super().validation_step(batch, batch_idx)
-
-    def eager(self) -> AbstractContextManager[Any]:
-        """Without compiling for what is done but now and then, which would take longer than it saves."""
-        return torch.compiler.set_stance("force_eager") if self.compile_net else nullcontext()
 
     def pipeline(self) -> Any:
         """The ``StableDiffusionPipeline`` of the networks as they are, for sampling and for export.
