@@ -27,7 +27,7 @@ def autoencoder(settings: Settings) -> Any:
     Raises:
         SettingError: they do not make one, or the extra is not installed.
     """
-    levels = len(settings.get("block_out_channels", (64,)))
+    levels = _levels(settings)
     usual = {
         "down_block_types": ("DownEncoderBlock2D",) * levels,
         "up_block_types": ("UpDecoderBlock2D",) * levels,
@@ -42,7 +42,7 @@ def unet(settings: Settings, vae: Any, text_encoder: Any) -> Any:
     Raises:
         SettingError: as ``autoencoder``.
     """
-    levels = len(settings.get("block_out_channels", ()))
+    levels = _levels(settings)
     side = vae.config.sample_size // 2 ** (len(vae.config.block_out_channels) - 1)
     usual = {
         "down_block_types": ("CrossAttnDownBlock2D",) * levels,
@@ -133,6 +133,12 @@ def scheduler(schedule: NoiseSchedule, prediction: Prediction) -> Any:
         if pretrained.schedule_of(made).agrees(schedule):
             return made
     return kind(**plain, trained_betas=beta.tolist())
+
+
+def _levels(settings: Settings) -> int:
+    """How many resolutions there are; one if that is not said, or not as it should be."""
+    channels = settings.get("block_out_channels")
+    return len(channels) if isinstance(channels, list | tuple) else 1
 
 
 def _made(make: Any, what: str, settings: Settings, told: Settings | None = None) -> Any:

@@ -35,6 +35,7 @@ class AttributeReader(nn.Module):
                 raise SettingError(f"the classifier of the {name} knows {', '.join(known) or 'nothing'}: name another")
         self.classifiers = nn.ModuleList(classifiers[name] for name in VALUES)
         self.num_features = sum(c.net.num_features for c in self._each())
+        self.eval()
 
     @classmethod
     def load(cls, name: str) -> Self:

@@ -288,6 +288,7 @@ def test_prompts_that_cannot_be_drawn(settings: dict[str, Any], message: str):
     ("settings", "message"),
     [
         ({"unet": {"channels": 3}}, "these settings do not make a UNet2DConditionModel: .*channels"),
+        ({"unet": {"block_out_channels": 8}}, "these settings do not make a UNet2DConditionModel: "),
         ({"unet": SETTINGS["unet"] | {"in_channels": 4}}, "gets its in_channels from the parts beside it"),
         ({"text_encoder": {"width": 3}}, "these settings do not make a CLIPTextModel: there is no setting width"),
         ({"text_encoder": {"hidden_size": 10, "num_attention_heads": 3}}, "these settings do not make a CLIPTextModel"),
