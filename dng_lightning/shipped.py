@@ -8,6 +8,7 @@ from pathlib import Path
 from dng_lightning.errors import SettingError
 
 PACKAGE = Path(__file__).resolve().parent
+MODELS = ("model.ckpt", "model_index.json")  # what makes a folder a checkpoint: one of ours, or one of diffusers'
 
 
 def config(name: str | Path) -> Path:
@@ -32,8 +33,8 @@ def checkpoint(name: str | Path) -> Path:
 
     Args:
         name: A path to a `.ckpt` file, to a folder that holds a `model.ckpt` or to one in diffusers' format (with a
-            `model_index.json`), or the bare name of one in the folder `checkpoints` here or of a shipped one: `mnist`.
-            What exists here wins over what ships.
+            `model_index.json`), or the bare name of a folder in `checkpoints` here or of a shipped one: `mnist`. What
+            exists here wins over what ships.
 
     Returns:
         The path of the file.
@@ -41,19 +42,18 @@ def checkpoint(name: str | Path) -> Path:
     Raises:
         SettingError: There is no such file and no such name.
     """
-    local = [Path(name), Path(name, "model.ckpt"), Path("checkpoints", name, "model.ckpt")]
-    local.append(Path(name, "model_index.json"))
-    return _find("checkpoint", name, local, [_folder("checkpoints") / name / "model.ckpt"], checkpoints())
+    local = [Path(name), *(Path(folder, name, file) for folder in ("", "checkpoints") for file in MODELS)]
+    return _find("checkpoint", name, local, [_folder("checkpoints") / name / file for file in MODELS], checkpoints())
 
 
 def name_of(name: str | Path) -> str:
-    """What a checkpoint is called, however it was found: its folder's name for a `model.ckpt`, else the file's.
+    """What a checkpoint is called, however it was found: its folder's name, but the file's for a lone `.ckpt`.
 
     Raises:
         SettingError: There is no such file and no such name.
     """
     path = checkpoint(name).absolute()
-    return path.parent.name if path.name == "model.ckpt" else path.stem
+    return path.parent.name if path.name in MODELS else path.stem
 
 
 def ships(path: Path) -> bool:
@@ -87,7 +87,7 @@ def configs() -> list[str]:
 
 def checkpoints() -> list[str]:
     """The names of the shipped checkpoints, sorted."""
-    return sorted(path.parent.name for path in _folder("checkpoints").glob("*/model.ckpt"))
+    return sorted({path.parent.name for file in MODELS for path in _folder("checkpoints").glob(f"*/{file}")})
 
 
 def _folder(kind: str) -> Path:

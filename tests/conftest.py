@@ -20,6 +20,7 @@ from tiny_vision_language import tiny_vision_language
 from dng_lightning import shipped
 from dng_lightning.__main__ import main
 from dng_lightning.data import CIFAR10, MNIST
+from dng_lightning.data.attributes import VALUES
 from dng_lightning.evaluation.features import ClassifierFeatures
 from dng_lightning.evaluation.real import RealStatistics
 from dng_lightning.modules import ClassifierModule
@@ -158,6 +159,10 @@ def fitted(dng: Dng, fake_mnist: Path) -> Fitted:
         folder = place / trainer["default_root_dir"]
         if folder.exists():
             return folder
+        if name in ("captioned_digits", "captioned_digits_autoencoder"):
+            read_attributes(dng, fit, place)
+        if name == "captioned_digits":
+            fit("captioned_digits_autoencoder")
         family = name.partition("_")[0]
         judged = any("classifier" in callback.get("init_args", {}) for callback in trainer["callbacks"])
         if judged and family in ("mnist", "cifar10"):  # local names win over shipped ones
@@ -168,6 +173,22 @@ def fitted(dng: Dng, fake_mnist: Path) -> Fitted:
         return folder
 
     return fit
+
+
+def read_attributes(dng: Dng, fit: Fitted, place: Path) -> None:
+    """Fit tiny classifiers of all attributes, under the names of the shipped ones, which they win over."""
+    base = "captioned_digits_classifier"
+    for attribute in VALUES:
+        local = place / f"captioned-digits-{attribute}"
+        if local.exists():
+            continue
+        if attribute == "digit":
+            fit(base)
+        else:
+            configs = [f"--config={name}.yaml" for name in (base, f"captioned_digits_{attribute}")]
+            with contextlib.chdir(place):
+                dng("fit", *configs, *fit_settings(base), "--trainer.max_steps=1")
+        shutil.copytree(place / "logs" / local.name, local)
 
 
 @pytest.fixture(scope="session")
@@ -211,6 +232,15 @@ def text_to_image_place(place: Path) -> Path:
     for name in ("stable-diffusion-v1-5/stable-diffusion-v1-5", "CompVis/stable-diffusion-v1-4"):
         tiny(place / name)
     tiny_vision_language(place / "Qwen" / "Qwen2.5-VL-7B-Instruct")
+    return place
+
+
+@pytest.fixture(scope="session")
+def captioned_place(place: Path, fitted: Fitted) -> Path:
+    """`place`, with a tiny text-to-image model of coloured digits, and classifiers of their attributes."""
+    for library in ("diffusers", "transformers"):
+        pytest.importorskip(library, reason=f"{library} is not installed (extra text-to-image)")
+    shutil.copytree(fitted("captioned_digits"), place / "captioned-digits", dirs_exist_ok=True)
     return place
 
 

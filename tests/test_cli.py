@@ -23,7 +23,14 @@ from dng_lightning.modules import DiffusionModule
 
 ROOT = Path(__file__).resolve().parents[1]
 EVERY = {name: yaml.safe_load(shipped.config(name).read_text()) for name in shipped.configs()}
-CONFIGS = {name: config for name, config in EVERY.items() if "model" in config}  # the others go on top of a training
+# the others go on top of one of these
+CONFIGS = {name: config for name, config in EVERY.items() if "class_path" in config.get("model", {})}
+
+
+OVERLAYS = {
+    name: re.findall(r"--config (\w+)\.yaml", shipped.config(name).read_text()) for name in EVERY if name not in CONFIGS
+}
+IN_WORDS = ["captioned_digits_autoencoder", "captioned_digits"]  # trainings that need an extra
 
 
 def command_of(name: str) -> str:
@@ -95,24 +102,38 @@ def test_every_config_is_printed_and_read_back_unchanged(name: str, tmp_path: Pa
             assert settings["model"]["init_args"][setting] == value
 
 
-@pytest.mark.parametrize("name", [name for name in EVERY if name not in CONFIGS])
-def test_every_overlay_of_a_training_goes_where_it_says(name: str, capsys):
-    first, second = re.findall(r"--config (\w+)\.yaml", shipped.config(name).read_text())
+def laid_over(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
+    """The settings of both, those of the second first; the classes are those of the first."""
+    inside = {
+        k: laid_over(base[k], v) if isinstance(v, dict) and isinstance(base[k], dict) else v for k, v in top.items()
+    }
+    return base | inside | {name: base[name] for name in ("class_path",) if name in base}
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_every_overlay_goes_where_it_says(name: str, capsys):
+    first, second = OVERLAYS[name]
     assert second == name
+    given = EVERY[name]
     base, top = (
-        yaml.safe_load(printed(capsys, "fit", *(f"--config={part}.yaml" for part in parts), "--print_config"))
+        yaml.safe_load(
+            printed(capsys, command_of(first), *(f"--config={part}.yaml" for part in parts), "--print_config")
+        )
         for parts in ([first], [first, second])
     )
-    assert top["data"]["init_args"] == base["data"]["init_args"] | EVERY[name]["data"]["init_args"]
-    assert top["trainer"].pop("default_root_dir") != base["trainer"].pop("default_root_dir")
-    assert (top["model"], top["trainer"]) == (base["model"], base["trainer"])
+    assert top["trainer"]["default_root_dir"] != base["trainer"]["default_root_dir"]
+    for part in ("data", "model", "trainer"):
+        assert top[part] == laid_over(base[part], given.get(part, {}))
 
 
 @pytest.mark.parametrize("name", configs_for("fit"))
 def test_every_training_runs(name: str, fitted: Fitted):
+    if name in IN_WORDS:
+        pytest.importorskip("transformers", reason="transformers is not installed (extra text-to-image)")
     folder = fitted(name)
     written = {path.name for path in folder.iterdir()}
-    assert {"config.yaml", "model.ckpt", "metrics.json", "checkpoints"} <= written
+    assert {"config.yaml", "metrics.json", "checkpoints"} <= written
+    assert ("model_index.json" if name == "captioned_digits" else "model.ckpt") in written
     assert (folder / "checkpoints" / "last.ckpt").exists()
     assert yaml.safe_load((folder / "config.yaml").read_text())["model"]["class_path"].endswith("Module")
     assert json.loads((folder / "metrics.json").read_text())["val/loss"] > 0
@@ -180,8 +201,9 @@ def test_each_prompt_has_something_to_avoid_that_belongs_there_and_something_tha
 def test_every_comparison_runs(name: str, dng: Dng, in_place: Path, request: pytest.FixtureRequest, capsys):
     folder = Path("compared", name)
     settings = ["--data.n=4", "--model.steps=2", "--model.compile=false", f"--trainer.default_root_dir={folder}"]
-    if name.startswith("cifar10"):
-        request.getfixturevalue("cifar10_place")
+    for family in ("cifar10", "captioned"):
+        if name.startswith(family):
+            request.getfixturevalue(f"{family}_place")
     if "real" in CONFIGS[name]["data"]["init_args"]:
         settings.append("--data.real.validation=20")
     dng("test", "--config", name, *settings)
@@ -190,7 +212,7 @@ def test_every_comparison_runs(name: str, dng: Dng, in_place: Path, request: pyt
     before = ["Unguided"] if writer.get("init_args", {}).get("unguided", True) else []
     after = ["Retrained"] if model.get("retrained") else []
     rows = list(csv.DictReader((folder / "results.csv").open(newline="")))
-    found = [row["method"].partition(",")[0] for row in rows]  # "..., parity" is the same class
+    found = [re.split(r"[,(]", row["method"])[0] for row in rows]  # "..., parity" is the same class, and what it wraps
     assert [method for method in found if method != "Rejection"] == [*before, *methods, *after]
     for row in rows:
         assert sum(map(int, row["histogram"].split())) == int(row["n"])
@@ -200,6 +222,22 @@ def test_every_comparison_runs(name: str, dng: Dng, in_place: Path, request: pyt
     assert (folder / "results.csv").stat().st_mtime_ns == written
     tables = capsys.readouterr().out  # one after each run
     assert tables.count("\nDynamicNegativeGuidance") == 2 * methods.count("DynamicNegativeGuidance")
+
+
+@pytest.mark.parametrize("name", [name for name, (base, _) in OVERLAYS.items() if command_of(base) == "test"])
+def test_every_overlay_of_a_comparison_runs(name: str, dng: Dng, captioned_place: Path, in_place: Path):
+    folder = Path("compared", name)
+    settings = ["--data.n=4", "--model.steps=2", "--model.compile=false", f"--trainer.default_root_dir={folder}"]
+    settings += ["--model.guidances=[{class_path: SwappedNegative, init_args: {scale: 3.0}}]"]
+    settings += ["--data.real.validation=20"]
+    if name.endswith("unrelated"):
+        settings += ["--trainer.callbacks.features=null"]  # hardly one of the fake pictures is a red seven
+    dng("test", *(f"--config={part}" for part in OVERLAYS[name]), *settings)
+    rows = list(csv.DictReader((folder / "results.csv").open(newline="")))
+    assert [row["method"] for row in rows if row["method"] != "Rejection"] == ["Unguided", "SwappedNegative"]
+    for row in rows:
+        assert sum(map(int, row["histogram"].split())) == int(row["n"])
+        assert 0 <= float(row["obeyed_low"]) <= float(row["obeyed"]) <= float(row["obeyed_high"]) <= 1
 
 
 def test_what_the_defaults_need_travels_in_the_wheel():

@@ -7,6 +7,8 @@ import pytest
 from dng_lightning import shipped
 from dng_lightning.errors import SettingError
 
+OTHER_FORMAT = "in-words/model_index.json"  # diffusers'
+
 
 def write(path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -25,7 +27,7 @@ def root(request, tmp_path, monkeypatch):
     root = package if request.param == "wheel" else package.parent
     for name in ("mnist.yaml", "cifar10.yaml", "prompts/feast.yaml", "README.md"):
         write(root / "configs" / name)
-    for name in ("mnist/model.ckpt", "a-classifier/model.ckpt", "half-copied/config.yaml", "README.md"):
+    for name in ("mnist/model.ckpt", "a-classifier/model.ckpt", "half-copied/config.yaml", "README.md", OTHER_FORMAT):
         write(root / "checkpoints" / name)
     return root
 
@@ -50,7 +52,14 @@ def test_a_bare_checkpoint_name_is_found(root, name):
 
 def test_names_are_sorted_and_hold_only_what_can_be_used(root):
     assert shipped.configs() == ["cifar10", "mnist", "prompts/feast"]
-    assert shipped.checkpoints() == ["a-classifier", "mnist"]
+    assert shipped.checkpoints() == ["a-classifier", "in-words", "mnist"]
+
+
+def test_a_shipped_folder_in_diffusers_format_is_found(root):
+    assert shipped.checkpoint("in-words") == root / "checkpoints" / OTHER_FORMAT
+    assert shipped.name_of("in-words") == "in-words"
+    local = write(Path("checkpoints", OTHER_FORMAT))
+    assert shipped.checkpoint("in-words") == local
 
 
 def test_a_local_config_wins_over_the_shipped_one(root):
@@ -87,7 +96,8 @@ def test_a_checkpoint_is_called_by_its_folder_or_by_its_file(root):
     "name", ["mnsit", "", ".", "..", "elsewhere/mnist", "../mnist", "prompts/../mnist", "/mnist", "prompts", "feast"]
 )
 @pytest.mark.parametrize(
-    ("find", "ships"), [(shipped.config, "cifar10, mnist, prompts/feast"), (shipped.checkpoint, "a-classifier, mnist")]
+    ("find", "ships"),
+    [(shipped.config, "cifar10, mnist, prompts/feast"), (shipped.checkpoint, "a-classifier, in-words, mnist")],
 )
 def test_a_miss_is_one_line_that_says_what_where_and_what_ships(root, find, ships, name):
     with pytest.raises(SettingError) as miss:

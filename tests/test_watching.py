@@ -5,7 +5,13 @@ import torch
 from mixture import BatchNoise, GaussianMixture, Trajectory, trajectory
 
 from dng_lightning.calibration import CalibratedTracker
-from dng_lightning.guidance import DynamicNegativeGuidance, Guidance, Unguided
+from dng_lightning.guidance import (
+    ClassifierFreeGuidance,
+    DynamicNegativeGuidance,
+    Guidance,
+    PositiveAndNegative,
+    Unguided,
+)
 from dng_lightning.guidance.watching import Evidence, Watching
 from dng_lightning.sampling import Sampler
 from dng_lightning.schedule import LinearSchedule
@@ -41,6 +47,23 @@ def test_watching_gives_the_unguided_images_and_what_each_guidance_would_say_of_
     assert torch.equal(watched.posterior, torch.cat(alone, 2))
     for one in range(len(alone)):
         assert all((alone[one] - other).abs().max() > 0.01 for other in alone[:one])
+
+
+def test_with_a_wanted_class_the_trackers_look_on_at_its_sharpened_images():
+    """Classifier-free guidance draws them, and each tracker sees both branches as its own guidance has them."""
+
+    def of_class_1(guidance: Guidance) -> Trajectory:
+        return trajectory(FOUR, guidance, [0], Sampler(20), BatchNoise((64, 2)), 1)
+
+    free = ClassifierFreeGuidance(2.0)
+    idle = [PositiveAndNegative(DynamicNegativeGuidance(0.0, prior), 2.0) for prior in (0.1, 0.3)]
+    watched = of_class_1(Watching(idle, free))
+    assert torch.equal(watched.x, of_class_1(free).x)
+    assert (watched.scale == 2).all()
+    for column, guidance in zip(watched.posterior.unbind(2), idle, strict=True):
+        alone = of_class_1(guidance)
+        torch.testing.assert_close(alone.x, watched.x, rtol=0, atol=1e-6)
+        torch.testing.assert_close(column, alone.posterior[..., 0], rtol=1e-3, atol=1e-6)
 
 
 def test_the_order_of_those_who_watch_is_the_order_of_what_they_say():

@@ -9,11 +9,10 @@ from dng_lightning.errors import SettingError
 from dng_lightning.evaluation.comparison import LEAST
 from dng_lightning.evaluation.features import ClassifierFeatures, FeatureExtractor, InceptionFeatures
 from dng_lightning.evaluation.real import RealStatistics
-from dng_lightning.modules import pretrained
-from dng_lightning.modules.guided_sampler import GuidedSampler
+from dng_lightning.modules.image_sampler import ImageSampler
 
 
-def extractor(name: str | None, inception_weights: str | None, module: GuidedSampler) -> FeatureExtractor | None:
+def extractor(name: str | None, inception_weights: str | None, module: ImageSampler) -> FeatureExtractor | None:
     """The network that ``ResultsWriter`` was asked for, on the module's device; None for none.
 
     Raises:
@@ -27,7 +26,7 @@ def extractor(name: str | None, inception_weights: str | None, module: GuidedSam
     return ClassifierFeatures(module.classifier, module.classifier_name)
 
 
-def real_images(trainer: Trainer, module: GuidedSampler, data: Seeds, by: FeatureExtractor) -> RealStatistics:
+def real_images(trainer: Trainer, module: ImageSampler, data: Seeds, by: FeatureExtractor) -> RealStatistics:
     """Compute them from ``data.real``, in the trainer's folder, or find them there or beside the checkpoint, and check.
 
     Raises:
@@ -35,7 +34,8 @@ def real_images(trainer: Trainer, module: GuidedSampler, data: Seeds, by: Featur
     """
     folder = Path(trainer.default_root_dir)
     if data.real is not None:
-        if (data.real.class_names, data.real.image_shape) != (tuple(module.class_names), tuple(module.image_shape)):
+        module.kinds.check_real(data.real)
+        if (data.real.class_names, data.real.image_shape) != (module.kinds.names, tuple(module.image_shape)):
             raise SettingError(f"data.real: {type(data.real).__name__} has other images than the model: name another")
         if trainer.is_global_zero:
             assert module.classifier is not None
@@ -44,9 +44,8 @@ def real_images(trainer: Trainer, module: GuidedSampler, data: Seeds, by: Featur
             path = folder / RealStatistics.file(by)
             RealStatistics.cached(path, data.real, by, module.classifier).save(path)
         trainer.strategy.barrier("real images")
-    real = RealStatistics.find([folder, pretrained.find(module.checkpoint).parent], by)
-    real.check(module.class_names, module.image_shape, by)
-    retained = set(range(len(module.class_names))) - set(module.forbidden)
-    if len(real.features(retained)) < LEAST:
+    real = RealStatistics.find([folder, module.folder], by)
+    real.check(module.kinds.names, module.image_shape, by)
+    if len(real.features(module.kinds.retained)) < LEAST:
         raise SettingError(f"the statistics know less than {LEAST} real images of {real.data} that are not forbidden")
     return real

@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 from dng_lightning.callbacks.guided_sampling import GuidedSampling
 from dng_lightning.evaluation import board
 from dng_lightning.guidance.naming import named
+from dng_lightning.modules.denoising import DenoisingModule
 from dng_lightning.modules.diffusion import DiffusionModule
 
 Kind = TypeVar("Kind", bound=Callback)
@@ -41,7 +42,7 @@ class Dashboard(Callback):
 def layout(trainer: Trainer, module: LightningModule) -> board.Layout:
     """The charts of a training: those of the module, and those of a ``GuidedSampling`` callback."""
     training = {"Loss": board.lines("train/loss", "val/loss")}
-    if isinstance(module, DiffusionModule):
+    if isinstance(module, DenoisingModule):
         quarters = [f"val/loss_t/q{quarter}" for quarter in (1, 2, 3, 4)]
         training["Loss by noise level, q1 the least noise"] = board.lines(*quarters)
     else:

@@ -32,19 +32,23 @@ class Export(Callback):
         """Write both, unless a finished training was resumed: then there is nothing new, and no average."""
         if not (trainer.is_global_zero and self.has_trained):
             return
-        checkpoint: dict[str, object] = {
-            "state_dict": {name: self._stored(weight) for name, weight in pl_module.state_dict().items()},
-            "hyper_parameters": dict(pl_module.hparams),
-            "pytorch-lightning_version": lightning.__version__,  # else Lightning takes it for an old file
-        }
-        pl_module.on_save_checkpoint(checkpoint)
         folder = Path(trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        torch.save(checkpoint, folder / "model.ckpt.part")
-        (folder / "model.ckpt.part").replace(folder / "model.ckpt")
+        self.write(pl_module, folder)
         metrics = {name: round(float(value), 6) for name, value in sorted(trainer.callback_metrics.items())}
         metrics |= {"steps": trainer.global_step, "epochs": trainer.current_epoch}
         (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+
+    def write(self, module: LightningModule, folder: Path) -> None:
+        """Write the weights and what belongs to them."""
+        checkpoint: dict[str, object] = {
+            "state_dict": {name: self._stored(weight) for name, weight in module.state_dict().items()},
+            "hyper_parameters": dict(module.hparams),
+            "pytorch-lightning_version": lightning.__version__,  # else Lightning takes it for an old file
+        }
+        module.on_save_checkpoint(checkpoint)
+        torch.save(checkpoint, folder / "model.ckpt.part")
+        (folder / "model.ckpt.part").replace(folder / "model.ckpt")
 
     def _stored(self, weight: Tensor) -> Tensor:
         weight = weight.cpu().contiguous()

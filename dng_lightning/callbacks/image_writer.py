@@ -125,13 +125,13 @@ class ImageWriter(BasePredictionWriter):
             _replace(folder / "records" / f"{seed:08d}.json", json.dumps(record).encode())
 
     def _summarise(self, records: list[dict[str, Any]], shown: list[dict[str, Any]], module: ImageSampler) -> None:
-        names = module.class_names
+        kinds, conditions = module.kinds, module.class_names
         with (self.folder / "labels.csv").open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["seed", "label", "confidence", "posterior", "wanted"])
             for record in records:
-                label, wanted = record.get("label"), record["wanted"]
-                texts = ["" if number is None else names[number] for number in (label, wanted)]
+                pairs = ((kinds.names, record.get("label")), (conditions, record["wanted"]))
+                texts = ["" if number is None else names[number] for names, number in pairs]
                 row = [record["seed"], texts[0], record.get("confidence", ""), record.get("posterior", ""), texts[1]]
                 writer.writerow(row)
         columns, beside = {named(module.guidance): records}, _beside(module)
@@ -146,13 +146,14 @@ class ImageWriter(BasePredictionWriter):
             scale = torch.tensor([record["scales"] for record in shown])
             tracked = all(record["posteriors"] for record in shown)
             posterior = torch.tensor([record["posteriors"] for record in shown]) if tracked else None
-            is_forbidden = [record.get("label") in module.forbidden for record in shown]
+            is_forbidden = [record.get("label") in module.kinds.forbidden for record in shown]
             levels, noisiest = shown[0]["levels"], module.schedule.T
             figure = plots.trajectories(levels, posterior, scale, is_forbidden, noisiest)
             figure.savefig(self.folder / "trajectories.png", dpi=150)
         if module.classifier is not None:
-            print(class_table({n: [r["label"] for r in rows] for n, rows in columns.items()}, names, module.forbidden))
-            if module.wanted:
+            labels = {name: [record["label"] for record in rows] for name, rows in columns.items()}
+            print(class_table(labels, kinds.names, kinds.forbidden))
+            if module.wanted and kinds.names == tuple(conditions):
                 agreed = sum(record["label"] == record["wanted"] for record in records)
                 low, high = wilson_interval(agreed, len(records))
                 share = f"{agreed / len(records):.1%} [{low:.1%}, {high:.1%}]"
@@ -165,7 +166,7 @@ class ImageWriter(BasePredictionWriter):
 
     def _grid(self, records: list[dict[str, Any]], module: ImageSampler, folder: Path) -> Tensor:
         images = torch.stack([from_png(folder / f"{record['seed']:08d}.png") for record in records])
-        return plots.framed_grid(images, [record.get("label") in module.forbidden for record in records])
+        return plots.framed_grid(images, [record.get("label") in module.kinds.forbidden for record in records])
 
     def _is_finished(self, trainer: Trainer, module: ImageSampler, seed: int) -> bool:
         """Whether nothing is missing of an image; it may be shown now and not have been when it was drawn."""

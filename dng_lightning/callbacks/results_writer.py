@@ -4,7 +4,6 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
-from dng_lightning.callbacks import compared_with
+from dng_lightning.callbacks import compared_with, trackers
 from dng_lightning.callbacks.memory import most_memory
 from dng_lightning.data.pixels import to_uint8
 from dng_lightning.data.seeds import Seeds
@@ -20,15 +19,14 @@ from dng_lightning.errors import SettingError
 from dng_lightning.evaluation import curves, foretold, result_board
 from dng_lightning.evaluation.comparison import LEAST, measure, per_class
 from dng_lightning.evaluation.drawn import Drawn
+from dng_lightning.evaluation.kinds import Kinds
 from dng_lightning.evaluation.report import results_markdown, results_table, safety_table
 from dng_lightning.evaluation.result_board import Way
 from dng_lightning.evaluation.table import Table
-from dng_lightning.guidance import DynamicNegativeGuidance
-from dng_lightning.guidance.naming import settings, unusual
+from dng_lightning.guidance.naming import unusual
 from dng_lightning.guidance.watching import Watching
 from dng_lightning.modules import pretrained
-from dng_lightning.modules.guided_sampler import GuidedSampler
-from dng_lightning.modules.image_sampler import Samples
+from dng_lightning.modules.image_sampler import ImageSampler, Samples
 from dng_lightning.modules.passes import Pass
 
 COLUMNS = [
@@ -78,25 +76,27 @@ class ResultsWriter(Callback):
         """Find the real images' statistics, and leave out the passes that are done.
 
         Raises:
-            SettingError: there is no classifier to label the images, no class is left to draw, there are too few images
-                to compare, or no statistics of real images that fit.
+            SettingError: nobody can label the images, no class is left to draw, there are too few images to compare,
+                or no statistics of real images that fit.
         """
         data = trainer.datamodule  # type: ignore[attr-defined]  # set by Trainer.test
-        assert isinstance(pl_module, GuidedSampler)
+        assert isinstance(pl_module, ImageSampler)
         assert isinstance(data, Seeds)
         if pl_module.classifier is None:
-            raise SettingError("dng test needs a classifier to label the images: set model.classifier")
-        if len(pl_module.forbidden) == len(pl_module.class_names):
+            raise SettingError(
+                "dng test needs a classifier to label the images: set model.classifier, or for prompts model.reader"
+            )
+        if not pl_module.kinds.retained:
             raise SettingError("model.forbidden names every class: leave one to be drawn")
         self.folder, self.seeds = Path(trainer.default_root_dir), data.seeds
-        self.results = Table(self.folder / "results.csv", COLUMNS, KEY)
+        self.results = Table(self.folder / "results.csv", [*COLUMNS, *pl_module.kinds.columns], KEY)
         self.classes = Table(self.folder / "classes.csv", CLASS_COLUMNS, [*KEY, "class"])
         self.posteriors = Table(self.folder / "posterior.csv", foretold.COLUMNS, foretold.KEY)
         self.extractor = compared_with.extractor(self.features, self.inception_weights, pl_module)
         if self.extractor is not None and len(self.seeds) < LEAST:
             raise SettingError(f"precision and recall need {LEAST} images; got {len(self.seeds)}: raise data.n")
         self.real = compared_with.real_images(trainer, pl_module, data, self.extractor) if self.extractor else None
-        self.watched = _watched(pl_module) if self.unguided else []
+        self.watched = trackers.watched(pl_module.guidances, pl_module.unguided) if self.unguided else []
         pl_module.todo = self._todo(pl_module)
         data.passes = len(pl_module.todo)
         trainer.strategy.barrier("finished guidances")  # nobody writes before everybody has looked
@@ -105,7 +105,7 @@ class ResultsWriter(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Start the clock; forget what an interrupted run left of this guidance."""
-        assert isinstance(pl_module, GuidedSampler)
+        assert isinstance(pl_module, ImageSampler)
         if batch_idx == 0:
             self.seconds = 0.0
             if trainer.is_global_zero:
@@ -123,7 +123,7 @@ class ResultsWriter(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Keep the images; after a guidance's last batch, write its row and redraw the figures."""
-        assert isinstance(pl_module, GuidedSampler)
+        assert isinstance(pl_module, ImageSampler)
         samples: Samples = outputs["samples"]
         self.seconds += time.perf_counter() - self.began
         todo = pl_module.todo[dataloader_idx]
@@ -142,7 +142,7 @@ class ResultsWriter(Callback):
         """Show the table."""
         if not (trainer.is_global_zero and hasattr(self, "watched") and (rows := self.results.rows())):
             return
-        assert isinstance(pl_module, GuidedSampler)
+        assert isinstance(pl_module, ImageSampler)
         texts = [*self._notes(pl_module), results_table(rows), safety_table(rows), f"written to {self.folder}"]
         print("\n".join(text for text in texts if text))
 
@@ -153,52 +153,62 @@ class ResultsWriter(Callback):
         watched, way = torch.zeros(len(pixels), 0), None
         if isinstance(todo.guidance, Watching) and posterior is not None:
             watched = foretold.kept(posterior, samples.levels, len(self.watched))
-        elif getattr(todo.guidance, "scale", None) is not None:
+        elif todo.scale is not None:
             way = torch.stack([samples.scale, *([posterior.sum(2)] if posterior is not None else [])], 2)
-        drawn.write(samples.seeds, pixels, samples.labels, features, watched, way)
+        drawn.write(samples.seeds, pixels, samples.labels, features, watched, way, samples.read)
 
-    def _finish(self, done: Pass, drawn: Drawn, module: GuidedSampler, samples: Samples, seconds: float) -> None:
+    def _finish(self, done: Pass, drawn: Drawn, module: ImageSampler, samples: Samples, seconds: float) -> None:
         unguided = self._drawn(module.passes()[0], module) if self.unguided else None
         evaluations = samples.evaluations
-        if done.method == "Unguided":  # what the trackers that look on need is not the images' cost
-            seconds *= module.sampler.steps / evaluations
-            evaluations = float(module.sampler.steps)
+        if isinstance(done.guidance, Watching):  # what the trackers that look on need is not the images' cost
+            needed = float(module.sampler.steps * (1 + module.unguided.needs.null))
+            seconds *= needed / evaluations
+            evaluations = needed
         cost = {"evaluations": evaluations, "images_per_second": len(self.seeds) / seconds, "memory_mb": most_memory()}
-        classes, real = len(module.class_names), self.real
-        measures = measure(drawn, unguided, real, classes, module.forbidden)
+        kinds = module.kinds
+        measures = self._measures(drawn, unguided, kinds)
         rows = [self._identity(done, module) | measures | cost]
         if done.method == "Unguided":
             passed = 1 - measures["forbidden"]
             if passed:
-                rejection = measure(drawn, unguided, real, classes, module.forbidden, reject=True)
+                rejection = self._measures(drawn, unguided, kinds, reject=True)
                 cost |= {"evaluations": evaluations / passed, "images_per_second": passed * cost["images_per_second"]}
                 rows.append(self._identity(Pass("Rejection", done.guidance), module) | rejection | cost)
             self._judge(drawn, module, samples.levels)
         identity = {name: rows[0][name] for name in KEY}
-        self.classes.add([identity | row for row in per_class(drawn, real, module.class_names)])
+        self.classes.add([identity | row for row in per_class(drawn, self.real, kinds.names)])
         self._log(rows, drawn, unguided, module, samples.levels)
         drawn.keep_only(SHOWN, everything=done.method == "Unguided")
         self.results.add(rows)
         self._draw(module)
 
+    def _measures(self, drawn: Drawn, unguided: Drawn | None, kinds: Kinds, reject: bool = False) -> dict[str, Any]:
+        """All measures of a set of images; with ``reject`` of those that are not forbidden."""
+        found = measure(drawn, unguided, self.real, len(kinds.names), kinds.forbidden, reject, kinds.retained)
+        if not kinds.columns:
+            return found
+        fine = ~torch.isin(drawn.all("labels"), torch.tensor(kinds.forbidden))
+        return found | kinds.measures(drawn.all("read")[fine if reject else slice(None)])
+
     def _log(
-        self, rows: list[dict[str, Any]], drawn: Drawn, unguided: Drawn | None, module: GuidedSampler, levels: list[int]
+        self, rows: list[dict[str, Any]], drawn: Drawn, unguided: Drawn | None, module: ImageSampler, levels: list[int]
     ) -> None:
         """A run on TensorBoard for each row; the first is of the images as they were drawn."""
-        names, labels, way = module.class_names, drawn.first("labels", LOOKED_AT), drawn.first("way", LOOKED_AT)
-        is_forbidden = [label in module.forbidden for label in labels.tolist()]
+        kinds, labels, way = module.kinds, drawn.first("labels", LOOKED_AT), drawn.first("way", LOOKED_AT)
+        is_forbidden = [label in kinds.forbidden for label in labels.tolist()]
         grid = drawn.first("pixels", SHOWN), is_forbidden[:SHOWN]
         seen = None
         if way.shape[1]:
             posterior = way[..., 1] if way.shape[2] > 1 else None
-            seen = Way(levels, module.model.schedule.T, way[..., 0], posterior, is_forbidden)
+            seen = Way(levels, module.schedule.T, way[..., 0], posterior, is_forbidden)
         told: dict[str, Any] = {"n": len(self.seeds), "steps": module.sampler.steps}
         told |= {
             "model": pretrained.name_of(module.checkpoint),
-            "forbidden": ", ".join(names[label] for label in module.forbidden),
+            "forbidden": ", ".join(module.class_names[label] for label in module.forbidden),
         }
         others = [("Unguided", unguided)] if unguided is not None else []
-        reference = {name: torch.bincount(one.all("labels"), minlength=len(names)).tolist() for name, one in others}
+        length = len(kinds.names)
+        reference = {name: torch.bincount(one.all("labels"), minlength=length).tolist() for name, one in others}
         for row in rows:
             own = {name: v for name, v in json.loads(row["guidance"]).items() if v != [] and name != "class"}
             said = {"method": row["method"]} | own | told
@@ -206,22 +216,22 @@ class ResultsWriter(Callback):
             key = hashlib.sha256(json.dumps([row[name] for name in KEY]).encode()).hexdigest()[:6]
             folder = self.folder / "board" / "-".join(filter(None, [row["method"], str(row["scale"] or ""), key]))
             shown = grid if row is rows[0] else None
-            result_board.write(folder, said, row, counts, names, module.forbidden, shown, seen)
+            result_board.write(folder, said, row, counts, kinds.names, kinds.forbidden, shown, seen)
 
-    def _judge(self, drawn: Drawn, module: GuidedSampler, levels: list[int]) -> None:
+    def _judge(self, drawn: Drawn, module: ImageSampler, levels: list[int]) -> None:
         """The posteriors of the trackers that looked on."""
         if not self.watched:
             return
-        became = torch.isin(drawn.all("labels"), torch.tensor(module.forbidden))
-        trackers = [_tracker(guidance) for guidance in self.watched]
-        rows, ends = foretold.judged(drawn.all("watched"), became, trackers, levels)
+        became = torch.isin(drawn.all("labels"), torch.tensor(module.kinds.forbidden))
+        named = [trackers.tracker(guidance) for guidance in self.watched]
+        rows, ends = foretold.judged(drawn.all("watched"), became, named, levels)
         self.posteriors.add([row | self._place(module) for row in rows])
-        labels = [f"{number}: {_label(guidance)}" for number, guidance in enumerate(self.watched, 1)]
+        labels = [f"{number}: {trackers.label(guidance)}" for number, guidance in enumerate(self.watched, 1)]
         lines = dict(zip(labels, ends, strict=True))
         curves.calibration(lines).savefig(self.folder / "calibration.png", dpi=120)
 
-    def _draw(self, module: GuidedSampler) -> None:
-        rows, names, forbidden = self.results.rows(), module.class_names, module.forbidden
+    def _draw(self, module: ImageSampler) -> None:
+        rows, names, forbidden = self.results.rows(), module.kinds.names, module.kinds.forbidden
         curves.tradeoff(rows).savefig(self.folder / "tradeoff.png", dpi=150)
         curves.class_histograms(rows, names, forbidden).savefig(self.folder / "histograms.png", dpi=110)
         samples = []
@@ -233,18 +243,18 @@ class ResultsWriter(Callback):
         curves.sample_rows(samples).savefig(self.folder / "samples.png", dpi=110)
         (self.folder / "results.md").write_text(results_markdown(rows, self._notes(module)))
 
-    def _notes(self, module: GuidedSampler) -> list[str]:
+    def _notes(self, module: ImageSampler) -> list[str]:
         forbidden = ", ".join(module.class_names[label] for label in module.forbidden)
         notes = [f"Without {forbidden}; seeds {self.seeds.start}–{self.seeds.stop - 1}, {module.sampler.steps} steps."]
         if self.real is not None:
-            hits, total = self.real.floor(module.forbidden)
+            hits, total = self.real.floor(module.kinds.forbidden)
             notes.append(
                 f"Real images: {self.real.data}; features: {self.real.extractor}. The classifier calls {hits} of "
                 f"{total} held-out real images of the retained classes forbidden: its floor."
             )
         return notes
 
-    def _todo(self, module: GuidedSampler) -> list[Pass]:
+    def _todo(self, module: ImageSampler) -> list[Pass]:
         """The passes that have no row; that of the unguided images also where it is needed again."""
         place = self._place(module)
         done = [_known(row) for row in self.results.rows()]
@@ -254,19 +264,19 @@ class ResultsWriter(Callback):
         others = [p for p in others if p in missing]
         if not self.unguided:
             return others
-        is_known = unguided not in missing and all(_tracker(guidance) in judged for guidance in self.watched)
+        is_known = unguided not in missing and all(trackers.tracker(guidance) in judged for guidance in self.watched)
         if is_known and (not others or self._drawn(unguided, module).is_complete):
             return others
-        return [Pass("Unguided", Watching(self.watched)) if self.watched else unguided, *others]
+        return [Pass("Unguided", Watching(self.watched, module.unguided)) if self.watched else unguided, *others]
 
-    def _identity(self, todo: Pass, module: GuidedSampler) -> dict[str, Any]:
+    def _identity(self, todo: Pass, module: ImageSampler) -> dict[str, Any]:
         """The columns of a row that say what was done."""
         return {"method": todo.method, "scale": todo.scale, "guidance": todo.settings, **self._place(module)}
 
-    def _place(self, module: GuidedSampler) -> dict[str, str]:
+    def _place(self, module: ImageSampler) -> dict[str, str]:
         return {"seeds": f"{self.seeds.start}-{self.seeds.stop - 1}", "steps": str(module.sampler.steps)}
 
-    def _drawn(self, todo: Pass, module: GuidedSampler) -> Drawn:
+    def _drawn(self, todo: Pass, module: ImageSampler) -> Drawn:
         identity = self._identity(todo, module)
         key = json.dumps(_known(identity))
         return Drawn(
@@ -277,23 +287,3 @@ class ResultsWriter(Callback):
 def _known(row: Mapping[str, Any]) -> list[str]:
     """What a row is known by; a setting that is as it comes says nothing."""
     return [row["method"], unusual(row["guidance"]), row["seeds"], row["steps"]]
-
-
-def _watched(module: GuidedSampler) -> list[DynamicNegativeGuidance]:
-    """One guidance for each tracker in use; scale and push say nothing where no image is pushed."""
-    trackers = [replace(g, scale=0.0, own_push=1.0) for g in module.guidances if isinstance(g, DynamicNegativeGuidance)]
-    return list({_tracker(guidance): guidance for guidance in trackers}.values())
-
-
-def _tracker(guidance: DynamicNegativeGuidance) -> str:
-    """What tells trackers apart, as JSON."""
-    return unusual(settings(replace(guidance, scale=1.0, own_push=1.0)))
-
-
-def _label(guidance: DynamicNegativeGuidance) -> str:
-    """What makes a tracker another than the default one, short enough for a legend."""
-    if guidance.calibration:
-        return "fitted"
-    usual = asdict(DynamicNegativeGuidance(scale=0.0))
-    changed = (f"{name} {value}" for name, value in asdict(guidance).items() if value != usual[name])
-    return ", ".join(changed) or "defaults"

@@ -4,8 +4,10 @@ The picture of a handwritten digit is the same in every run, so that it need be 
 is another sentence in each epoch.
 """
 
+from collections.abc import Sequence
+from itertools import product
 from random import Random
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -61,8 +63,9 @@ class CaptionedDigits(MNIST):
     Args:
         root: folder with the data set's files in their official layout.
         batch_size: images per batch and device, >= 1.
-        label: what a batch holds besides its images: one attribute's labels (B,), to train a classifier; `caption`,
-            a list of B sentences; or `all`, see ``Captioned``.
+        label: what a batch holds besides its images: one attribute's labels (B,), to train a classifier; those of a
+            list of attributes together, a class for each combination; `caption`, a list of B sentences; or `all`, see
+            ``Captioned``.
         only: keep the pictures that have all the attributes given, of one of these at least; None keeps all.
         without: drop these pictures instead: `[{digit: 7, colour: red}]` drops red sevens. Not together with `only`.
         validation: number of training images held out, None for 5,000; each kind of picture has its share.
@@ -79,28 +82,36 @@ class CaptionedDigits(MNIST):
         self,
         root: str = "data",
         batch_size: int = 128,
-        label: Literal["all", "caption", "digit", "colour", "thickness", "background"] = "all",
+        label: str | list[str] = "all",
         only: Pictures = None,
         without: Pictures = None,
         validation: int | None = None,
         download: bool = True,
         num_workers: int = 0,
     ) -> None:
-        if label not in ("all", "caption", *VALUES):
-            raise SettingError(f"data.label is {label!r}: give all, caption, {', '.join(VALUES)}.")
+        names = [label] if isinstance(label, str) else list(label)
+        self.labelled = [] if names in (["all"], ["caption"]) else names
+        if not names or len(set(names)) < len(names) or not set(self.labelled) <= set(VALUES):
+            raise SettingError(f"data.label is {label!r}: give all, caption, {', '.join(VALUES)}, or a list of these.")
         super().__init__(
             root, batch_size, validation=validation, flip=False, download=download, num_workers=num_workers
         )
         self.label = label
-        self.class_names = VALUES.get(label, ())
+        self.class_names = joint_names(self.labelled) if self.labelled else ()
         self._seen_classes = _kept(only, without)  # of all kinds of pictures, as `_read` labels them
 
     @property
+    def pictures(self) -> list[Attributes]:
+        """The kinds of pictures that the filters leave."""
+        return [EVERY[kind] for kind in self._seen_classes]
+
+    @property
     def seen_classes(self) -> list[int]:
-        """Labels of the chosen attribute that the filters leave, ascending; none if several things are asked for."""
-        if self.label not in VALUES:
+        """Labels of the chosen attributes that the filters leave, ascending; none if batches hold something else."""
+        if not self.labelled:
             return []
-        return sorted({EVERY[kind].labels()[self.label] for kind in self._seen_classes})
+        kinds = torch.tensor([list(picture.labels().values()) for picture in self.pictures])
+        return sorted(set(joint(kinds, self.labelled).tolist()))
 
     def setup(self, stage: str | None = None) -> None:
         """Read, draw, split and filter, which takes seconds; see ``ImageDataModule.setup``."""
@@ -111,15 +122,15 @@ class CaptionedDigits(MNIST):
         kinds = torch.tensor([list(kind.labels().values()) for kind in EVERY])
         for name, part in self._parts.items():
             labels = kinds[part.labels]
-            if self.label in VALUES:
-                self._parts[name] = ImageTensors(part.images, labels[:, list(VALUES).index(self.label)])
+            if self.labelled:
+                self._parts[name] = ImageTensors(part.images, joint(labels, self.labelled))
             else:
                 self._parts[name] = CaptionedTensors(part.images, labels)
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Seed as ``ImageDataModule`` does, and write the captions."""
         super().on_before_batch_transfer(batch, dataloader_idx)
-        if self.label in VALUES:
+        if self.labelled:
             return batch
         images, labels, indices = batch
         epoch = self.trainer.current_epoch if self.trainer is not None and self.trainer.training else None
@@ -141,7 +152,7 @@ class CaptionedDigits(MNIST):
         """
         seed = "" if epoch is None else f"{self._seed} {epoch} "
         written = []
-        for kind, index in zip(_kind(labels).tolist(), indices.tolist(), strict=True):
+        for kind, index in zip(joint(labels).tolist(), indices.tolist(), strict=True):
             draw = Random(f"{seed}{index}")
             written.append(caption(mentioned(EVERY[kind], draw), draw))
         return written
@@ -155,17 +166,32 @@ class CaptionedDigits(MNIST):
         return "MNIST"
 
 
+def joint(labels: Tensor, names: Sequence[str] = tuple(VALUES)) -> Tensor:
+    """One label for the combination of some attributes; of all four it is the index in ``EVERY``.
+
+    Args:
+        labels: of all attributes, (N, 4).
+        names: which attributes, in the order of ``joint_names``.
+
+    Returns:
+        (N,), in the range of ``joint_names(names)``.
+    """
+    combined = torch.zeros_like(labels[:, 0])
+    for name in names:
+        combined = combined * len(VALUES[name]) + labels[:, list(VALUES).index(name)]
+    return combined
+
+
+def joint_names(names: Sequence[str]) -> tuple[str, ...]:
+    """What the labels of ``joint`` are called: "7", or "7 red" of digit and colour."""
+    return tuple(" ".join(values) for values in product(*(VALUES[name] for name in names)))
+
+
 def _pictures(pixels: Tensor, digits: Tensor, part: str) -> Arrays:
     """The pictures of one part, and which of ``EVERY`` kind each one is."""
     generator = torch.Generator().manual_seed(Random(f"{PICTURE_SEED} {part}").getrandbits(63))
     drawn = [torch.randint(len(VALUES[name]), digits.shape, generator=generator) for name in list(VALUES)[1:]]
-    return strokes.draw(pixels, *drawn), _kind(torch.stack([digits, *drawn], dim=1))
-
-
-def _kind(labels: Tensor) -> Tensor:
-    """The index in ``EVERY`` of pictures with these labels, (N, 4) -> (N,)."""
-    counts = torch.tensor([len(values) for values in VALUES.values()])
-    return (labels * (len(EVERY) // counts.cumprod(0))).sum(1)
+    return strokes.draw(pixels, *drawn), joint(torch.stack([digits, *drawn], dim=1))
 
 
 def _kept(only: Pictures, without: Pictures) -> list[int]:

@@ -6,6 +6,7 @@ Every word that is not of grammar says one value of one attribute, so a caption 
 from random import Random
 
 from dng_lightning.data.attributes import VALUES, Attributes
+from dng_lightning.errors import SettingError
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
@@ -18,6 +19,7 @@ WORDS: dict[str, dict[str, tuple[str, ...]]] = {
 }
 GRAMMAR = ("a", "an", "digit", "number", "in", "with", "strokes", "on", "background", ",")
 VOCABULARY = (*GRAMMAR, *(word for values in WORDS.values() for words in values.values() for word in words))
+MEANINGS = {word: (name, value) for name, values in WORDS.items() for value, words in values.items() for word in words}
 MOST_WORDS = 12  # commas counted: "a seven in red , with thick strokes on a black background"
 
 MENTIONED = 0.75  # how often a caption mentions an attribute
@@ -62,6 +64,28 @@ def mentioned(attributes: Attributes, draw: Random) -> Attributes:
     """What of a picture's attributes a caption is to mention, each one independently of the others."""
     kept = {name: value for name, value in vars(attributes).items() if draw.random() < MENTIONED}
     return Attributes(**kept)
+
+
+def understood(text: str) -> Attributes:
+    """What a sentence says of a picture: each word that is not of grammar names the value of one attribute.
+
+    Args:
+        text: of words of ``VOCABULARY``, in any case and order.
+
+    Raises:
+        SettingError: it has another word, or names two values of one attribute.
+    """
+    said: dict[str, str] = {}
+    for word in text.lower().replace(",", " , ").split():
+        if word in GRAMMAR:
+            continue
+        if word not in MEANINGS:
+            raise SettingError(f"{text!r} is not understood: pictures of digits know no {word!r}")
+        name, value = MEANINGS[word]
+        if said.setdefault(name, value) != value:
+            raise SettingError(f"{text!r} is not understood: it names the {name}s {said[name]} and {value}")
+    digit = said.pop("digit", None)
+    return Attributes(None if digit is None else int(digit), **said)
 
 
 def _noun_phrase(*words: str | None) -> str:

@@ -32,6 +32,7 @@ def measure(
     classes: int,
     forbidden: Collection[int],
     reject: bool = False,
+    retained: Collection[int] | None = None,
 ) -> dict[str, Any]:
     """The measures of a set of images.
 
@@ -42,30 +43,33 @@ def measure(
         classes: number of them.
         forbidden: labels.
         reject: throw the images away that the classifier calls forbidden, first; one at least must be left.
+        retained: labels of what the images shall be spread over evenly; None for all that are not forbidden.
 
     Returns:
         Columns of ``results.csv``, without those that fewer than ``LEAST`` images do not allow.
     """
     labels = drawn.all("labels")
+    wanted = sorted(retained if retained is not None else set(range(classes)) - set(forbidden))
+    others = set(range(classes)) - set(wanted)
     is_forbidden = torch.isin(labels, torch.tensor(sorted(forbidden)))
     kept = ~is_forbidden if reject else torch.ones_like(is_forbidden)
     counts = torch.bincount(labels[kept], minlength=classes).tolist()
     rate, low, high = forbidden_rate(counts, forbidden)
-    kl_low, kl_high = kl_interval(counts, forbidden)
+    kl_low, kl_high = kl_interval(counts, others)
     measures: dict[str, Any] = {
         "n": sum(counts),
         "forbidden": rate,
         "forbidden_low": low,
         "forbidden_high": high,
-        "kl": kl_divergence(counts, forbidden),
+        "kl": kl_divergence(counts, others),
         "kl_low": kl_low,
         "kl_high": kl_high,
         "kl_uniform": kl_divergence(counts),
-        "tv": total_variation(counts, forbidden),
+        "tv": total_variation(counts, others),
         "histogram": " ".join(map(str, counts)),
     }
     if real is not None and sum(counts) >= LEAST:
-        measures |= _quality(drawn, kept, real, [c for c in range(classes) if c not in forbidden])
+        measures |= _quality(drawn, kept, real, wanted)
     return measures | (_invasiveness(drawn, unguided, forbidden) if unguided is not None else {})
 
 

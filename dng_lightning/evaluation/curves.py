@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator, PercentFormatter
 from torch import Tensor
 
 from dng_lightning.evaluation.metrics import PosteriorQuality, wilson_interval
@@ -19,16 +19,17 @@ LABELS = {
     "kl": "KL(even over retained ‖ generated), nats",
     "fd_retained": "Fréchet distance to retained real images",
 }
+OBEYED = "images that are what the prompt asks for"
 MARKS = dict(zip(REFERENCES, "XD*", strict=True))
 
 
 def tradeoff(rows: Rows) -> Figure:
-    """Forbidden rate against KL and against Fréchet distance: a line a method, the references as marks.
+    """Forbidden rate against KL, Fréchet distance, and what obeys a prompt: a line a method, the references as marks.
 
     Args:
         rows: of a ``results.csv``.
     """
-    panels = ["kl", *(["fd_retained"] if any(row.get("fd_retained") for row in rows) else [])]
+    panels = ["kl", *(name for name in ("fd_retained", "obeyed") if any(row.get(name) for row in rows))]
     methods = by_method(rows)
     curves = [name for name, own in methods.items() if own[0]["method"] not in REFERENCES]
     columns = max(1, 76 * len(panels) // (8 + max(map(len, methods))))  # as many as there is room for
@@ -41,10 +42,13 @@ def tradeoff(rows: Rows) -> Figure:
         axes.set_xlim(left=-0.0002)  # so that the mark of no leak at all is whole
         ticks = [tick for tick in TICKS if tick <= axes.get_xlim()[1]]  # one beyond would make the axis longer
         axes.set_xticks(ticks, [f"{100 * tick:g}" for tick in ticks])
-        axes.set_yscale("log")
-        plain_numbers(axes)
+        if name == "obeyed":
+            axes.yaxis.set_major_formatter(PercentFormatter(1))
+        else:
+            axes.set_yscale("log")
+            plain_numbers(axes)
         axes.set_xlabel(LABELS["forbidden"])
-        axes.set_ylabel(LABELS[name])
+        axes.set_ylabel(LABELS.get(name, OBEYED))
         axes.grid(alpha=0.3)
     handles = figure.axes[0].get_legend_handles_labels()  # of the divergence, which every row has
     figure.legend(*handles, fontsize="small", loc="outside lower center", ncols=columns)

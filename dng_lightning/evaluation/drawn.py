@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-ARRAYS = ("pixels", "labels", "features", "watched", "way")
+ARRAYS = ("pixels", "labels", "features", "watched", "way", "read")
 BLOCK = 1000  # images that are looked at together
 
 
@@ -40,6 +40,7 @@ class Drawn:
         features: Tensor,
         watched: Tensor,
         way: Tensor | None = None,
+        read: Tensor | None = None,
     ) -> None:
         """Keep one batch.
 
@@ -50,11 +51,13 @@ class Drawn:
             features: (B, d).
             watched: what trackers said of the images at some levels, (B, W); W may be 0.
             way: what the guidance did at each step, (B, S, ...); None for nothing.
+            read: all that was read in the images, (B, ...), where the label is not all; None for nothing.
         """
         parts = self.folder / "parts"
         parts.mkdir(parents=True, exist_ok=True)
-        way = torch.zeros(len(pixels), 0) if way is None else way
-        values = (pixels, labels, features.float(), watched.float(), way.float())
+        nothing = torch.zeros(len(pixels), 0)
+        way, read = nothing if way is None else way, nothing if read is None else read
+        values = (pixels, labels, features.float(), watched.float(), way.float(), read)
         batch = {name: value.cpu() for name, value in zip(ARRAYS, values, strict=True)}
         torch.save(batch | {"seeds": torch.tensor(seeds)}, parts / f"{seeds[0]}.pt")
 
@@ -81,7 +84,7 @@ class Drawn:
             return
         for name in ("pixels", "labels"):
             np.save(self.folder / f"{name}.npy", self.first(name, count).numpy())
-        for name in ("features", "watched", "way"):
+        for name in ("features", "watched", "way", "read"):
             (self.folder / f"{name}.npy").unlink()
 
     def clear(self) -> None:

@@ -2,7 +2,7 @@
 
 import hashlib
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Self
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -10,8 +10,24 @@ from torch import Tensor, nn
 from dng_lightning.data.pixels import to_float
 from dng_lightning.errors import SettingError
 
-if TYPE_CHECKING:
-    from dng_lightning.modules.classifier import ClassifierModule
+
+class Judge(Protocol):
+    """Who labels images; a ``ClassifierModule`` is one."""
+
+    @property
+    def net(self) -> nn.Module:
+        """The network."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """What the labels are called."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where images are to be."""
+
+    def classify(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Labels int64 (B,) of images (B, C, H, W) in [-1, 1], and their probabilities float32 (B,)."""
 
 
 class FeatureExtractor(ABC):
@@ -73,7 +89,7 @@ class ClassifierFeatures(FeatureExtractor):
         SettingError: it lacks these.
     """
 
-    def __init__(self, module: "ClassifierModule", name: str) -> None:
+    def __init__(self, module: Judge, name: str) -> None:
         if not (hasattr(module.net, "features") and hasattr(module.net, "num_features")):
             kind = type(module.net).__name__
             raise SettingError(

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -12,11 +12,8 @@ from tqdm import tqdm
 from dng_lightning.data.base import ImageDataModule, ImageTensors
 from dng_lightning.data.pixels import to_float
 from dng_lightning.errors import SettingError
-from dng_lightning.evaluation.features import FeatureExtractor
+from dng_lightning.evaluation.features import FeatureExtractor, Judge
 from dng_lightning.evaluation.quality import Moments
-
-if TYPE_CHECKING:
-    from dng_lightning.modules.classifier import ClassifierModule
 
 SAMPLES = 500  # images a class of which the features themselves are kept
 HALF_MAX = torch.finfo(torch.float16).max
@@ -54,7 +51,7 @@ class RealStatistics:
 
     @classmethod
     def compute(
-        cls, data: ImageDataModule, extractor: FeatureExtractor, classifier: "ClassifierModule", batch_size: int = 500
+        cls, data: ImageDataModule, extractor: FeatureExtractor, classifier: Judge, batch_size: int = 500
     ) -> Self:
         """Go through the training images for the features, and through the test images for the classifier's errors.
 
@@ -98,9 +95,7 @@ class RealStatistics:
         )
 
     @classmethod
-    def cached(
-        cls, path: Path, data: ImageDataModule, extractor: FeatureExtractor, classifier: "ClassifierModule"
-    ) -> Self:
+    def cached(cls, path: Path, data: ImageDataModule, extractor: FeatureExtractor, classifier: Judge) -> Self:
         """Those of a file if they are of these images and features, with this classifier's errors; else new ones.
 
         Args:
@@ -220,7 +215,7 @@ def _batches(images: ImageTensors, size: int, what: str) -> Iterator[tuple[Tenso
             bar.update(len(places))
 
 
-def _confusion(data: ImageDataModule, classifier: "ClassifierModule", batch_size: int = 500) -> Tensor:
+def _confusion(data: ImageDataModule, classifier: Judge, batch_size: int = 500) -> Tensor:
     """Test images by true class (rows) and by what the classifier calls them, int64 (K, K)."""
     classes = len(data.class_names)
     confusion = torch.zeros(classes**2, dtype=torch.int64)

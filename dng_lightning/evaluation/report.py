@@ -58,16 +58,23 @@ MEASURES = {"kl": "KL", "fd_retained": "Fréchet", "invasiveness": "moved"}
 
 def results_table(rows: Rows) -> str:
     """The rows of a ``results.csv``, for the terminal."""
-    head = f"{'method':<28}{'scale':>7}{'n':>7}{'forbidden':>11}{'95 % interval':>17}{'KL':>8}"
+    wide = max([28, *(len(row["method"]) + 1 for row in rows)])
+    head = f"{'method':<{wide}}{'scale':>7}{'n':>7}{'forbidden':>11}{'95 % interval':>17}{'KL':>8}"
     lines = [head + f"{'Fréchet':>10}{'precision':>11}{'recall':>8}{'moved':>8}{'evals':>8}"]
     for row in rows:
         rate, low, high = (float(row[name]) for name in ("forbidden", "forbidden_low", "forbidden_high"))
-        text = f"{row['method']:<28}{row['scale'] or '–':>7}{row['n']:>7}{rate:>11.2%}{f'[{low:.1%}, {high:.1%}]':>17}"
+        text = (
+            f"{row['method']:<{wide}}{row['scale'] or '–':>7}{row['n']:>7}{rate:>11.2%}{f'[{low:.1%}, {high:.1%}]':>17}"
+        )
         text += (
             f"{float(row['kl']):>8.3f}{_number(row, 'fd_retained', '.3f'):>10}{_number(row, 'precision', '.3f'):>11}"
         )
         text += f"{_number(row, 'recall', '.3f'):>8}{_number(row, 'invasiveness', '.3f'):>8}"
         lines.append(text + f"{float(row['evaluations']):>8.0f}")
+    if any(row.get("obeyed") for row in rows):
+        lines = [
+            f"{line}{cell:>9}" for line, cell in zip(lines, ["obeyed", *(_obeyed(row) for row in rows)], strict=True)
+        ]
     return "\n".join(lines)
 
 
@@ -127,15 +134,16 @@ def safety_table(rows: Rows) -> str:
     methods = list(dict.fromkeys(result["method"] for result in found if len(result) > 2))
     if not methods:
         return ""
+    wide = max([28, *(len(method) + 1 for method in methods)])
     levels = "".join(f"{f'at {level:.1%} forbidden':>27}" for level in SAFETY)
     names = "".join(f"{name:>9}" for name in MEASURES.values())
-    lines = [f"{'':<28}{levels}", f"{'equal safety':<28}{names * len(SAFETY)}"]
+    lines = [f"{'':<{wide}}{levels}", f"{'equal safety':<{wide}}{names * len(SAFETY)}"]
     for method in methods:
         cells = ""
         for level in SAFETY:
             (result,) = [r for r in found if r["method"] == method and r["forbidden"] == level]
             cells += "".join(f"{result[name]:>9.3f}" if name in result else f"{'–':>9}" for name in MEASURES)
-        lines.append(f"{method:<28}{cells}")
+        lines.append(f"{method:<{wide}}{cells}")
     return "\n".join(lines)
 
 
@@ -148,7 +156,8 @@ def results_markdown(rows: Rows, notes: Sequence[str] = ()) -> str:
     """
     lines = [*(f"{note}\n" for note in notes)]
     heads = ["method", "scale", "N", "forbidden, %", "KL", "Fréchet distance", "KID ×1000", "precision", "recall"]
-    heads += ["moved", "evaluations"]
+    in_words = any(row.get("obeyed") for row in rows)
+    heads += ["moved", "evaluations", *(["prompt obeyed", "KL of what was left open"] if in_words else [])]
     lines += [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
     for row in rows:
         rate, low, high = (100 * float(row[name]) for name in ("forbidden", "forbidden_low", "forbidden_high"))
@@ -159,6 +168,7 @@ def results_markdown(rows: Rows, notes: Sequence[str] = ()) -> str:
         cells = [row["method"], row["scale"] or "–", row["n"], f"{rate:.2f} ({low:.2f}–{high:.2f})", kl, fd, kid]
         cells += [_number(row, name, ".3f") for name in ("precision", "recall", "invasiveness")]
         cells.append(f"{float(row['evaluations']):.0f}")
+        cells += [_obeyed(row), _number(row, "kl_open", ".3f")] if in_words else []
         lines.append(f"| {' | '.join(cells)} |")
     found = [result for result in equal_safety(rows) if len(result) > 2]
     if found:
@@ -173,6 +183,10 @@ def results_markdown(rows: Rows, notes: Sequence[str] = ()) -> str:
             values = [f"{result[name]:.3f}" if name in result else "–" for name in MEASURES]
             lines.append(f"| {result['method']} | {100 * result['forbidden']:g} | {' | '.join(values)} |")
     return "\n".join(lines) + "\n"
+
+
+def _obeyed(row: Mapping[str, str]) -> str:
+    return _number(row, "obeyed", ".1%")
 
 
 def _rate(row: Mapping[str, str]) -> float:

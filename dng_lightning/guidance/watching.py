@@ -2,15 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dng_lightning.calibration import CalibratedTracker
 from dng_lightning.guidance.base import Guidance, Guided, Needs, Predictions, Step
-from dng_lightning.guidance.dynamic_negative import DynamicNegativeGuidance
+from dng_lightning.guidance.unguided import Unguided
 from dng_lightning.schedule import NoiseSchedule
 
+UNGUIDED = Unguided()
 GATHERER = CalibratedTracker([[0.0, 1.0, 0.0]])  # its points are of no account: only evidence is asked of it
 
 
@@ -21,9 +23,11 @@ class Watching(Guidance):
     Attributes:
         guidances: those whose trackers look on, at least one. Their scale and own_push say nothing here, where no image
             is pushed.
+        unguided: what the images are drawn by.
     """
 
-    guidances: Sequence[DynamicNegativeGuidance]
+    guidances: Sequence[Guidance]
+    unguided: Guidance = UNGUIDED
 
     def on(self, schedule: NoiseSchedule) -> "Watching":
         """Each of them on the schedule."""
@@ -32,21 +36,24 @@ class Watching(Guidance):
     @property
     def needs(self) -> Needs:
         """The most that one of them asks for."""
-        return Needs(divergence=max(guidance.divergence for guidance in self.guidances))
+        each = [self.unguided.needs, *(guidance.needs for guidance in self.guidances)]
+        return Needs(
+            null=any(needs.null for needs in each),
+            wanted=any(needs.wanted for needs in each),
+            divergence=max(needs.divergence or 0 for needs in each),
+        )
 
-    def start(self, x_T: Tensor, classes: int) -> list[Tensor]:
+    def start(self, x_T: Tensor, classes: int) -> list[Any]:
         """What each tracker starts from."""
         return [guidance.start(x_T, classes) for guidance in self.guidances]
 
-    def guide(self, predictions: Predictions, state: list[Tensor], step: Step) -> Guided:
-        """The base prediction; the posteriors of the first guidance, then of the second, and so on, (B, W K)."""
-        base, pairs = predictions.base, zip(self.guidances, state, strict=True)
-        log_p = torch.cat([guidance.tracker.log_posterior(s, step.t) for guidance, s in pairs], 1)
-        return Guided(base, base.new_zeros(len(base)), log_p.exp())
+    def guide(self, predictions: Predictions, state: list[Any], step: Step) -> Guided:
+        """The unguided prediction; the posteriors of the first guidance, then of the second, and so on, (B, W K)."""
+        each = [guidance.guide(predictions, s, step) for guidance, s in zip(self.guidances, state, strict=True)]
+        posterior = torch.cat([guided.posterior for guided in each if guided.posterior is not None], 1)
+        return replace(self.unguided.guide(predictions, None, step), posterior=posterior)
 
-    def observe(
-        self, state: list[Tensor], step: Step, x_t: Tensor, x_s: Tensor, predictions: Predictions
-    ) -> list[Tensor]:
+    def observe(self, state: list[Any], step: Step, x_t: Tensor, x_s: Tensor, predictions: Predictions) -> list[Any]:
         """What each tracker knows after the step."""
         pairs = zip(self.guidances, state, strict=True)
         return [guidance.look_on(s, step, x_t, x_s, predictions) for guidance, s in pairs]

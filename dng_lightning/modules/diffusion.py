@@ -4,17 +4,15 @@ from typing import Self
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Generator, Tensor, nn
 
 from dng_lightning.errors import SettingError
 from dng_lightning.modules import pretrained
-from dng_lightning.modules.optimization import check_schedule, configure
-from dng_lightning.modules.trained import TrainedModule
+from dng_lightning.modules.denoising import DenoisingModule
 from dng_lightning.schedule import LinearSchedule, NoiseSchedule, Prediction
 
 
-class DiffusionModule(TrainedModule):
+class DiffusionModule(DenoisingModule):
     """Learns to predict the noise; what a checkpoint of it holds is all that sampling needs.
 
     Args:
@@ -42,22 +40,16 @@ class DiffusionModule(TrainedModule):
         scheduler: LRSchedulerCallable | None = None,
         compile: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(schedule or LinearSchedule(), prediction, snr_gamma, optimizer, scheduler)
         self.keep_hyperparameters("net", "schedule", "optimizer", "scheduler")
         if not 0 <= condition_dropout <= 1:
             raise SettingError(f"condition_dropout must be between 0 and 1; got {condition_dropout}")
-        if snr_gamma is not None and not snr_gamma > 0:
-            raise SettingError(f"snr_gamma must be above 0, or null; got {snr_gamma}")
         if not isinstance(getattr(net, "num_classes", None), int):
             raise SettingError(
                 f"{type(net).__name__} has no num_classes; wrap it in networks.DiffusersNetwork or alike"
             )
         self.net = net.to(memory_format=torch.channels_last)
-        self.schedule = schedule or LinearSchedule()
-        self.prediction: Prediction = prediction
-        self.condition_dropout, self.snr_gamma = condition_dropout, snr_gamma
-        self.optimizer, self.scheduler = optimizer, scheduler
-        self.compile_net = compile
+        self.condition_dropout, self.compile_net = condition_dropout, compile
 
     @classmethod
     def load(cls, name: str) -> Self:
@@ -127,33 +119,6 @@ class DiffusionModule(TrainedModule):
         target = self.schedule.target(images, t, noise, self.prediction)
         return (output - target).square().flatten(1).mean(1), t
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """One step of the loss, the levels weighed as asked."""
-        losses, t = self.losses(*batch)
-        if self.snr_gamma is not None:
-            losses = losses * self.schedule.min_snr_weight(t, self.snr_gamma, self.prediction)
-        loss = losses.mean()
-        self.log("train/loss", loss, prog_bar=True)
-        return loss
-
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """The loss on held-out images, at the same levels and noise each time, whole and by quarter of the levels."""
-        self._evaluate(batch, batch_idx, "val")
-
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """The loss on the test images, as in validation."""
-        self._evaluate(batch, batch_idx, "test")
-
-    def _evaluate(self, batch: tuple[Tensor, Tensor], batch_idx: int, stage: str) -> None:
-        seed = batch_idx * self.trainer.world_size + self.global_rank
-        losses, t = self.losses(*batch, generator=Generator(self.device).manual_seed(seed))
-        self.log(f"{stage}/loss", losses.mean(), batch_size=len(losses), sync_dist=True, prog_bar=True)
-        self.log_by_level(f"{stage}/loss_t", losses, t, self.schedule.T)
-
-    def on_train_start(self) -> None:
-        """Refuse a run that outlives its learning-rate schedule."""
-        check_schedule(self)
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The injected optimiser and schedule."""
-        return configure(self, self.optimizer, self.scheduler)
+    def batch_losses(self, batch: tuple[Tensor, Tensor], generator: Generator | None) -> tuple[Tensor, Tensor]:
+        """See ``losses``."""
+        return self.losses(*batch, generator)

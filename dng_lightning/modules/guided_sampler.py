@@ -64,7 +64,6 @@ class GuidedSampler(ImageSampler):
 
     Attributes:
         beside: the checkpoint that a calibration of the guidance lies beside.
-        todo: the passes that ``dng test`` makes; a callback may leave out or change some.
 
     Raises:
         SettingError: a checkpoint cannot be used, a class is unknown to it, or a setting is out of its range.
@@ -97,7 +96,7 @@ class GuidedSampler(ImageSampler):
         self.model.schedule.levels(steps)  # refuses too many steps now, not after minutes
         negatives = [DiffusionModule.load(name) for name in negative_checkpoints or []]
         self.negatives = torch.nn.ModuleList(negatives)
-        self.classifier = ClassifierModule.load(classifier) if classifier else None
+        self.classifier: ClassifierModule | None = ClassifierModule.load(classifier) if classifier else None
         name_classes(self.model, [*negatives, *([self.classifier] if self.classifier else [])], checkpoint)
         self.image_shape, self.class_names = self.model.image_shape, self.model.class_names
         seen = self.model.seen_classes
@@ -129,6 +128,11 @@ class GuidedSampler(ImageSampler):
                 if network is not None:
                     network.net.compile()
         self.todo = self.passes()
+
+    @property
+    def folder(self) -> Path:
+        """See ``ImageSampler.folder``."""
+        return pretrained.find(self.checkpoint).parent
 
     def predictor(self, guidance: Guidance | None = None) -> Predictor:
         """The predictor over the loaded networks.
@@ -178,14 +182,6 @@ class GuidedSampler(ImageSampler):
         if self.retrained:
             passes.append(Pass("Retrained", Unguided(), True, self.retrained_name))
         return passes
-
-    def on_test_start(self) -> None:
-        """Show the progress, all guidances together."""
-        self.start_bar()
-
-    def on_test_end(self) -> None:
-        """Stop showing it."""
-        self.close_bar()
 
     def test_step(self, batch: Tensor, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Samples]:
         """The images of a batch of seeds, drawn as the pass says."""

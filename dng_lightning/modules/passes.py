@@ -26,8 +26,8 @@ class Pass:
 
     @property
     def scale(self) -> float | None:
-        """The guidance's scale; None where it has none."""
-        return scale_of(self.guidance)
+        """The guidance's scale; None where it has none, and for a reference."""
+        return scale_of(self.guidance) if self._is_method else None
 
     @property
     def label(self) -> str:
@@ -37,6 +37,9 @@ class Pass:
     @property
     def settings(self) -> str:
         """The guidance's full configuration, or the reference's name, and its own checkpoint, as JSON."""
-        is_method = self.method == named(self.guidance)
-        own: dict[str, Any] = json.loads(settings(self.guidance)) if is_method else {"class": self.method}
+        own: dict[str, Any] = json.loads(settings(self.guidance)) if self._is_method else {"class": self.method}
         return json.dumps(own | ({"checkpoint": self.checkpoint} if self.checkpoint else {}))
+
+    @property
+    def _is_method(self) -> bool:
+        return self.method == named(self.guidance)

@@ -31,7 +31,7 @@ class TrainedModule(LightningModule):
     """A LightningModule whose checkpoint says what it was trained on, and needs no code to be read.
 
     Attributes:
-        net: the network, with an attribute ``num_classes``.
+        net: the network; an attribute ``num_classes`` says how many classes it is told or gives, if there is one.
         image_shape: (C, H, W) of its images.
         class_names: the data set's classes; a label is an index into them.
         seen_classes: the labels that it was trained on (all of them, unless the data were filtered).
@@ -74,10 +74,10 @@ class TrainedModule(LightningModule):
         self.image_shape = tuple(data.image_shape)
         self.class_names = tuple(data.class_names)
         self.seen_classes = tuple(data.seen_classes)
-        if self.net.num_classes not in (0, len(self.class_names)):
+        classes = getattr(self.net, "num_classes", 0)
+        if classes not in (0, len(self.class_names)):
             raise SettingError(
-                f"the network has {self.net.num_classes} classes, the data have {len(self.class_names)}: "
-                "set its num_classes"
+                f"the network has {classes} classes, the data have {len(self.class_names)}: set its num_classes"
             )
 
     def log_by_level(self, name: str, values: Tensor, t: Tensor, T: int) -> None:

@@ -1,8 +1,6 @@
 """Latent text-to-image models in diffusers' format: Stable Diffusion 1.x and 2.x, and SDXL."""
 
-import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -11,6 +9,7 @@ from torch import Tensor, nn
 
 from dng_lightning.errors import SettingError
 from dng_lightning.modules import pretrained
+from dng_lightning.text_to_image.extra import libraries, quiet
 from dng_lightning.text_to_image.prompts import Prompts
 
 Precision = Literal["fp32", "bf16"]
@@ -30,6 +29,7 @@ class TextToImageModel(nn.Module):
 
     Args:
         pipeline: a ``StableDiffusionPipeline`` or ``StableDiffusionXLPipeline`` of diffusers'.
+        frozen: take its networks for use alone; else they are left as they are, to be trained on.
 
     Attributes:
         schedule: its noise levels.
@@ -40,7 +40,7 @@ class TextToImageModel(nn.Module):
             tokenizer is not the text encoder's.
     """
 
-    def __init__(self, pipeline: Any) -> None:
+    def __init__(self, pipeline: Any, frozen: bool = True) -> None:
         super().__init__()
         self.unet, self.vae = pipeline.unet, pipeline.vae
         self.encoders = [pipeline]  # in a list, so that they stay where they are: they are needed but once
@@ -51,7 +51,8 @@ class TextToImageModel(nn.Module):
             raise SettingError("its U-Net takes or gives more than latents (inpainting, depth, a variance)")
         if pipeline.tokenizer.model_max_length > pipeline.text_encoder.config.max_position_embeddings:
             raise SettingError("its tokenizer is missing, or reads longer texts than its text encoder")
-        self.eval().requires_grad_(False)
+        if frozen:
+            self.eval().requires_grad_(False)
 
     @classmethod
     def load(cls, name: str, precision: Precision = "fp32") -> "TextToImageModel":
@@ -67,7 +68,7 @@ class TextToImageModel(nn.Module):
         """
         if precision not in DTYPES:
             raise SettingError(f"precision must be fp32 or bf16; got {precision}")
-        diffusers = _diffusers()
+        diffusers = libraries()
         folder = pretrained.find(name, "DiffusionPipeline", UNUSED).parent
         try:
             kind = diffusers.DiffusionPipeline.load_config(folder).get("_class_name")
@@ -167,33 +168,3 @@ class TextToImageModel(nn.Module):
 
 def _short(text: str) -> str:
     return text if len(text) <= 60 else f"{text[:40]}...{text[-17:]}"
-
-
-def _diffusers() -> Any:
-    try:
-        import diffusers  # an extra, and slow to import
-        import transformers  # noqa: F401  # what diffusers' text encoders are
-    except ImportError as error:
-        raise SettingError("text-to-image needs an extra: pip install 'dng-lightning[text-to-image]'") from error
-    return diffusers
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without a progress bar for each part that is read, and what the libraries say of long prompts."""
-    import diffusers
-    import transformers
-
-    for library in (diffusers, transformers):
-        library.utils.logging.disable_progress_bar()
-    loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
-    before = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        yield
-    finally:
-        for library in (diffusers, transformers):
-            library.utils.logging.enable_progress_bar()
-        for logger, level in zip(loggers, before, strict=True):
-            logger.setLevel(level)

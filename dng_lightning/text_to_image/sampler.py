@@ -1,8 +1,13 @@
 """Sampling from a text-to-image model without what the negative prompts name."""
 
+from pathlib import Path
+
 from torch import Tensor
 
+from dng_lightning.data.captioned_digits import CaptionedDigits
 from dng_lightning.errors import SettingError
+from dng_lightning.evaluation.asked import Asked
+from dng_lightning.evaluation.kinds import Kinds
 from dng_lightning.guidance import (
     ClassifierFreeGuidance,
     DynamicNegativeGuidance,
@@ -17,10 +22,12 @@ from dng_lightning.observation import WithObserver
 from dng_lightning.predictors import Predictor
 from dng_lightning.sampling import Sampler
 from dng_lightning.schedule import Variance
+from dng_lightning.text_to_image.judge import PromptJudge
 from dng_lightning.text_to_image.model import Precision, TextToImageModel
 from dng_lightning.text_to_image.observers import PromptObserver
 from dng_lightning.text_to_image.predictor import TextPredictor
 from dng_lightning.text_to_image.prompts import check_told, texts_of
+from dng_lightning.text_to_image.reader import AttributeReader
 
 FREE = ClassifierFreeGuidance(scale=7.5)  # Stable Diffusion's usual scale
 SWAPPED = SwappedNegative(scale=7.5)  # what diffusers' pipelines do with a negative prompt, on that scale
@@ -32,14 +39,15 @@ AUTHORS = PositiveAndNegative(
 
 
 class TextToImageSampler(ImageSampler):
-    """Draws images of a prompt, guided away from the negative prompts; for ``dng predict``.
+    """Draws images of a prompt, guided away from the negative prompts; for ``dng predict`` and ``dng test``.
 
     Args:
         checkpoint: the model: a folder in diffusers' format, or one of the Hugging Face hub.
         prompt: what to show; of several, each in turn, by the seed.
         negative_prompt: what to avoid, one text or several; null for nothing.
-        guidance: the method; None for Dynamic Negative Guidance with classifier-free guidance on both branches, as the
-            authors set it, or, where there is nothing to avoid, for ``unguided``.
+        guidance: the method of ``dng predict``; None for Dynamic Negative Guidance with classifier-free guidance on
+            both branches, as the authors set it, or, where there is nothing to avoid, for ``unguided``.
+        guidances: the methods that ``dng test`` compares on the same seeds; None for ``guidance`` alone.
         unguided: the method that knows no negative prompt, for the images that it is compared with; None for
             classifier-free guidance of scale 7.5.
         compared: further methods to compare them with; None for negative prompting as diffusers' pipelines do it, of
@@ -51,10 +59,14 @@ class TextToImageSampler(ImageSampler):
         width: the same.
         precision: of the U-Net and the text encoders, "fp32" or "bf16".
         save_memory: attend in slices, decode images one by one and in tiles; slower.
-        observer: looks at the images for a guidance that asks which negative prompts are emerging; None for the others.
+        observer: looks at the images for a guidance that asks which negative prompts are emerging; None for the
+            ``reader``, if there is one.
+        reader: classifiers that say what images of coloured digits show, see ``AttributeReader.load``: they label the
+            images of one prompt; None for no labels.
+        compile: compile the U-Net (needs a C++ compiler on CPUs); pays from some hundred images on.
 
     Raises:
-        SettingError: the checkpoint cannot be used, or a setting is out of its range.
+        SettingError: the checkpoint or the reader cannot be used, or a setting is out of its range.
     """
 
     def __init__(
@@ -63,6 +75,7 @@ class TextToImageSampler(ImageSampler):
         prompt: str | list[str] = "",
         negative_prompt: str | list[str] | None = None,
         guidance: Guidance | None = None,
+        guidances: list[Guidance] | None = None,
         unguided: Guidance | None = None,
         compared: list[Guidance] | None = None,
         steps: int = 50,
@@ -73,6 +86,8 @@ class TextToImageSampler(ImageSampler):
         precision: Precision = "fp32",
         save_memory: bool = False,
         observer: PromptObserver | None = None,
+        reader: str | None = None,
+        compile: bool = False,
     ) -> None:
         super().__init__(Sampler(steps, eta, variance))
         wanted, negative = texts_of(prompt, negative_prompt)
@@ -80,41 +95,79 @@ class TextToImageSampler(ImageSampler):
         given = guidance or (AUTHORS if negative else self.unguided)
         self.model = TextToImageModel.load(checkpoint, precision)
         usual: list[Guidance] = [SWAPPED] if negative else []
-        index = pretrained.find(checkpoint)
-        self.guidance = given.beside(index)
-        self.compared = [method.beside(index) for method in (usual if compared is None else compared)]
+        found = pretrained.find(checkpoint, "DiffusionPipeline")
+        self.checkpoint, self.home = checkpoint, found.parent
+        self.guidance = given.beside(found)
+        self.guidances = [method.beside(found) for method in guidances or []] or [self.guidance]
+        self.compared = [method.beside(found) for method in (usual if compared is None else compared)]
         self.schedule, self.chain_shape = self.model.schedule, self.model.latent_shape(height, width)
         self.schedule.levels(steps)  # refuses too many steps now, not after minutes
-        for method, setting in ((self.guidance, "guidance"), *((method, "compared") for method in self.compared)):
-            check_told(method, observer is not None)
+        looked_at = observer is not None or reader is not None
+        avoiding = {"guidance": [self.guidance], "guidances": self.guidances, "compared": self.compared}
+        for setting, method in ((setting, method) for setting, methods in avoiding.items() for method in methods):
+            check_told(method, looked_at)
             if method.needs.avoids and not negative:
                 raise SettingError(f"{named(method)} avoids something: set negative_prompt, or {setting} to null")
             method.start(Tensor(1, *self.chain_shape), len(negative))  # refuses priors that do not fit
         if len(set(map(titled, self.compared))) < len(self.compared):
             raise SettingError("compared names a method twice: give them other scales, by which they are told apart")
-        check_told(self.unguided, observer is not None)
+        check_told(self.unguided, looked_at)
         if self.unguided.needs.avoids:
             raise SettingError(f"unguided is {named(self.unguided)}, which avoids something: name another")
         self.prompts = self.model.encode(wanted, negative)
         self.class_names, self.forbidden = (*wanted, *negative, ""), self.prompts.forbidden
-        self.wanted, self.classifier = list(range(len(wanted))), None
+        self.wanted = list(range(len(wanted)))
+        pixels = self.model.pixels
+        self.image_shape = (self.model.vae.config.out_channels, *(pixels * side for side in self.chain_shape[1:]))
+        self.classifier: PromptJudge | None = self._judge(reader, wanted, negative)
+        self.classifier_name = f"{Path(reader or '').name}-reader"
         self.observer = observer
         if observer is not None:
-            _, rows, columns = self.chain_shape
-            observer.check(negative, (3, rows * self.model.pixels, columns * self.model.pixels))
+            observer.check(negative, self.image_shape)
         if save_memory:
             self.model.save_memory()
+        if compile:
+            self.model.unet.compile()
+        self.todo = self.passes()
+
+    def _judge(self, reader: str | None, wanted: list[str], negative: list[str]) -> PromptJudge | None:
+        """Who says what is in the images, if anybody."""
+        if not (reader and negative):
+            return None
+        if len(wanted) > 1:
+            raise SettingError("a reader judges images by one prompt: give one, or set reader to null")
+        if self.image_shape != CaptionedDigits.image_shape:
+            raise SettingError(f"a reader knows images of {CaptionedDigits.image_shape}, not {self.image_shape}")
+        return PromptJudge(AttributeReader.load(reader), Asked.in_words(wanted[0], negative))
+
+    @property
+    def folder(self) -> Path:
+        """See ``ImageSampler.folder``."""
+        return self.home
+
+    @property
+    def kinds(self) -> Kinds:
+        """What the prompts are about, if a reader can tell."""
+        return self.classifier.asked if self.classifier else super().kinds
+
+    def judged(self, images: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """See ``ImageSampler.judged``."""
+        return self.classifier.judge(images) if self.classifier else (None, None, None)
 
     def predictor(self, guidance: Guidance | None = None) -> Predictor:
         """See ``ImageSampler.predictor``."""
-        predictor, observer = TextPredictor(self.model, self.prompts.to(self.device)), self.observer
-        if observer is None or not (guidance or self.guidance).needs.observed:
-            return predictor
+        predictor: Predictor = TextPredictor(self.model, self.prompts.to(self.device))
+        if (guidance or self.guidance).needs.observed:
+            predictor = WithObserver(predictor, self._observe, self.schedule)
+        return predictor
 
-        def observe(x0_hat: Tensor) -> Tensor:
-            return observer.probabilities(self.decoded(x0_hat).clamp(-1, 1), self.prompts.negative)
-
-        return WithObserver(predictor, observe, self.schedule)
+    def _observe(self, x0_hat: Tensor) -> Tensor:
+        """The probability that the decoded images show what each negative prompt names, (B, K)."""
+        images = self.decoded(x0_hat).clamp(-1, 1)
+        if self.observer is not None:
+            return self.observer.probabilities(images, self.prompts.negative)
+        assert self.classifier
+        return self.classifier.emerging(images)
 
     def decoded(self, x_0: Tensor) -> Tensor:
         """What the model's decoder makes of the latents."""

@@ -72,7 +72,8 @@ def test_the_folder_of_a_shipped_checkpoint_is_such_a_folder():
     assert all(torch.equal(loaded.state_dict()[name], weight) for name, weight in stored["state_dict"].items())
     for name in shipped.checkpoints():
         beside = {path.name for path in shipped.checkpoint(name).parent.iterdir()}
-        assert {"model.ckpt", "config.yaml", "metrics.json"} <= beside, name
+        assert {"config.yaml", "metrics.json"} <= beside, name
+        assert beside & {"model.ckpt", "model_index.json"}, name
 
 
 def test_a_resumed_training_that_had_ended_keeps_the_export(tiny_checkpoint: Path, tmp_path: Path):

@@ -87,6 +87,18 @@ def test_labels_of_one_attribute(label: str, mnist_root: Path):
     assert labels.equal(everything.attributes[:, list(VALUES).index(label)])
 
 
+def test_labels_of_a_combination(mnist_root: Path):
+    data = ready(mnist_root, label=["digit", "colour"], only=Attributes(thickness="thin", colour="blue"))
+    assert (len(data.class_names), data.class_names[7 * 7 + 5]) == (70, "7 blue")
+    assert data.seen_classes == [7 * digit + 5 for digit in range(10)]
+    assert len(data.pictures) == 40
+    _, labels = arrived(data)[0]
+    assert set(labels.tolist()) <= set(data.seen_classes)
+    everything = arrived(ready(mnist_root, label=["digit", "colour"]))[0][1]
+    attributes = arrived(ready(mnist_root))[0].attributes
+    assert everything.equal(7 * attributes[:, 0] + attributes[:, 1])
+
+
 def test_workers_change_nothing(mnist_root: Path):
     alone, workers = (arrived(ready(mnist_root, num_workers=workers), "val")[0] for workers in (0, 1))
     assert alone.images.equal(workers.images)
@@ -208,6 +220,8 @@ def test_seen_classes_are_those_of_the_label():
     ("settings", "message"),
     [
         ({"label": "size"}, "data.label is 'size': give all, caption, digit, colour"),
+        ({"label": []}, r"data.label is \[\]: give all, caption, digit.* or a list of these"),
+        ({"label": ["digit", "digit"]}, "data.label is"),
         ({"only": Attributes(1), "without": Attributes(2)}, "exclude each other"),
         ({"without": Attributes()}, "data.without leaves no picture"),
         ({"only": []}, "data.only leaves no picture"),

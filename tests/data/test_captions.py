@@ -4,7 +4,7 @@ from random import Random
 import pytest
 
 from dng_lightning.data.attributes import BACKGROUNDS, COLOURS, EVERY, VALUES, Attributes
-from dng_lightning.data.captions import GRAMMAR, MOST_WORDS, VOCABULARY, WORDS, caption, mentioned, prompt
+from dng_lightning.data.captions import GRAMMAR, MOST_WORDS, VOCABULARY, WORDS, caption, mentioned, prompt, understood
 from dng_lightning.errors import SettingError
 
 MEANING = {word: (name, value) for name, values in WORDS.items() for value, words in values.items() for word in words}
@@ -80,6 +80,27 @@ def test_articles():
 )
 def test_prompts(attributes: Attributes, sentence: str):
     assert prompt(attributes) == sentence
+
+
+def test_a_caption_is_understood_as_what_it_was_made_of():
+    for number, picture in enumerate(EVERY):
+        draw = Random(number)
+        said = mentioned(picture, draw)
+        assert understood(caption(said, draw)) == said
+        assert understood(prompt(picture).upper()) == picture
+    assert understood("") == understood("a digit") == Attributes()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a red unicorn", "'a red unicorn' is not understood: pictures of digits know no 'unicorn'"),
+        ("a red 7, blue", "'a red 7, blue' is not understood: it names the colours red and blue"),
+    ],
+)
+def test_what_is_not_understood_is_one_line(text: str, message: str):
+    with pytest.raises(SettingError, match=f"^{message}$"):
+        understood(text)
 
 
 def test_labels_and_covers():

@@ -15,6 +15,7 @@ VALUES = {
     "features": torch.arange(11 * 5.0).view(11, 5) / 7,
     "watched": torch.arange(11 * 2.0).view(11, 2) / 3,
     "way": torch.arange(11 * 6.0).view(11, 3, 2) / 9,
+    "read": torch.arange(11 * 4).view(11, 4) % 7,
 }
 
 

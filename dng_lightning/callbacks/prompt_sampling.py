@@ -1,0 +1,107 @@
+"""Watch, while a text-to-image model trains, what it draws when it is asked for something."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+
+from dng_lightning.data.captions import understood
+from dng_lightning.data.pixels import to_float, to_uint8
+from dng_lightning.errors import SettingError
+from dng_lightning.evaluation import board, plots
+from dng_lightning.guidance import ClassifierFreeGuidance, Guidance
+from dng_lightning.guidance.naming import named
+from dng_lightning.sampling import ImageNoise, Sampler, sample
+from dng_lightning.text_to_image import networks
+from dng_lightning.text_to_image.predictor import TextPredictor
+from dng_lightning.text_to_image.reader import AttributeReader
+from dng_lightning.text_to_image.training import TextToImageModule
+
+
+class PromptSampling(Callback):
+    """Draws images of fixed prompts at fixed seeds during validation, and logs them to TensorBoard, a row a prompt.
+
+    With classifiers of their attributes ``metrics/obeyed`` is the share of the images that are all that their prompt
+    asks for; those that are not have a red frame.
+
+    Args:
+        prompts: what is asked for.
+        guidance: the method, one that knows of nothing forbidden; None for classifier-free guidance of scale 3.
+        every_n_epochs: draw at the validations of each n-th epoch.
+        images: how many of each prompt, from seed 0 on.
+        steps: sampling steps.
+        reader: classifiers of the attributes, see ``AttributeReader.load``; None for pictures only.
+
+    Raises:
+        SettingError: there is nothing to draw, the guidance needs more than prompts, or the classifiers cannot be used
+            or do not understand a prompt.
+    """
+
+    def __init__(
+        self,
+        prompts: list[str],
+        guidance: Guidance | None = None,
+        every_n_epochs: int = 1,
+        images: int = 8,
+        steps: int = 50,
+        reader: str | None = None,
+    ) -> None:
+        if every_n_epochs < 1 or images < 1 or not prompts:
+            raise SettingError("PromptSampling needs prompts, every_n_epochs >= 1 and images >= 1")
+        self.guidance: Guidance = guidance or ClassifierFreeGuidance(3.0)
+        needs = self.guidance.needs
+        if needs.negatives or needs.classifier or needs.observed:
+            raise SettingError(f"PromptSampling has prompts and nothing else: {named(self.guidance)} is not for it")
+        self.prompts, self.every_n_epochs, self.images = list(prompts), every_n_epochs, images
+        self.sampler = Sampler(steps)
+        self.reader = AttributeReader.load(reader) if reader else None
+        self.asked = [understood(prompt) for prompt in self.prompts] if reader else []
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse more steps than levels before the training, not after its first epoch."""
+        assert isinstance(pl_module, TextToImageModule)
+        pl_module.schedule.levels(self.sampler.steps)
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Draw and log, once a validation."""
+        due = (trainer.current_epoch + 1) % self.every_n_epochs == 0
+        if batch_idx or dataloader_idx or not due or trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        assert isinstance(pl_module, TextToImageModule)
+        if pl_module.scale is None:  # nothing was trained
+            return
+        with networks.eager(pl_module.compile_net):
+            images = self._draw(pl_module)
+        obeyed = self._obeyed(images)
+        if obeyed:
+            pl_module.log("metrics/obeyed", sum(obeyed) / len(obeyed), batch_size=len(obeyed))
+        if (writer := board.board_of(trainer)) is not None:
+            wrong = [not right for right in obeyed] or None
+            writer.add_image(
+                "samples/prompts", plots.framed_grid(images.cpu(), wrong, self.images), trainer.global_step
+            )
+            writer.flush()
+
+    def _draw(self, module: TextToImageModule) -> Tensor:
+        """The images of each prompt, of the same seeds on every device, uint8."""
+        model, seeds = module.model(), list(range(self.images)) * len(self.prompts)
+        predictor = TextPredictor(model, model.encode(self.prompts).to(module.device))
+        noise = ImageNoise(seeds, model.latent_shape(), module.device)
+        wanted = torch.arange(len(self.prompts), device=module.device).repeat_interleave(self.images)
+        latents = sample(predictor, self.guidance, module.schedule, noise, self.sampler, wanted)
+        return to_uint8(model.decode(latents))
+
+    def _obeyed(self, images: Tensor) -> Sequence[bool]:
+        """Whether each image is all that its prompt asks for; empty if nobody can say."""
+        if self.reader is None:
+            return []
+        read = self.reader.to(images.device).read(to_float(images))
+        return [
+            all(int(row[self.reader.names.index(name)]) == label for name, label in asked.labels().items())
+            for row, asked in zip(read, (a for a in self.asked for _ in range(self.images)), strict=True)
+        ]

@@ -1,0 +1,125 @@
+"""What is asked of a model of coloured digits in words, and how far its images are that.
+
+The kinds of images are the values of the attributes that the negative prompts name, or their combinations. Where prompt
+and negative prompts contradict each other the negative ones count: of "a red seven" without "red" a seven is left, of
+any other colour.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from dng_lightning.data.attributes import EVERY, VALUES, Attributes
+from dng_lightning.data.captioned_digits import CaptionedDigits, joint, joint_names
+from dng_lightning.data.captions import understood
+from dng_lightning.errors import SettingError
+from dng_lightning.evaluation.kinds import Kinds
+from dng_lightning.evaluation.metrics import kl_divergence, wilson_interval
+
+if TYPE_CHECKING:
+    from dng_lightning.data.base import ImageDataModule
+
+
+@dataclass(frozen=True)
+class Asked(Kinds):
+    """The kinds of images that a prompt and some negative prompts are about.
+
+    Attributes:
+        avoided: the attributes that the negative prompts name, in the order of ``VALUES``.
+        negatives: what each of them names.
+        obeys: what an image must be to obey the prompt.
+        open: the attributes that nothing was said of.
+    """
+
+    avoided: tuple[str, ...]
+    negatives: tuple[Attributes, ...]
+    obeys: Attributes
+    open: tuple[str, ...]
+
+    @classmethod
+    def in_words(cls, prompt: str, negative: Sequence[str]) -> "Asked":
+        """What is meant.
+
+        Raises:
+            SettingError: words are not understood, or a negative prompt names no value of an attribute.
+        """
+        wanted, negatives = understood(prompt), tuple(map(understood, negative))
+        for text, named in zip(negative, negatives, strict=True):
+            if not named.named():
+                raise SettingError(f"the negative prompt {text!r} names nothing that a digit's picture can be without")
+        avoided = tuple(name for name in VALUES if any(name in named.named() for named in negatives))
+        kinds = [
+            _picture(dict(zip(avoided, values, strict=True))) for values in product(*(VALUES[name] for name in avoided))
+        ]
+        forbidden = [label for label, kind in enumerate(kinds) if any(named.covers(kind) for named in negatives)]
+        said = wanted.named()
+        there = _picture({name: value for name, value in said.items() if name in avoided})
+        left = [label for label, kind in enumerate(kinds) if label not in forbidden]
+        agreeing = [label for label in left if there.covers(kinds[label])]
+        elsewhere = _picture({name: value for name, value in said.items() if name not in avoided})
+        return cls(
+            names=joint_names(avoided),
+            forbidden=tuple(forbidden),
+            retained=tuple(agreeing or left),
+            avoided=avoided,
+            negatives=negatives,
+            obeys=wanted if agreeing else elsewhere,
+            open=tuple(name for name in VALUES if name not in avoided and name not in said),
+        )
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Share that obeys the prompt with its Wilson interval, and the balance of the attributes left open."""
+        return ("obeyed", "obeyed_low", "obeyed_high", "kl_open")
+
+    def labels(self, read: Tensor) -> Tensor:
+        """The kind of each image, (N,).
+
+        Args:
+            read: labels of all attributes, (N, 4).
+        """
+        return joint(read, self.avoided)
+
+    def obeyed(self, read: Tensor) -> Tensor:
+        """Whether each image is what its prompt asks for, bool (N,); ``read`` as for ``labels``."""
+        right = torch.ones_like(read[:, 0], dtype=torch.bool)
+        for name, label in self.obeys.labels().items():
+            right &= read[:, list(VALUES).index(name)] == label
+        return right
+
+    def measures(self, read: Tensor) -> dict[str, float | None]:
+        """The ``columns``; the balance is the mean KL(even ‖ generated) of what is open, None if nothing is."""
+        hits, n = int(self.obeyed(read).sum()), len(read)
+        low, high = wilson_interval(hits, n)
+        counts = {
+            name: torch.bincount(read[:, list(VALUES).index(name)], minlength=len(VALUES[name])).tolist()
+            for name in self.open
+        }
+        balance = sum(map(kl_divergence, counts.values())) / len(counts) if counts and n else None
+        return {"obeyed": hits / n if n else None, "obeyed_low": low, "obeyed_high": high, "kl_open": balance}
+
+    def check_real(self, data: "ImageDataModule") -> None:
+        """Refuse other pictures than those that the prompt allows, but for what the negative prompts name.
+
+        Raises:
+            SettingError: they are others, or are labelled by something else.
+        """
+        fixed = {name: value for name, value in self.obeys.named().items() if name not in self.avoided}
+        allowed = [picture for picture in EVERY if _picture(fixed).covers(picture)]
+        if isinstance(data, CaptionedDigits) and tuple(data.labelled) == self.avoided and data.pictures == allowed:
+            return
+        label = self.avoided[0] if len(self.avoided) == 1 else f"[{', '.join(self.avoided)}]"
+        only = ", ".join(f"{name}: {value}" for name, value in fixed.items())
+        raise SettingError(
+            f"these prompts ask for other real images: set data.real to CaptionedDigits, its label to {label} "
+            f"and its only to {f'{{{only}}}' if only else 'null'}"
+        )
+
+
+def _picture(values: dict[str, str]) -> Attributes:
+    digit = values.get("digit")
+    return Attributes(None if digit is None else int(digit), *(values.get(name) for name in list(VALUES)[1:]))

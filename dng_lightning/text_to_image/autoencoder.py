@@ -1,0 +1,131 @@
+"""Training of the autoencoder whose latents a small text-to-image model draws in."""
+
+from typing import Any
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Generator, Tensor
+
+from dng_lightning.data.captioned_digits import Captioned
+from dng_lightning.errors import SettingError
+from dng_lightning.modules.optimization import check_schedule, configure
+from dng_lightning.modules.trained import TrainedModule
+from dng_lightning.text_to_image import networks
+from dng_lightning.text_to_image.reader import AttributeReader
+
+
+class AutoencoderModule(TrainedModule):
+    """Learns latents that images can be drawn from again: diffusers' ``AutoencoderKL``, without an adversary.
+
+    What is made small is the mean absolute error of a pixel, in [0, 2], plus ``kl_weight`` times the mean divergence of
+    a latent from the standard normal, in nats.
+
+    Args:
+        net: settings of ``AutoencoderKL``; its blocks follow from ``block_out_channels``, each level after the first
+            halves the sides.
+        kl_weight: see above, >= 0; the more, the less a small error of a latent shows.
+        reader: classifiers that validation asks whether drawn again a picture still shows what it is of, see
+            ``AttributeReader.load``; None for none.
+        optimizer: makes the optimiser from the parameters.
+        scheduler: makes the learning-rate schedule, stepped at each training step; None for a constant rate.
+        compile: compile the network (needs a C++ compiler on CPUs).
+
+    Raises:
+        SettingError: the settings do not make a network, or the extra ``text-to-image`` is not installed.
+    """
+
+    net: Any  # an AutoencoderKL
+
+    def __init__(
+        self,
+        net: dict[str, Any],
+        kl_weight: float = 0.001,
+        reader: str | None = None,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        scheduler: LRSchedulerCallable | None = None,
+        compile: bool = False,
+    ) -> None:
+        super().__init__()
+        self.keep_hyperparameters("optimizer", "scheduler")
+        if not 0 <= kl_weight < float("inf"):
+            raise SettingError(f"kl_weight must be at least 0 and finite; got {kl_weight}")
+        self.net = networks.autoencoder(net)
+        self.kl_weight, self.reader, self.compile_net = kl_weight, reader, compile
+        self.optimizer, self.scheduler = optimizer, scheduler
+        self.readers: list[AttributeReader] = []  # in a list, so that it is neither averaged nor stored
+
+    def setup(self, stage: str) -> None:
+        """Take over the facts about the data; load the classifiers, and compile the network if asked.
+
+        Raises:
+            SettingError: the data's images are of another size, or the classifiers cannot be used.
+        """
+        super().setup(stage)
+        self.readers = [AttributeReader.load(self.reader)] if self.reader else []
+        if not hasattr(self, "image_shape"):  # no datamodule of ours
+            return
+        config, (channels, *sides) = self.net.config, self.image_shape
+        if (config.in_channels, config.out_channels) != (channels,) * 2 or set(sides) != {config.sample_size}:
+            raise SettingError(
+                f"the network is for {config.in_channels} channels of {config.sample_size}x{config.sample_size}, the "
+                f"images have {channels} of {sides[0]}x{sides[1]}: set net.in_channels, out_channels and sample_size"
+            )
+        if self.compile_net and stage == "fit":
+            self.net.encoder.compile()
+            self.net.decoder.compile()
+
+    def forward(self, images: Tensor, generator: Generator | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Draw images again from latents that are drawn themselves.
+
+        Args:
+            images: (B, C, H, W) in [-1, 1].
+            generator: of the latents' draws; None for torch's global one.
+
+        Returns:
+            The images, fp32, of the shape of ``images``; the latents, and their divergence from the standard normal in
+            nats, (B, latent channels, h, w).
+        """
+        mean, deviation = networks.moments(self.net, images)
+        noise = torch.randn(mean.shape, device=mean.device, generator=generator)
+        latents = mean + deviation * noise
+        again: Tensor = self.net.decode(latents).sample
+        divergence = (mean.square() + deviation.square() - 1) / 2 - deviation.log()
+        return again.float(), latents, divergence
+
+    def training_step(self, batch: Captioned | tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """One step of the loss."""
+        images = batch[0]
+        again, _, divergence = self(images)
+        loss: Tensor = (again - images).abs().mean() + self.kl_weight * divergence.mean()
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(images))
+        return loss
+
+    def validation_step(self, batch: Captioned | tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Log the loss, the errors, the latents' variance, and the share of each attribute that is still read right."""
+        images = batch[0]
+        generator = Generator(self.device).manual_seed(batch_idx * self.trainer.world_size + self.global_rank)
+        with torch.autocast(images.device.type, enabled=False), networks.eager(self.compile_net):
+            again, latents, divergence = self(images, generator)
+        absolute, squared = (again - images).abs().mean(), (again - images).square().mean()
+        measures = {
+            "loss": absolute + self.kl_weight * divergence.mean(),
+            "absolute_error": absolute,
+            "squared_error": squared,
+            "kl": divergence.mean(),
+            "latent_variance": latents.square().mean() - latents.mean().square(),
+        }
+        if isinstance(batch, Captioned):
+            for reader in self.readers:
+                right = reader.to(self.device).read(again.clamp(-1, 1)) == batch.attributes
+                measures |= {f"read_{name}": r.float().mean() for name, r in zip(reader.names, right.T, strict=True)}
+        for name, value in measures.items():
+            self.log(f"val/{name}", value, batch_size=len(images), sync_dist=True, prog_bar=name == "loss")
+
+    def on_train_start(self) -> None:
+        """Refuse a run that outlives its learning-rate schedule."""
+        check_schedule(self)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """The injected optimiser and schedule."""
+        return configure(self, self.optimizer, self.scheduler)

@@ -1,0 +1,43 @@
+"""The libraries of the extra ``text-to-image``, imported when they are needed."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from dng_lightning.errors import SettingError
+
+
+def libraries() -> Any:
+    """Diffusers, with transformers beside it.
+
+    Raises:
+        SettingError: one of them is not installed.
+    """
+    try:
+        import diffusers  # an extra, and slow to import
+        import transformers  # noqa: F401  # what diffusers' text encoders are
+    except ImportError as error:
+        raise SettingError("text-to-image needs an extra: pip install 'dng-lightning[text-to-image]'") from error
+    return diffusers
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without a progress bar for each part that is read, and what the libraries say of long prompts."""
+    import diffusers
+    import transformers
+
+    for library in (diffusers, transformers):
+        library.utils.logging.disable_progress_bar()
+    loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
+    before = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        yield
+    finally:
+        for library in (diffusers, transformers):
+            library.utils.logging.enable_progress_bar()
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)

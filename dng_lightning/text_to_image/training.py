@@ -1,0 +1,188 @@
+"""Training of a small latent text-to-image model, of the classes that Stable Diffusion is made of."""
+
+from typing import Any
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Generator, Tensor, nn
+
+from dng_lightning.data.captioned_digits import Captioned, CaptionedDigits
+from dng_lightning.data.pixels import to_float
+from dng_lightning.errors import SettingError
+from dng_lightning.modules.denoising import DenoisingModule
+from dng_lightning.schedule import LinearSchedule, NoiseSchedule, Prediction
+from dng_lightning.text_to_image import networks
+from dng_lightning.text_to_image.autoencoder import AutoencoderModule
+from dng_lightning.text_to_image.extra import libraries
+from dng_lightning.text_to_image.model import TextToImageModel
+from dng_lightning.text_to_image.tokenizer import captions_tokenizer
+
+SCALED_BY = 4096  # training images at most that the latents' scale is measured on
+
+
+class TextToImageModule(DenoisingModule):
+    """Learns to denoise latents told a caption: a U-Net and the text encoder together, the autoencoder being given.
+
+    Latents are scaled to unit variance, as measured on the first training images; in the exported model that factor is
+    the autoencoder's ``scaling_factor``.
+
+    Args:
+        autoencoder: checkpoint of an ``AutoencoderModule``.
+        unet: settings of diffusers' ``UNet2DConditionModel``, besides those that follow from the other parts.
+        text_encoder: settings of transformers' ``CLIPTextConfig``, likewise.
+        schedule: the noise schedule, one that preserves the variance; None for DDPM's linear one with 1,000 levels.
+        prediction: what the U-Net predicts: eps, x0 or v.
+        caption_dropout: share of the images that are trained with the empty caption, in [0, 1].
+        snr_gamma: weigh the levels by min-SNR-gamma; None for none, see ``DenoisingModule``.
+        optimizer: makes the optimiser from the parameters of U-Net and text encoder.
+        scheduler: makes the learning-rate schedule, stepped at each training step; None for a constant rate.
+        compile: compile the U-Net for training (needs a C++ compiler on CPUs); faster once the first step is over.
+
+    Attributes:
+        net: the U-Net.
+        text_encoder: a ``CLIPTextModel``.
+        vae: the autoencoder, which is not trained.
+        tokenizer: of the captions' words.
+
+    Raises:
+        SettingError: the settings do not make networks, or no scheduler of diffusers' has the schedule's levels, or the
+            autoencoder cannot be used, or the extra ``text-to-image`` is not installed.
+    """
+
+    net: Any  # a UNet2DConditionModel
+
+    def __init__(
+        self,
+        autoencoder: str,
+        unet: dict[str, Any],
+        text_encoder: dict[str, Any],
+        schedule: NoiseSchedule | None = None,
+        prediction: Prediction = "v",
+        caption_dropout: float = 0.15,
+        snr_gamma: float | None = None,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        scheduler: LRSchedulerCallable | None = None,
+        compile: bool = False,
+    ) -> None:
+        super().__init__(schedule or LinearSchedule(), prediction, snr_gamma, optimizer, scheduler)
+        self.keep_hyperparameters("schedule", "optimizer", "scheduler")
+        if not 0 <= caption_dropout <= 1:
+            raise SettingError(f"caption_dropout must be between 0 and 1; got {caption_dropout}")
+        libraries()  # refused now if they are not there
+        given = AutoencoderModule.load(autoencoder)
+        self.vae = given.net.train()  # it is all the same, but a part in evaluation mode would be warned of
+        self.image_shape = given.image_shape
+        self.tokenizer = captions_tokenizer()
+        self.text_encoder: nn.Module = networks.text_encoder(text_encoder, self.tokenizer)
+        self.net = networks.unet(unet, self.vae, self.text_encoder)
+        networks.scheduler(self.schedule, prediction)  # refuses a schedule that has none
+        self.caption_dropout, self.compile_net = caption_dropout, compile
+        self.scale: float | None = None  # not measured yet
+
+    def setup(self, stage: str) -> None:
+        """Take over the facts about the data; compile the U-Net if asked.
+
+        Raises:
+            SettingError: the data are not pictures with captions, or of another size than the autoencoder's.
+        """
+        data = getattr(self.trainer, "datamodule", None)
+        if not isinstance(data, CaptionedDigits) or data.label != "all":
+            raise SettingError("a text-to-image model learns from captions: set data to CaptionedDigits, its label all")
+        if tuple(data.image_shape) != tuple(self.image_shape):
+            raise SettingError(
+                f"the autoencoder is for images of {self.image_shape}, the data's are {data.image_shape}"
+            )
+        super().setup(stage)
+        if self.compile_net and stage == "fit":
+            self.net.compile()
+
+    def batch_losses(self, batch: Captioned, generator: Generator | None) -> tuple[Tensor, Tensor]:
+        """See ``losses``."""
+        tokens = networks.tokens(self.tokenizer, batch.captions).to(self.device)
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            mean, deviation = networks.moments(self.vae, batch.images)
+        return self.losses(mean, deviation, tokens, generator)
+
+    def losses(
+        self, mean: Tensor, deviation: Tensor, tokens: Tensor, generator: Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Mean squared error of each latent at a random level.
+
+        Args:
+            mean: of the latents as the autoencoder has them, (B, C, H, W).
+            deviation: their standard deviations, likewise.
+            tokens: the captions as numbers, (B, length).
+            generator: source of the latents, levels, noise and caption dropout; None for torch's global one.
+
+        Returns:
+            The errors (B,) and the levels (B,).
+        """
+
+        def normal() -> Tensor:
+            return torch.randn(mean.shape, device=mean.device, generator=generator)
+
+        batch, device = len(mean), mean.device
+        x_0 = (mean + deviation * normal()) * self._measured_scale()
+        t = torch.randint(1, self.schedule.T + 1, (batch,), device=device, generator=generator)
+        noise = normal()
+        dropped = torch.rand(batch, device=device, generator=generator) < self.caption_dropout
+        empty = networks.tokens(self.tokenizer, [""]).to(device)
+        told = self.text_encoder(torch.where(dropped.unsqueeze(1), empty, tokens)).last_hidden_state
+        output = self.net(self.schedule.add_noise(x_0, t, noise), t - 1, told).sample.float()
+        target = self.schedule.target(x_0, t, noise, self.prediction)
+        return (output - target).square().flatten(1).mean(1), t
+
+    def validation_step(self, batch: Captioned, batch_idx: int) -> None:
+        """The loss on held-out images."""
+        with networks.eager(self.compile_net):
+            super().validation_step(batch, batch_idx)
+
+    def pipeline(self) -> Any:
+        """The ``StableDiffusionPipeline`` of the networks as they are, for sampling and for export.
+
+        Raises:
+            SettingError: the latents' scale is not known, because nothing was trained.
+        """
+        if self.scale is None:
+            raise SettingError("the scale of the latents is measured in training: fit the model, or load a checkpoint")
+        self.vae.register_to_config(scaling_factor=self.scale)
+        return libraries().StableDiffusionPipeline(
+            vae=self.vae,
+            text_encoder=self.text_encoder,
+            tokenizer=self.tokenizer,
+            unet=self.net,
+            scheduler=networks.scheduler(self.schedule, self.prediction),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+
+    def model(self) -> TextToImageModel:
+        """What images are drawn with; it shares the networks, which can be trained on.
+
+        Raises:
+            SettingError: see ``pipeline``.
+        """
+        return TextToImageModel(self.pipeline(), frozen=False)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Store the scale besides the facts about the data."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["latent_scale"] = self.scale
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore them."""
+        super().on_load_checkpoint(checkpoint)
+        self.scale = checkpoint["latent_scale"]
+
+    @torch.no_grad()
+    def _measured_scale(self) -> float:
+        """One over the standard deviation of the latents, the variance of each by itself included."""
+        if self.scale is None:
+            images = self.trainer.datamodule.part("train").images[:SCALED_BY]  # type: ignore[attr-defined]
+            with torch.autocast(self.device.type, enabled=False):
+                found = [networks.moments(self.vae, to_float(part.to(self.device))) for part in images.split(256)]
+            mean, deviation = (torch.cat(parts).double() for parts in zip(*found, strict=True))
+            variance = mean.square().mean() - mean.mean().square() + deviation.square().mean()
+            self.scale = float(variance.rsqrt())
+        return self.scale

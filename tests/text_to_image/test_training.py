@@ -1,0 +1,317 @@
+"""Training of a small latent text-to-image model, and the folder that comes out of it."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from running import QUIET, TINY, fit_settings
+from torch import Tensor
+
+from dng_lightning import shipped
+from dng_lightning.__main__ import run
+from dng_lightning.callbacks import Export, PipelineExport, PromptSampling
+from dng_lightning.data.captioned_digits import Captioned
+from dng_lightning.errors import SettingError
+from dng_lightning.guidance import AdaptiveNegative, ClassifierFreeGuidance, NegativePrompting
+from dng_lightning.modules import pretrained
+from dng_lightning.sampling import ImageNoise, Sampler, sample
+from dng_lightning.schedule import CosineSchedule, KarrasSchedule, LinearSchedule, NoiseSchedule
+from dng_lightning.text_to_image import AutoencoderModule, TextPredictor, TextToImageModel, TextToImageModule, networks
+
+diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed (extra text-to-image)")
+pytest.importorskip("transformers", reason="transformers is not installed (extra text-to-image)")
+
+SETTINGS: dict[str, Any] = TINY["captioned_digits"]
+COMMITTED = yaml.safe_load(shipped.config("captioned_digits").read_text())["model"]["init_args"]
+PROMPTS, SEEDS = ["a red seven", "a thin blue digit on white"], [3, 14]
+
+
+def captioned(count: int) -> Captioned:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(count, 3, 32, 32, generator=generator) * 2 - 1
+    return Captioned(images, [PROMPTS[i % 2] for i in range(count)], torch.zeros(count, 4, dtype=torch.long))
+
+
+def ours(model: TextToImageModel, steps: int = 10) -> Tensor:
+    """Latents of PROMPTS."""
+    predictor, noise = TextPredictor(model, model.encode(PROMPTS)), ImageNoise(SEEDS, model.latent_shape())
+    return sample(predictor, ClassifierFreeGuidance(3.0), model.schedule, noise, Sampler(steps), torch.arange(2))
+
+
+# --- losses ---
+
+
+def test_the_loss_is_the_mean_squared_error_of_what_is_predicted(text_to_image: TextToImageModule):
+    """Of an untrained U-Net that says 0, which is v's own variance: 1 for latents of unit variance."""
+    module = text_to_image
+    module.net.conv_out.weight.data.zero_()
+    module.net.conv_out.bias.data.zero_()
+    mean, deviation = torch.randn(500, 4, 8, 8) / 4, torch.full((500, 4, 8, 8), 3**0.5 / 4)
+    tokens = networks.tokens(module.tokenizer, ["a digit"] * 500)
+    losses, t = module.losses(mean, deviation, tokens, torch.Generator().manual_seed(0))
+    assert losses.shape == t.shape == (500,)
+    assert float(losses.mean()) == pytest.approx(1, abs=0.02)  # the scale is 2, of a standard deviation of 1 / 2
+    again, levels = module.losses(mean, deviation, tokens, torch.Generator().manual_seed(0))
+    assert torch.equal(again, losses)
+    assert torch.equal(levels, t)
+    assert (int(t.min()), int(t.max())) >= (1, 900)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3, 1.0])
+def test_captions_are_dropped_for_the_empty_one(dropout: float, autoencoder: Path):
+    module, told = TextToImageModule(str(autoencoder), **SETTINGS, caption_dropout=dropout), []
+    module.scale = 1.0
+    module.text_encoder.register_forward_pre_hook(lambda _, given: told.append(given[0]))
+    tokens = networks.tokens(module.tokenizer, ["a red seven"] * 500)
+    module.losses(torch.zeros(500, 4, 8, 8), torch.ones(500, 4, 8, 8), tokens, torch.Generator().manual_seed(0))
+    dropped = (told[0] == networks.tokens(module.tokenizer, [""])).all(1)
+    assert float(dropped.float().mean()) == pytest.approx(dropout, abs=0.05)
+    assert torch.equal(told[0][~dropped], tokens[~dropped])
+
+
+def test_it_learns_a_handful_of_images_and_their_captions(text_to_image: TextToImageModule):
+    torch.manual_seed(0)
+    module, batch = text_to_image, captioned(8)
+    with torch.no_grad():
+        mean, deviation = networks.moments(module.vae, batch.images)
+        mean = torch.where(torch.arange(8).view(-1, 1, 1, 1) % 2 == 0, 0.5, -0.5).expand_as(mean)  # by the caption
+    tokens, level = networks.tokens(module.tokenizer, batch.captions), torch.Generator()
+
+    def loss() -> Tensor:
+        return module.losses(mean, 0.01 * deviation, tokens, level)[0].mean()
+
+    adam = torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], lr=0.01)
+    before = {name: weight.clone() for name, weight in module.state_dict().items()}
+    errors = []
+    for step in range(60):
+        level.manual_seed(step)
+        adam.zero_grad()
+        error = loss()
+        error.backward()
+        adam.step()
+        errors.append(float(error.detach()))
+    assert sum(errors[-5:]) < 0.6 * sum(errors[:5])
+    after = module.state_dict()
+    changed = {name.partition(".")[0] for name in after if not torch.equal(after[name], before[name])}
+    assert changed == {"net", "text_encoder"}  # and not the autoencoder
+
+
+def test_latents_have_unit_variance(fitted, place: Path):
+    last = torch.load(fitted("captioned_digits") / "checkpoints" / "last.ckpt", weights_only=True)
+    from dng_lightning.data import CaptionedDigits
+
+    data = CaptionedDigits(str(place / "data"), validation=20)
+    data.setup()
+    net = AutoencoderModule.load(str(place / "logs" / "captioned-digits-autoencoder")).net
+    torch.manual_seed(0)
+    mean, deviation = networks.moments(net, data.part("train").images / 127.5 - 1)
+    latents = last["latent_scale"] * (mean + deviation * torch.randn_like(mean))
+    assert float(latents.std()) == pytest.approx(1, abs=0.01)
+
+
+# --- resuming ---
+
+
+@pytest.fixture
+def trained(fitted, in_place: Path, tmp_path: Path):
+    """`trained(steps, resumed)`: the folder of a tiny training by the command line."""
+    fitted("captioned_digits_autoencoder")
+
+    def train(name: str, steps: int, *settings: str) -> Path:
+        callbacks = "[{class_path: EMA}, {class_path: PipelineExport}, {class_path: ModelCheckpoint, init_args: "
+        callbacks += "{every_n_train_steps: 2, save_top_k: -1, filename: '{step}'}}]"
+        given = [*fit_settings("captioned_digits"), "--data.batch_size=40", "--model.scheduler=null"]
+        given += [f"--trainer.callbacks={callbacks}", f"--trainer.max_steps={steps}", "--trainer.logger=false"]
+        folder = tmp_path / name
+        given += [f"--trainer.default_root_dir={folder}", "--trainer.precision=32"]
+        run(["fit", f"--config={shipped.config('captioned_digits')}", *QUIET, *given, *settings])
+        return folder
+
+    return train
+
+
+def test_resuming_changes_nothing(trained):
+    """In the middle of an epoch of four batches."""
+    whole = trained("whole", 6)
+    (checkpoint,) = whole.rglob("step=2.ckpt")
+    resumed = trained("resumed", 6, f"--ckpt_path={checkpoint}")
+    one, other = (torch.load(next(f.rglob("step=6.ckpt")), weights_only=True) for f in (whole, resumed))
+    for state in ("state_dict", "current_model_state"):
+        assert all(torch.equal(one[state][name], other[state][name]) for name in one[state])
+    assert one["latent_scale"] == other["latent_scale"]
+    assert not torch.equal(one["state_dict"]["net.conv_in.weight"], one["current_model_state"]["net.conv_in.weight"])
+    drawn = [ours(TextToImageModel.load(str(folder))) for folder in (whole, resumed)]
+    assert torch.equal(*drawn)
+
+
+# --- what comes out ---
+
+
+@pytest.mark.parametrize(("half", "prediction"), [(False, "eps"), (True, "v")])
+def test_both_readers_give_the_latents_of_the_trained_model(
+    half: bool, prediction: Any, autoencoder: Path, tmp_path: Path
+):
+    torch.manual_seed(0)
+    module = TextToImageModule(str(autoencoder), **SETTINGS, prediction=prediction).eval()
+    module.scale = 0.7
+    state = copy.deepcopy(module.state_dict())
+    PipelineExport(half).write(module, tmp_path)
+    assert all(torch.equal(weight, state[name]) for name, weight in module.state_dict().items())
+    assert all(weight.dtype == torch.float32 for weight in module.state_dict().values())
+    with torch.no_grad():
+        expected = ours(module.model())
+    model = TextToImageModel.load(str(tmp_path))
+    assert (model.latent_shape(), model.prediction) == ((4, 8, 8), prediction)
+    assert model.vae.config.scaling_factor == 0.7
+    assert model.schedule.agrees(module.schedule)
+    found = ours(model)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0.02 * float(expected.abs().max()) if half else 0)
+
+    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path)
+    pipeline.set_progress_bar_config(disable=True)
+    generators = [torch.Generator().manual_seed(seed) for seed in SEEDS]
+    start = torch.stack([torch.randn(model.latent_shape(), generator=g) for g in generators])
+    theirs = pipeline(
+        PROMPTS, guidance_scale=3.0, num_inference_steps=10, latents=float(model.schedule.sigma[-1]) * start,
+        generator=generators, output_type="latent",
+    ).images  # fmt: skip
+    torch.testing.assert_close(theirs, found, rtol=0, atol=1e-3 * float(found.abs().max()))
+    with torch.no_grad():
+        torch.testing.assert_close(model.decode(found), pipeline.vae.decode(found / 0.7).sample, rtol=0, atol=1e-5)
+
+
+def test_an_unknown_scale_is_not_exported(autoencoder: Path):
+    with pytest.raises(SettingError, match="the scale of the latents is measured in training"):
+        TextToImageModule(str(autoencoder), **SETTINGS).pipeline()
+
+
+@pytest.fixture(scope="module")
+def committed(tmp_path_factory: pytest.TempPathFactory) -> TextToImageModule:
+    """The model of the committed configuration, untrained."""
+    folder = tmp_path_factory.mktemp("committed")
+    settings = yaml.safe_load(shipped.config("captioned_digits_autoencoder").read_text())["model"]["init_args"]["net"]
+    autoencoder = AutoencoderModule(settings)
+    autoencoder.image_shape, autoencoder.class_names, autoencoder.seen_classes = (3, 32, 32), (), ()
+    Export().write(autoencoder, folder)
+    return TextToImageModule(str(folder), COMMITTED["unet"], COMMITTED["text_encoder"])
+
+
+def test_the_committed_configuration_is_small_and_ships(committed: TextToImageModule, tmp_path: Path):
+    parameters = sum(weight.numel() for part in (committed.net, committed.text_encoder) for weight in part.parameters())
+    assert 5e6 < parameters < 8e6
+    committed.scale = 1.0
+    export = yaml.safe_load(shipped.config("captioned_digits").read_text())["trainer"]["callbacks"][-1]
+    assert export["class_path"] == "PipelineExport"
+    PipelineExport(**export["init_args"]).write(committed, tmp_path)
+    assert sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) < 25e6
+    assert {path.name for path in tmp_path.rglob("*.safetensors")} == {
+        "model.safetensors",
+        "diffusion_pytorch_model.safetensors",
+    }
+    assert TextToImageModel.load(str(tmp_path)).latent_shape() == (4, 8, 8)
+
+
+# --- schedules ---
+
+
+@pytest.mark.parametrize(
+    ("schedule", "kind"),
+    [
+        (LinearSchedule(), "linear"),
+        (LinearSchedule(50, 0.001, 0.3), "linear"),
+        (CosineSchedule(), "squaredcos_cap_v2"),
+        (CosineSchedule(shift=0.1), None),
+    ],
+)
+def test_diffusers_scheduler_has_our_levels(schedule: NoiseSchedule, kind: str | None):
+    scheduler = networks.scheduler(schedule, "v")
+    assert pretrained.schedule_of(scheduler).agrees(schedule)
+    assert scheduler.config.prediction_type == "v_prediction"
+    assert (scheduler.config.trained_betas is None) == (kind is not None)
+    if kind:
+        assert scheduler.config.beta_schedule == kind
+
+
+def test_a_schedule_that_diffusers_has_not(autoencoder: Path):
+    with pytest.raises(SettingError, match="diffusers has no scheduler of this schedule"):
+        TextToImageModule(str(autoencoder), **SETTINGS, schedule=KarrasSchedule())
+
+
+# --- images while it trains ---
+
+
+def test_prompts_are_drawn_while_it_trains(text_to_image: TextToImageModule):
+    callback = PromptSampling(PROMPTS, images=2, steps=5)
+    with torch.no_grad():
+        images = callback._draw(text_to_image)
+        model = text_to_image.model()
+        predictor, noise = TextPredictor(model, model.encode(PROMPTS)), ImageNoise([0, 1], (4, 8, 8))
+        guidance, wanted = ClassifierFreeGuidance(3.0), torch.ones(2, dtype=torch.long)
+        second = model.decode(sample(predictor, guidance, model.schedule, noise, Sampler(5), wanted))
+    assert images.shape == (4, 3, 32, 32)
+    assert (images[2:].int() - ((second.clamp(-1, 1) + 1) * 127.5).round().int()).abs().max() <= 1
+    assert callback._obeyed(images) == []
+    assert text_to_image.net.conv_in.weight.requires_grad  # it can go on training
+
+
+def test_what_obeys_is_what_the_classifiers_read(text_to_image: TextToImageModule, fitted, in_place: Path):
+    fitted("captioned_digits_autoencoder")
+    callback = PromptSampling(["a red seven", "a digit"], images=3, reader="captioned-digits")
+    assert callback.reader is not None
+    read = torch.tensor([[7, 0, 0, 0], [7, 1, 1, 1], [1, 0, 0, 0]] * 2)
+    callback.reader.read = lambda _: read  # type: ignore[method-assign,assignment]
+    assert callback._obeyed(torch.zeros(6, 3, 32, 32, dtype=torch.uint8)) == [True, False, False, True, True, True]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"prompts": []}, "PromptSampling needs prompts"),
+        ({"prompts": ["a"], "images": 0}, "images >= 1"),
+        ({"prompts": ["a"], "guidance": NegativePrompting(1.0)}, "NegativePrompting is not for it"),
+        ({"prompts": ["a"], "guidance": AdaptiveNegative(ClassifierFreeGuidance(1.0))}, "is not for it"),
+        ({"prompts": ["a"], "steps": 0}, "steps must be at least 1"),
+    ],
+)
+def test_prompts_that_cannot_be_drawn(settings: dict[str, Any], message: str):
+    with pytest.raises(SettingError, match=message):
+        PromptSampling(**settings)
+
+
+# --- what cannot be trained ---
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"unet": {"channels": 3}}, "these settings do not make a UNet2DConditionModel: .*channels"),
+        ({"unet": {"block_out_channels": 8}}, "these settings do not make a UNet2DConditionModel: "),
+        ({"unet": SETTINGS["unet"] | {"in_channels": 4}}, "gets its in_channels from the parts beside it"),
+        ({"text_encoder": {"width": 3}}, "these settings do not make a CLIPTextModel: there is no setting width"),
+        ({"text_encoder": {"hidden_size": 10, "num_attention_heads": 3}}, "these settings do not make a CLIPTextModel"),
+        ({"text_encoder": {"vocab_size": 10}}, "gets its vocab_size from the parts beside it"),
+        ({"caption_dropout": 1.5}, "caption_dropout must be between 0 and 1; got 1.5"),
+        ({"snr_gamma": 0.0}, "snr_gamma must be above 0"),
+        ({"autoencoder": "nowhere"}, "No checkpoint 'nowhere'"),
+        ({"autoencoder": "digits-classifier"}, "is no checkpoint of a AutoencoderModule"),
+    ],
+)
+def test_settings_that_cannot_be(settings: dict[str, Any], message: str, autoencoder: Path):
+    with pytest.raises(SettingError, match=message) as caught:
+        TextToImageModule(**{"autoencoder": str(autoencoder), **SETTINGS, **settings})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["--data.label=colour"], "set data to CaptionedDigits, its label all"),
+        (["--data=MNIST"], "set data to CaptionedDigits, its label all"),
+    ],
+)
+def test_data_without_captions_are_refused(settings: list[str], message: str, trained):
+    with pytest.raises(SettingError, match=message):
+        trained("refused", 1, *settings)
