@@ -1,11 +1,17 @@
 """What the tests that run the command line share."""
 
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-QUIET = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
+import pytest
+import yaml
 
+from dng_lightning import shipped
+from dng_lightning.__main__ import main
+
+QUIET = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
 
 # The networks of other libraries, narrow.
 TINY = {
@@ -30,3 +36,33 @@ def fit_settings(config: str) -> list[str]:
 Dng = Callable[..., None]
 Fitted = Callable[[str], Path]
 DngProcess = Callable[..., "subprocess.CompletedProcess[str]"]
+
+EVERY = {name: yaml.safe_load(shipped.config(name).read_text()) for name in shipped.configs()}
+# the others go on top of one of these
+CONFIGS = {name: config for name, config in EVERY.items() if "class_path" in config.get("model", {})}
+OVERLAYS = {
+    name: re.findall(r"--config (\w+)\.yaml", shipped.config(name).read_text()) for name in EVERY if name not in CONFIGS
+}
+IN_WORDS = ["captioned_digits_autoencoder", "captioned_digits"]  # trainings that need an extra
+
+
+def command_of(name: str) -> str:
+    """The command that a shipped configuration is for."""
+    if CONFIGS[name]["model"]["class_path"].endswith("Module"):
+        return "fit"
+    tested = {"ResultsWriter", "CalibrationWriter"}
+    callbacks = CONFIGS[name].get("trainer", {}).get("callbacks", [])
+    return "test" if tested & {callback["class_path"] for callback in callbacks} else "predict"
+
+
+def configs_for(command: str) -> list[str]:
+    return [name for name in CONFIGS if command_of(name) == command]
+
+
+def printed(capsys: pytest.CaptureFixture[str], *args: str) -> str:
+    """What a command prints before it exits well."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        main(args)
+    assert ended.value.code == 0
+    return capsys.readouterr().out

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
-from running import Dng, Fitted, fit_settings
+from running import CONFIGS, IN_WORDS, Dng, Fitted, command_of, configs_for, fit_settings, printed
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dng_lightning import __version__, shipped
@@ -22,28 +22,6 @@ from dng_lightning.guidance import DynamicNegativeGuidance, NegativePrompting
 from dng_lightning.modules import DiffusionModule
 
 ROOT = Path(__file__).resolve().parents[1]
-EVERY = {name: yaml.safe_load(shipped.config(name).read_text()) for name in shipped.configs()}
-# the others go on top of one of these
-CONFIGS = {name: config for name, config in EVERY.items() if "class_path" in config.get("model", {})}
-
-
-OVERLAYS = {
-    name: re.findall(r"--config (\w+)\.yaml", shipped.config(name).read_text()) for name in EVERY if name not in CONFIGS
-}
-IN_WORDS = ["captioned_digits_autoencoder", "captioned_digits"]  # trainings that need an extra
-
-
-def command_of(name: str) -> str:
-    """The command that a shipped configuration is for."""
-    if CONFIGS[name]["model"]["class_path"].endswith("Module"):
-        return "fit"
-    tested = {"ResultsWriter", "CalibrationWriter"}
-    callbacks = CONFIGS[name].get("trainer", {}).get("callbacks", [])
-    return "test" if tested & {callback["class_path"] for callback in callbacks} else "predict"
-
-
-def configs_for(command: str) -> list[str]:
-    return [name for name in CONFIGS if command_of(name) == command]
 
 
 def given_for(name: str) -> list[str]:
@@ -51,15 +29,6 @@ def given_for(name: str) -> list[str]:
     line = re.search("dng predict .*", shipped.config(name).read_text())
     named = re.findall(r"--config (\w+)", line[0] if line else "")
     return named if named[-1:] == [name] else [name]
-
-
-def printed(capsys: pytest.CaptureFixture[str], *args: str) -> str:
-    """What a command prints before it exits well."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as ended:
-        main(args)
-    assert ended.value.code == 0
-    return capsys.readouterr().out
 
 
 # --- help ---
@@ -100,30 +69,6 @@ def test_every_config_is_printed_and_read_back_unchanged(name: str, tmp_path: Pa
     for setting, value in given["model"].get("init_args", {}).items():
         if not isinstance(value, dict | list) and setting != "guidance":
             assert settings["model"]["init_args"][setting] == value
-
-
-def laid_over(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
-    """The settings of both, those of the second first; the classes are those of the first."""
-    inside = {
-        k: laid_over(base[k], v) if isinstance(v, dict) and isinstance(base[k], dict) else v for k, v in top.items()
-    }
-    return base | inside | {name: base[name] for name in ("class_path",) if name in base}
-
-
-@pytest.mark.parametrize("name", OVERLAYS)
-def test_every_overlay_goes_where_it_says(name: str, capsys):
-    first, second = OVERLAYS[name]
-    assert second == name
-    given = EVERY[name]
-    base, top = (
-        yaml.safe_load(
-            printed(capsys, command_of(first), *(f"--config={part}.yaml" for part in parts), "--print_config")
-        )
-        for parts in ([first], [first, second])
-    )
-    assert top["trainer"]["default_root_dir"] != base["trainer"]["default_root_dir"]
-    for part in ("data", "model", "trainer"):
-        assert top[part] == laid_over(base[part], given.get(part, {}))
 
 
 @pytest.mark.parametrize("name", configs_for("fit"))
@@ -222,22 +167,6 @@ def test_every_comparison_runs(name: str, dng: Dng, in_place: Path, request: pyt
     assert (folder / "results.csv").stat().st_mtime_ns == written
     tables = capsys.readouterr().out  # one after each run
     assert tables.count("\nDynamicNegativeGuidance") == 2 * methods.count("DynamicNegativeGuidance")
-
-
-@pytest.mark.parametrize("name", [name for name, (base, _) in OVERLAYS.items() if command_of(base) == "test"])
-def test_every_overlay_of_a_comparison_runs(name: str, dng: Dng, captioned_place: Path, in_place: Path):
-    folder = Path("compared", name)
-    settings = ["--data.n=4", "--model.steps=2", "--model.compile=false", f"--trainer.default_root_dir={folder}"]
-    settings += ["--model.guidances=[{class_path: SwappedNegative, init_args: {scale: 3.0}}]"]
-    settings += ["--data.real.validation=20"]
-    if name.endswith("unrelated"):
-        settings += ["--trainer.callbacks.features=null"]  # hardly one of the fake pictures is a red seven
-    dng("test", *(f"--config={part}" for part in OVERLAYS[name]), *settings)
-    rows = list(csv.DictReader((folder / "results.csv").open(newline="")))
-    assert [row["method"] for row in rows if row["method"] != "Rejection"] == ["Unguided", "SwappedNegative"]
-    for row in rows:
-        assert sum(map(int, row["histogram"].split())) == int(row["n"])
-        assert 0 <= float(row["obeyed_low"]) <= float(row["obeyed"]) <= float(row["obeyed_high"]) <= 1
 
 
 def test_what_the_defaults_need_travels_in_the_wheel():

@@ -175,7 +175,7 @@ def test_settings_that_cannot_be(settings: dict, message: str, captioned_place: 
     ("setting", "message"),
     [
         ("--data.real.label=colour", "these prompts ask for other real images: set data.real to CaptionedDigits"),
-        ("--data.real.only=null", "these prompts ask for other real images"),
+        ("--data.real.only.colour=blue", "these prompts ask for other real images"),
         ("--model.reader=null", "set model.classifier, or for prompts model.reader"),
     ],
 )

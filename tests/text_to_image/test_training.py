@@ -1,31 +1,27 @@
-"""Training of a small latent text-to-image model, and the folder that comes out of it."""
+"""Training of a small latent text-to-image model."""
 
-import copy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import yaml
 from running import QUIET, TINY, fit_settings
 from torch import Tensor
 
 from dng_lightning import shipped
 from dng_lightning.__main__ import run
-from dng_lightning.callbacks import Export, PipelineExport, PromptSampling
+from dng_lightning.callbacks import PromptSampling
+from dng_lightning.data import CaptionedDigits
 from dng_lightning.data.captioned_digits import Captioned
 from dng_lightning.errors import SettingError
 from dng_lightning.guidance import AdaptiveNegative, ClassifierFreeGuidance, NegativePrompting
-from dng_lightning.modules import pretrained
 from dng_lightning.sampling import ImageNoise, Sampler, sample
-from dng_lightning.schedule import CosineSchedule, KarrasSchedule, LinearSchedule, NoiseSchedule
 from dng_lightning.text_to_image import AutoencoderModule, TextPredictor, TextToImageModel, TextToImageModule, networks
 
-diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed (extra text-to-image)")
+pytest.importorskip("diffusers", reason="diffusers is not installed (extra text-to-image)")
 pytest.importorskip("transformers", reason="transformers is not installed (extra text-to-image)")
 
 SETTINGS: dict[str, Any] = TINY["captioned_digits"]
-COMMITTED = yaml.safe_load(shipped.config("captioned_digits").read_text())["model"]["init_args"]
 PROMPTS, SEEDS = ["a red seven", "a thin blue digit on white"], [3, 14]
 
 
@@ -57,7 +53,7 @@ def test_the_loss_is_the_mean_squared_error_of_what_is_predicted(text_to_image: 
     again, levels = module.losses(mean, deviation, tokens, torch.Generator().manual_seed(0))
     assert torch.equal(again, losses)
     assert torch.equal(levels, t)
-    assert (int(t.min()), int(t.max())) >= (1, 900)
+    assert 1 <= t.min() < 50 < 950 < t.max() <= 1000
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3, 1.0])
@@ -101,8 +97,6 @@ def test_it_learns_a_handful_of_images_and_their_captions(text_to_image: TextToI
 
 def test_latents_have_unit_variance(fitted, place: Path):
     last = torch.load(fitted("captioned_digits") / "checkpoints" / "last.ckpt", weights_only=True)
-    from dng_lightning.data import CaptionedDigits
-
     data = CaptionedDigits(str(place / "data"), validation=20)
     data.setup()
     net = AutoencoderModule.load(str(place / "logs" / "captioned-digits-autoencoder")).net
@@ -145,99 +139,6 @@ def test_resuming_changes_nothing(trained):
     assert not torch.equal(one["state_dict"]["net.conv_in.weight"], one["current_model_state"]["net.conv_in.weight"])
     drawn = [ours(TextToImageModel.load(str(folder))) for folder in (whole, resumed)]
     assert torch.equal(*drawn)
-
-
-# --- what comes out ---
-
-
-@pytest.mark.parametrize(("half", "prediction"), [(False, "eps"), (True, "v")])
-def test_both_readers_give_the_latents_of_the_trained_model(
-    half: bool, prediction: Any, autoencoder: Path, tmp_path: Path
-):
-    torch.manual_seed(0)
-    module = TextToImageModule(str(autoencoder), **SETTINGS, prediction=prediction).eval()
-    module.scale = 0.7
-    state = copy.deepcopy(module.state_dict())
-    PipelineExport(half).write(module, tmp_path)
-    assert all(torch.equal(weight, state[name]) for name, weight in module.state_dict().items())
-    assert all(weight.dtype == torch.float32 for weight in module.state_dict().values())
-    with torch.no_grad():
-        expected = ours(module.model())
-    model = TextToImageModel.load(str(tmp_path))
-    assert (model.latent_shape(), model.prediction) == ((4, 8, 8), prediction)
-    assert model.vae.config.scaling_factor == 0.7
-    assert model.schedule.agrees(module.schedule)
-    found = ours(model)
-    torch.testing.assert_close(found, expected, rtol=0, atol=0.02 * float(expected.abs().max()) if half else 0)
-
-    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path)
-    pipeline.set_progress_bar_config(disable=True)
-    generators = [torch.Generator().manual_seed(seed) for seed in SEEDS]
-    start = torch.stack([torch.randn(model.latent_shape(), generator=g) for g in generators])
-    theirs = pipeline(
-        PROMPTS, guidance_scale=3.0, num_inference_steps=10, latents=float(model.schedule.sigma[-1]) * start,
-        generator=generators, output_type="latent",
-    ).images  # fmt: skip
-    torch.testing.assert_close(theirs, found, rtol=0, atol=1e-3 * float(found.abs().max()))
-    with torch.no_grad():
-        torch.testing.assert_close(model.decode(found), pipeline.vae.decode(found / 0.7).sample, rtol=0, atol=1e-5)
-
-
-def test_an_unknown_scale_is_not_exported(autoencoder: Path):
-    with pytest.raises(SettingError, match="the scale of the latents is measured in training"):
-        TextToImageModule(str(autoencoder), **SETTINGS).pipeline()
-
-
-@pytest.fixture(scope="module")
-def committed(tmp_path_factory: pytest.TempPathFactory) -> TextToImageModule:
-    """The model of the committed configuration, untrained."""
-    folder = tmp_path_factory.mktemp("committed")
-    settings = yaml.safe_load(shipped.config("captioned_digits_autoencoder").read_text())["model"]["init_args"]["net"]
-    autoencoder = AutoencoderModule(settings)
-    autoencoder.image_shape, autoencoder.class_names, autoencoder.seen_classes = (3, 32, 32), (), ()
-    Export().write(autoencoder, folder)
-    return TextToImageModule(str(folder), COMMITTED["unet"], COMMITTED["text_encoder"])
-
-
-def test_the_committed_configuration_is_small_and_ships(committed: TextToImageModule, tmp_path: Path):
-    parameters = sum(weight.numel() for part in (committed.net, committed.text_encoder) for weight in part.parameters())
-    assert 5e6 < parameters < 8e6
-    committed.scale = 1.0
-    export = yaml.safe_load(shipped.config("captioned_digits").read_text())["trainer"]["callbacks"][-1]
-    assert export["class_path"] == "PipelineExport"
-    PipelineExport(**export["init_args"]).write(committed, tmp_path)
-    assert sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) < 25e6
-    assert {path.name for path in tmp_path.rglob("*.safetensors")} == {
-        "model.safetensors",
-        "diffusion_pytorch_model.safetensors",
-    }
-    assert TextToImageModel.load(str(tmp_path)).latent_shape() == (4, 8, 8)
-
-
-# --- schedules ---
-
-
-@pytest.mark.parametrize(
-    ("schedule", "kind"),
-    [
-        (LinearSchedule(), "linear"),
-        (LinearSchedule(50, 0.001, 0.3), "linear"),
-        (CosineSchedule(), "squaredcos_cap_v2"),
-        (CosineSchedule(shift=0.1), None),
-    ],
-)
-def test_diffusers_scheduler_has_our_levels(schedule: NoiseSchedule, kind: str | None):
-    scheduler = networks.scheduler(schedule, "v")
-    assert pretrained.schedule_of(scheduler).agrees(schedule)
-    assert scheduler.config.prediction_type == "v_prediction"
-    assert (scheduler.config.trained_betas is None) == (kind is not None)
-    if kind:
-        assert scheduler.config.beta_schedule == kind
-
-
-def test_a_schedule_that_diffusers_has_not(autoencoder: Path):
-    with pytest.raises(SettingError, match="diffusers has no scheduler of this schedule"):
-        TextToImageModule(str(autoencoder), **SETTINGS, schedule=KarrasSchedule())
 
 
 # --- images while it trains ---

@@ -1,0 +1,49 @@
+"""Small configurations that go on top of another one."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from running import EVERY, OVERLAYS, Dng, command_of, printed
+
+
+def laid_over(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
+    """The settings of both, those of the second first; the classes are those of the first."""
+    inside = {
+        k: laid_over(base[k], v) if isinstance(v, dict) and isinstance(base[k], dict) else v for k, v in top.items()
+    }
+    return base | inside | {name: base[name] for name in ("class_path",) if name in base}
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_every_overlay_goes_where_it_says(name: str, capsys):
+    first, second = OVERLAYS[name]
+    assert second == name
+    given = EVERY[name]
+    base, top = (
+        yaml.safe_load(
+            printed(capsys, command_of(first), *(f"--config={part}.yaml" for part in parts), "--print_config")
+        )
+        for parts in ([first], [first, second])
+    )
+    assert top["trainer"]["default_root_dir"] != base["trainer"]["default_root_dir"]
+    for part in ("data", "model", "trainer"):
+        assert top[part] == laid_over(base[part], given.get(part, {}))
+
+
+@pytest.mark.parametrize("name", [name for name, (base, _) in OVERLAYS.items() if command_of(base) == "test"])
+def test_every_overlay_of_a_comparison_runs(name: str, dng: Dng, captioned_place: Path, in_place: Path):
+    folder = Path("compared", name)
+    settings = ["--data.n=4", "--model.steps=2", "--model.compile=false", f"--trainer.default_root_dir={folder}"]
+    settings += ["--model.guidances=[{class_path: SwappedNegative, init_args: {scale: 3.0}}]"]
+    settings += ["--data.real.validation=20"]
+    if name.endswith("unrelated"):
+        settings += ["--trainer.callbacks.features=null"]  # hardly one of the fake pictures is a red seven
+    dng("test", *(f"--config={part}" for part in OVERLAYS[name]), *settings)
+    rows = list(csv.DictReader((folder / "results.csv").open(newline="")))
+    assert [row["method"] for row in rows if row["method"] != "Rejection"] == ["Unguided", "SwappedNegative"]
+    for row in rows:
+        assert sum(map(int, row["histogram"].split())) == int(row["n"])
+        assert 0 <= float(row["obeyed_low"]) <= float(row["obeyed"]) <= float(row["obeyed_high"]) <= 1
