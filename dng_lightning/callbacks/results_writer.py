@@ -39,11 +39,12 @@ COLUMNS = [
 KEY = ["method", "guidance", "seeds", "steps"]
 CLASS_COLUMNS = [*KEY, "class", "share", "kid", "precision", "recall"]
 SHOWN = 24  # images of each method that samples.png shows
+DRAWING = 0.05  # share of the time that goes into redrawing the figures, at most
 LOOKED_AT = 1000  # images whose way to the end is shown on TensorBoard
 
 
 class ResultsWriter(Callback):
-    """Writes below the trainer's ``default_root_dir``, as soon as a guidance is done and redrawn with each.
+    """Writes below the trainer's ``default_root_dir``, as soon as a guidance is done; the figures not quite as often.
 
     ``results.csv`` (a row a guidance), ``results.md``, ``classes.csv`` (quality class by class), ``posterior.csv``
     (how well the tracked posteriors foretell what unguided images become), and the figures ``tradeoff.png``,
@@ -89,6 +90,7 @@ class ResultsWriter(Callback):
         if not pl_module.kinds.retained:
             raise SettingError("model.forbidden names every class: leave one to be drawn")
         self.folder, self.seeds = Path(trainer.default_root_dir), data.seeds
+        self.sampled, self.drawing = 0.0, 0.0  # seconds since the figures were drawn, and what that took
         self.results = Table(self.folder / "results.csv", [*COLUMNS, *pl_module.kinds.columns], KEY)
         self.classes = Table(self.folder / "classes.csv", CLASS_COLUMNS, [*KEY, "class"])
         self.posteriors = Table(self.folder / "posterior.csv", foretold.COLUMNS, foretold.KEY)
@@ -180,7 +182,11 @@ class ResultsWriter(Callback):
         self._log(rows, drawn, unguided, module, samples.levels)
         drawn.keep_only(SHOWN, everything=done.method == "Unguided")
         self.results.add(rows)
-        self._draw(module)
+        self.sampled += self.seconds
+        if done is module.todo[-1] or self.drawing <= DRAWING * self.sampled:
+            began = time.perf_counter()
+            self._draw(module)
+            self.sampled, self.drawing = 0.0, time.perf_counter() - began
 
     def _measures(self, drawn: Drawn, unguided: Drawn | None, kinds: Kinds, reject: bool = False) -> dict[str, Any]:
         """All measures of a set of images; with ``reject`` of those that are not forbidden."""

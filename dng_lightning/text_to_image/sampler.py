@@ -157,7 +157,7 @@ class TextToImageSampler(ImageSampler):
     def predictor(self, guidance: Guidance | None = None) -> Predictor:
         """See ``ImageSampler.predictor``."""
         predictor: Predictor = TextPredictor(self.model, self.prompts.to(self.device))
-        if (guidance or self.guidance).needs.observed:
+        if (guidance or self.guidance).needs.observed and (self.observer or self.classifier):
             predictor = WithObserver(predictor, self._observe, self.schedule)
         return predictor
 
