@@ -77,4 +77,4 @@ def check_told(guidance: Guidance, observer: bool = False) -> None:
     if guidance.needs.classifier:
         raise SettingError(f"{named(guidance)} needs a classifier, and there is none of prompts: name another")
     if guidance.needs.observed and not observer:
-        raise SettingError(f"{named(guidance)} needs somebody to look at the images: set observer")
+        raise SettingError(f"{named(guidance)} needs somebody to look at the images: set observer or reader")

@@ -158,7 +158,7 @@ def test_predict_says_how_many_images_have_what_was_to_be_avoided(
     ("settings", "message"),
     [
         ({"reader": "nobody"}, "No checkpoint 'nobody-digit'"),
-        ({"reader": None}, "AdaptiveNegative.* needs somebody to look at the images: set observer"),
+        ({"reader": None}, "AdaptiveNegative.* needs somebody to look at the images: set observer or reader"),
         ({"prompt": ["a seven", "a red one"]}, "a reader judges images by one prompt"),
         ({"negative": "roasted meat"}, "'roasted meat' is not understood"),
         ({"height": 48}, r"a reader knows images of \(3, 32, 32\), not \(3, 48, 32\)"),
