@@ -3,6 +3,7 @@
 import copy
 from pathlib import Path
 
+import torch
 from lightning import LightningModule
 from torch import nn
 
@@ -28,6 +29,7 @@ class PipelineExport(Export):
         pipeline = module.pipeline()
         for name in ("unet", "vae", "text_encoder"):
             network: nn.Module = copy.deepcopy(getattr(pipeline, name)).cpu().eval()
+            network.to(memory_format=torch.contiguous_format)  # safetensors takes no other
             if self.half and name != "text_encoder":
                 network = network.half()
             setattr(pipeline, name, network)

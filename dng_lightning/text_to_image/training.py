@@ -74,7 +74,7 @@ class TextToImageModule(DenoisingModule):
         self.image_shape = given.image_shape
         self.tokenizer = captions_tokenizer()
         self.text_encoder: nn.Module = networks.text_encoder(text_encoder, self.tokenizer)
-        self.net = networks.unet(unet, self.vae, self.text_encoder)
+        self.net = networks.unet(unet, self.vae, self.text_encoder).to(memory_format=torch.channels_last)
         networks.scheduler(self.schedule, prediction)  # refuses a schedule that has none
         self.caption_dropout, self.compile_net = caption_dropout, compile
         self.scale: float | None = None  # not measured yet
