@@ -32,8 +32,9 @@ def trainer(folder: Path, **settings: Any) -> Trainer:
     return Trainer(default_root_dir=folder, enable_checkpointing=False, **quiet, **settings)  # type: ignore[arg-type]
 
 
-def test_it_learns(images: torch.Tensor):
+def test_it_learns():
     torch.manual_seed(0)
+    images = torch.nn.functional.interpolate(torch.rand(8, 3, 4, 4), 32, mode="bilinear") * 2 - 1
     module, errors = AutoencoderModule(NET), []
     adam = torch.optim.AdamW(module.parameters(), lr=0.005)
     for _ in range(40):
@@ -43,7 +44,7 @@ def test_it_learns(images: torch.Tensor):
         (error + 0.001 * divergence.mean()).backward()
         adam.step()
         errors.append(float(error.detach()))
-    assert errors[-1] < 0.6 * errors[0]
+    assert errors[-1] < 0.75 * errors[0]
 
 
 def test_latents_are_diffusers_own_and_their_divergence_is_that_of_gaussians(images: torch.Tensor):
