@@ -88,6 +88,7 @@ def away_from(unet: Any, attending: Attending, images: int, texts: Tensor, activ
     made = {name: AwayFrom(inner, attending, images, texts, active) for name, inner in before.items()}
     try:
         unet.set_attn_processor(made)
-        yield
+        with torch.compiler.set_stance("force_eager"):  # else compiled anew at each call, for each new processor
+            yield
     finally:
         unet.set_attn_processor(before)

@@ -278,3 +278,20 @@ def test_a_negative_prompt_is_asked_for(folder: Path):
         sampler_of(folder, STRONG, negative_prompt=None)
     with pytest.raises(SettingError, match=r"unguided is NormalizedAttention\(Unguided\), which avoids something"):
         sampler_of(folder, STRONG, unguided=STRONG)
+
+
+def test_a_compiled_network_is_not_compiled_again_for_it(folder: Path):
+    seen = []
+
+    def counting(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
+        seen.append(graph)
+        return graph.forward
+
+    sampler = sampler_of(folder, STRONG)
+    expected = sampler.draw(SEEDS).images
+    sampler.model.unet.compile(backend=counting)
+    assert torch.equal(sampler.draw(SEEDS).images, expected)
+    assert not seen
+    sampler.guidance = Unguided()
+    sampler.draw(SEEDS)
+    assert seen
