@@ -116,6 +116,8 @@ class ImageWriter(BasePredictionWriter):
             record: dict[str, Any] = {"seed": seed, "wanted": module.wanted_label(seed)}
             if samples.labels is not None and samples.confidence is not None:
                 record |= {"label": int(samples.labels[i]), "confidence": round(float(samples.confidence[i]), 6)}
+            if samples.read is not None:
+                record["read"] = samples.read[i].tolist()
             if samples.posterior is not None:
                 record["posterior"] = float(samples.posterior[i, -1].sum())
             if seed in with_trajectory:
@@ -158,6 +160,10 @@ class ImageWriter(BasePredictionWriter):
                 low, high = wilson_interval(agreed, len(records))
                 share = f"{agreed / len(records):.1%} [{low:.1%}, {high:.1%}]"
                 print(f"the classifier sees the wanted class in {agreed} of {len(records)} images, {share}")
+        for name, rows in columns.items():
+            read = [record["read"] for record in rows if "read" in record]
+            if read and (words := kinds.summary(torch.tensor(read))):
+                print(f"{name}: {words}")
         if self.costs:  # where nothing is left to be drawn there are none
             print(
                 cost_table({name: self.costs[name] for name in (*beside, named(module.guidance)) if name in self.costs})

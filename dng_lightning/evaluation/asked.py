@@ -102,6 +102,12 @@ class Asked(Kinds):
         balance = sum(map(kl_divergence, counts.values())) / len(counts) if counts and n else None
         return {"obeyed": hits / n if n else None, "obeyed_low": low, "obeyed_high": high, "kl_open": balance}
 
+    def summary(self, read: Tensor) -> str:
+        """How many obey the prompt, with the Wilson interval of their share."""
+        hits, n = int(self.obeyed(read).sum()), len(read)
+        low, high = wilson_interval(hits, n)
+        return f"{hits} of {n} images are all that their prompt asks for, {hits / n:.1%} [{low:.1%}, {high:.1%}]"
+
     def check_real(self, data: "ImageDataModule") -> None:
         """Refuse other pictures than those that the prompt allows, but for what the negative prompts name.
 

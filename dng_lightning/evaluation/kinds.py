@@ -39,6 +39,10 @@ class Kinds:
         """More columns of ``results.csv``, of all that was read in some images, (N, ...)."""
         return {}
 
+    def summary(self, read: Tensor) -> str:
+        """One line of what was read in some images (N, ...), N >= 1, besides their labels; empty for nothing."""
+        return ""
+
     def check_real(self, data: "ImageDataModule") -> None:
         """Refuse real images of other kinds than these.
 

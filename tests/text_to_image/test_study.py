@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -152,6 +153,10 @@ def test_predict_says_how_many_images_have_what_was_to_be_avoided(
     labels = list(csv.DictReader((tmp_path / "labels.csv").open(newline="")))
     assert {row["wanted"] for row in labels} == {"a red digit"}
     assert all(row["label"] in VALUES["digit"] for row in labels)
+    colours = [json.loads(path.read_text())["read"][1] for path in (tmp_path / "records").glob("*.json")]
+    red = colours.count(VALUES["colour"].index("red"))
+    guided = [line for line in out.splitlines() if line.startswith("PositiveAndNegative") and "asks for" in line]
+    assert re.search(rf": {red} of 2 images are all that their prompt asks for, {red / 2:.1%} \[", *guided)
 
 
 @pytest.mark.parametrize(
