@@ -169,9 +169,9 @@ class Guidance(ABC):
         """
         return self
 
-    @abstractmethod
     def start(self, x_T: Tensor, classes: int) -> Any:
-        """The state for a batch of images ``x_T`` (B, C, H, W) with ``classes`` forbidden conditions."""
+        """The state for a batch of images ``x_T`` (B, C, H, W) with ``classes`` forbidden conditions; None for none."""
+        return None
 
     @abstractmethod
     def guide(self, predictions: Predictions, state: Any, step: Step) -> Guided:

@@ -66,9 +66,6 @@ class ClassifierGuidance(Guidance):
         """Yes: it is told one at each step."""
         return True
 
-    def start(self, x_T: Tensor, classes: int) -> None:
-        """Nothing to remember."""
-
     def guide(self, predictions: Predictions, state: None, step: Step) -> Guided:
         """The prediction moved along the gradient."""
         base = predictions.null if self.unconditional and predictions.null is not None else predictions.base

@@ -68,9 +68,6 @@ class GeoGuide(Guidance):
         """Where it asks for a classifier: it is told one."""
         return self.needs.classifier
 
-    def start(self, x_T: Tensor, classes: int) -> None:
-        """Nothing to remember."""
-
     def guide(self, predictions: Predictions, state: None, step: Step) -> Guided:
         """The base prediction, its mean moved by the length of a step."""
         base = predictions.base

@@ -34,9 +34,6 @@ class SignedNegative(Guidance):
         """The unconditional prediction too."""
         return Needs(null=True)
 
-    def start(self, x_T: Tensor, classes: int) -> None:
-        """Nothing to remember."""
-
     def guide(self, predictions: Predictions, state: None, step: Step) -> Guided:
         """The unconditional prediction and the scaled differences."""
         null, toward, away = differences(predictions)
