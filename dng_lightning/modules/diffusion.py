@@ -40,7 +40,7 @@ class DiffusionModule(DenoisingModule):
         scheduler: LRSchedulerCallable | None = None,
         compile: bool = False,
     ) -> None:
-        super().__init__(schedule or LinearSchedule(), prediction, snr_gamma, optimizer, scheduler)
+        super().__init__(schedule or LinearSchedule(), prediction, snr_gamma, optimizer, scheduler, compile)
         self.keep_hyperparameters("net", "schedule", "optimizer", "scheduler")
         if not 0 <= condition_dropout <= 1:
             raise SettingError(f"condition_dropout must be between 0 and 1; got {condition_dropout}")
@@ -49,7 +49,7 @@ class DiffusionModule(DenoisingModule):
                 f"{type(net).__name__} has no num_classes; wrap it in networks.DiffusersNetwork or alike"
             )
         self.net = net.to(memory_format=torch.channels_last)
-        self.condition_dropout, self.compile_net = condition_dropout, compile
+        self.condition_dropout = condition_dropout
 
     @classmethod
     def load(cls, name: str) -> Self:
@@ -92,12 +92,6 @@ class DiffusionModule(DenoisingModule):
         output: Tensor = self.net(x_t.to(self.dtype), t - 1, class_labels if self.null_class else None)
         return output.float()
 
-    def setup(self, stage: str) -> None:
-        """Take over the facts about the data; compile the network if asked."""
-        super().setup(stage)
-        if self.compile_net and stage == "fit":
-            self.net.compile()
-
     def losses(self, images: Tensor, labels: Tensor, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
         """Mean squared error of each image at a random level (Ho et al., eq. 14).
 
@@ -109,15 +103,9 @@ class DiffusionModule(DenoisingModule):
         Returns:
             The errors (B,) and the levels (B,).
         """
-        batch, device = len(images), images.device
-        t = torch.randint(1, self.schedule.T + 1, (batch,), device=device, generator=generator)
-        noise = torch.randn(images.shape, dtype=images.dtype, device=device, generator=generator)
-        dropped = torch.rand(batch, device=device, generator=generator) < self.condition_dropout
+        x_t, target, t, dropped = self.noised(images, self.condition_dropout, generator)
         labels = labels.masked_fill(dropped, self.null_class) if self.null_class else labels
-        x_t = self.schedule.add_noise(images, t, noise)
-        output = self._output(x_t, t, labels)
-        target = self.schedule.target(images, t, noise, self.prediction)
-        return (output - target).square().flatten(1).mean(1), t
+        return (self._output(x_t, t, labels) - target).square().flatten(1).mean(1), t
 
     def batch_losses(self, batch: tuple[Tensor, Tensor], generator: Generator | None) -> tuple[Tensor, Tensor]:
         """See ``losses``."""

@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any, Self
 
 from lightning import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from dng_lightning import shipped
 from dng_lightning.errors import SettingError
+from dng_lightning.modules.optimization import check_schedule, configure
 
 
 @contextlib.contextmanager
@@ -35,12 +38,16 @@ class TrainedModule(LightningModule):
         image_shape: (C, H, W) of its images.
         class_names: the data set's classes; a label is an index into them.
         seen_classes: the labels that it was trained on (all of them, unless the data were filtered).
+        optimizer: makes the optimiser from the parameters.
+        scheduler: makes the learning-rate schedule, stepped at each training step; None for a constant rate.
     """
 
     net: nn.Module
     image_shape: tuple[int, int, int]
     class_names: tuple[str, ...]
     seen_classes: tuple[int, ...]
+    optimizer: OptimizerCallable
+    scheduler: LRSchedulerCallable | None
 
     def keep_hyperparameters(self, *objects: str) -> None:
         """Store the constructor's arguments; call it from there.
@@ -94,6 +101,14 @@ class TrainedModule(LightningModule):
             if count := int(inside.sum()):
                 # every rank must log the same keys, which holds for batches of more than a few images
                 self.log(f"{name}/q{quarter + 1}", values[inside].mean(), batch_size=count, sync_dist=True)
+
+    def on_train_start(self) -> None:
+        """Refuse a run that outlives its learning-rate schedule."""
+        check_schedule(self)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """The injected optimiser and schedule."""
+        return configure(self, self.optimizer, self.scheduler)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store the facts about the data."""

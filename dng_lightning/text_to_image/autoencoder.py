@@ -4,12 +4,10 @@ from typing import Any
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Generator, Tensor
 
 from dng_lightning.data.captioned_digits import Captioned
 from dng_lightning.errors import SettingError
-from dng_lightning.modules.optimization import check_schedule, configure
 from dng_lightning.modules.trained import TrainedModule
 from dng_lightning.text_to_image import networks
 from dng_lightning.text_to_image.reader import AttributeReader
@@ -121,11 +119,3 @@ class AutoencoderModule(TrainedModule):
                 measures |= {f"read_{name}": r.float().mean() for name, r in zip(reader.names, right.T, strict=True)}
         for name, value in measures.items():
             self.log(f"val/{name}", value, batch_size=len(images), sync_dist=True, prog_bar=name == "loss")
-
-    def on_train_start(self) -> None:
-        """Refuse a run that outlives its learning-rate schedule."""
-        check_schedule(self)
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The injected optimiser and schedule."""
-        return configure(self, self.optimizer, self.scheduler)
