@@ -19,8 +19,8 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
-from dng_lightning.errors import SettingError
-from dng_lightning.guidance.base import Guidance, Guided, Needs, Predictions, Step, check_at_least_0, per_image
+from dng_lightning.errors import SettingError, check_at_least_0
+from dng_lightning.guidance.base import Guidance, Guided, Needs, Predictions, Step, per_image
 from dng_lightning.posterior import capped, odds
 
 Goal = Literal["allowed", "away", "wanted"]

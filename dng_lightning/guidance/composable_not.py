@@ -13,7 +13,8 @@ scale.
 
 from dataclasses import dataclass
 
-from dng_lightning.guidance.base import Guidance, Guided, Needs, Predictions, Step, check_at_least_0
+from dng_lightning.errors import check_at_least_0
+from dng_lightning.guidance.base import Guidance, Guided, Needs, Predictions, Step
 from dng_lightning.guidance.signed_negative import differences
 
 

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 
 import torch
 
-from dng_lightning.guidance.base import Guidance, Guided, Needs, Predictions, Step, check_at_least_0, per_image
+from dng_lightning.errors import check_at_least_0
+from dng_lightning.guidance.base import Guidance, Guided, Needs, Predictions, Step, per_image
 from dng_lightning.guidance.signed_negative import differences
 
 

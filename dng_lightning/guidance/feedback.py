@@ -17,8 +17,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from dng_lightning.errors import SettingError
-from dng_lightning.guidance.base import Guided, Predictions, Step, check_at_least_0, per_image
+from dng_lightning.errors import SettingError, check_at_least_0
+from dng_lightning.guidance.base import Guided, Predictions, Step, per_image
 from dng_lightning.guidance.classifier_free import TowardWanted, null_of
 from dng_lightning.guidance.limited_interval import check_interval, inside
 from dng_lightning.posterior import Corrections

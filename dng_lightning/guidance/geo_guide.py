@@ -19,8 +19,8 @@ from typing import Literal, get_args
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from dng_lightning.errors import SettingError
-from dng_lightning.guidance.base import Guidance, Guided, Needs, Predictions, Step, check_at_least_0
+from dng_lightning.errors import SettingError, check_at_least_0
+from dng_lightning.guidance.base import Guidance, Guided, Needs, Predictions, Step
 from dng_lightning.guidance.classifier_guidance import Goal, check_goal, told, uphill
 
 Source = Literal["classifier", "differences"]

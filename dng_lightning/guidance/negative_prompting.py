@@ -5,7 +5,8 @@ eps_hat = eps - scale * sum_k (eps_k - eps)
 
 from dataclasses import dataclass
 
-from dng_lightning.guidance.base import Guidance, Guided, Predictions, Step, check_at_least_0
+from dng_lightning.errors import check_at_least_0
+from dng_lightning.guidance.base import Guidance, Guided, Predictions, Step
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ A reference for tables, not a method: the classifier must have been trained on n
 
 from dataclasses import dataclass
 
-from dng_lightning.errors import SettingError
-from dng_lightning.guidance.base import Guidance, Guided, Needs, Predictions, Step, check_at_least_0
+from dng_lightning.errors import SettingError, check_at_least_0
+from dng_lightning.guidance.base import Guidance, Guided, Needs, Predictions, Step
 from dng_lightning.guidance.dynamic_negative import guided_by
 from dng_lightning.posterior import capped
 

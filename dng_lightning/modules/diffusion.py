@@ -6,7 +6,7 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Generator, Tensor, nn
 
-from dng_lightning.errors import SettingError
+from dng_lightning.errors import SettingError, check_0_to_1
 from dng_lightning.modules import pretrained
 from dng_lightning.modules.denoising import DenoisingModule
 from dng_lightning.schedule import LinearSchedule, NoiseSchedule, Prediction
@@ -42,8 +42,7 @@ class DiffusionModule(DenoisingModule):
     ) -> None:
         super().__init__(schedule or LinearSchedule(), prediction, snr_gamma, optimizer, scheduler, compile)
         self.keep_hyperparameters("net", "schedule", "optimizer", "scheduler")
-        if not 0 <= condition_dropout <= 1:
-            raise SettingError(f"condition_dropout must be between 0 and 1; got {condition_dropout}")
+        check_0_to_1(condition_dropout=condition_dropout)
         if not isinstance(getattr(net, "num_classes", None), int):
             raise SettingError(
                 f"{type(net).__name__} has no num_classes; wrap it in networks.DiffusersNetwork or alike"

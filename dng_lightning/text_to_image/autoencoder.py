@@ -7,7 +7,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Generator, Tensor
 
 from dng_lightning.data.captioned_digits import Captioned
-from dng_lightning.errors import SettingError
+from dng_lightning.errors import SettingError, check_at_least_0
 from dng_lightning.modules.trained import TrainedModule
 from dng_lightning.text_to_image import networks
 from dng_lightning.text_to_image.reader import AttributeReader
@@ -46,8 +46,7 @@ class AutoencoderModule(TrainedModule):
     ) -> None:
         super().__init__()
         self.keep_hyperparameters("optimizer", "scheduler")
-        if not 0 <= kl_weight < float("inf"):
-            raise SettingError(f"kl_weight must be at least 0 and finite; got {kl_weight}")
+        check_at_least_0(kl_weight=kl_weight)
         self.net = networks.autoencoder(net)
         self.kl_weight, self.reader, self.compile_net = kl_weight, reader, compile
         self.optimizer, self.scheduler = optimizer, scheduler

@@ -8,7 +8,7 @@ from torch import Generator, Tensor, nn
 
 from dng_lightning.data.captioned_digits import Captioned, CaptionedDigits
 from dng_lightning.data.pixels import to_float
-from dng_lightning.errors import SettingError
+from dng_lightning.errors import SettingError, check_0_to_1
 from dng_lightning.modules.denoising import DenoisingModule
 from dng_lightning.schedule import LinearSchedule, NoiseSchedule, Prediction
 from dng_lightning.text_to_image import networks
@@ -66,8 +66,7 @@ class TextToImageModule(DenoisingModule):
     ) -> None:
         super().__init__(schedule or LinearSchedule(), prediction, snr_gamma, optimizer, scheduler, compile)
         self.keep_hyperparameters("schedule", "optimizer", "scheduler")
-        if not 0 <= caption_dropout <= 1:
-            raise SettingError(f"caption_dropout must be between 0 and 1; got {caption_dropout}")
+        check_0_to_1(caption_dropout=caption_dropout)
         libraries()  # refused now if they are not there
         given = AutoencoderModule.load(autoencoder)
         self.vae = given.net.train()  # it is all the same, but a part in evaluation mode would be warned of
