@@ -6,7 +6,7 @@ import inspect
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from lightning import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -40,6 +40,7 @@ class TrainedModule(LightningModule):
         seen_classes: the labels that it was trained on (all of them, unless the data were filtered).
         optimizer: makes the optimiser from the parameters.
         scheduler: makes the learning-rate schedule, stepped at each training step; None for a constant rate.
+        for_training: what of its settings ``load`` leaves out, as training alone has a use for it.
     """
 
     net: nn.Module
@@ -48,6 +49,7 @@ class TrainedModule(LightningModule):
     seen_classes: tuple[int, ...]
     optimizer: OptimizerCallable
     scheduler: LRSchedulerCallable | None
+    for_training: ClassVar[tuple[str, ...]] = ()
 
     def keep_hyperparameters(self, *objects: str) -> None:
         """Store the constructor's arguments; call it from there.
@@ -136,7 +138,8 @@ class TrainedModule(LightningModule):
         """
         path = shipped.checkpoint(name)
         with reading(path, f"a {cls.__name__}"):
-            module = cls.load_from_checkpoint(path, map_location="cpu", weights_only=True)
+            without = dict.fromkeys(cls.for_training)
+            module = cls.load_from_checkpoint(path, map_location="cpu", weights_only=True, **without)
         if not hasattr(module, "seen_classes"):
             raise SettingError(f"{path} does not say what it was trained on; train it with a dng_lightning datamodule")
         return module.eval().requires_grad_(False)

@@ -30,10 +30,12 @@ class AutoencoderModule(TrainedModule):
         compile: compile the network (needs a C++ compiler on CPUs).
 
     Raises:
-        SettingError: the settings do not make a network, or the extra ``text-to-image`` is not installed.
+        SettingError: the settings do not make a network, or the extra ``text-to-image`` is not installed, or the
+            classifiers cannot be used.
     """
 
     net: Any  # an AutoencoderKL
+    for_training = ("reader",)
 
     def __init__(
         self,
@@ -48,18 +50,18 @@ class AutoencoderModule(TrainedModule):
         self.keep_hyperparameters("optimizer", "scheduler")
         check_at_least_0(kl_weight=kl_weight)
         self.net = networks.autoencoder(net)
-        self.kl_weight, self.reader, self.compile_net = kl_weight, reader, compile
+        self.kl_weight, self.compile_net = kl_weight, compile
         self.optimizer, self.scheduler = optimizer, scheduler
-        self.readers: list[AttributeReader] = []  # in a list, so that it is neither averaged nor stored
+        # in a list, so that it is neither averaged nor stored
+        self.readers = [AttributeReader.load(reader)] if reader else []
 
     def setup(self, stage: str) -> None:
-        """Take over the facts about the data; load the classifiers, and compile the network if asked.
+        """Take over the facts about the data; compile the network if asked.
 
         Raises:
-            SettingError: the data's images are of another size, or the classifiers cannot be used.
+            SettingError: the data's images are of another size.
         """
         super().setup(stage)
-        self.readers = [AttributeReader.load(self.reader)] if self.reader else []
         if not hasattr(self, "image_shape"):  # no datamodule of ours
             return
         config, (channels, *sides) = self.net.config, self.image_shape
