@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dng_lightning.divergence import DivergenceSource
-from dng_lightning.errors import SettingError
+from dng_lightning.errors import SettingError, check_0_to_1
 from dng_lightning.guidance.base import Guidance, Guided, Step
 from dng_lightning.predictors import Predictor
 from dng_lightning.schedule import NoiseSchedule, Variance
@@ -88,8 +88,7 @@ class Sampler:
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise SettingError(f"steps must be at least 1; got {self.steps}")
-        if not 0 <= self.eta <= 1:
-            raise SettingError(f"eta must be between 0 and 1; got {self.eta}")
+        check_0_to_1(eta=self.eta)
         if self.variance not in ("beta_tilde", "beta"):
             raise SettingError(f"variance must be beta_tilde or beta; got {self.variance}")
         if self.variance == "beta" and self.eta != 1:

@@ -12,9 +12,11 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
+
+from dng_lightning.data.pixels import from_png
 
 FLAGS = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
 FLAGS += " --disable-component-update --disable-sync --disable-dev-shm-usage --mute-audio --remote-debugging-pipe"
@@ -83,6 +85,19 @@ class Page:
     def screenshot(self, path: Path) -> None:
         """Write what is seen as a PNG file."""
         path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))
+
+
+def assert_drawn(page: Page, url: str, words: Iterable[str], screenshot: Path) -> str:
+    """A dashboard comes to show these words, and more than boxes around them; returns its text."""
+    page.open(url)
+    text = page.wait_for(*words)
+    assert "No dashboards are active" not in text
+    page.screenshot(screenshot)
+    pixels = from_png(screenshot)
+    assert pixels.shape == (3, 900, 1280)
+    below_the_bar = pixels[:, 100:, 300:].flatten(1)
+    assert len(below_the_bar.unique(dim=1)[0]) > 50  # neither blank nor boxes alone
+    return text
 
 
 def slowness(sample: float = 0.2) -> float:

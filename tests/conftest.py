@@ -7,12 +7,14 @@ import shutil
 import struct
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import lightning  # noqa: F401  # first: typing may hand out another library's Union[float, int] for its Union[int, float]
 import pytest
 import torch
 import yaml
+from browser import Page, chromium, slowness
 from running import QUIET, Dng, DngProcess, Fitted, fit_settings
 from tiny_diffusion import tiny
 from tiny_vision_language import tiny_vision_language
@@ -259,3 +261,10 @@ def browser() -> str:
     if program := shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome"):
         return program
     pytest.skip("CHROMIUM MISSING: nobody looked at the dashboards (apt-get install chromium)")
+
+
+@pytest.fixture(scope="module")
+def page(browser: str, url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    """Of a Chromium that starts once the module's ``url`` can be opened."""
+    with chromium(browser, tmp_path_factory.mktemp("profile"), seconds=40 * slowness()) as page:
+        yield page

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from browser import Page, chromium, slowness, tensorboard
+from browser import Page, assert_drawn, tensorboard
 from running import Dng
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
@@ -162,18 +162,7 @@ def url(browser: str, folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
         yield url
 
 
-@pytest.fixture(scope="module")
-def page(browser: str, url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
-    with chromium(browser, tmp_path_factory.mktemp("profile"), seconds=40 * slowness()) as page:
-        yield page
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("tab", TABS)
 def test_a_browser_shows(tab: str, url: str, page: Page, tmp_path: Path):
-    page.open(f"{url}#{tab}")
-    text = page.wait_for(*TABS[tab])
-    assert "No dashboards are active" not in text
-    page.screenshot(tmp_path / "tab.png")
-    screenshot = from_png(tmp_path / "tab.png")
-    assert len(screenshot[:, 100:, 300:].flatten(1).unique(dim=1)[0]) > 50  # neither blank nor boxes alone
+    assert_drawn(page, f"{url}#{tab}", TABS[tab], tmp_path / "tab.png")

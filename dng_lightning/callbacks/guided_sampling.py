@@ -2,13 +2,12 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
+from dng_lightning.callbacks.validation_sampling import ValidationSampling
 from dng_lightning.data.base import ImageDataModule
 from dng_lightning.data.pixels import to_uint8
 from dng_lightning.errors import SettingError
@@ -23,7 +22,7 @@ from dng_lightning.predictors import ClassConditionalPredictor, NetworkPairPredi
 from dng_lightning.sampling import ImageNoise, Sampler, Trajectories, sample
 
 
-class GuidedSampling(Callback):
+class GuidedSampling(ValidationSampling):
     """Draws guided and unguided images at fixed seeds during validation, and logs them to TensorBoard.
 
     During validation the module holds the averaged weights if ``EMA`` is used, whatever the order of the callbacks.
@@ -96,13 +95,8 @@ class GuidedSampling(Callback):
                 "GuidedSampling: the classifier knows other classes than the data: name another, or null"
             )
 
-    def on_validation_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """Draw and log, once a validation."""
-        due = (trainer.current_epoch + 1) % self.every_n_epochs == 0
-        if batch_idx or dataloader_idx or not due or trainer.sanity_checking or trainer.state.fn != "fit":
-            return
+    def draw(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw and log."""
         assert isinstance(pl_module, DiffusionModule)
         drawn = {"unguided": self._draw(trainer, pl_module, Unguided())}
         if self.labels:

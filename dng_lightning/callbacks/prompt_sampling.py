@@ -1,13 +1,12 @@
 """Watch, while a text-to-image model trains, what it draws when it is asked for something."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
+from dng_lightning.callbacks.validation_sampling import ValidationSampling
 from dng_lightning.data.captions import understood
 from dng_lightning.data.pixels import to_float, to_uint8
 from dng_lightning.errors import SettingError
@@ -21,7 +20,7 @@ from dng_lightning.text_to_image.reader import AttributeReader
 from dng_lightning.text_to_image.training import TextToImageModule
 
 
-class PromptSampling(Callback):
+class PromptSampling(ValidationSampling):
     """Draws images of fixed prompts at fixed seeds during validation, and logs them to TensorBoard, a row a prompt.
 
     With classifiers of their attributes ``metrics/obeyed`` is the share of the images that are all that their prompt
@@ -65,13 +64,8 @@ class PromptSampling(Callback):
         assert isinstance(pl_module, TextToImageModule)
         pl_module.schedule.levels(self.sampler.steps)
 
-    def on_validation_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """Draw and log, once a validation."""
-        due = (trainer.current_epoch + 1) % self.every_n_epochs == 0
-        if batch_idx or dataloader_idx or not due or trainer.sanity_checking or trainer.state.fn != "fit":
-            return
+    def draw(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw and log."""
         assert isinstance(pl_module, TextToImageModule)
         if pl_module.scale is None:  # nothing was trained
             return

@@ -23,7 +23,8 @@ def wilson_interval(successes: int, trials: int, z: float = 1.959964) -> tuple[f
     centre = share + z**2 / (2 * trials)
     spread = z * math.sqrt(share * (1 - share) / trials + z**2 / (4 * trials**2))
     scale = 1 + z**2 / trials
-    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
+    # rounding would miss the bounds where all trials went one way
+    return (centre - spread) / scale if successes else 0.0, (centre + spread) / scale if successes < trials else 1.0
 
 
 def forbidden_rate(counts: Sequence[int], forbidden: Collection[int]) -> tuple[float, float, float]:

@@ -26,8 +26,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dng_lightning.errors import SettingError
-from dng_lightning.guidance.base import Guided, Needs, Predictions, Step, check_at_least_0
+from dng_lightning.errors import SettingError, check_0_to_1, check_at_least_0
+from dng_lightning.guidance.base import Guided, Needs, Predictions, Step
 from dng_lightning.guidance.wrapping import Wrapping
 
 SOMETHING = 1e-30  # a probability that says nothing, but that there is a new condition to be kept below the cap
@@ -82,9 +82,7 @@ class AdaptiveNegative(Wrapping):
                 f"got {self.looks}"
             )
         check_at_least_0(shown_scale=self.shown_scale)
-        for name in ("threshold", "trust"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise SettingError(f"{name} must be between 0 and 1; got {getattr(self, name)}")
+        check_0_to_1(threshold=self.threshold, trust=self.trust)
         if self.most is not None and self.most < 1:
             raise SettingError(f"most must be at least 1; got {self.most}")
 

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional
 
-from dng_lightning.errors import SettingError
-from dng_lightning.guidance.base import Guidance, Guided, Needs, Predictions, Step, check_at_least_0, per_image
-from dng_lightning.guidance.classifier_free import POSITIVE, null_of
+from dng_lightning.errors import SettingError, check_0_to_1, check_at_least_0
+from dng_lightning.guidance.base import Guided, Predictions, Step, per_image
+from dng_lightning.guidance.classifier_free import TowardWanted, null_of
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Seen:
 
 
 @dataclass(frozen=True)
-class AdaptiveProjectedGuidance(Guidance):
+class AdaptiveProjectedGuidance(TowardWanted):
     """Draws every image toward its wanted class, across that class's prediction rather than along it.
 
     Attributes:
@@ -58,18 +58,7 @@ class AdaptiveProjectedGuidance(Guidance):
             raise SettingError(f"momentum must be inside (-1, 1); got {self.momentum}")
         if not self.norm_threshold > 0:
             raise SettingError(f"norm_threshold must be positive; got {self.norm_threshold}")
-        if not 0 <= self.eta <= 1:
-            raise SettingError(f"eta must be between 0 and 1; got {self.eta}")
-
-    @property
-    def needs(self) -> Needs:
-        """The unconditional prediction, and a wanted class."""
-        return POSITIVE
-
-    @property
-    def neutral(self) -> float:
-        """1: the wanted class's own prediction."""
-        return 1.0
+        check_0_to_1(eta=self.eta)
 
     def start(self, x_T: Tensor, classes: int) -> Seen:
         """The first state, and no momentum."""

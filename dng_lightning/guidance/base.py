@@ -12,7 +12,6 @@ from typing import Any
 
 from torch import Tensor
 
-from dng_lightning.errors import SettingError
 from dng_lightning.schedule import NoiseSchedule, Transition
 
 Attending = Callable[[Tensor, Tensor], Tensor]
@@ -169,9 +168,9 @@ class Guidance(ABC):
         """
         return self
 
-    @abstractmethod
     def start(self, x_T: Tensor, classes: int) -> Any:
-        """The state for a batch of images ``x_T`` (B, C, H, W) with ``classes`` forbidden conditions."""
+        """The state for a batch of images ``x_T`` (B, C, H, W) with ``classes`` forbidden conditions; None for none."""
+        return None
 
     @abstractmethod
     def guide(self, predictions: Predictions, state: Any, step: Step) -> Guided:
@@ -189,14 +188,3 @@ class Guidance(ABC):
 def per_image(scale: Tensor, like: Tensor) -> Tensor:
     """``scale`` (B, ...) shaped to multiply ``like`` (B, ..., C, H, W) image by image."""
     return scale.view(*scale.shape, *[1] * (like.ndim - scale.ndim))
-
-
-def check_at_least_0(**settings: float) -> None:
-    """Refuse settings that are negative or not finite.
-
-    Raises:
-        SettingError: naming the first of them.
-    """
-    for name, value in settings.items():
-        if not 0 <= value < float("inf"):
-            raise SettingError(f"{name} must be at least 0 and finite; got {value}")

@@ -11,15 +11,14 @@ At eta > 0 the drawn noise takes its share of sigma_s, as in any other step.
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from dng_lightning.errors import SettingError
-from dng_lightning.guidance.base import Guidance, Guided, Needs, Predictions, Step
-from dng_lightning.guidance.classifier_free import POSITIVE, null_of
+from dng_lightning.guidance.base import Guided, Predictions, Step
+from dng_lightning.guidance.classifier_free import TowardWanted, null_of
 
 
 @dataclass(frozen=True)
-class CFGPlusPlus(Guidance):
+class CFGPlusPlus(TowardWanted):
     """Classifier-free guidance that stays between the two predictions.
 
     Attributes:
@@ -31,19 +30,6 @@ class CFGPlusPlus(Guidance):
     def __post_init__(self) -> None:
         if not 0 <= self.scale <= 1:
             raise SettingError(f"scale of CFG++ must be between 0 and 1; got {self.scale}")
-
-    @property
-    def needs(self) -> Needs:
-        """The unconditional prediction, and a wanted class."""
-        return POSITIVE
-
-    @property
-    def neutral(self) -> float:
-        """1: the wanted class's own prediction."""
-        return 1.0
-
-    def start(self, x_T: Tensor, classes: int) -> None:
-        """Nothing to remember."""
 
     def guide(self, predictions: Predictions, state: None, step: Step) -> Guided:
         """Between the two predictions; the noise to go back with is the unconditional one."""

@@ -8,12 +8,26 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dng_lightning.errors import SettingError
-from dng_lightning.guidance.base import Guidance, Guided, Needs, Predictions, Step, check_at_least_0
+from dng_lightning.errors import SettingError, check_at_least_0
+from dng_lightning.guidance.base import Guidance, Guided, Needs, Predictions, Step
+
+
+class TowardWanted(Guidance):
+    """A guidance that goes toward a wanted class and knows of no forbidden one."""
+
+    @property
+    def needs(self) -> Needs:
+        """The unconditional prediction, and a wanted class."""
+        return Needs(negatives=False, null=True, wanted=True)
+
+    @property
+    def neutral(self) -> float:
+        """1: the wanted class's own prediction."""
+        return 1.0
 
 
 @dataclass(frozen=True)
-class ClassifierFreeGuidance(Guidance):
+class ClassifierFreeGuidance(TowardWanted):
     """Draws every image toward its wanted class, always equally hard.
 
     Attributes:
@@ -26,28 +40,11 @@ class ClassifierFreeGuidance(Guidance):
     def __post_init__(self) -> None:
         check_at_least_0(scale=self.scale)
 
-    @property
-    def needs(self) -> Needs:
-        """The unconditional prediction, and a wanted class."""
-        return POSITIVE
-
-    @property
-    def neutral(self) -> float:
-        """1: the wanted class's own prediction."""
-        return 1.0
-
-    def start(self, x_T: Tensor, classes: int) -> None:
-        """Nothing to remember."""
-
     def guide(self, predictions: Predictions, state: None, step: Step) -> Guided:
         """Between the two predictions, or beyond."""
         base = predictions.base
         eps = torch.lerp(null_of(predictions), base, self.scale)
         return Guided(eps, base.new_full((len(base),), self.scale))
-
-
-POSITIVE = Needs(negatives=False, null=True, wanted=True)
-"""What a guidance needs that goes toward a wanted class and knows of no forbidden one."""
 
 
 def null_of(predictions: Predictions) -> Tensor:

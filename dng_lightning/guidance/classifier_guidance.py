@@ -19,8 +19,8 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
-from dng_lightning.errors import SettingError
-from dng_lightning.guidance.base import Guidance, Guided, Needs, Predictions, Step, check_at_least_0, per_image
+from dng_lightning.errors import SettingError, check_at_least_0
+from dng_lightning.guidance.base import Guidance, Guided, Needs, Predictions, Step, per_image
 from dng_lightning.posterior import capped, odds
 
 Goal = Literal["allowed", "away", "wanted"]
@@ -65,9 +65,6 @@ class ClassifierGuidance(Guidance):
     def tracks_posterior(self) -> bool:
         """Yes: it is told one at each step."""
         return True
-
-    def start(self, x_T: Tensor, classes: int) -> None:
-        """Nothing to remember."""
 
     def guide(self, predictions: Predictions, state: None, step: Step) -> Guided:
         """The prediction moved along the gradient."""

@@ -13,9 +13,8 @@ scale.
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
-from dng_lightning.guidance.base import Guidance, Guided, Needs, Predictions, Step, check_at_least_0
+from dng_lightning.errors import check_at_least_0
+from dng_lightning.guidance.base import Guidance, Guided, Needs, Predictions, Step
 from dng_lightning.guidance.signed_negative import differences
 
 
@@ -36,9 +35,6 @@ class ComposableNot(Guidance):
     def needs(self) -> Needs:
         """The unconditional prediction too."""
         return Needs(null=True)
-
-    def start(self, x_T: Tensor, classes: int) -> None:
-        """Nothing to remember."""
 
     def guide(self, predictions: Predictions, state: None, step: Step) -> Guided:
         """The unconditional prediction and the scaled difference."""

@@ -14,9 +14,9 @@ condition; several are summed here.
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
-from dng_lightning.guidance.base import Guidance, Guided, Needs, Predictions, Step, check_at_least_0, per_image
+from dng_lightning.errors import check_at_least_0
+from dng_lightning.guidance.base import Guidance, Guided, Needs, Predictions, Step, per_image
 from dng_lightning.guidance.signed_negative import differences
 
 
@@ -43,9 +43,6 @@ class ContrastiveCFG(Guidance):
     def needs(self) -> Needs:
         """The unconditional prediction too."""
         return Needs(null=True)
-
-    def start(self, x_T: Tensor, classes: int) -> None:
-        """Nothing to remember."""
 
     def guide(self, predictions: Predictions, state: None, step: Step) -> Guided:
         """The unconditional prediction and the scaled differences; ``Guided.scale`` sums over the conditions."""

@@ -20,8 +20,8 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from dng_lightning.calibration import LARGEST, CalibratedTracker, read_beside
-from dng_lightning.errors import SettingError
-from dng_lightning.guidance.base import Guidance, Guided, Needs, Predictions, Step, check_at_least_0, per_image
+from dng_lightning.errors import SettingError, check_0_to_1, check_at_least_0
+from dng_lightning.guidance.base import Guidance, Guided, Needs, Predictions, Step, per_image
 from dng_lightning.posterior import Against, PosteriorTracker, odds
 from dng_lightning.schedule import NoiseSchedule
 from dng_lightning.timing import Timing
@@ -83,8 +83,7 @@ class DynamicNegativeGuidance(Guidance):
 
     def __post_init__(self) -> None:
         check_at_least_0(scale=self.scale)
-        if not 0 <= self.own_push <= 1:
-            raise SettingError(f"own_push must be between 0 and 1; got {self.own_push}")
+        check_0_to_1(own_push=self.own_push)
         if self.parity and (self.own_push < 1 or self.calibration or self.against != "all"):
             raise SettingError(
                 "parity knows neither own_push nor calibration nor against: leave them as they are, or parity out"

@@ -17,9 +17,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from dng_lightning.errors import SettingError
-from dng_lightning.guidance.base import Guidance, Guided, Needs, Predictions, Step, check_at_least_0, per_image
-from dng_lightning.guidance.classifier_free import POSITIVE, null_of
+from dng_lightning.errors import SettingError, check_at_least_0
+from dng_lightning.guidance.base import Guided, Predictions, Step, per_image
+from dng_lightning.guidance.classifier_free import TowardWanted, null_of
 from dng_lightning.guidance.limited_interval import check_interval, inside
 from dng_lightning.posterior import Corrections
 from dng_lightning.schedule import NoiseSchedule
@@ -27,7 +27,7 @@ from dng_lightning.timing import Timing
 
 
 @dataclass(frozen=True)
-class FeedbackGuidance(Guidance):
+class FeedbackGuidance(TowardWanted):
     """Draws an image toward its wanted class as far as it does not show it yet.
 
     Attributes:
@@ -72,16 +72,6 @@ class FeedbackGuidance(Guidance):
             self.timing.check_alone(self.temperature, self.offset, self.offset_inside)
             if not self.timing.reference > 1 / self.pi:
                 raise SettingError(f"timing's reference must be above 1 / pi; got {self.timing.reference}")
-
-    @property
-    def needs(self) -> Needs:
-        """The unconditional prediction, and a wanted class."""
-        return POSITIVE
-
-    @property
-    def neutral(self) -> float:
-        """1: the wanted class's own prediction."""
-        return 1.0
 
     @cached_property
     def corrections(self) -> Corrections:

@@ -19,8 +19,8 @@ from typing import Literal, get_args
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from dng_lightning.errors import SettingError
-from dng_lightning.guidance.base import Guidance, Guided, Needs, Predictions, Step, check_at_least_0
+from dng_lightning.errors import SettingError, check_at_least_0
+from dng_lightning.guidance.base import Guidance, Guided, Needs, Predictions, Step
 from dng_lightning.guidance.classifier_guidance import Goal, check_goal, told, uphill
 
 Source = Literal["classifier", "differences"]
@@ -67,9 +67,6 @@ class GeoGuide(Guidance):
     def tracks_posterior(self) -> bool:
         """Where it asks for a classifier: it is told one."""
         return self.needs.classifier
-
-    def start(self, x_T: Tensor, classes: int) -> None:
-        """Nothing to remember."""
 
     def guide(self, predictions: Predictions, state: None, step: Step) -> Guided:
         """The base prediction, its mean moved by the length of a step."""

@@ -5,9 +5,8 @@ eps_hat = eps - scale * sum_k (eps_k - eps)
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
-from dng_lightning.guidance.base import Guidance, Guided, Predictions, Step, check_at_least_0
+from dng_lightning.errors import check_at_least_0
+from dng_lightning.guidance.base import Guidance, Guided, Predictions, Step
 
 
 @dataclass(frozen=True)
@@ -22,9 +21,6 @@ class NegativePrompting(Guidance):
 
     def __post_init__(self) -> None:
         check_at_least_0(scale=self.scale)
-
-    def start(self, x_T: Tensor, classes: int) -> None:
-        """Nothing to remember."""
 
     def guide(self, predictions: Predictions, state: None, step: Step) -> Guided:
         """The base prediction, less the scaled differences."""

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from dng_lightning.errors import SettingError
+from dng_lightning.errors import SettingError, check_0_to_1
 from dng_lightning.guidance.base import Guided, Needs, Predictions, Step
 from dng_lightning.guidance.wrapping import Wrapping
 
@@ -65,9 +65,7 @@ class NormalizedAttention(Wrapping):
         for name in ("scale", "tau"):
             if not 1 <= getattr(self, name) < float("inf"):
                 raise SettingError(f"{name} must be at least 1 and finite; got {getattr(self, name)}")
-        for name in ("alpha", "end"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise SettingError(f"{name} must be between 0 and 1; got {getattr(self, name)}")
+        check_0_to_1(alpha=self.alpha, end=self.end)
         if self.norm not in ORDERS:
             raise SettingError(f"norm must be l1 or l2; got {self.norm}")
 

@@ -7,10 +7,8 @@ A reference for tables, not a method: the classifier must have been trained on n
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
-from dng_lightning.errors import SettingError
-from dng_lightning.guidance.base import Guidance, Guided, Needs, Predictions, Step, check_at_least_0
+from dng_lightning.errors import SettingError, check_at_least_0
+from dng_lightning.guidance.base import Guidance, Guided, Needs, Predictions, Step
 from dng_lightning.guidance.dynamic_negative import guided_by
 from dng_lightning.posterior import capped
 
@@ -41,9 +39,6 @@ class OracleNegativeGuidance(Guidance):
     def tracks_posterior(self) -> bool:
         """Yes: it is told one at each step."""
         return True
-
-    def start(self, x_T: Tensor, classes: int) -> None:
-        """Nothing to remember."""
 
     def guide(self, predictions: Predictions, state: None, step: Step) -> Guided:
         """The base prediction, less the differences scaled by the odds."""

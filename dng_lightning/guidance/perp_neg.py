@@ -13,34 +13,19 @@ to be perpendicular to, and the push is the signed form's (``signed_negative.py`
 from dataclasses import dataclass
 
 import torch.nn.functional as F
-from torch import Tensor
 
-from dng_lightning.guidance.base import Guidance, Guided, Needs, Predictions, Step, check_at_least_0
-from dng_lightning.guidance.signed_negative import differences
+from dng_lightning.guidance.base import Guided, Predictions, Step
+from dng_lightning.guidance.signed_negative import SignedNegative, differences
 
 
 @dataclass(frozen=True)
-class PerpNeg(Guidance):
+class PerpNeg(SignedNegative):
     """The signed form, its push less what lies along the pull.
 
     Attributes:
         scale: strength of the push, >= 0; 0 is classifier-free guidance, or unguided where nothing is wanted.
         wanted_scale: strength of the pull, >= 0; 1 is the wanted condition's own prediction.
     """
-
-    scale: float = 1.0
-    wanted_scale: float = 1.0
-
-    def __post_init__(self) -> None:
-        check_at_least_0(scale=self.scale, wanted_scale=self.wanted_scale)
-
-    @property
-    def needs(self) -> Needs:
-        """The unconditional prediction too."""
-        return Needs(null=True)
-
-    def start(self, x_T: Tensor, classes: int) -> None:
-        """Nothing to remember."""
 
     def guide(self, predictions: Predictions, state: None, step: Step) -> Guided:
         """The unconditional prediction, the scaled pull, and the scaled push across it."""

@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dng_lightning.guidance.base import Guided, Needs, Predictions, Step, check_at_least_0
+from dng_lightning.errors import check_at_least_0
+from dng_lightning.guidance.base import Guided, Needs, Predictions, Step
 from dng_lightning.guidance.classifier_free import null_of
 from dng_lightning.guidance.wrapping import Wrapping
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dng_lightning.errors import SettingError
-from dng_lightning.guidance.base import Step, check_at_least_0, per_image
+from dng_lightning.errors import SettingError, check_at_least_0
+from dng_lightning.guidance.base import Step, per_image
 from dng_lightning.guidance.reference_guidance import Repulsion, check_window, inside
 from dng_lightning.guidance.references import References
 

@@ -12,8 +12,6 @@ Without a wanted condition eps_+ is the unconditional prediction, and the form s
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from dng_lightning.errors import SettingError
 from dng_lightning.guidance.base import Guidance, Guided, Predictions, Step
 
@@ -34,9 +32,6 @@ class SwappedNegative(Guidance):
     def __post_init__(self) -> None:
         if not 1 <= self.scale < float("inf"):
             raise SettingError(f"scale must be at least 1 and finite: 1 is no push here; got {self.scale}")
-
-    def start(self, x_T: Tensor, classes: int) -> None:
-        """Nothing to remember."""
 
     def guide(self, predictions: Predictions, state: None, step: Step) -> Guided:
         """The base prediction, less the scaled differences; ``Guided.scale`` is scale - 1."""

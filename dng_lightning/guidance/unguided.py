@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from dng_lightning.guidance.base import Guidance, Guided, Needs, Predictions, Step
 
 
@@ -15,9 +13,6 @@ class Unguided(Guidance):
     def needs(self) -> Needs:
         """The base prediction alone."""
         return Needs(negatives=False)
-
-    def start(self, x_T: Tensor, classes: int) -> None:
-        """Nothing to remember."""
 
     def guide(self, predictions: Predictions, state: None, step: Step) -> Guided:
         """The base prediction itself."""

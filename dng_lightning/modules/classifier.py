@@ -7,13 +7,11 @@ from typing import Self
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 from torchmetrics.classification import MulticlassAccuracy
 
 from dng_lightning.errors import SettingError
-from dng_lightning.modules.optimization import check_schedule, configure
 from dng_lightning.modules.trained import TrainedModule
 from dng_lightning.schedule import NoiseSchedule
 
@@ -126,10 +124,6 @@ class ClassifierModule(TrainedModule):
         self.net.train(was_training)
         return logits
 
-    def on_train_start(self) -> None:
-        """See `dng_lightning.modules.optimization.check_schedule`."""
-        check_schedule(self)
-
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Cross-entropy on shifted and partly hidden images, noised if there is a schedule."""
         images, labels = batch
@@ -145,10 +139,6 @@ class ClassifierModule(TrainedModule):
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Log `test/loss` and `test/accuracy`, as in validation."""
         self._evaluate("test", batch, batch_idx, self.test_accuracy)
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """See `dng_lightning.modules.optimization.configure`."""
-        return configure(self, self.optimizer, self.scheduler)
 
     def _noised(self, images: Tensor, generator: Generator | None = None) -> tuple[Tensor, Tensor | None]:
         """Each image at a random level, and the levels (B,); as they are, and None, if there is no schedule."""

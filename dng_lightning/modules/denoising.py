@@ -3,12 +3,11 @@
 from abc import ABC, abstractmethod
 from typing import Any
 
+import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Generator, Tensor
 
 from dng_lightning.errors import SettingError
-from dng_lightning.modules.optimization import check_schedule, configure
 from dng_lightning.modules.trained import TrainedModule
 from dng_lightning.schedule import NoiseSchedule, Prediction
 
@@ -23,6 +22,7 @@ class DenoisingModule(TrainedModule, ABC):
             what is predicted alike (Ho et al.'s simple loss). Validation always does that.
         optimizer: makes the optimiser from the parameters.
         scheduler: makes the learning-rate schedule, stepped at each training step; None for a constant rate.
+        compile: compile the network for training.
     """
 
     def __init__(
@@ -32,6 +32,7 @@ class DenoisingModule(TrainedModule, ABC):
         snr_gamma: float | None,
         optimizer: OptimizerCallable,
         scheduler: LRSchedulerCallable | None,
+        compile: bool,
     ) -> None:
         super().__init__()
         if snr_gamma is not None and not snr_gamma > 0:
@@ -40,6 +41,13 @@ class DenoisingModule(TrainedModule, ABC):
         self.prediction: Prediction = prediction
         self.snr_gamma = snr_gamma
         self.optimizer, self.scheduler = optimizer, scheduler
+        self.compile_net = compile
+
+    def setup(self, stage: str) -> None:
+        """Take over the facts about the data; compile the network if asked."""
+        super().setup(stage)
+        if self.compile_net and stage == "fit":
+            self.net.compile()
 
     @abstractmethod
     def batch_losses(self, batch: Any, generator: Generator | None) -> tuple[Tensor, Tensor]:
@@ -49,6 +57,25 @@ class DenoisingModule(TrainedModule, ABC):
             batch: of the datamodule.
             generator: source of all that is drawn; None for torch's global one.
         """
+
+    def noised(self, x_0: Tensor, dropout: float, generator: Generator | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Draw what the network is asked.
+
+        Args:
+            x_0: images, or latents of them, (B, C, H, W).
+            dropout: share of the images that it is told nothing of, in [0, 1].
+            generator: source of the levels, noise and dropout; None for torch's global one.
+
+        Returns:
+            x_t and what is to be predicted of it, (B, C, H, W); the levels t in 1..T, (B,); and of which images it is
+            told nothing, (B,).
+        """
+        batch, device = len(x_0), x_0.device
+        t = torch.randint(1, self.schedule.T + 1, (batch,), device=device, generator=generator)
+        noise = torch.randn(x_0.shape, dtype=x_0.dtype, device=device, generator=generator)
+        dropped = torch.rand(batch, device=device, generator=generator) < dropout
+        target = self.schedule.target(x_0, t, noise, self.prediction)
+        return self.schedule.add_noise(x_0, t, noise), target, t, dropped
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """One step of the loss, the levels weighed as asked."""
@@ -72,11 +99,3 @@ class DenoisingModule(TrainedModule, ABC):
         losses, t = self.batch_losses(batch, Generator(self.device).manual_seed(seed))
         self.log(f"{stage}/loss", losses.mean(), batch_size=len(losses), sync_dist=True, prog_bar=True)
         self.log_by_level(f"{stage}/loss_t", losses, t, self.schedule.T)
-
-    def on_train_start(self) -> None:
-        """Refuse a run that outlives its learning-rate schedule."""
-        check_schedule(self)
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The injected optimiser and schedule."""
-        return configure(self, self.optimizer, self.scheduler)

@@ -6,7 +6,7 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Generator, Tensor, nn
 
-from dng_lightning.errors import SettingError
+from dng_lightning.errors import SettingError, check_0_to_1
 from dng_lightning.modules import pretrained
 from dng_lightning.modules.denoising import DenoisingModule
 from dng_lightning.schedule import LinearSchedule, NoiseSchedule, Prediction
@@ -40,16 +40,15 @@ class DiffusionModule(DenoisingModule):
         scheduler: LRSchedulerCallable | None = None,
         compile: bool = False,
     ) -> None:
-        super().__init__(schedule or LinearSchedule(), prediction, snr_gamma, optimizer, scheduler)
+        super().__init__(schedule or LinearSchedule(), prediction, snr_gamma, optimizer, scheduler, compile)
         self.keep_hyperparameters("net", "schedule", "optimizer", "scheduler")
-        if not 0 <= condition_dropout <= 1:
-            raise SettingError(f"condition_dropout must be between 0 and 1; got {condition_dropout}")
+        check_0_to_1(condition_dropout=condition_dropout)
         if not isinstance(getattr(net, "num_classes", None), int):
             raise SettingError(
                 f"{type(net).__name__} has no num_classes; wrap it in networks.DiffusersNetwork or alike"
             )
         self.net = net.to(memory_format=torch.channels_last)
-        self.condition_dropout, self.compile_net = condition_dropout, compile
+        self.condition_dropout = condition_dropout
 
     @classmethod
     def load(cls, name: str) -> Self:
@@ -92,12 +91,6 @@ class DiffusionModule(DenoisingModule):
         output: Tensor = self.net(x_t.to(self.dtype), t - 1, class_labels if self.null_class else None)
         return output.float()
 
-    def setup(self, stage: str) -> None:
-        """Take over the facts about the data; compile the network if asked."""
-        super().setup(stage)
-        if self.compile_net and stage == "fit":
-            self.net.compile()
-
     def losses(self, images: Tensor, labels: Tensor, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
         """Mean squared error of each image at a random level (Ho et al., eq. 14).
 
@@ -109,15 +102,9 @@ class DiffusionModule(DenoisingModule):
         Returns:
             The errors (B,) and the levels (B,).
         """
-        batch, device = len(images), images.device
-        t = torch.randint(1, self.schedule.T + 1, (batch,), device=device, generator=generator)
-        noise = torch.randn(images.shape, dtype=images.dtype, device=device, generator=generator)
-        dropped = torch.rand(batch, device=device, generator=generator) < self.condition_dropout
+        x_t, target, t, dropped = self.noised(images, self.condition_dropout, generator)
         labels = labels.masked_fill(dropped, self.null_class) if self.null_class else labels
-        x_t = self.schedule.add_noise(images, t, noise)
-        output = self._output(x_t, t, labels)
-        target = self.schedule.target(images, t, noise, self.prediction)
-        return (output - target).square().flatten(1).mean(1), t
+        return (self._output(x_t, t, labels) - target).square().flatten(1).mean(1), t
 
     def batch_losses(self, batch: tuple[Tensor, Tensor], generator: Generator | None) -> tuple[Tensor, Tensor]:
         """See ``losses``."""

@@ -6,13 +6,16 @@ import inspect
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from lightning import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from dng_lightning import shipped
 from dng_lightning.errors import SettingError
+from dng_lightning.modules.optimization import check_schedule, configure
 
 
 @contextlib.contextmanager
@@ -35,12 +38,18 @@ class TrainedModule(LightningModule):
         image_shape: (C, H, W) of its images.
         class_names: the data set's classes; a label is an index into them.
         seen_classes: the labels that it was trained on (all of them, unless the data were filtered).
+        optimizer: makes the optimiser from the parameters.
+        scheduler: makes the learning-rate schedule, stepped at each training step; None for a constant rate.
+        for_training: what of its settings ``load`` leaves out, as training alone has a use for it.
     """
 
     net: nn.Module
     image_shape: tuple[int, int, int]
     class_names: tuple[str, ...]
     seen_classes: tuple[int, ...]
+    optimizer: OptimizerCallable
+    scheduler: LRSchedulerCallable | None
+    for_training: ClassVar[tuple[str, ...]] = ()
 
     def keep_hyperparameters(self, *objects: str) -> None:
         """Store the constructor's arguments; call it from there.
@@ -95,6 +104,14 @@ class TrainedModule(LightningModule):
                 # every rank must log the same keys, which holds for batches of more than a few images
                 self.log(f"{name}/q{quarter + 1}", values[inside].mean(), batch_size=count, sync_dist=True)
 
+    def on_train_start(self) -> None:
+        """Refuse a run that outlives its learning-rate schedule."""
+        check_schedule(self)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """The injected optimiser and schedule."""
+        return configure(self, self.optimizer, self.scheduler)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store the facts about the data."""
         if hasattr(self, "seen_classes"):
@@ -121,7 +138,8 @@ class TrainedModule(LightningModule):
         """
         path = shipped.checkpoint(name)
         with reading(path, f"a {cls.__name__}"):
-            module = cls.load_from_checkpoint(path, map_location="cpu", weights_only=True)
+            without = dict.fromkeys(cls.for_training)
+            module = cls.load_from_checkpoint(path, map_location="cpu", weights_only=True, **without)
         if not hasattr(module, "seen_classes"):
             raise SettingError(f"{path} does not say what it was trained on; train it with a dng_lightning datamodule")
         return module.eval().requires_grad_(False)

@@ -4,12 +4,10 @@ from typing import Any
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Generator, Tensor
 
 from dng_lightning.data.captioned_digits import Captioned
-from dng_lightning.errors import SettingError
-from dng_lightning.modules.optimization import check_schedule, configure
+from dng_lightning.errors import SettingError, check_at_least_0
 from dng_lightning.modules.trained import TrainedModule
 from dng_lightning.text_to_image import networks
 from dng_lightning.text_to_image.reader import AttributeReader
@@ -32,10 +30,12 @@ class AutoencoderModule(TrainedModule):
         compile: compile the network (needs a C++ compiler on CPUs).
 
     Raises:
-        SettingError: the settings do not make a network, or the extra ``text-to-image`` is not installed.
+        SettingError: the settings do not make a network, or the extra ``text-to-image`` is not installed, or the
+            classifiers cannot be used.
     """
 
     net: Any  # an AutoencoderKL
+    for_training = ("reader",)
 
     def __init__(
         self,
@@ -48,21 +48,20 @@ class AutoencoderModule(TrainedModule):
     ) -> None:
         super().__init__()
         self.keep_hyperparameters("optimizer", "scheduler")
-        if not 0 <= kl_weight < float("inf"):
-            raise SettingError(f"kl_weight must be at least 0 and finite; got {kl_weight}")
+        check_at_least_0(kl_weight=kl_weight)
         self.net = networks.autoencoder(net)
-        self.kl_weight, self.reader, self.compile_net = kl_weight, reader, compile
+        self.kl_weight, self.compile_net = kl_weight, compile
         self.optimizer, self.scheduler = optimizer, scheduler
-        self.readers: list[AttributeReader] = []  # in a list, so that it is neither averaged nor stored
+        # in a list, so that it is neither averaged nor stored
+        self.readers = [AttributeReader.load(reader)] if reader else []
 
     def setup(self, stage: str) -> None:
-        """Take over the facts about the data; load the classifiers, and compile the network if asked.
+        """Take over the facts about the data; compile the network if asked.
 
         Raises:
-            SettingError: the data's images are of another size, or the classifiers cannot be used.
+            SettingError: the data's images are of another size.
         """
         super().setup(stage)
-        self.readers = [AttributeReader.load(self.reader)] if self.reader else []
         if not hasattr(self, "image_shape"):  # no datamodule of ours
             return
         config, (channels, *sides) = self.net.config, self.image_shape
@@ -121,11 +120,3 @@ class AutoencoderModule(TrainedModule):
                 measures |= {f"read_{name}": r.float().mean() for name, r in zip(reader.names, right.T, strict=True)}
         for name, value in measures.items():
             self.log(f"val/{name}", value, batch_size=len(images), sync_dist=True, prog_bar=name == "loss")
-
-    def on_train_start(self) -> None:
-        """Refuse a run that outlives its learning-rate schedule."""
-        check_schedule(self)
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The injected optimiser and schedule."""
-        return configure(self, self.optimizer, self.scheduler)

@@ -8,7 +8,7 @@ from torch import Generator, Tensor, nn
 
 from dng_lightning.data.captioned_digits import Captioned, CaptionedDigits
 from dng_lightning.data.pixels import to_float
-from dng_lightning.errors import SettingError
+from dng_lightning.errors import SettingError, check_0_to_1
 from dng_lightning.modules.denoising import DenoisingModule
 from dng_lightning.schedule import LinearSchedule, NoiseSchedule, Prediction
 from dng_lightning.text_to_image import networks
@@ -64,10 +64,9 @@ class TextToImageModule(DenoisingModule):
         scheduler: LRSchedulerCallable | None = None,
         compile: bool = False,
     ) -> None:
-        super().__init__(schedule or LinearSchedule(), prediction, snr_gamma, optimizer, scheduler)
+        super().__init__(schedule or LinearSchedule(), prediction, snr_gamma, optimizer, scheduler, compile)
         self.keep_hyperparameters("schedule", "optimizer", "scheduler")
-        if not 0 <= caption_dropout <= 1:
-            raise SettingError(f"caption_dropout must be between 0 and 1; got {caption_dropout}")
+        check_0_to_1(caption_dropout=caption_dropout)
         libraries()  # refused now if they are not there
         given = AutoencoderModule.load(autoencoder)
         self.vae = given.net.train()  # it is all the same, but a part in evaluation mode would be warned of
@@ -76,7 +75,7 @@ class TextToImageModule(DenoisingModule):
         self.text_encoder: nn.Module = networks.text_encoder(text_encoder, self.tokenizer)
         self.net = networks.unet(unet, self.vae, self.text_encoder).to(memory_format=torch.channels_last)
         networks.scheduler(self.schedule, prediction)  # refuses a schedule that has none
-        self.caption_dropout, self.compile_net = caption_dropout, compile
+        self.caption_dropout = caption_dropout
         self.scale: float | None = None  # not measured yet
 
     def setup(self, stage: str) -> None:
@@ -93,8 +92,6 @@ class TextToImageModule(DenoisingModule):
                 f"the autoencoder is for images of {self.image_shape}, the data's are {data.image_shape}"
             )
         super().setup(stage)
-        if self.compile_net and stage == "fit":
-            self.net.compile()
 
     def batch_losses(self, batch: Captioned, generator: Generator | None) -> tuple[Tensor, Tensor]:
         """See ``losses``."""
@@ -117,19 +114,12 @@ class TextToImageModule(DenoisingModule):
         Returns:
             The errors (B,) and the levels (B,).
         """
-
-        def normal() -> Tensor:
-            return torch.randn(mean.shape, device=mean.device, generator=generator)
-
-        batch, device = len(mean), mean.device
-        x_0 = (mean + deviation * normal()) * self._measured_scale()
-        t = torch.randint(1, self.schedule.T + 1, (batch,), device=device, generator=generator)
-        noise = normal()
-        dropped = torch.rand(batch, device=device, generator=generator) < self.caption_dropout
-        empty = networks.tokens(self.tokenizer, [""]).to(device)
+        drawn = torch.randn(mean.shape, device=mean.device, generator=generator)
+        x_0 = (mean + deviation * drawn) * self._measured_scale()
+        x_t, target, t, dropped = self.noised(x_0, self.caption_dropout, generator)
+        empty = networks.tokens(self.tokenizer, [""]).to(mean.device)
         told = self.text_encoder(torch.where(dropped.unsqueeze(1), empty, tokens)).last_hidden_state
-        output = self.net(self.schedule.add_noise(x_0, t, noise), t - 1, told).sample.float()
-        target = self.schedule.target(x_0, t, noise, self.prediction)
+        output = self.net(x_t, t - 1, told).sample.float()
         return (output - target).square().flatten(1).mean(1), t
 
     def validation_step(self, batch: Captioned, batch_idx: int) -> None:

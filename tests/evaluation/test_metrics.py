@@ -27,6 +27,12 @@ def test_wilson_interval_as_published(successes: int, trials: int, low: float, h
     assert mirrored == pytest.approx((1 - high, 1 - low), abs=5e-5)
 
 
+@pytest.mark.parametrize("trials", [1, 7, 20, 100, 1000, 4096])
+def test_wilson_interval_reaches_0_and_1(trials: int):
+    assert (wilson_interval(0, trials)[0], wilson_interval(trials, trials)[1]) == (0, 1)
+    assert 0 < wilson_interval(1, trials)[0] < wilson_interval(0, trials)[1] < 1
+
+
 def test_the_forbidden_rate_counts_all_forbidden_classes():
     assert forbidden_rate([3, 10, 5, 2], [0, 3]) == (0.25, *wilson_interval(5, 20))
 

@@ -1,15 +1,36 @@
-"""Parts of a tiny text-to-image model in training."""
+"""Tiny text-to-image models: Stable Diffusion with random weights, and parts of one in training."""
 
 from pathlib import Path
 
 import pytest
 import torch
 from running import TINY
+from tiny_diffusion import tiny
 
 from dng_lightning.callbacks import Export
-from dng_lightning.text_to_image import AutoencoderModule, TextToImageModule
+from dng_lightning.text_to_image import AutoencoderModule, TextToImageModel, TextToImageModule
 
 EXTRA = "is not installed (extra text-to-image)"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of a Stable Diffusion."""
+    return tiny(tmp_path_factory.mktemp("stable") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> TextToImageModel:
+    return TextToImageModel.load(str(folder))
+
+
+@pytest.fixture
+def capture_info(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is said."""
+    said: list[str] = []
+    for name in ("model", "prompts"):
+        monkeypatch.setattr(f"dng_lightning.text_to_image.{name}.rank_zero_info", said.append)
+    return said
 
 
 @pytest.fixture(scope="session")

@@ -37,16 +37,6 @@ SEEDS = [3, 14, 15]
 STRONG = NormalizedAttention(Unguided(), 9.0, 1.2, 0.7)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny(tmp_path_factory.mktemp("stable") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def model(folder: Path) -> TextToImageModel:
-    return TextToImageModel.load(str(folder))
-
-
 def sampler_of(folder: Path, guidance: Guidance, **settings: Any) -> TextToImageSampler:
     settings = {"negative_prompt": NEGATIVES, "steps": 4} | settings
     return TextToImageSampler(str(folder), PROMPT, guidance=guidance, **settings)

@@ -110,10 +110,13 @@ def test_settings_that_cannot_be(settings: dict[str, Any], message: str):
     assert "\n" not in str(caught.value)
 
 
-def test_the_classifiers_are_looked_for_where_they_are_asked_alone(fake_mnist: Path, tmp_path: Path):
-    module = AutoencoderModule(NET, reader="nobody")  # as one that is loaded for use
+def test_the_classifiers_are_looked_for_at_once_but_not_for_use(autoencoder: Path, tmp_path: Path):
     with pytest.raises(SettingError, match="No checkpoint 'nobody-digit'"):
-        trainer(tmp_path, max_steps=1).fit(module, CaptionedDigits(str(fake_mnist), validation=20))
+        AutoencoderModule(NET, reader="nobody")
+    checkpoint = torch.load(autoencoder / "model.ckpt", weights_only=True)
+    checkpoint["hyper_parameters"]["reader"] = "nobody"
+    torch.save(checkpoint, tmp_path / "model.ckpt")
+    assert AutoencoderModule.load(str(tmp_path)).readers == []
 
 
 def test_images_of_another_size_are_refused(tmp_path: Path):

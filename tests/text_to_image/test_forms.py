@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from tiny_diffusion import tiny
 from torch import Tensor
 
 from dng_lightning import shipped
@@ -29,11 +28,6 @@ pytest.importorskip("transformers", reason="transformers is not installed (extra
 PROMPT, NEGATIVE = "a red seven", "blue"
 SEEDS = [3, 14]
 FORMS = {form.__name__: form for form in (PerpNeg, ComposableNot, SignedNegative, SwappedNegative, SafeLatentDiffusion)}
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny(tmp_path_factory.mktemp("stable") / "tiny")
 
 
 def overlaid(name: str) -> Any:

@@ -49,11 +49,6 @@ Drawn = tuple[Tensor, Tensor | None, Tensor]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny(tmp_path_factory.mktemp("stable") / "tiny")
-
-
-@pytest.fixture(scope="module")
 def folder_xl(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny(tmp_path_factory.mktemp("stable") / "tiny-xl", xl=True)
 

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from running import Dng
-from tiny_diffusion import tiny
 from tiny_vision_language import tiny_vision_language
 from torch import Tensor
 
@@ -42,11 +41,6 @@ transformers = pytest.importorskip("transformers", reason="transformers is not i
 PROMPT, NEGATIVES = "a red seven", ["blue", "green"]
 SEEDS = [3, 14, 15]
 RED, BLUE = (torch.tensor(colour).view(3, 1, 1).expand(3, 16, 16) for colour in ([1.0, -1, -1], [-1.0, -1, 1]))
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny(tmp_path_factory.mktemp("stable") / "tiny")
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,26 @@
+"""When a model that trains draws images to be watched by."""
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+
+
+class ValidationSampling(Callback, ABC):
+    """Draws at the validations of each n-th epoch of a training; a subclass says what, and sets ``every_n_epochs``."""
+
+    every_n_epochs: int
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Draw once a validation: before its first batch, when the module has the weights that are validated."""
+        due = (trainer.current_epoch + 1) % self.every_n_epochs == 0
+        if batch_idx or dataloader_idx or not due or trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        self.draw(trainer, pl_module)
+
+    @abstractmethod
+    def draw(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw and log."""

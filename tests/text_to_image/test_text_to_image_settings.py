@@ -1,0 +1,116 @@
+"""What a text-to-image sampler makes of its settings, and what it refuses."""
+
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_diffusion import tiny
+
+from dng_lightning.errors import SettingError
+from dng_lightning.guidance import (
+    ClassifierFreeGuidance,
+    ClassifierGuidance,
+    DynamicNegativeGuidance,
+    Guidance,
+    NegativePrompting,
+    PositiveAndNegative,
+    SwappedNegative,
+)
+from dng_lightning.text_to_image import TextToImageModel, TextToImageSampler
+
+diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed (extra text-to-image)")
+pytest.importorskip("transformers", reason="transformers is not installed (extra text-to-image)")
+
+PROMPT, NEGATIVE = "a red seven", "blue"
+
+
+def refused(name: Path | str, *args: Any, **settings: Any) -> str:
+    with pytest.raises(SettingError) as caught:
+        TextToImageSampler(str(name), *args, **settings)
+    line = str(caught.value)
+    assert "\n" not in line
+    return line
+
+
+def test_without_a_negative_prompt_the_default_is_the_unguided_method(folder: Path):
+    module = TextToImageSampler(str(folder), PROMPT)
+    assert module.guidance == module.unguided == ClassifierFreeGuidance(7.5)
+    method = TextToImageSampler(str(folder), PROMPT, NEGATIVE).guidance
+    assert isinstance(method, PositiveAndNegative)
+    assert method.wanted_scale == 7.5
+
+
+def test_the_methods_that_are_shown_beside(folder: Path):
+    def compared(negative: str | None, methods: list[Guidance] | None) -> list[Guidance]:
+        return TextToImageSampler(str(folder), PROMPT, negative, compared=methods).compared
+
+    assert compared(NEGATIVE, None) == [SwappedNegative(7.5)]
+    assert compared(None, None) == compared(NEGATIVE, []) == []
+    both: list[Guidance] = [SwappedNegative(3.0), SwappedNegative(7.5)]
+    assert compared(NEGATIVE, both) == both
+    assert "or compared to null" in refused(folder, PROMPT, None, compared=both)
+    assert "compared names a method twice" in refused(folder, PROMPT, NEGATIVE, compared=[both[0], SwappedNegative(3)])
+    assert "ClassifierGuidance needs a classifier" in refused(folder, PROMPT, "blue", compared=[ClassifierGuidance(1)])
+
+
+def test_settings_that_cannot_be(folder: Path):
+    for empty in ("", " ", [NEGATIVE, ""]):
+        assert "negative_prompt is empty" in refused(folder, PROMPT, empty)
+    assert "named twice" in refused(folder, PROMPT, [NEGATIVE, NEGATIVE])
+    assert "prompt is an empty list" in refused(folder, [])
+    assert "set negative_prompt, or guidance to null" in refused(folder, PROMPT, None, NegativePrompting(1))
+    assert "unguided is NegativePrompting" in refused(folder, PROMPT, NEGATIVE, unguided=NegativePrompting(1))
+    assert "ClassifierGuidance needs a classifier" in refused(folder, PROMPT, NEGATIVE, ClassifierGuidance(1))
+    assert "height must be a multiple of 4 pixels; got 17" in refused(folder, PROMPT, height=17)
+    assert "width must be a multiple of 4 pixels; got 0" in refused(folder, PROMPT, width=0)
+    assert "steps must be between 1 and 1000" in refused(folder, PROMPT, steps=1001)
+    assert "precision must be fp32 or bf16" in refused(folder, PROMPT, precision="fp8")
+    assert "2 forbidden classes sum to 1.2" in refused(folder, PROMPT, ["a", "b"], DynamicNegativeGuidance(prior=0.6))
+
+
+def test_a_prompt_that_is_too_long_is_cut_and_said(model: TextToImageModel, capture_info: list[str]):
+    fits, long = "abcdefghijklmnopqrstuv", "abcdefghijklmnopqrstuvwxyz"  # of letters 22 are read, and two marks
+    prompts = model.encode([fits, long])
+    assert capture_info == [f"The prompt '{long}' is cut after 22 tokens: 'wxyz' is not read."]
+    assert not torch.equal(prompts.tokens[0], prompts.tokens[2])
+
+
+def test_folders_of_something_else(folder: Path, tmp_path: Path):
+    assert refused(tmp_path).startswith(f"No checkpoint '{tmp_path}'")
+    assert "holds no text-to-image model in diffusers' format" in refused("mnist")
+    network = diffusers.UNet2DModel(8, 1, 1, block_out_channels=(8,), norm_num_groups=4, layers_per_block=1,
+                                    down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",))  # fmt: skip
+    diffusers.DDPMPipeline(network, diffusers.DDPMScheduler()).save_pretrained(tmp_path / "ddpm")
+    assert "it is a DDPMPipeline, not a StableDiffusionPipeline" in refused(tmp_path / "ddpm")
+    for part in ("unet", "tokenizer", "vae/diffusion_pytorch_model.safetensors", "scheduler"):
+        damaged = shutil.copytree(folder, tmp_path / part.partition("/")[0])
+        (shutil.rmtree if (damaged / part).is_dir() else Path.unlink)(damaged / part)
+        assert "holds no text-to-image model in diffusers' format: " in refused(damaged)
+
+
+def test_models_of_another_kind(tmp_path: Path):
+    inpainting = tiny(tmp_path / "inpainting", unet={"in_channels": 9})
+    assert "its U-Net takes or gives more than latents" in refused(inpainting)
+    pure = tiny(tmp_path / "pure", rescale_betas_zero_snr=True)
+    assert "a schedule needs alpha > 0" in refused(pure)
+
+
+@pytest.mark.parametrize("library", ["diffusers", "transformers"])
+def test_without_the_extra(library: str, folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, library, None)
+    assert refused(folder) == "text-to-image needs an extra: pip install 'dng-lightning[text-to-image]'"
+
+
+def test_the_hub_is_asked_for_what_is_used(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    asked = []
+
+    def download(name: str, **without: None) -> str:
+        asked.append((name, *without))
+        return str(folder)
+
+    monkeypatch.setattr(diffusers.DiffusionPipeline, "download", download)
+    assert TextToImageModel.load("somebody/stable").latent_shape() == (4, 8, 8)
+    assert asked == [("somebody/stable", "safety_checker", "feature_extractor", "image_encoder")]
