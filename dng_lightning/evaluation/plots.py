@@ -62,7 +62,7 @@ def class_bars(
         if label in forbidden:
             tick.set_color("tab:red")
     axes.set_ylabel("share of images")
-    axes.legend(fontsize="small")
+    figure.legend(loc="outside upper center", ncols=3, fontsize="small")
     return figure
 
 
