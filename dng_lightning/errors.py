@@ -25,3 +25,8 @@ def check_0_to_1(**settings: float) -> None:
     for name, value in settings.items():
         if not 0 <= value <= 1:
             raise SettingError(f"{name} must be between 0 and 1; got {value}")
+
+
+def reason(error: Exception) -> str:
+    """The first line of what went wrong in a library, or the kind of error where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dng_lightning.data.pixels import to_float
-from dng_lightning.errors import SettingError
+from dng_lightning.errors import SettingError, reason
 
 
 class Judge(Protocol):
@@ -128,8 +128,9 @@ class InceptionFeatures(FeatureExtractor):
             net = inception.FeatureExtractorInceptionV3("inception", ["2048"], weights)
         except Exception as error:  # no file, no connection, not a state dict, another network's
             source = weights or inception.URL_INCEPTION_V3
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise SettingError(f"no Inception weights from {source}, name a file that holds them: {reason}") from error
+            raise SettingError(
+                f"no Inception weights from {source}, name a file that holds them: {reason(error)}"
+            ) from error
         super().__init__("inception-2048", net, 2048)
 
     def _extract(self, pixels: Tensor, dtype: torch.dtype) -> Tensor:

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from dng_lightning.data.base import ImageDataModule, ImageTensors
 from dng_lightning.data.pixels import to_float
-from dng_lightning.errors import SettingError
+from dng_lightning.errors import SettingError, reason
 from dng_lightning.evaluation.features import FeatureExtractor, Judge
 from dng_lightning.evaluation.quality import Moments
 
@@ -202,8 +202,7 @@ class RealStatistics:
             if shapes != [(classes,), *expected]:
                 raise ValueError(f"tensors of {shapes}")
         except Exception as error:  # a foreign file can fail in any way
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise SettingError(f"{path} holds no statistics of real images: {reason}") from error
+            raise SettingError(f"{path} holds no statistics of real images: {reason(error)}") from error
         return statistics
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dng_lightning import shipped
-from dng_lightning.errors import SettingError
+from dng_lightning.errors import SettingError, reason
 from dng_lightning.networks.diffusers import DiffusersNetwork
 from dng_lightning.schedule import NoiseSchedule, Prediction
 
@@ -109,11 +109,6 @@ def schedule_of(scheduler: Any) -> NoiseSchedule:
     """
     alpha_bar = (1 - scheduler.betas.double()).cumprod(0)
     return NoiseSchedule(alpha_bar.sqrt(), (1 - alpha_bar).sqrt())
-
-
-def reason(error: Exception) -> str:
-    """The first line of what went wrong."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _part(folder: Path, name: str) -> str | None:

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from dng_lightning import shipped
-from dng_lightning.errors import SettingError
+from dng_lightning.errors import SettingError, reason
 from dng_lightning.modules.optimization import check_schedule, configure
 
 
@@ -26,8 +26,7 @@ def reading(path: Path, what: str) -> Iterator[None]:
     except pickle.UnpicklingError as error:
         raise SettingError(f"{path} is refused: it is no weights-only checkpoint, or carries code") from error
     except Exception as error:  # a foreign file can fail in any way
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise SettingError(f"{path} is no checkpoint of {what}: {reason}") from error
+        raise SettingError(f"{path} is no checkpoint of {what}: {reason(error)}") from error
 
 
 class TrainedModule(LightningModule):

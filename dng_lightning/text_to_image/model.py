@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
-from dng_lightning.errors import SettingError
+from dng_lightning.errors import SettingError, reason
 from dng_lightning.modules import pretrained
 from dng_lightning.text_to_image.extra import libraries, quiet
 from dng_lightning.text_to_image.prompts import Prompts
@@ -82,7 +82,7 @@ class TextToImageModel(nn.Module):
             return cls(pipeline)
         except Exception as error:  # a foreign folder can fail in any way
             raise SettingError(
-                f"{folder} holds no text-to-image model in diffusers' format: {pretrained.reason(error)}"
+                f"{folder} holds no text-to-image model in diffusers' format: {reason(error)}"
             ) from error
 
     @property

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dng_lightning.errors import SettingError
+from dng_lightning.errors import SettingError, reason
 from dng_lightning.modules import pretrained
 from dng_lightning.schedule import NoiseSchedule, Prediction
 from dng_lightning.text_to_image.extra import libraries
@@ -156,4 +156,4 @@ def _clear(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # it can fail in any way
-        raise SettingError(f"these settings do not make {what}: {pretrained.reason(error)}") from error
+        raise SettingError(f"these settings do not make {what}: {reason(error)}") from error

@@ -14,8 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from dng_lightning.data.pixels import to_uint8
-from dng_lightning.errors import SettingError
-from dng_lightning.modules.pretrained import reason
+from dng_lightning.errors import SettingError, reason
 from dng_lightning.text_to_image.extra import quiet
 from dng_lightning.text_to_image.model import DTYPES, Precision
 from dng_lightning.text_to_image.observers import PromptObserver
