@@ -131,6 +131,11 @@ class Trajectories:
         return torch.stack(self._posteriors, 1) if self._posteriors else None
 
 
+def full_precision(like: Tensor) -> torch.autocast:
+    """A guidance's arithmetic is done in this: mixed precision is for networks, and would round a push to 8 bits."""
+    return torch.autocast(like.device.type, enabled=False)
+
+
 @torch.no_grad()
 def sample(
     predictor: Predictor,
@@ -180,13 +185,15 @@ def sample(
         evidence = schedule.transition(t, s, variance=sampler.variance, clip=sampler.clip)
         step = Step(index, sampler.steps, t, s, evidence, sampler.eta)
         predictions = source.predict(x, t, guidance.asks(state, step), wanted)
-        guided = guidance.guide(predictions, state, step)
+        with full_precision(x):
+            guided = guidance.guide(predictions, state, step)
         x_s = drawn.mean(x, guided.eps, guided.renoise)
         if drawn.variance > 0:
             draw = noise()
             source.drawn(predictions, drawn.variance**0.5, draw)
             x_s = x_s + drawn.variance**0.5 * draw
-        state = guidance.observe(state, step, x, x_s, predictions)
+        with full_precision(x):
+            state = guidance.observe(state, step, x, x_s, predictions)
         x = x_s
         if on_step is not None:
             on_step(step, guided, x)

@@ -362,6 +362,24 @@ def test_sampling_keeps_no_gradients():
     assert not x_0.requires_grad
 
 
+def test_mixed_precision_is_for_the_networks_and_not_for_the_guidance():
+    class Multiplies(Unguided):
+        """Notes what comes of a product of matrices, which mixed precision would round to bfloat16."""
+
+        def guide(self, predictions, state, step):
+            products.append((ones @ ones).dtype)
+            return super().guide(predictions, state, step)
+
+        def observe(self, state, step, x_t, x_s, predictions):
+            products.append((ones @ ones).dtype)
+
+    ones, products = torch.ones(1, 1), []
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        draw(TWO, Multiplies(), [0], Sampler(steps=3))
+        assert (ones @ ones).dtype == torch.bfloat16
+    assert products == [torch.float32] * 6
+
+
 def test_a_hundred_ancestral_steps_are_the_default():
     run = [
         sample(FOUR.shared([0]), Unguided(), LINEAR, BatchNoise((8, 2)), sampler)

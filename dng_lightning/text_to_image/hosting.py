@@ -19,7 +19,7 @@ from dng_lightning.guidance.base import Guidance, Guided, Predictions, Step
 from dng_lightning.guidance.naming import named
 from dng_lightning.modules import pretrained
 from dng_lightning.predictors import Predictor, levels
-from dng_lightning.sampling import BIASED, Probes, Sampler, Trajectories
+from dng_lightning.sampling import BIASED, Probes, Sampler, Trajectories, full_precision
 from dng_lightning.schedule import Transition, Variance
 from dng_lightning.text_to_image.prompts import check_told
 
@@ -108,7 +108,8 @@ class Hosted:
         step = Step(index, len(self.grid) - 1, t, s, kernel, self.eta)
         self.source.predictor = predictor
         predictions = self.source.predict(x_t, t, self.guidance.asks(self.state, step))
-        guided = self.guidance.guide(predictions, self.state, step)
+        with full_precision(x_t):
+            guided = self.guidance.guide(predictions, self.state, step)
         self.trajectories.note(step, guided)
         self._last = Taken(step, x_t, predictions, guided)
         return self._as_output(guided, x_t, step)
@@ -130,7 +131,8 @@ class Hosted:
                     f"the scheduler drew less noise than eta {self.eta:g} says: call the pipeline with eta={self.eta:g}"
                 )
             self.source.drawn(last.predictions, width, draw)
-        self.state = self.guidance.observe(self.state, last.step, last.x_t, x_s, last.predictions)
+        with full_precision(x_s):
+            self.state = self.guidance.observe(self.state, last.step, last.x_t, x_s, last.predictions)
 
     def _as_output(self, guided: Guided, x_t: Tensor, step: Step) -> Tensor:
         """What a network would have said that predicts this."""
