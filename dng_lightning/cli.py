@@ -21,7 +21,7 @@ __all__ = ["DNGCLI", "callbacks", "data", "guidance", "modules", "networks", "sc
 # For each command what it continues in its folder, and which settings of the model may differ when it does.
 RESULTS = {
     "predict": ("records", ()),
-    "test": ("results.csv", ("guidance", "guidances", "steps", "noisy_classifier", "retrained", "compile")),
+    "test": ("results.csv", ("guidance", "guidances", "steps", "observer", "noisy_classifier", "retrained", "compile")),
 }
 
 # What each module that draws is told to avoid, for the name of its folder.

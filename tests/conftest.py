@@ -201,6 +201,7 @@ def place(fitted: Fitted) -> Path:
     place = fitted("mnist").parents[1]
     for name in ("mnist", "mnist_without_0", "mnist_only_0", "mnist_noisy_classifier"):
         shutil.copytree(fitted(name), place / name.replace("_", "-"), dirs_exist_ok=True)
+    shutil.copytree(place / "mnist-classifier", place / "mnist-observer", dirs_exist_ok=True)
     data, classifier = (
         MNIST(root=str(place / "data"), validation=20),
         ClassifierModule.load(str(place / "mnist-classifier")),

@@ -351,6 +351,20 @@ def test_the_classifier_is_the_observer(tiny_checkpoint: Path, monkeypatch: pyte
     torch.testing.assert_close(probabilities(sampler.classifier, shown[0]).sum(1), torch.ones(3))
 
 
+def test_another_classifier_can_be_the_observer_and_the_row_names_it(tiny_checkpoint: Path):
+    guidance = AdaptiveNegative(DynamicNegativeGuidance(5.0), looks=[0.25], threshold=0.0)
+    settings = {"forbidden": [3, 5], "guidance": guidance, "steps": 4}
+    own = GuidedSampler(str(tiny_checkpoint), classifier="digits-classifier", **settings)
+    other = GuidedSampler(str(tiny_checkpoint), classifier=None, observer="digits-classifier", **settings)
+    torch.testing.assert_close(other.draw([0, 1]).images, own.draw([0, 1]).images)
+    assert other.draw([0]).evaluations == 4 + 2 * 2
+    assert json.loads(other.todo[1].settings)["observer"] == "digits-classifier"
+    assert "observer" not in json.loads(own.todo[1].settings)
+    assert "observer" not in json.loads(other.todo[0].settings)  # nobody looks at unguided images
+    with pytest.raises(SettingError, match=r"observer mnist-classifier judges images of \(1, 28, 28\), not \(1, 8, 8\)"):
+        GuidedSampler(str(tiny_checkpoint), classifier=None, observer="mnist-classifier", **settings)
+
+
 # --- errors ---
 
 

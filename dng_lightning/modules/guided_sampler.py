@@ -57,8 +57,9 @@ class GuidedSampler(ImageSampler):
         compile: compile the networks (needs a C++ compiler on CPUs); pays from some hundred images on.
         negative_checkpoints: a single-class model for each forbidden class (the paper's network pair); None to ask
             ``checkpoint`` itself.
-        classifier: checkpoint of the classifier that labels the images, and looks at them for a guidance that asks
-            what is emerging; None for no labels.
+        classifier: checkpoint of the classifier that labels the images; None for no labels.
+        observer: checkpoint of the classifier that looks at the denoised images on the way, for a guidance that asks
+            what is emerging; None for ``classifier``, which then judges its own work.
         noisy_classifier: checkpoint of a noise-conditional classifier, for a guidance that is told p(c | x_t); None
             for the others.
 
@@ -82,6 +83,7 @@ class GuidedSampler(ImageSampler):
         wanted: Classes | Literal["all"] | None = None,
         negative_checkpoints: list[str] | None = None,
         classifier: str | None = "mnist-classifier",
+        observer: str | None = None,
         noisy_classifier: str | None = None,
         retrained: str | None = None,
         compile: bool = False,
@@ -97,7 +99,10 @@ class GuidedSampler(ImageSampler):
         negatives = [DiffusionModule.load(name) for name in negative_checkpoints or []]
         self.negatives = torch.nn.ModuleList(negatives)
         self.classifier: ClassifierModule | None = ClassifierModule.load(classifier) if classifier else None
-        name_classes(self.model, [*negatives, *([self.classifier] if self.classifier else [])], checkpoint)
+        self.observer: ClassifierModule | None = ClassifierModule.load(observer) if observer else None
+        self.observer_name = pretrained.name_of(observer) if observer else None
+        lookers = [looker for looker in (self.classifier, self.observer) if looker is not None]
+        name_classes(self.model, [*negatives, *lookers], checkpoint)
         self.image_shape, self.class_names = self.model.image_shape, self.model.class_names
         seen = self.model.seen_classes
         self.forbidden = labels_of(
@@ -105,7 +110,7 @@ class GuidedSampler(ImageSampler):
         )
         check_negatives(negatives, self.model, checkpoint, self.forbidden)
         for method in [self.guidance, *self.guidances]:
-            check_needs(method, classifier, noisy_classifier, wanted not in (None, []))
+            check_needs(method, observer or classifier, noisy_classifier, wanted not in (None, []))
             method.start(torch.empty(1, *self.image_shape), len(self.forbidden))  # refuses priors that do not fit
         wanted = [] if wanted is None else list(map(str, seen)) if wanted == "all" else wanted
         self.wanted = labels_of(wanted, self.class_names, seen)
@@ -114,7 +119,9 @@ class GuidedSampler(ImageSampler):
             raise SettingError(f"{checkpoint} is unconditional: it cannot be asked for a class")
         self.checkpoint, self.classifier_name = checkpoint, Path(classifier or "").stem
         if self.classifier:
-            check_classifier(self.classifier, self.model, str(classifier), checkpoint)
+            check_classifier(self.classifier, self.model, f"classifier {classifier}", checkpoint)
+        if self.observer:
+            check_classifier(self.observer, self.model, f"observer {observer}", checkpoint)
         self.noisy_classifier = ClassifierModule.load(noisy_classifier, noisy=True) if noisy_classifier else None
         self.noisy_classifier_name = pretrained.name_of(noisy_classifier) if noisy_classifier else None
         if self.noisy_classifier:
@@ -154,9 +161,10 @@ class GuidedSampler(ImageSampler):
         return predictor
 
     def _observe(self, x0_hat: Tensor) -> Tensor:
-        """The classifier's probabilities of the forbidden classes, (B, K)."""
-        assert self.classifier
-        return self.classifier.probabilities(x0_hat.clamp(-1, 1))[:, self.forbidden]
+        """The observer's probabilities of the forbidden classes, (B, K)."""
+        looker = self.observer or self.classifier
+        assert looker
+        return looker.probabilities(x0_hat.clamp(-1, 1))[:, self.forbidden]
 
     def draw(
         self, seeds: Sequence[int], guidance: Guidance | None = None, model: DiffusionModule | None = None
@@ -178,7 +186,8 @@ class GuidedSampler(ImageSampler):
         for guidance in self.guidances:
             if not isinstance(guidance, Unguided):
                 told = self.noisy_classifier_name if guidance.needs.classifier else None
-                passes.append(Pass(named(guidance), guidance, checkpoint=told))
+                shown = self.observer_name if guidance.needs.observed else None
+                passes.append(Pass(named(guidance), guidance, checkpoint=told, observer=shown))
         if self.retrained:
             passes.append(Pass("Retrained", Unguided(), True, self.retrained_name))
         return passes

@@ -41,9 +41,11 @@ def check_negatives(
 
 
 def check_classifier(classifier: ClassifierModule, model: DiffusionModule, name: str, model_name: str) -> None:
-    """Refuse a classifier of other classes than the model's."""
+    """Refuse a classifier of other classes or images than the model's."""
     if classifier.class_names != model.class_names:
-        raise SettingError(f"classifier {name} knows other classes than {model_name}: name another, or null")
+        raise SettingError(f"{name} knows other classes than {model_name}: name another, or null")
+    if classifier.image_shape != model.image_shape:
+        raise SettingError(f"{name} judges images of {classifier.image_shape}, not {model.image_shape}: name another")
 
 
 def check_noisy(classifier: ClassifierModule, model: DiffusionModule, name: str, model_name: str) -> None:
@@ -78,13 +80,13 @@ def check_classes(forbidden: Sequence[int], wanted: Sequence[int], guidances: Se
         raise SettingError("every wanted class is forbidden: name others, or set the guidance to Unguided")
 
 
-def check_needs(guidance: Guidance, classifier: str | None, noisy_classifier: str | None, wanted: bool) -> None:
+def check_needs(guidance: Guidance, observer: str | None, noisy_classifier: str | None, wanted: bool) -> None:
     """Refuse a guidance that needs a classifier or a wanted class, where none is named, or a text, which none has."""
     if guidance.needs.attending is not None:
         raise SettingError(f"{named(guidance)} acts in the attention to a text: it is for the TextToImageSampler")
     if guidance.needs.classifier and not noisy_classifier:
         raise SettingError(f"{named(guidance)} needs a noisy_classifier: name its checkpoint")
-    if guidance.needs.observed and not classifier:
-        raise SettingError(f"{named(guidance)} needs a classifier to look at the images: name its checkpoint")
+    if guidance.needs.observed and not observer:
+        raise SettingError(f"{named(guidance)} needs a classifier to look at the images: name one as observer")
     if guidance.needs.wanted and not wanted:
         raise SettingError(f'{named(guidance)} guides toward a class: set wanted to one, or to "all"')

@@ -17,12 +17,14 @@ class Pass:
         guidance: how the images are guided.
         retrained: draw from the model that never saw the forbidden classes.
         checkpoint: name of the network that it needs besides those that all passes use, None for none.
+        observer: name of the classifier that looks at its images on the way, None for the one that labels them.
     """
 
     method: str
     guidance: Guidance
     retrained: bool = False
     checkpoint: str | None = None
+    observer: str | None = None
 
     @property
     def scale(self) -> float | None:
@@ -36,9 +38,10 @@ class Pass:
 
     @property
     def settings(self) -> str:
-        """The guidance's full configuration, or the reference's name, and its own checkpoint, as JSON."""
+        """The guidance's full configuration, or the reference's name, and its own networks, as JSON."""
         own: dict[str, Any] = json.loads(settings(self.guidance)) if self._is_method else {"class": self.method}
-        return json.dumps(own | ({"checkpoint": self.checkpoint} if self.checkpoint else {}))
+        networks = {"checkpoint": self.checkpoint, "observer": self.observer}
+        return json.dumps(own | {key: name for key, name in networks.items() if name})
 
     @property
     def _is_method(self) -> bool:
