@@ -5,6 +5,7 @@ sigma^2) I), and from this follow the noise prediction of any set of components 
 a set of components. Everything is computed in fp64 and given back in the dtype of ``x_t``.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -47,7 +48,7 @@ class GaussianMixture:
     ) -> None:
         self.schedule = schedule
         self.means = torch.tensor(means, dtype=torch.double)
-        count = len(self.means)
+        count, self.dimensions = self.means.shape
         self.stds = torch.tensor(std, dtype=torch.double).expand(count)
         self.weights = torch.tensor(weights or [1 / count] * count, dtype=torch.double)
         self.classes = [list(c) for c in classes] if classes else [[m] for m in range(count)]
@@ -135,6 +136,18 @@ class GaussianMixture:
         alpha, sigma = self.schedule.alpha[t].unsqueeze(1), self.schedule.sigma[t].unsqueeze(1)
         variance = alpha**2 * self.stds**2 + sigma**2
         return variance, x_t.flatten(1).double().unsqueeze(1) - alpha.unsqueeze(2) * self.means
+
+
+def across(points: Sequence[Sequence[float]], dimensions: int) -> list[list[float]]:
+    """Points of the plane laid across an even number of dimensions, as far from each other; in two, as they are."""
+    pairs = dimensions // 2
+    return [[x / math.sqrt(pairs) for x in point] * pairs for point in points]
+
+
+def ring(radius: float, count: int, dimensions: int) -> list[list[float]]:
+    """Points on a circle, in a plane that lies across all of an even number of dimensions."""
+    angles = [2 * math.pi * k / count for k in range(count)]
+    return across([[radius * math.cos(a), radius * math.sin(a)] for a in angles], dimensions)
 
 
 class BatchNoise:

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from mixture import BatchNoise, GaussianMixture, trajectory
+from mixture import BatchNoise, GaussianMixture, across, trajectory
 from torch import Tensor
 
 from dng_lightning.errors import SettingError
@@ -23,7 +23,9 @@ from dng_lightning.sampling import Sampler
 from dng_lightning.schedule import LinearSchedule
 
 LINEAR = LinearSchedule()
-FOUR = GaussianMixture(LINEAR, [[-1.5, 0.0], [1.5, 0.0], [0.0, 1.5], [0.0, -1.5]], [0.2, 0.3, 0.4, 0.5])
+MEANS = [[-1.5, 0.0], [1.5, 0.0], [0.0, 1.5], [0.0, -1.5]]
+FOUR = GaussianMixture(LINEAR, MEANS, [0.2, 0.3, 0.4, 0.5])
+IN_64_D = GaussianMixture(LINEAR, across(MEANS, 64), 0.3)
 LEVELS = [900, 400, 100]
 
 
@@ -83,12 +85,13 @@ def test_repelling_by_the_exact_odds_is_dynamic_negative_guidance_by_the_exact_p
     torch.testing.assert_close(guided.posterior, expected.posterior, rtol=0, atol=0)
 
 
-def test_so_are_the_samples():
-    noise = {"shape": (256, 2), "seed": 5, "dtype": torch.double}
-    repelled = trajectory(FOUR, ClassifierGuidance(), [2], Sampler(50), BatchNoise(**noise))
-    expected = trajectory(FOUR, OracleNegativeGuidance(), [2], Sampler(50), BatchNoise(**noise))
+@pytest.mark.parametrize("mixture", [FOUR, IN_64_D], ids=["2-D", "64-D"])
+def test_so_are_the_samples(mixture):
+    noise = {"shape": (256, mixture.dimensions), "seed": 5, "dtype": torch.double}
+    repelled = trajectory(mixture, ClassifierGuidance(), [2], Sampler(50), BatchNoise(**noise))
+    expected = trajectory(mixture, OracleNegativeGuidance(), [2], Sampler(50), BatchNoise(**noise))
     torch.testing.assert_close(repelled.x_0, expected.x_0, rtol=0, atol=1e-6)
-    assert (FOUR.nearest(repelled.x_0) == 2).double().mean() < 0.03
+    assert (mixture.nearest(repelled.x_0) == 2).double().mean() < 0.03
 
 
 def test_away_adds_up_the_bare_gradients_with_the_sign_turned():

@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from mixture import BatchNoise, GaussianMixture, near, trajectory
+from mixture import BatchNoise, GaussianMixture, across, near, trajectory
 from torch import Tensor
 
 from dng_lightning.errors import SettingError
@@ -47,7 +47,9 @@ from dng_lightning.sampling import Sampler
 from dng_lightning.schedule import LinearSchedule
 
 LINEAR = LinearSchedule()
-FOUR = GaussianMixture(LINEAR, [[-1.5, 0.0], [1.5, 0.0], [0.0, 1.5], [0.0, -1.5]], [0.2, 0.3, 0.4, 0.5])
+MEANS = [[-1.5, 0.0], [1.5, 0.0], [0.0, 1.5], [0.0, -1.5]]
+FOUR = GaussianMixture(LINEAR, MEANS, [0.2, 0.3, 0.4, 0.5])
+IN_64_D = GaussianMixture(LINEAR, across(MEANS, 64), 0.3)
 CALIBRATION = [[100.0, 1.5, 1.0], [800.0, 1.1, -1.0]]
 SAMPLERS = {
     "ancestral": Sampler(100),
@@ -63,9 +65,9 @@ def name(guidance: Guidance) -> str:
     return f"{type(guidance).__name__}({', '.join(settings)})"
 
 
-def samples(guidance: Guidance, forbidden: list[int], sampler: Sampler) -> Tensor:
+def samples(guidance: Guidance, forbidden: list[int], sampler: Sampler, mixture: GaussianMixture = FOUR) -> Tensor:
     # 64 images: SIMD lanes are all full, so an image's arithmetic is the same with and without its negatives
-    return trajectory(FOUR, guidance, forbidden, sampler, BatchNoise((64, 2))).x_0
+    return trajectory(mixture, guidance, forbidden, sampler, BatchNoise((64, mixture.dimensions))).x_0
 
 
 def predictions(classes: int, seed: int = 0, shape: tuple[int, ...] = (5, 3, 4, 4)) -> Predictions:
@@ -129,17 +131,20 @@ def test_no_push_gives_the_unguided_images_bit_for_bit(guidance, forbidden, samp
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS)
-@pytest.mark.parametrize(("scale", "p"), [(1.0, 0.5), (1.0, 0.1), (0.7, 0.3), (3.0, 0.9), (12.5, 0.01)])
-def test_a_posterior_that_is_held_fixed_gives_negative_prompting_bit_for_bit(scale, p, sampler):
+@pytest.mark.parametrize(
+    ("scale", "p", "mixture"),
+    [(1.0, 0.5, FOUR), (1.0, 0.1, FOUR), (0.7, 0.3, FOUR), (3.0, 0.9, FOUR), (12.5, 0.01, FOUR), (0.7, 0.3, IN_64_D)],
+)
+def test_a_posterior_that_is_held_fixed_gives_negative_prompting_bit_for_bit(scale, p, mixture, sampler):
     dynamic = DynamicNegativeGuidance(scale, prior=p, temperature=0.0)
     expected = scale * p / (1 - p)
-    run = trajectory(FOUR, dynamic, [0], sampler, BatchNoise((64, 2)))
+    run = trajectory(mixture, dynamic, [0], sampler, BatchNoise((64, mixture.dimensions)))
     used = float(run.scale[0, 0])
     assert (run.scale == used).all()
     # the odds and the scale are each rounded to fp32, and then their product: at most 2 units in the last place
     assert used == pytest.approx(expected, rel=2 * 2**-23)
     # given the same fp32 scale, the arithmetic is the same
-    assert torch.equal(run.x_0, samples(NegativePrompting(used), [0], sampler))
+    assert torch.equal(run.x_0, samples(NegativePrompting(used), [0], sampler, mixture))
 
 
 def test_posteriors_of_several_classes_held_fixed_and_equal_give_negative_prompting():
@@ -211,14 +216,15 @@ def test_dynamic_guidance_pushes_each_image_by_its_own_posterior():
     torch.testing.assert_close(guided.eps.double(), expected, rtol=0, atol=2e-5)
 
 
-def test_exact_predictions_and_posteriors_guide_to_the_exact_prediction_of_what_is_allowed():
+@pytest.mark.parametrize("mixture", [FOUR, IN_64_D], ids=["2-D", "64-D"])
+def test_exact_predictions_and_posteriors_guide_to_the_exact_prediction_of_what_is_allowed(mixture):
     # grad log p(x | not c) = grad log p(x) - sum_k odds_k (grad log p(x | c_k) - grad log p(x)), at any level
-    allowed = GaussianMixture(LINEAR, FOUR.means[[1]].tolist(), 0.3)
+    allowed = GaussianMixture(LINEAR, mixture.means[[1]].tolist(), 0.3)
     left_out = [0, 2, 3]
-    predictor = FOUR.shared(left_out)
+    predictor = mixture.shared(left_out)
     for t in (900, 400, 100):
-        x_t = 1.5 * BatchNoise((256, 2), seed=t, dtype=torch.double)()
-        log_p = FOUR.posterior(x_t, t, left_out).log()
+        x_t = 1.5 * BatchNoise((256, mixture.dimensions), seed=t, dtype=torch.double)()
+        log_p = mixture.posterior(x_t, t, left_out).log()
         near = log_p.logsumexp(1) < math.log(0.99)  # beyond it fp32 odds cancel
         guided = DynamicNegativeGuidance(prior=0.2).guide(predictor.predict(x_t, t), log_p, at())
         expected = allowed.eps(x_t, torch.full((256,), t))

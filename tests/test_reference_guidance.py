@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from mixture import BatchNoise, GaussianMixture, near
+from mixture import BatchNoise, GaussianMixture, across, near
 from torch import Tensor
 
 from dng_lightning import shipped
@@ -164,13 +164,13 @@ def test_the_threshold_is_what_95_of_100_references_reach_by_the_others():
 
 
 @pytest.mark.parametrize("t", [900, 400, 100])
-@pytest.mark.parametrize("scale", [1.0, 2.5])
-def test_with_the_true_odds_and_the_true_unsafe_denoiser_it_is_dynamic_negative_guidance(scale, t):
+@pytest.mark.parametrize(("scale", "dimensions"), [(1.0, 2), (2.5, 2), (1.0, 64)])
+def test_with_the_true_odds_and_the_true_unsafe_denoiser_it_is_dynamic_negative_guidance(scale, dimensions, t):
     """A class of points: as many references as it has are all there is to know of it."""
-    points = [[-1.5, 0.0], [1.5, 0.0], [0.0, 1.5], [0.0, -1.5]]
+    points = across([[-1.5, 0.0], [1.5, 0.0], [0.0, 1.5], [0.0, -1.5]], dimensions)
     mixture = GaussianMixture(LINEAR, points, 0.0, [0.2, 0.3, 0.25, 0.25], classes=[[2, 3], [0], [1]])
     safe = near(OracleSafeDenoiser, mixture.means[[2, 3]], scale=scale)
-    oracle, x_t, step = OracleNegativeGuidance(scale), 1.5 * draws(256), at(t=t, s=t - 10)
+    oracle, x_t, step = OracleNegativeGuidance(scale), 1.5 * draws(256, dimensions), at(t=t, s=t - 10)
     given = mixture.predictor(safe, [0]).predict(x_t, t, safe.needs)
     assert given.negatives.shape[1] == 0
     guided = safe.guide(given, safe.start(x_t, 1), step)

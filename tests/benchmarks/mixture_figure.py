@@ -11,7 +11,7 @@ from matplotlib.patches import Circle
 from PIL import Image
 from torch import Tensor
 
-COUNT, STEPS, COLUMNS = 600, 1000, 2
+COUNT, STEPS, COLUMNS = 600, 1000, 4
 KEPT, FORBIDDEN = "#1f4e79", "#c0392b"
 
 
@@ -27,12 +27,12 @@ def panel(axes: Axes, title: str, x_0: Tensor) -> None:
         axes.add_patch(Circle((mean[0], mean[1]), 3 * STD, lw=0.8, **fill))
     forbidden = ~torch.isin(TWO.mixture.nearest(x_0), torch.tensor(TWO.retained))
     for which, colour in ((~forbidden, KEPT), (forbidden, FORBIDDEN)):
-        axes.scatter(*x_0[which].T.numpy(), s=2.5, c=colour, lw=0, alpha=0.7)
+        axes.scatter(*x_0[which].T.numpy(), s=1.5, c=colour, lw=0, alpha=0.7)
     axes.set(xlim=(-3, 9.6), ylim=(-1.3, 1.3), xticks=[], yticks=[], aspect="equal")
     axes.spines[:].set_color("0.8")
     axes.set_title(title, loc="left", fontsize=9)
     said = f"{100 * (1 - kept / len(x_0)):.1f} % forbidden, mode moved by {moved:.2f}"
-    axes.set_title(said, loc="right", fontsize=7.5, color="0.35")
+    axes.set_xlabel(said, loc="left", fontsize=8, color="0.35", labelpad=2)
 
 
 def main(path: str = "mixture.png") -> None:
@@ -40,16 +40,18 @@ def main(path: str = "mixture.png") -> None:
     compared = methods(TWO)
     truth, component = TWO.mixture.draw(2 * COUNT, torch.Generator().manual_seed(0))
     panels = {"The truth": truth[torch.isin(component, torch.tensor(TWO.retained))][:COUNT]}
-    panels |= {name: TWO.draw(compared[name], STEPS, COUNT)[0] for name in FIGURE}
+    for name in FIGURE:
+        print(name, file=sys.stderr, flush=True)
+        panels[name] = TWO.draw(compared[name], STEPS, COUNT)[0]
     rows = -(-len(panels) // COLUMNS)
-    figure = Figure(figsize=(4.6 * COLUMNS, 1.32 * rows), layout="constrained")
+    figure = Figure(figsize=(3 * COLUMNS, 1.1 * rows + 0.3), layout="constrained")
     grid = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
     for axes, (title, x_0) in zip(grid, panels.items(), strict=False):
         panel(axes, title, x_0)
     for axes in grid[len(panels) :]:
         axes.set_axis_off()
-    legend = "shaded: the forbidden mode\ndashed: the kept mode\n(3 standard deviations)"
-    grid[0].text(9.3, 0, legend, ha="right", va="center", fontsize=7.5, color="0.35")
+    legend = "shaded: the forbidden mode; dashed: the kept mode (3 standard deviations)"
+    figure.supxlabel(legend, x=0.99, ha="right", fontsize=8, color="0.35")
     figure.savefig(whole := BytesIO(), dpi=150)
     Image.open(whole).convert("RGB").quantize(128).save(path, optimize=True)  # a third of the bytes
 
