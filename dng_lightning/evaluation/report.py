@@ -7,6 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 from dng_lightning.evaluation.metrics import wilson_interval
+from dng_lightning.guidance.naming import unscaled
 
 
 def class_table(labels: dict[str, list[int]], class_names: Sequence[str], forbidden: Collection[int]) -> str:
@@ -84,7 +85,7 @@ def by_method(rows: Rows) -> dict[str, list[Mapping[str, str]]]:
     Those are the settings of its guidance, the steps and the seeds.
     """
     several = [name for name in ("steps", "seeds") if len({row[name] for row in rows}) > 1]
-    settings = [{**json.loads(row.get("guidance") or "{}"), "scale": None} for row in rows]
+    settings = [unscaled(json.loads(row.get("guidance") or "{}")) for row in rows]
     found: dict[str, list[Mapping[str, str]]] = {}
     for row, own in zip(rows, settings, strict=True):
         siblings = [other for other, theirs in zip(settings, rows, strict=True) if theirs["method"] == row["method"]]

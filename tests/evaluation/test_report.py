@@ -46,6 +46,21 @@ def test_rows_of_a_method_are_told_apart_by_all_settings_but_the_scale():
     assert [result["method"] for result in equal_safety(rows[:2])] == ["DNG"] * 3
 
 
+def test_the_scale_of_a_wrapped_guidance_is_the_methods():
+    def told(scale: float, looks: int, wanted_scale: float = 3.0) -> dict[str, str]:
+        inner = {"class": "Both", "wanted_scale": wanted_scale, "guidance": {"class": "NP", "scale": scale, "cap": 1}}
+        settings = {"class": "Adaptive", "guidance": inner, "looks": looks}
+        return row("Adaptive(Both(NP))", 0.01, 0.1, scale=scale, guidance=json.dumps(settings))
+
+    rows = [told(1, 20), told(2, 20), told(4, 5)]
+    assert [len(own) for own in by_method(rows).values()] == [2, 1]
+    assert list(by_method(rows)) == ["Adaptive(Both(NP)), looks 20", "Adaptive(Both(NP)), looks 5"]
+    assert list(by_method([told(1, 20), told(1, 20, 5.0)])) == [
+        "Adaptive(Both(NP)), guidance #1",
+        "Adaptive(Both(NP)), guidance #2",
+    ]
+
+
 # --- equal safety ---
 
 
