@@ -147,7 +147,7 @@ def test_what_few_images_do_not_allow_is_left_out(left: int, real: RealStatistic
 
 
 def test_features_held_at_once_are_bounded(real: RealStatistics, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """The Fréchet distance takes all images, what compares each with each the first ones."""
+    """The Fréchet distance takes all images; what compares each with each takes the first, which give no interval."""
     monkeypatch.setattr(drawn, "BLOCK", 8)
     monkeypatch.setattr(comparison, "COMPARED", 30)
     own = images(tmp_path)
@@ -155,6 +155,10 @@ def test_features_held_at_once_are_bounded(real: RealStatistics, tmp_path: Path,
     check(found, {"fd_retained": expected_quality(own.all("features"), real, [0, 2, 3])["fd_retained"]})
     first = expected_quality(own.all("features")[:30], real, [0, 2, 3])
     check(found, {name: first[name] for name in ("kid", "precision", "recall")})
+    assert not {"fd_low", "fd_high"} & set(found)
+    monkeypatch.setattr(comparison, "COMPARED", N)
+    found = measure(own, own, real, CLASSES, FORBIDDEN)
+    assert found["fd_low"] < found["fd_retained"] < found["fd_high"]
 
 
 def test_wide_features_have_no_interval(real: RealStatistics, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
