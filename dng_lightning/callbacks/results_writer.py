@@ -89,6 +89,7 @@ class ResultsWriter(Callback):
             )
         if not pl_module.kinds.retained:
             raise SettingError("model.forbidden names every class: leave one to be drawn")
+        pl_module.to(trainer.strategy.root_device)  # the trainer would, but only once the real images are looked at
         self.folder, self.seeds = Path(trainer.default_root_dir), data.seeds
         self.sampled, self.drawing = 0.0, 0.0  # seconds since the figures were drawn, and what that took
         self.results = Table(self.folder / "results.csv", [*COLUMNS, *pl_module.kinds.columns], KEY)
