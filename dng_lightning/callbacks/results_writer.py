@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
+from torch import Tensor
 
 from dng_lightning.callbacks import compared_with, trackers
 from dng_lightning.callbacks.memory import most_memory
@@ -128,10 +129,11 @@ class ResultsWriter(Callback):
         """Keep the images; after a guidance's last batch, write its row and redraw the figures."""
         assert isinstance(pl_module, ImageSampler)
         samples: Samples = outputs["samples"]
+        pixels = to_uint8(samples.images).cpu()  # waits for what a device still has to do: the clock must not miss it
         self.seconds += time.perf_counter() - self.began
         todo = pl_module.todo[dataloader_idx]
         drawn = self._drawn(todo, pl_module)
-        self._keep(samples, drawn, todo)
+        self._keep(samples, pixels, drawn, todo)
         if batch_idx + 1 < trainer.num_test_batches[dataloader_idx]:
             return
         seconds = float(trainer.strategy.reduce(torch.tensor(self.seconds, device=pl_module.device), reduce_op="mean"))
@@ -149,8 +151,8 @@ class ResultsWriter(Callback):
         texts = [*self._notes(pl_module), results_table(rows), safety_table(rows), f"written to {self.folder}"]
         print("\n".join(text for text in texts if text))
 
-    def _keep(self, samples: Samples, drawn: Drawn, todo: Pass) -> None:
-        pixels, posterior = to_uint8(samples.images), samples.posterior
+    def _keep(self, samples: Samples, pixels: Tensor, drawn: Drawn, todo: Pass) -> None:
+        posterior = samples.posterior
         assert samples.labels is not None
         features = self.extractor(pixels) if self.extractor else torch.zeros(len(pixels), 0)
         watched, way = torch.zeros(len(pixels), 0), None

@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from running import QUIET, Dng, DngProcess
 from torch import Tensor
 
-from dng_lightning.callbacks import ResultsWriter
+from dng_lightning.callbacks import ResultsWriter, results_writer
 from dng_lightning.data import Digits
 from dng_lightning.data.pixels import from_png, to_uint8
 from dng_lightning.evaluation.features import ClassifierFeatures, InceptionFeatures
@@ -440,6 +441,27 @@ def test_a_filter_that_lets_few_or_no_images_pass(dng: Dng, settings: list[str],
             assert (found[1]["n"], found[1]["forbidden"], found[1]["evaluations"]) == ("2", "0", "30")
             assert found[1]["precision"] == found[1]["fd_retained"] == found[1]["kid"] == ""
         assert (folder / "tradeoff.png").exists()
+
+
+def test_the_clock_runs_until_the_images_are_there(
+    dng: Dng, settings: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A device may have been told all that it is to do, and not have done it."""
+    convert = results_writer.to_uint8
+
+    def wait(images: Tensor) -> Tensor:
+        time.sleep(1)
+        return convert(images)
+
+    monkeypatch.setattr(results_writer, "to_uint8", wait)
+    dng(
+        "test",
+        *settings,
+        "--data.n=6",
+        "--model.guidances=[NegativePrompting]",
+        f"--trainer.default_root_dir={tmp_path}",
+    )
+    assert all(float(row["images_per_second"]) < 6 for row in rows(tmp_path))
 
 
 def test_without_features(dng: Dng, settings: list[str], tmp_path: Path):
