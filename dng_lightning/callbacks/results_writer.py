@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from dng_lightning.callbacks import compared_with, trackers
-from dng_lightning.callbacks.memory import most_memory
+from dng_lightning.callbacks.memory import PeakMemory
 from dng_lightning.data.pixels import to_uint8
 from dng_lightning.data.seeds import Seeds
 from dng_lightning.errors import SettingError
@@ -52,6 +52,9 @@ class ResultsWriter(Callback):
     ``histograms.png``, ``samples.png`` and ``calibration.png``. For ``tensorboard --logdir`` a run a row is in
     ``board``, the images themselves are in ``drawn``. A guidance that has its row, for the same seeds and steps, is not
     done again.
+
+    ``memory_mb`` is the most memory that a row's images and their features took, on the device of the first process:
+    what CUDA handed out, or all that the process held, empty where nobody counts it.
 
     Besides the guidances there are the unguided images and, made of them, those that a filter would let pass; a measure
     for which it lets too few pass is left empty.
@@ -108,10 +111,10 @@ class ResultsWriter(Callback):
     def on_test_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Start the clock; forget what an interrupted run left of this guidance."""
+        """Start the clock; before a guidance's first batch, forget what an interrupted run left of it."""
         assert isinstance(pl_module, ImageSampler)
         if batch_idx == 0:
-            self.seconds = 0.0
+            self.seconds, self.memory = 0.0, PeakMemory(pl_module.device)
             if trainer.is_global_zero:
                 self._drawn(pl_module.todo[dataloader_idx], pl_module).clear()
             trainer.strategy.barrier("cleared")
@@ -169,7 +172,8 @@ class ResultsWriter(Callback):
             needed = float(module.sampler.steps * (1 + module.unguided.needs.null))
             seconds *= needed / evaluations
             evaluations = needed
-        cost = {"evaluations": evaluations, "images_per_second": len(self.seeds) / seconds, "memory_mb": most_memory()}
+        speed = len(self.seeds) / seconds
+        cost = {"evaluations": evaluations, "images_per_second": speed, "memory_mb": self.memory.mb()}
         kinds = module.kinds
         measures = self._measures(drawn, unguided, kinds)
         rows = [self._identity(done, module) | measures | cost]
@@ -177,7 +181,7 @@ class ResultsWriter(Callback):
             passed = 1 - measures["forbidden"]
             if passed:
                 rejection = self._measures(drawn, unguided, kinds, reject=True)
-                cost |= {"evaluations": evaluations / passed, "images_per_second": passed * cost["images_per_second"]}
+                cost |= {"evaluations": evaluations / passed, "images_per_second": passed * speed}
                 rows.append(self._identity(Pass("Rejection", done.guidance), module) | rejection | cost)
             self._judge(drawn, module, samples.levels)
         identity = {name: rows[0][name] for name in KEY}

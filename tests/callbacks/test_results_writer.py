@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -121,7 +122,7 @@ def test_a_row_each_with_all_columns(written: Path):
     assert {name.strip() for name in COLUMNS} <= set(found[0])
     assert [row["method"] for row in found] == [*ORDER, "Retrained"]
     assert [row["scale"] for row in found] == ["", "", "1", "1", "3", ""]
-    assert all(value for row in found for name, value in row.items() if name != "scale")
+    assert all(value for row in found for name, value in row.items() if name not in ("scale", "memory_mb"))
     told = [json.loads(row["guidance"]) for row in found]
     assert told[0] == {"class": "Unguided"}
     assert told[3]["class"] == "DynamicNegativeGuidance"
@@ -129,7 +130,7 @@ def test_a_row_each_with_all_columns(written: Path):
     for row in found:
         assert (row["seeds"], row["steps"]) == (f"{FIRST}-{FIRST + N - 1}", str(STEPS))
         assert float(row["images_per_second"]) > 0
-        assert float(row["memory_mb"]) > 100
+        assert sys.platform != "linux" or float(row["memory_mb"]) > 100
     assert not list(written.rglob("*.part"))
     assert not list(written.rglob("parts"))
 
