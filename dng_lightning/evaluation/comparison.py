@@ -42,7 +42,8 @@ def measure(
         real: what they are compared with; None to leave out what needs it.
         classes: number of them.
         forbidden: labels.
-        reject: throw the images away that the classifier calls forbidden, first; one at least must be left.
+        reject: throw the images away that the classifier calls forbidden, first; one at least must be left. That none
+            of these is forbidden is no finding, and has no interval.
         retained: labels of what the images shall be spread over evenly; None for all that are not forbidden.
 
     Returns:
@@ -55,12 +56,12 @@ def measure(
     kept = ~is_forbidden if reject else torch.ones_like(is_forbidden)
     counts = torch.bincount(labels[kept], minlength=classes).tolist()
     rate, low, high = forbidden_rate(counts, forbidden)
+    interval = {} if reject else {"forbidden_low": low, "forbidden_high": high}
     kl_low, kl_high = kl_interval(counts, others)
     measures: dict[str, Any] = {
         "n": sum(counts),
         "forbidden": rate,
-        "forbidden_low": low,
-        "forbidden_high": high,
+        **interval,
         "kl": kl_divergence(counts, others),
         "kl_low": kl_low,
         "kl_high": kl_high,

@@ -62,10 +62,10 @@ def results_table(rows: Rows) -> str:
     head = f"{'method':<{wide}}{'scale':>7}{'n':>7}{'forbidden':>11}{'95 % interval':>17}{'KL':>8}"
     lines = [head + f"{'Fréchet':>10}{'precision':>11}{'recall':>8}{'moved':>8}{'evals':>8}"]
     for row in rows:
-        rate, low, high = (float(row[name]) for name in ("forbidden", "forbidden_low", "forbidden_high"))
-        text = (
-            f"{row['method']:<{wide}}{row['scale'] or '–':>7}{row['n']:>7}{rate:>11.2%}{f'[{low:.1%}, {high:.1%}]':>17}"
-        )
+        bounds = [_number(row, f"forbidden_{side}", ".1%") for side in ("low", "high")]
+        interval = f"[{', '.join(bounds)}]" if row.get("forbidden_low") else "–"
+        text = f"{row['method']:<{wide}}{row['scale'] or '–':>7}{row['n']:>7}"
+        text += f"{float(row['forbidden']):>11.2%}{interval:>17}"
         text += (
             f"{float(row['kl']):>8.3f}{_number(row, 'fd_retained', '.3f'):>10}{_number(row, 'precision', '.3f'):>11}"
         )
@@ -160,12 +160,13 @@ def results_markdown(rows: Rows, notes: Sequence[str] = ()) -> str:
     heads += ["moved", "evaluations", *(["prompt obeyed", "KL of what was left open"] if in_words else [])]
     lines += [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
     for row in rows:
-        rate, low, high = (100 * float(row[name]) for name in ("forbidden", "forbidden_low", "forbidden_high"))
+        bounds = [100 * float(row[name]) for name in ("forbidden_low", "forbidden_high") if row.get(name)]
+        rate = f"{100 * float(row['forbidden']):.2f}" + (f" ({bounds[0]:.2f}–{bounds[1]:.2f})" if bounds else "")
         kl = f"{float(row['kl']):.3f} ({float(row['kl_low']):.3f}–{float(row['kl_high']):.3f})"
         fd = _number(row, "fd_retained", ".3f")
         fd += f" ({float(row['fd_low']):.3f}–{float(row['fd_high']):.3f})" if row.get("fd_low") else ""
         kid = f"{1000 * float(row['kid']):.2f}" if row.get("kid") else "–"
-        cells = [row["method"], row["scale"] or "–", row["n"], f"{rate:.2f} ({low:.2f}–{high:.2f})", kl, fd, kid]
+        cells = [row["method"], row["scale"] or "–", row["n"], rate, kl, fd, kid]
         cells += [_number(row, name, ".3f") for name in ("precision", "recall", "invasiveness")]
         cells.append(f"{float(row['evaluations']):.0f}")
         cells += [_obeyed(row), _number(row, "kl_open", ".3f")] if in_words else []

@@ -122,6 +122,15 @@ def test_the_table_of_the_terminal():
     assert lines[2].split()[6:] == ["0.125", "1.500", "0.750", "0.625", "0.125", "100"]
 
 
+def test_a_rate_without_an_interval():
+    """That of the images which the judge itself let pass."""
+    rejection = row("Rejection", 0, 0.05) | {"forbidden_low": "", "forbidden_high": ""}
+    head, line = results_table([rejection]).splitlines()
+    assert len(head) == len(line)
+    assert line.split()[3:6] == ["0.00%", "–", "0.050"]
+    assert cells(results_markdown([rejection]).splitlines()[2])[3] == "0.00"
+
+
 def cells(line: str) -> list[str]:
     assert line.startswith("|")
     assert line.endswith("|")
