@@ -4,6 +4,7 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +32,15 @@ from dng_lightning.modules.image_sampler import ImageSampler, Samples
 from dng_lightning.modules.passes import Pass
 
 COLUMNS = [
-    *("method", "scale", "guidance", "n", "seeds", "steps"),
+    *("method", "scale", "guidance", "n", "seeds", "steps", "features"),
     *("forbidden", "forbidden_low", "forbidden_high", "kl", "kl_low", "kl_high", "kl_uniform"),
     *("tv", "fd_retained", "fd_low", "fd_high", "fd_all", "kid", "precision"),
     *("recall", "invasiveness", "invasiveness_features", "histogram"),
     *("evaluations", "images_per_second", "memory_mb"),
 ]
-KEY = ["method", "guidance", "seeds", "steps"]
+KEY = ["method", "guidance", "seeds", "steps", "features"]
 CLASS_COLUMNS = [*KEY, "class", "share", "kid", "precision", "recall"]
+NO_FEATURES = "none"
 SHOWN = 24  # images of each method that samples.png shows
 DRAWING = 0.05  # share of the time that goes into redrawing the figures, at most
 LOOKED_AT = 1000  # images whose way to the end is shown on TensorBoard
@@ -50,8 +52,9 @@ class ResultsWriter(Callback):
     ``results.csv`` (a row a guidance), ``results.md``, ``classes.csv`` (quality class by class), ``posterior.csv``
     (how well the tracked posteriors foretell what unguided images become), and the figures ``tradeoff.png``,
     ``histograms.png``, ``samples.png`` and ``calibration.png``. For ``tensorboard --logdir`` a run a row is in
-    ``board``, the images themselves are in ``drawn``. A guidance that has its row, for the same seeds and steps, is not
-    done again.
+    ``board``, the images themselves are in ``drawn``. A guidance that has its row, for the same seeds, steps
+    and features, is not done again. In a table of an earlier version, which does not say of which features it is, what
+    was measured at all counts as measured in the classifier's.
 
     ``memory_mb`` is the most memory that a row's images and their features took, on the device of the first process:
     what CUDA handed out, or all that the process held, empty where nobody counts it.
@@ -96,8 +99,9 @@ class ResultsWriter(Callback):
         pl_module.to(trainer.strategy.root_device)  # the trainer would, but only once the real images are looked at
         self.folder, self.seeds = Path(trainer.default_root_dir), data.seeds
         self.sampled, self.drawing = 0.0, 0.0  # seconds since the figures were drawn, and what that took
-        self.results = Table(self.folder / "results.csv", [*COLUMNS, *pl_module.kinds.columns], KEY)
-        self.classes = Table(self.folder / "classes.csv", CLASS_COLUMNS, [*KEY, "class"])
+        renew = partial(_with_features, classifier=pl_module.classifier_name)
+        self.results = Table(self.folder / "results.csv", [*COLUMNS, *pl_module.kinds.columns], KEY, renew)
+        self.classes = Table(self.folder / "classes.csv", CLASS_COLUMNS, [*KEY, "class"], renew)
         self.posteriors = Table(self.folder / "posterior.csv", foretold.COLUMNS, foretold.KEY)
         self.extractor = compared_with.extractor(self.features, self.inception_weights, pl_module)
         if self.extractor is not None and len(self.seeds) < LEAST:
@@ -214,7 +218,7 @@ class ResultsWriter(Callback):
         if way.shape[1]:
             posterior = way[..., 1] if way.shape[2] > 1 else None
             seen = Way(levels, module.schedule.T, way[..., 0], posterior, is_forbidden)
-        told: dict[str, Any] = {"n": len(self.seeds), "steps": module.sampler.steps}
+        told: dict[str, Any] = {"n": len(self.seeds), "steps": module.sampler.steps, "features": rows[0]["features"]}
         told |= {
             "model": pretrained.name_of(module.checkpoint),
             "forbidden": ", ".join(module.class_names[label] for label in module.forbidden),
@@ -284,7 +288,9 @@ class ResultsWriter(Callback):
 
     def _identity(self, todo: Pass, module: ImageSampler) -> dict[str, Any]:
         """The columns of a row that say what was done."""
-        return {"method": todo.method, "scale": todo.scale, "guidance": todo.settings, **self._place(module)}
+        features = self.extractor.name if self.extractor else NO_FEATURES
+        own = {"method": todo.method, "scale": todo.scale, "guidance": todo.settings, "features": features}
+        return own | self._place(module)
 
     def _place(self, module: ImageSampler) -> dict[str, str]:
         return {"seeds": f"{self.seeds.start}-{self.seeds.stop - 1}", "steps": str(module.sampler.steps)}
@@ -297,6 +303,17 @@ class ResultsWriter(Callback):
         )
 
 
-def _known(row: Mapping[str, Any]) -> list[str]:
+def _known(row: Mapping[str, Any]) -> tuple[str, ...]:
     """What a row is known by; a setting that is as it comes says nothing."""
-    return [row["method"], unusual(row["guidance"]), row["seeds"], row["steps"]]
+    return row["method"], unusual(row["guidance"]), row["seeds"], row["steps"], row["features"]
+
+
+def _with_features(rows: list[dict[str, str]], classifier: str) -> list[dict[str, str]]:
+    """Rows of a table from before it named the features: those of a guidance that was measured are the classifier's.
+
+    A single row does not tell: of too few images, or of an empty class, it is without measures whatever the features.
+    """
+    measured = {_known(row) for row in rows if row["kid"]}
+    return [
+        row | {"features": row["features"] or (classifier if _known(row) in measured else NO_FEATURES)} for row in rows
+    ]

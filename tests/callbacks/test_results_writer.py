@@ -376,6 +376,44 @@ def test_unguided_images_that_were_lost_are_drawn_again_where_others_need_them(
     assert compared(folder)[:5] == compared(whole)
 
 
+def test_other_features_are_other_rows(dng: Dng, settings: list[str], passes: list[str], tmp_path: Path):
+    """First without any; then what is drawn anew is compared with what was drawn in the same features."""
+    few = [*settings, "--data.n=6", f"--trainer.default_root_dir={tmp_path}", "--model.guidances=[NegativePrompting]"]
+    dng("test", *few, "--trainer.callbacks.features=null")
+    passes.clear()
+    dng("test", *few[:-1], "--model.guidances=[NegativePrompting, SafeLatentDiffusion]")
+    assert passes == ["Unguided", "NegativePrompting", "SafeLatentDiffusion"]
+    named = [(row["method"], row["features"]) for row in rows(tmp_path) if row["method"] != "Rejection"]
+    assert named[:2] == [("Unguided", "none"), ("NegativePrompting", "none")]
+    assert named[2:] == [(method, "digits-classifier") for method in passes]
+    for row in rows(tmp_path):
+        if row["method"] != "Rejection":
+            assert bool(row["fd_retained"]) == bool(row["invasiveness_features"]) == (row["features"] != "none")
+    assert {row["features"] for row in rows(tmp_path, "classes") if row["kid"]} <= {"digits-classifier"}
+    assert "NegativePrompting, digits-classifier" in (tmp_path / "results.md").read_text()
+
+
+def test_a_table_that_does_not_name_its_features_is_of_the_classifier_s(
+    dng: Dng, settings: list[str], whole: Path, passes: list[str], tmp_path: Path
+):
+    """As earlier versions wrote it; its images lie under another name, and the unguided are drawn again if needed."""
+    folder = shutil.copytree(whole, tmp_path / "copy")
+    for name in ("results", "classes"):
+        old = [{k: v for k, v in row.items() if k != "features"} for row in rows(folder, name)]
+        with (folder / f"{name}.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(old[0]))
+            writer.writeheader()
+            writer.writerows(old)
+    shutil.rmtree(folder / "drawn")
+    dng("test", *settings, f"--trainer.default_root_dir={folder}")
+    assert passes == []
+    more = "[{class_path: SafeLatentDiffusion, init_args: {scale: 3.0}}]"
+    dng("test", *settings, f"--model.guidances={more}", f"--trainer.default_root_dir={folder}")
+    assert passes == ["Unguided"] * 3 + ["SafeLatentDiffusion"] * 3
+    assert compared(folder)[:-1] == compared(whole)
+    assert rows(folder, "classes")[:-10] == rows(whole, "classes")
+
+
 @pytest.fixture
 def given_images(samples: list[Samples], tmp_path: Path) -> Path:
     """The images of each method, for all batch sizes and processes alike."""
@@ -487,6 +525,7 @@ def test_without_features(dng: Dng, settings: list[str], tmp_path: Path):
             "recall",
             "invasiveness_features",
         }
+        assert row["features"] == "none"
     assert not list(tmp_path.glob("real*"))
 
 

@@ -46,6 +46,19 @@ def test_rows_of_a_method_are_told_apart_by_all_settings_but_the_scale():
     assert [result["method"] for result in equal_safety(rows[:2])] == ["DNG"] * 3
 
 
+def test_distances_in_other_features_are_others():
+    rows = [
+        row("DNG", 0.001, 0.1, 2, features="mnist-classifier"),
+        row("DNG", 0.1, 0.1, 3, features="mnist-classifier"),
+    ]
+    assert list(by_method([*rows, row("DNG", 0.01, 0.1, 2)])) == ["DNG"]  # that one is of an earlier version
+    rows += [row("DNG", 0.1, 0.1, 90, features="inception-2048")]
+    assert list(by_method(rows)) == ["DNG, features mnist-classifier", "DNG, features inception-2048"]
+    told = ["DNG, mnist-classifier", "DNG, mnist-classifier", "DNG, inception-2048"]
+    assert [line[:28].strip() for line in results_table(rows).splitlines()[1:]] == told
+    assert [cells(line)[0] for line in results_markdown(rows).splitlines()[2:5]] == told
+
+
 # --- equal safety ---
 
 
