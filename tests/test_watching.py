@@ -73,6 +73,17 @@ def test_the_order_of_those_who_watch_is_the_order_of_what_they_say():
     torch.testing.assert_close(there[0], torch.tensor([0.3, 0.01]).double().expand(64, 2))
 
 
+@pytest.mark.filterwarnings("ignore:a posterior tracked along a deterministic sampler")
+def test_without_noise_the_divergence_is_told_to_those_who_ask_for_probes():
+    """One that does not is as biased as it would be alone."""
+    deterministic = Sampler(20, eta=0.0)
+    watchers = [DynamicNegativeGuidance(0.0, 0.2, divergence=probes) for probes in (0, 1)]
+    watched = run(Watching(watchers), [0], deterministic).posterior
+    alone = torch.cat([run(watcher, [0], deterministic).posterior for watcher in watchers], 2)
+    torch.testing.assert_close(watched, alone, rtol=1e-6, atol=1e-9)
+    assert (alone[-1, :, 0] - alone[-1, :, 1]).abs().max() > 0.1
+
+
 @pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS)
 def test_evidence_is_what_a_calibrated_tracker_gathers_of_unguided_images(sampler):
     seen = run(Evidence(), [2, 0], sampler)

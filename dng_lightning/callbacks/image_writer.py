@@ -86,10 +86,12 @@ class ImageWriter(BasePredictionWriter):
         """Summarise what is finished, once all devices are done (or interrupted)."""
         assert isinstance(pl_module, ImageSampler)
         trainer.strategy.barrier("all images")
+        if not trainer.is_global_zero:
+            return
         records = [
             json.loads(self._record(s).read_text()) for s in self._seeds(trainer).seeds if self._record(s).exists()
         ]
-        if trainer.is_global_zero and records:
+        if records:
             self._summarise(records, [r for r in records if self._is_shown(trainer, r["seed"])], pl_module)
 
     def _pixels(self, name: str, samples: Samples) -> Tensor:

@@ -1,16 +1,35 @@
-"""How much memory an evaluation took."""
+"""How much memory a part of an evaluation took."""
 
-import sys
+from contextlib import suppress
+from pathlib import Path
 
 import torch
 
+STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")  # of Linux
 
-def most_memory() -> float | None:
-    """Most memory in use so far, of the device or else of the process, in MB; None where nobody counts it."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**20
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+class PeakMemory:
+    """The most memory in use at a time, from now on: what came before does not count, unless it is still held.
+
+    Args:
+        device: its own memory, as torch hands it out, if it is a GPU of CUDA; else the resident memory of the process.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.is_counted = device, False
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+            self.is_counted = True
+        elif RESET.exists():
+            with suppress(OSError):  # where a container forbids it
+                RESET.write_text("5")  # the peak alone
+                self.is_counted = True
+
+    def mb(self) -> float | None:
+        """In MB; None where nobody counts it: without CUDA on anything but Linux."""
+        if not self.is_counted:
+            return None
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device) / 2**20
+        (peak,) = [line.split()[1] for line in STATUS.read_text().splitlines() if line.startswith("VmHWM")]
+        return int(peak) / 2**10

@@ -4,15 +4,17 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
+from torch import Tensor
 
 from dng_lightning.callbacks import compared_with, trackers
-from dng_lightning.callbacks.memory import most_memory
+from dng_lightning.callbacks.memory import PeakMemory
 from dng_lightning.data.pixels import to_uint8
 from dng_lightning.data.seeds import Seeds
 from dng_lightning.errors import SettingError
@@ -30,14 +32,15 @@ from dng_lightning.modules.image_sampler import ImageSampler, Samples
 from dng_lightning.modules.passes import Pass
 
 COLUMNS = [
-    *("method", "scale", "guidance", "n", "seeds", "steps"),
+    *("method", "scale", "guidance", "n", "seeds", "steps", "features"),
     *("forbidden", "forbidden_low", "forbidden_high", "kl", "kl_low", "kl_high", "kl_uniform"),
     *("tv", "fd_retained", "fd_low", "fd_high", "fd_all", "kid", "precision"),
     *("recall", "invasiveness", "invasiveness_features", "histogram"),
     *("evaluations", "images_per_second", "memory_mb"),
 ]
-KEY = ["method", "guidance", "seeds", "steps"]
+KEY = ["method", "guidance", "seeds", "steps", "features"]
 CLASS_COLUMNS = [*KEY, "class", "share", "kid", "precision", "recall"]
+NO_FEATURES = "none"
 SHOWN = 24  # images of each method that samples.png shows
 DRAWING = 0.05  # share of the time that goes into redrawing the figures, at most
 LOOKED_AT = 1000  # images whose way to the end is shown on TensorBoard
@@ -49,8 +52,12 @@ class ResultsWriter(Callback):
     ``results.csv`` (a row a guidance), ``results.md``, ``classes.csv`` (quality class by class), ``posterior.csv``
     (how well the tracked posteriors foretell what unguided images become), and the figures ``tradeoff.png``,
     ``histograms.png``, ``samples.png`` and ``calibration.png``. For ``tensorboard --logdir`` a run a row is in
-    ``board``, the images themselves are in ``drawn``. A guidance that has its row, for the same seeds and steps, is not
-    done again.
+    ``board``, the images themselves are in ``drawn``. A guidance that has its row, for the same seeds, steps
+    and features, is not done again. In a table of an earlier version, which does not say of which features it is, what
+    was measured at all counts as measured in the classifier's.
+
+    ``memory_mb`` is the most memory that a row's images and their features took, on the device of the first process:
+    what CUDA handed out, or all that the process held, empty where nobody counts it.
 
     Besides the guidances there are the unguided images and, made of them, those that a filter would let pass; a measure
     for which it lets too few pass is left empty.
@@ -89,10 +96,12 @@ class ResultsWriter(Callback):
             )
         if not pl_module.kinds.retained:
             raise SettingError("model.forbidden names every class: leave one to be drawn")
+        pl_module.to(trainer.strategy.root_device)  # the trainer would, but only once the real images are looked at
         self.folder, self.seeds = Path(trainer.default_root_dir), data.seeds
         self.sampled, self.drawing = 0.0, 0.0  # seconds since the figures were drawn, and what that took
-        self.results = Table(self.folder / "results.csv", [*COLUMNS, *pl_module.kinds.columns], KEY)
-        self.classes = Table(self.folder / "classes.csv", CLASS_COLUMNS, [*KEY, "class"])
+        renew = partial(_with_features, classifier=pl_module.classifier_name)
+        self.results = Table(self.folder / "results.csv", [*COLUMNS, *pl_module.kinds.columns], KEY, renew)
+        self.classes = Table(self.folder / "classes.csv", CLASS_COLUMNS, [*KEY, "class"], renew)
         self.posteriors = Table(self.folder / "posterior.csv", foretold.COLUMNS, foretold.KEY)
         self.extractor = compared_with.extractor(self.features, self.inception_weights, pl_module)
         if self.extractor is not None and len(self.seeds) < LEAST:
@@ -106,10 +115,10 @@ class ResultsWriter(Callback):
     def on_test_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Start the clock; forget what an interrupted run left of this guidance."""
+        """Start the clock; before a guidance's first batch, forget what an interrupted run left of it."""
         assert isinstance(pl_module, ImageSampler)
         if batch_idx == 0:
-            self.seconds = 0.0
+            self.seconds, self.memory = 0.0, PeakMemory(pl_module.device)
             if trainer.is_global_zero:
                 self._drawn(pl_module.todo[dataloader_idx], pl_module).clear()
             trainer.strategy.barrier("cleared")
@@ -127,10 +136,11 @@ class ResultsWriter(Callback):
         """Keep the images; after a guidance's last batch, write its row and redraw the figures."""
         assert isinstance(pl_module, ImageSampler)
         samples: Samples = outputs["samples"]
+        pixels = to_uint8(samples.images).cpu()  # waits for what a device still has to do: the clock must not miss it
         self.seconds += time.perf_counter() - self.began
         todo = pl_module.todo[dataloader_idx]
         drawn = self._drawn(todo, pl_module)
-        self._keep(samples, drawn, todo)
+        self._keep(samples, pixels, drawn, todo)
         if batch_idx + 1 < trainer.num_test_batches[dataloader_idx]:
             return
         seconds = float(trainer.strategy.reduce(torch.tensor(self.seconds, device=pl_module.device), reduce_op="mean"))
@@ -148,8 +158,8 @@ class ResultsWriter(Callback):
         texts = [*self._notes(pl_module), results_table(rows), safety_table(rows), f"written to {self.folder}"]
         print("\n".join(text for text in texts if text))
 
-    def _keep(self, samples: Samples, drawn: Drawn, todo: Pass) -> None:
-        pixels, posterior = to_uint8(samples.images), samples.posterior
+    def _keep(self, samples: Samples, pixels: Tensor, drawn: Drawn, todo: Pass) -> None:
+        posterior = samples.posterior
         assert samples.labels is not None
         features = self.extractor(pixels) if self.extractor else torch.zeros(len(pixels), 0)
         watched, way = torch.zeros(len(pixels), 0), None
@@ -166,7 +176,8 @@ class ResultsWriter(Callback):
             needed = float(module.sampler.steps * (1 + module.unguided.needs.null))
             seconds *= needed / evaluations
             evaluations = needed
-        cost = {"evaluations": evaluations, "images_per_second": len(self.seeds) / seconds, "memory_mb": most_memory()}
+        speed = len(self.seeds) / seconds
+        cost = {"evaluations": evaluations, "images_per_second": speed, "memory_mb": self.memory.mb()}
         kinds = module.kinds
         measures = self._measures(drawn, unguided, kinds)
         rows = [self._identity(done, module) | measures | cost]
@@ -174,7 +185,7 @@ class ResultsWriter(Callback):
             passed = 1 - measures["forbidden"]
             if passed:
                 rejection = self._measures(drawn, unguided, kinds, reject=True)
-                cost |= {"evaluations": evaluations / passed, "images_per_second": passed * cost["images_per_second"]}
+                cost |= {"evaluations": evaluations / passed, "images_per_second": passed * speed}
                 rows.append(self._identity(Pass("Rejection", done.guidance), module) | rejection | cost)
             self._judge(drawn, module, samples.levels)
         identity = {name: rows[0][name] for name in KEY}
@@ -207,7 +218,7 @@ class ResultsWriter(Callback):
         if way.shape[1]:
             posterior = way[..., 1] if way.shape[2] > 1 else None
             seen = Way(levels, module.schedule.T, way[..., 0], posterior, is_forbidden)
-        told: dict[str, Any] = {"n": len(self.seeds), "steps": module.sampler.steps}
+        told: dict[str, Any] = {"n": len(self.seeds), "steps": module.sampler.steps, "features": rows[0]["features"]}
         told |= {
             "model": pretrained.name_of(module.checkpoint),
             "forbidden": ", ".join(module.class_names[label] for label in module.forbidden),
@@ -277,7 +288,9 @@ class ResultsWriter(Callback):
 
     def _identity(self, todo: Pass, module: ImageSampler) -> dict[str, Any]:
         """The columns of a row that say what was done."""
-        return {"method": todo.method, "scale": todo.scale, "guidance": todo.settings, **self._place(module)}
+        features = self.extractor.name if self.extractor else NO_FEATURES
+        own = {"method": todo.method, "scale": todo.scale, "guidance": todo.settings, "features": features}
+        return own | self._place(module)
 
     def _place(self, module: ImageSampler) -> dict[str, str]:
         return {"seeds": f"{self.seeds.start}-{self.seeds.stop - 1}", "steps": str(module.sampler.steps)}
@@ -290,6 +303,17 @@ class ResultsWriter(Callback):
         )
 
 
-def _known(row: Mapping[str, Any]) -> list[str]:
+def _known(row: Mapping[str, Any]) -> tuple[str, ...]:
     """What a row is known by; a setting that is as it comes says nothing."""
-    return [row["method"], unusual(row["guidance"]), row["seeds"], row["steps"]]
+    return row["method"], unusual(row["guidance"]), row["seeds"], row["steps"], row["features"]
+
+
+def _with_features(rows: list[dict[str, str]], classifier: str) -> list[dict[str, str]]:
+    """Rows of a table from before it named the features: those of a guidance that was measured are the classifier's.
+
+    A single row does not tell: of too few images, or of an empty class, it is without measures whatever the features.
+    """
+    measured = {_known(row) for row in rows if row["kid"]}
+    return [
+        row | {"features": row["features"] or (classifier if _known(row) in measured else NO_FEATURES)} for row in rows
+    ]

@@ -100,7 +100,7 @@ def main(args: Sequence[str] | None = None) -> None:
     except SettingError as error:
         parser.error(str(error))
     with told.write.with_suffix(".csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
+        writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)))  # of any version
         writer.writeheader()
         writer.writerows(rows)
     told.write.with_suffix(".md").write_text(matched(rows))

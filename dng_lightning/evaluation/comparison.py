@@ -19,10 +19,7 @@ from dng_lightning.evaluation.real import RealStatistics
 
 LEAST = 4  # images that all measures together need: the third neighbour of one must exist
 COMPARED = 10_000  # images at most whose features are held in memory at once, for what needs them together
-
-WIDEST = (
-    256  # dimensions up to which the Fréchet distance has an interval; beyond, it would take longer than the images
-)
+WIDEST = 256  # dimensions of features that have a Fréchet interval; with more it would take longer than the images
 
 
 def measure(
@@ -36,13 +33,17 @@ def measure(
 ) -> dict[str, Any]:
     """The measures of a set of images.
 
+    From ``COMPARED`` + 1 images on, KID, precision and recall take the first ``COMPARED``, and the Fréchet distances,
+    which take all, have no interval.
+
     Args:
         drawn: the images.
         unguided: those of the same seeds without guidance; None to leave out how far they moved.
         real: what they are compared with; None to leave out what needs it.
         classes: number of them.
         forbidden: labels.
-        reject: throw the images away that the classifier calls forbidden, first; one at least must be left.
+        reject: throw the images away that the classifier calls forbidden, first; one at least must be left. That none
+            of these is forbidden is no finding, and has no interval.
         retained: labels of what the images shall be spread over evenly; None for all that are not forbidden.
 
     Returns:
@@ -55,12 +56,12 @@ def measure(
     kept = ~is_forbidden if reject else torch.ones_like(is_forbidden)
     counts = torch.bincount(labels[kept], minlength=classes).tolist()
     rate, low, high = forbidden_rate(counts, forbidden)
+    interval = {} if reject else {"forbidden_low": low, "forbidden_high": high}
     kl_low, kl_high = kl_interval(counts, others)
     measures: dict[str, Any] = {
         "n": sum(counts),
         "forbidden": rate,
-        "forbidden_low": low,
-        "forbidden_high": high,
+        **interval,
         "kl": kl_divergence(counts, others),
         "kl_low": kl_low,
         "kl_high": kl_high,
@@ -88,7 +89,7 @@ def _quality(drawn: Drawn, kept: Tensor, real: RealStatistics, retained: list[in
     _, mean_all, covariance_all = real.moments(range(len(real.class_names)))
     distance = frechet_distance(moments.mean, moments.covariance, mean, covariance)
     interval: dict[str, float] = {}
-    if features.shape[1] <= WIDEST:
+    if moments.n == len(features) and features.shape[1] <= WIDEST:  # that of the first images is not that of all
         low, high = frechet_interval(features, mean, covariance)
         interval = {"fd_low": low, "fd_high": high}
     precision, recall = precision_recall(real.features(retained), features)
@@ -103,7 +104,10 @@ def _quality(drawn: Drawn, kept: Tensor, real: RealStatistics, retained: list[in
 
 
 def per_class(drawn: Drawn, real: RealStatistics | None, class_names: Collection[str]) -> list[dict[str, Any]]:
-    """Share, KID, precision and recall of each class by itself, where it has ``LEAST`` images."""
+    """Share, KID, precision and recall of each class by itself, where it has ``LEAST`` images.
+
+    The shares are of all images, the rest is of the first ``COMPARED``.
+    """
     labels = drawn.all("labels")
     features = drawn.first("features", COMPARED)
     rows = []

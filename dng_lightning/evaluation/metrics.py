@@ -53,9 +53,10 @@ def kl_divergence(counts: Sequence[int], forbidden: Collection[int] = ()) -> flo
 def kl_interval(
     counts: Sequence[int], forbidden: Collection[int] = (), draws: int = 2000, seed: int = 0
 ) -> tuple[float, float]:
-    """95 % bootstrap interval of `kl_divergence`: the images are drawn anew with replacement.
+    """95 % bootstrap interval of `kl_divergence`: the images are drawn anew with replacement; see `bootstrap_interval`.
 
-    See `bootstrap_interval`.
+    A class without images has none in any draw: where a retained class is empty, the interval is too narrow, as it does
+    not know of the few images that other seeds would have given.
 
     Raises:
         SettingError: no image.

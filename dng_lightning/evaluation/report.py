@@ -59,14 +59,15 @@ MEASURES = {"kl": "KL", "fd_retained": "Fréchet", "invasiveness": "moved"}
 
 def results_table(rows: Rows) -> str:
     """The rows of a ``results.csv``, for the terminal."""
-    wide = max([28, *(len(row["method"]) + 1 for row in rows)])
+    names = _names(rows)
+    wide = max([28, *(len(name) + 1 for name in names)])
     head = f"{'method':<{wide}}{'scale':>7}{'n':>7}{'forbidden':>11}{'95 % interval':>17}{'KL':>8}"
     lines = [head + f"{'Fréchet':>10}{'precision':>11}{'recall':>8}{'moved':>8}{'evals':>8}"]
-    for row in rows:
-        rate, low, high = (float(row[name]) for name in ("forbidden", "forbidden_low", "forbidden_high"))
-        text = (
-            f"{row['method']:<{wide}}{row['scale'] or '–':>7}{row['n']:>7}{rate:>11.2%}{f'[{low:.1%}, {high:.1%}]':>17}"
-        )
+    for name, row in zip(names, rows, strict=True):
+        bounds = [_number(row, f"forbidden_{side}", ".1%") for side in ("low", "high")]
+        interval = f"[{', '.join(bounds)}]" if row.get("forbidden_low") else "–"
+        text = f"{name:<{wide}}{row['scale'] or '–':>7}{row['n']:>7}"
+        text += f"{float(row['forbidden']):>11.2%}{interval:>17}"
         text += (
             f"{float(row['kl']):>8.3f}{_number(row, 'fd_retained', '.3f'):>10}{_number(row, 'precision', '.3f'):>11}"
         )
@@ -82,15 +83,15 @@ def results_table(rows: Rows) -> str:
 def by_method(rows: Rows) -> dict[str, list[Mapping[str, str]]]:
     """The rows that differ in scale alone, under their method's name and, where it has several, what tells them apart.
 
-    Those are the settings of its guidance, the steps and the seeds.
+    Those are the settings of its guidance, the steps, the seeds, and the features that it was measured in.
     """
-    several = [name for name in ("steps", "seeds") if len({row[name] for row in rows}) > 1]
+    several = [name for name in ("steps", "seeds", "features") if _differ(rows, name)]
     settings = [unscaled(json.loads(row.get("guidance") or "{}")) for row in rows]
     found: dict[str, list[Mapping[str, str]]] = {}
     for row, own in zip(rows, settings, strict=True):
         siblings = [other for other, theirs in zip(settings, rows, strict=True) if theirs["method"] == row["method"]]
         told = [row["method"], *_apart(own, siblings)]
-        told += [f"{row['steps']} steps" if name == "steps" else f"seeds {row['seeds']}" for name in several]
+        told += [f"{row['steps']} steps" if n == "steps" else f"{n} {row[n]}" for n in several if row.get(n)]
         found.setdefault(", ".join(told), []).append(row)
     return found
 
@@ -160,14 +161,15 @@ def results_markdown(rows: Rows, notes: Sequence[str] = ()) -> str:
     in_words = any(row.get("obeyed") for row in rows)
     heads += ["moved", "evaluations", *(["prompt obeyed", "KL of what was left open"] if in_words else [])]
     lines += [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
-    for row in rows:
-        rate, low, high = (100 * float(row[name]) for name in ("forbidden", "forbidden_low", "forbidden_high"))
+    for name, row in zip(_names(rows), rows, strict=True):
+        bounds = [100 * float(row[name]) for name in ("forbidden_low", "forbidden_high") if row.get(name)]
+        rate = f"{100 * float(row['forbidden']):.2f}" + (f" ({bounds[0]:.2f}–{bounds[1]:.2f})" if bounds else "")
         kl = f"{float(row['kl']):.3f} ({float(row['kl_low']):.3f}–{float(row['kl_high']):.3f})"
         fd = _number(row, "fd_retained", ".3f")
         fd += f" ({float(row['fd_low']):.3f}–{float(row['fd_high']):.3f})" if row.get("fd_low") else ""
         kid = f"{1000 * float(row['kid']):.2f}" if row.get("kid") else "–"
-        cells = [row["method"], row["scale"] or "–", row["n"], f"{rate:.2f} ({low:.2f}–{high:.2f})", kl, fd, kid]
-        cells += [_number(row, name, ".3f") for name in ("precision", "recall", "invasiveness")]
+        cells = [name, row["scale"] or "–", row["n"], rate, kl, fd, kid]
+        cells += [_number(row, measure, ".3f") for measure in ("precision", "recall", "invasiveness")]
         cells.append(f"{float(row['evaluations']):.0f}")
         cells += [_obeyed(row), _number(row, "kl_open", ".3f")] if in_words else []
         lines.append(f"| {' | '.join(cells)} |")
@@ -184,6 +186,17 @@ def results_markdown(rows: Rows, notes: Sequence[str] = ()) -> str:
             values = [f"{result[name]:.3f}" if name in result else "–" for name in MEASURES]
             lines.append(f"| {result['method']} | {100 * result['forbidden']:g} | {' | '.join(values)} |")
     return "\n".join(lines) + "\n"
+
+
+def _names(rows: Rows) -> list[str]:
+    """Each row's method; where they were measured in several features also in which, as these do not compare."""
+    told = _differ(rows, "features")
+    return [f"{row['method']}, {row['features']}" if told and row.get("features") else row["method"] for row in rows]
+
+
+def _differ(rows: Rows, name: str) -> bool:
+    """Whether a column has several values; tables of earlier versions may lack it."""
+    return len({row[name] for row in rows if row.get(name)}) > 1
 
 
 def _obeyed(row: Mapping[str, str]) -> str:

@@ -1,7 +1,7 @@
 """Rows of results in a CSV file that grows as they come."""
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +15,24 @@ class Table:
         path: of the file; its folder exists by the time that something is added.
         columns: in their order.
         key: those that tell rows apart.
+        renew: makes the rows of a file that an earlier version wrote, in which new columns are empty, into today's.
     """
 
-    def __init__(self, path: Path, columns: Sequence[str], key: Sequence[str]) -> None:
-        self.path, self.columns, self.key = path, list(columns), list(key)
+    def __init__(
+        self,
+        path: Path,
+        columns: Sequence[str],
+        key: Sequence[str],
+        renew: Callable[[list[dict[str, str]]], list[dict[str, str]]] = list,
+    ) -> None:
+        self.path, self.columns, self.key, self.renew = path, list(columns), list(key), renew
 
     def rows(self) -> list[dict[str, str]]:
         """What is in the file, in the order in which it was added; nothing if there is none."""
         if not self.path.exists():
             return []
         with self.path.open(newline="") as file:
-            return [{name: row.get(name) or "" for name in self.columns} for row in csv.DictReader(file)]
+            return self.renew([{name: row.get(name) or "" for name in self.columns} for row in csv.DictReader(file)])
 
     def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Add rows in one step, numbers to six digits; one takes the place of an earlier one of the same key.

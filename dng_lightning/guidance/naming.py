@@ -42,7 +42,7 @@ def scale_of(guidance: Guidance) -> float | None:
 
 
 def unscaled(settings: dict[str, Any]) -> dict[str, Any]:
-    """What two guidances have in common that differ in `scale_of` alone: the settings (as read from JSON) without it."""
+    """The `settings`, read from JSON, without what `scale_of` gives: alike where guidances differ in that alone."""
     if settings.get("scale") is None:
         for name, value in settings.items():
             if isinstance(value, dict) and unscaled(value) != value:

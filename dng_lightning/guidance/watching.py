@@ -20,6 +20,10 @@ GATHERER = CalibratedTracker([[0.0, 1.0, 0.0]])  # its points are of no account:
 class Watching(Guidance):
     """Gives the unguided images, bit for bit.
 
+    The divergence is estimated once, with the most probes that one of them asks for. At eta = 0 one that asks for no
+    probes goes without it, as it would by itself; where the sampler's noise would have told it, it gets this better
+    estimate.
+
     Attributes:
         guidances: those whose trackers look on, at least one. Their scale and own_push say nothing here, where no image
             is pushed.
@@ -55,8 +59,13 @@ class Watching(Guidance):
 
     def observe(self, state: list[Any], step: Step, x_t: Tensor, x_s: Tensor, predictions: Predictions) -> list[Any]:
         """What each tracker knows after the step."""
+
+        def told(guidance: Guidance) -> Predictions:
+            without = step.eta == 0 and not guidance.needs.divergence
+            return replace(predictions, divergence=None) if without else predictions
+
         pairs = zip(self.guidances, state, strict=True)
-        return [guidance.look_on(s, step, x_t, x_s, predictions) for guidance, s in pairs]
+        return [guidance.look_on(s, step, x_t, x_s, told(guidance)) for guidance, s in pairs]
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,8 @@
 import csv
 import json
 import shutil
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import torch
 from running import QUIET, Dng, DngProcess
 from torch import Tensor
 
-from dng_lightning.callbacks import ResultsWriter
+from dng_lightning.callbacks import ResultsWriter, results_writer
 from dng_lightning.data import Digits
 from dng_lightning.data.pixels import from_png, to_uint8
 from dng_lightning.evaluation.features import ClassifierFeatures, InceptionFeatures
@@ -120,7 +122,11 @@ def test_a_row_each_with_all_columns(written: Path):
     assert {name.strip() for name in COLUMNS} <= set(found[0])
     assert [row["method"] for row in found] == [*ORDER, "Retrained"]
     assert [row["scale"] for row in found] == ["", "", "1", "1", "3", ""]
-    assert all(value for row in found for name, value in row.items() if name != "scale")
+    empty = {(row["method"], name) for row in found for name, value in row.items() if not value}
+    assert {cell for cell in empty if cell[1] not in ("scale", "memory_mb")} == {
+        ("Rejection", "forbidden_low"),
+        ("Rejection", "forbidden_high"),
+    }
     told = [json.loads(row["guidance"]) for row in found]
     assert told[0] == {"class": "Unguided"}
     assert told[3]["class"] == "DynamicNegativeGuidance"
@@ -128,7 +134,7 @@ def test_a_row_each_with_all_columns(written: Path):
     for row in found:
         assert (row["seeds"], row["steps"]) == (f"{FIRST}-{FIRST + N - 1}", str(STEPS))
         assert float(row["images_per_second"]) > 0
-        assert float(row["memory_mb"]) > 100
+        assert sys.platform != "linux" or float(row["memory_mb"]) > 100
     assert not list(written.rglob("*.part"))
     assert not list(written.rglob("parts"))
 
@@ -158,8 +164,9 @@ def test_the_values_are_those_of_the_images(
             assert float(row[name]) == pytest.approx(value, rel=1e-3, abs=1e-5), name
 
         close("forbidden", hits / sum(counts))
-        close("forbidden_low", wilson_interval(hits, sum(counts))[0])
-        close("forbidden_high", wilson_interval(hits, sum(counts))[1])
+        if row is not rejected:
+            close("forbidden_low", wilson_interval(hits, sum(counts))[0])
+            close("forbidden_high", wilson_interval(hits, sum(counts))[1])
         close("kl", kl_divergence(counts, FORBIDDEN))
         close("kl_uniform", kl_divergence(counts))
         close("tv", sum(abs(c / sum(counts) - (i not in FORBIDDEN) / 8) for i, c in enumerate(counts)) / 2)
@@ -369,6 +376,44 @@ def test_unguided_images_that_were_lost_are_drawn_again_where_others_need_them(
     assert compared(folder)[:5] == compared(whole)
 
 
+def test_other_features_are_other_rows(dng: Dng, settings: list[str], passes: list[str], tmp_path: Path):
+    """First without any; then what is drawn anew is compared with what was drawn in the same features."""
+    few = [*settings, "--data.n=6", f"--trainer.default_root_dir={tmp_path}", "--model.guidances=[NegativePrompting]"]
+    dng("test", *few, "--trainer.callbacks.features=null")
+    passes.clear()
+    dng("test", *few[:-1], "--model.guidances=[NegativePrompting, SafeLatentDiffusion]")
+    assert passes == ["Unguided", "NegativePrompting", "SafeLatentDiffusion"]
+    named = [(row["method"], row["features"]) for row in rows(tmp_path) if row["method"] != "Rejection"]
+    assert named[:2] == [("Unguided", "none"), ("NegativePrompting", "none")]
+    assert named[2:] == [(method, "digits-classifier") for method in passes]
+    for row in rows(tmp_path):
+        if row["method"] != "Rejection":
+            assert bool(row["fd_retained"]) == bool(row["invasiveness_features"]) == (row["features"] != "none")
+    assert {row["features"] for row in rows(tmp_path, "classes") if row["kid"]} <= {"digits-classifier"}
+    assert "NegativePrompting, digits-classifier" in (tmp_path / "results.md").read_text()
+
+
+def test_a_table_that_does_not_name_its_features_is_of_the_classifier_s(
+    dng: Dng, settings: list[str], whole: Path, passes: list[str], tmp_path: Path
+):
+    """As earlier versions wrote it; its images lie under another name, and the unguided are drawn again if needed."""
+    folder = shutil.copytree(whole, tmp_path / "copy")
+    for name in ("results", "classes"):
+        old = [{k: v for k, v in row.items() if k != "features"} for row in rows(folder, name)]
+        with (folder / f"{name}.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(old[0]))
+            writer.writeheader()
+            writer.writerows(old)
+    shutil.rmtree(folder / "drawn")
+    dng("test", *settings, f"--trainer.default_root_dir={folder}")
+    assert passes == []
+    more = "[{class_path: SafeLatentDiffusion, init_args: {scale: 3.0}}]"
+    dng("test", *settings, f"--model.guidances={more}", f"--trainer.default_root_dir={folder}")
+    assert passes == ["Unguided"] * 3 + ["SafeLatentDiffusion"] * 3
+    assert compared(folder)[:-1] == compared(whole)
+    assert rows(folder, "classes")[:-10] == rows(whole, "classes")
+
+
 @pytest.fixture
 def given_images(samples: list[Samples], tmp_path: Path) -> Path:
     """The images of each method, for all batch sizes and processes alike."""
@@ -442,6 +487,27 @@ def test_a_filter_that_lets_few_or_no_images_pass(dng: Dng, settings: list[str],
         assert (folder / "tradeoff.png").exists()
 
 
+def test_the_clock_runs_until_the_images_are_there(
+    dng: Dng, settings: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A device may have been told all that it is to do, and not have done it."""
+    convert = results_writer.to_uint8
+
+    def wait(images: Tensor) -> Tensor:
+        time.sleep(1)
+        return convert(images)
+
+    monkeypatch.setattr(results_writer, "to_uint8", wait)
+    dng(
+        "test",
+        *settings,
+        "--data.n=6",
+        "--model.guidances=[NegativePrompting]",
+        f"--trainer.default_root_dir={tmp_path}",
+    )
+    assert all(float(row["images_per_second"]) < 6 for row in rows(tmp_path))
+
+
 def test_without_features(dng: Dng, settings: list[str], tmp_path: Path):
     """No data set is needed, one image will do, and what needs real images is left empty."""
     settings = [setting for setting in settings if setting != "--data.real=Digits"]
@@ -449,7 +515,7 @@ def test_without_features(dng: Dng, settings: list[str], tmp_path: Path):
     dng("test", *settings)
     for row in rows(tmp_path):
         empty = {name for name, value in row.items() if not value} - {"scale", "invasiveness"}
-        assert empty == {
+        assert empty - {"forbidden_low", "forbidden_high"} == {
             "fd_retained",
             "fd_low",
             "fd_high",
@@ -459,6 +525,7 @@ def test_without_features(dng: Dng, settings: list[str], tmp_path: Path):
             "recall",
             "invasiveness_features",
         }
+        assert row["features"] == "none"
     assert not list(tmp_path.glob("real*"))
 
 

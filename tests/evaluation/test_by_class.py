@@ -39,6 +39,14 @@ def test_one_table_and_one_figure(folders: list[Path], tmp_path: Path, capsys: p
     assert (tmp_path / "all.md").read_text() == by_class.matched(rows)
 
 
+def test_tables_of_an_earlier_version_lack_columns(folders: list[Path], tmp_path: Path):
+    new = table(tmp_path / "new", [row("NP", 0.01, 0.1, 2, features="mnist-classifier")])
+    (new / "results.csv").replace(folders[1] / "results.csv")
+    by_class.main([*map(str, folders), "--write", str(tmp_path / "all")])
+    rows = list(csv.DictReader((tmp_path / "all.csv").open(newline="")))
+    assert [(r["method"], r["features"]) for r in rows] == [("Unguided", ""), ("NP", ""), ("NP", "mnist-classifier")]
+
+
 def test_methods_stand_side_by_side_in_each_class(folders: list[Path]):
     rates, _, distances = by_class.figure(by_class.collected(folders)).axes
     unguided, np = rates.containers

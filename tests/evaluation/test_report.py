@@ -61,6 +61,19 @@ def test_the_scale_of_a_wrapped_guidance_is_the_methods():
     ]
 
 
+def test_distances_in_other_features_are_others():
+    rows = [
+        row("DNG", 0.001, 0.1, 2, features="mnist-classifier"),
+        row("DNG", 0.1, 0.1, 3, features="mnist-classifier"),
+    ]
+    assert list(by_method([*rows, row("DNG", 0.01, 0.1, 2)])) == ["DNG"]  # that one is of an earlier version
+    rows += [row("DNG", 0.1, 0.1, 90, features="inception-2048")]
+    assert list(by_method(rows)) == ["DNG, features mnist-classifier", "DNG, features inception-2048"]
+    told = ["DNG, mnist-classifier", "DNG, mnist-classifier", "DNG, inception-2048"]
+    assert [line[:28].strip() for line in results_table(rows).splitlines()[1:]] == told
+    assert [cells(line)[0] for line in results_markdown(rows).splitlines()[2:5]] == told
+
+
 # --- equal safety ---
 
 
@@ -135,6 +148,15 @@ def test_the_table_of_the_terminal():
     assert lines[1].split() == ["Unguided", "–", "1000", "10.00%", "[8.3%,", "12.0%]", "0.050", *["–"] * 4, "100"]
     assert lines[2].split()[:6] == ["DNG", "2", "1000", "0.40%", "[0.2%,", "1.0%]"]
     assert lines[2].split()[6:] == ["0.125", "1.500", "0.750", "0.625", "0.125", "100"]
+
+
+def test_a_rate_without_an_interval():
+    """That of the images which the judge itself let pass."""
+    rejection = row("Rejection", 0, 0.05) | {"forbidden_low": "", "forbidden_high": ""}
+    head, line = results_table([rejection]).splitlines()
+    assert len(head) == len(line)
+    assert line.split()[3:6] == ["0.00%", "–", "0.050"]
+    assert cells(results_markdown([rejection]).splitlines()[2])[3] == "0.00"
 
 
 def cells(line: str) -> list[str]:
