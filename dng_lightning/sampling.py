@@ -183,7 +183,7 @@ def sample(
     for index, (t, s) in enumerate(pairwise(grid)):
         drawn = schedule.transition(t, s, eta=sampler.eta, variance=sampler.variance, clip=sampler.clip)
         evidence = schedule.transition(t, s, variance=sampler.variance, clip=sampler.clip)
-        step = Step(index, sampler.steps, t, s, evidence, sampler.eta)
+        step = Step(index, sampler.steps, t, s, evidence, sampler.eta, drawn)
         predictions = source.predict(x, t, guidance.asks(state, step), wanted)
         with full_precision(x):
             guided = guidance.guide(predictions, state, step)

@@ -102,6 +102,7 @@ class Step:
         s: level that it goes to, < t.
         transition: the Gaussian kernel q(x_s | x_t) that evidence is measured by.
         eta: that of the sampler; it draws with eta^2 times the kernel's variance.
+        drawn: the kernel that the sampler draws from; None for ``transition`` itself, as at eta = 1.
     """
 
     index: int
@@ -110,6 +111,7 @@ class Step:
     s: int
     transition: Transition
     eta: float = 1.0
+    drawn: Transition | None = None
 
 
 @dataclass(frozen=True)

@@ -105,7 +105,7 @@ class Hosted:
         index = self.grid.index(t)
         s = self.grid[index + 1]
         kernel = self.schedule.transition(t, s, variance=self.sampler.variance)
-        step = Step(index, len(self.grid) - 1, t, s, kernel, self.eta)
+        step = Step(index, len(self.grid) - 1, t, s, kernel, self.eta, self._drawn(t, s))
         self.source.predictor = predictor
         predictions = self.source.predict(x_t, t, self.guidance.asks(self.state, step))
         with full_precision(x_t):
@@ -122,7 +122,7 @@ class Hosted:
 
     def _look_back(self, last: Taken, x_s: Tensor) -> None:
         """Learn from where the last step went."""
-        drawn = self._drawn(last.step)
+        drawn = self._drawn(last.step.t, last.step.s)
         if drawn.variance > 0:
             width = drawn.variance**0.5
             draw = (x_s - drawn.mean(last.x_t, last.guided.eps, last.guided.renoise)) / width
@@ -136,13 +136,13 @@ class Hosted:
 
     def _as_output(self, guided: Guided, x_t: Tensor, step: Step) -> Tensor:
         """What a network would have said that predicts this."""
-        eps, drawn = guided.eps, self._drawn(step)
+        eps, drawn = guided.eps, self._drawn(step.t, step.s)
         if guided.renoise is not None:  # a scheduler knows but one noise: that which leads to the same mean
             eps = drawn.with_mean_moved(eps, drawn.mean(x_t, eps, guided.renoise) - drawn.mean(x_t, eps))
         return self.schedule.target(drawn.x0_hat(x_t, eps), levels(x_t, step.t), eps, self.prediction)
 
-    def _drawn(self, step: Step) -> Transition:
-        return self.schedule.transition(step.t, step.s, eta=self.eta, variance=self.sampler.variance)
+    def _drawn(self, t: int, s: int) -> Transition:
+        return self.schedule.transition(t, s, eta=self.eta, variance=self.sampler.variance)
 
     def _variance(self) -> Variance:
         """What the scheduler draws with, if it is one that is known."""
