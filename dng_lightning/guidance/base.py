@@ -20,6 +20,11 @@ Attending = Callable[[Tensor, Tensor], Tensor]
 ``z`` is what came of the base's text, ``away`` the sum of z_k - z over the forbidden texts, by the same queries.
 """
 
+BIASED = (
+    "a posterior tracked along a deterministic sampler is biased against the class: set the guidance's divergence to 1 "
+    "(twice the network's work), or eta above 0"
+)
+
 
 @dataclass(frozen=True)
 class Needs:
@@ -153,6 +158,10 @@ class Guidance(ABC):
     def observes(self) -> bool:
         """Whether it learns from the steps."""
         return type(self).observe is not Guidance.observe
+
+    def bias(self, eta: float) -> str | None:
+        """Why what it tracks is biased with a sampler of this ``eta``, and the mend, in one line; None if it is not."""
+        return BIASED if eta == 0 and self.needs.divergence == 0 else None
 
     def on(self, schedule: NoiseSchedule) -> "Guidance":
         """The same with the settings filled in that follow from the noise levels; the sampler asks for it first."""

@@ -19,7 +19,7 @@ from dng_lightning.guidance.base import Guidance, Guided, Predictions, Step
 from dng_lightning.guidance.naming import named
 from dng_lightning.modules import pretrained
 from dng_lightning.predictors import Predictor, levels
-from dng_lightning.sampling import BIASED, Probes, Sampler, Trajectories, full_precision
+from dng_lightning.sampling import Probes, Sampler, Trajectories, full_precision
 from dng_lightning.schedule import Transition, Variance
 from dng_lightning.text_to_image.prompts import check_told
 
@@ -52,8 +52,8 @@ class Hosted:
     Args:
         pipeline: of diffusers'; its ``scheduler`` walks the chain, a DDPMScheduler or a DDIMScheduler.
         guidance: the method.
-        eta: what the pipeline is called with, in [0, 1]; DDPMScheduler's is always 1. At 0 a tracked posterior is
-            biased, and a warning says so.
+        eta: what the pipeline is called with, in [0, 1]; DDPMScheduler's is always 1. Below 1 what the guidance tracks
+            may be biased, and a warning says so.
 
     Attributes:
         trajectories: scale and posterior along the last chain.
@@ -74,8 +74,8 @@ class Hosted:
         self.prediction = pretrained.PREDICTIONS[self.scheduler.config.prediction_type]
         self.guidance = guidance.on(self.schedule)
         self.guidance.start(torch.empty(1, 1, 1, 1), 1)  # refuses priors that do not fit
-        if eta == 0 and guidance.needs.divergence == 0:
-            warnings.warn(BIASED, stacklevel=3)
+        if warning := guidance.bias(eta):
+            warnings.warn(warning, stacklevel=3)
         self.trajectories = Trajectories()
         self.restart()
 
