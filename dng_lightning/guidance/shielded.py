@@ -41,7 +41,7 @@ class ShieldedDiffusion(Repulsion):
 
     def push(self, x0_hat: Tensor, references: References, step: Step) -> Tensor:
         """Out of the balls that it lies in, (B, C, H, W)."""
-        radius = self.radius or float(torch.quantile(references.neighbours[:, 0], 0.95))
+        radius = self.radius or references.radius
         image, ball = (references.distances(x0_hat) < radius).nonzero(as_tuple=True)
         away = (x0_hat[image] - references.images[ball]).flatten(1)
         # (radius / d - 1) away, without a division by d = 0: from the very centre there is no way that leads out
