@@ -89,7 +89,7 @@ class DNGCLI(LightningCLI):
         if self._holds_others(folder):
             raise SettingError(
                 f"{folder} holds {RESULTS[str(self.subcommand)][0]} made with other model settings (see its "
-                "config.yaml): name another --trainer.default_root_dir, or remove it"
+                "config.yaml), or that file is damaged: name another --trainer.default_root_dir, or remove it"
             )
 
     def _check_ckpt_path(self) -> None:
@@ -124,15 +124,18 @@ class DNGCLI(LightningCLI):
         return next(name for name in numbered if not self._holds_others(Path(name)))
 
     def _holds_others(self, folder: Path) -> bool:
-        """Whether going on there would mix images or results of two models or methods."""
+        """Whether going on there would, or could, mix images or results of two models or methods."""
         result, free = RESULTS.get(self.subcommand or "", ("", ()))
         if not result or not (folder / "config.yaml").exists() or not (folder / result).exists():
             return False
-        before = yaml.safe_load((folder / "config.yaml").read_text()).get("model")
         now = yaml.safe_load(self.parser.dump(self.config, skip_none=False))[self.subcommand]["model"]
-        for settings in (before, now):
-            for name in free:
-                settings["init_args"].pop(name, None)
+        try:
+            before = yaml.safe_load((folder / "config.yaml").read_text())["model"]
+            for settings in (before, now):
+                for name in free:
+                    settings["init_args"].pop(name, None)
+        except (yaml.YAMLError, UnicodeDecodeError, LookupError, TypeError, AttributeError):
+            return True  # a write that was interrupted, or another's file
         return bool(before != now)
 
 

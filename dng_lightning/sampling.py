@@ -15,11 +15,6 @@ from dng_lightning.guidance.base import Guidance, Guided, Step
 from dng_lightning.predictors import Predictor
 from dng_lightning.schedule import NoiseSchedule, Variance
 
-BIASED = (
-    "a posterior tracked along a deterministic sampler is biased against the class: set the guidance's divergence to 1 "
-    "(twice the network's work), or eta above 0"
-)
-
 
 class ImageNoise:
     """Standard normal draws in which image i depends on seed i alone: not on batch, order, device or process.
@@ -71,8 +66,8 @@ class Sampler:
 
     Attributes:
         steps: number of steps, in 1..T, evenly spaced over the levels.
-        eta: 1 is ancestral sampling (DDPM), 0 is deterministic (DDIM); in [0, 1]. At 0 a tracked posterior is biased,
-            unless the guidance asks for its divergence.
+        eta: 1 is ancestral sampling (DDPM), 0 is deterministic (DDIM); in [0, 1]. Below 1 what a guidance tracks may be
+            biased, and a warning says so (``Guidance.bias``).
         variance: of the noise at eta = 1: "beta_tilde", or "beta", the larger one of the authors' release.
         clip: bound on the denoised prediction, None for none; sampler and posterior share it.
 
@@ -174,8 +169,8 @@ def sample(
     if guidance.needs.wanted and wanted is None:
         raise SettingError(f"{type(guidance).__name__} guides toward a class: say which are wanted")
     guidance, sampler = guidance.on(schedule), sampler or Sampler()
-    if sampler.eta == 0 and guidance.needs.divergence == 0:
-        warnings.warn(BIASED, stacklevel=3)  # of whoever calls, above the decorator
+    if warning := guidance.bias(sampler.eta):
+        warnings.warn(warning, stacklevel=3)  # of whoever calls, above the decorator
     grid = schedule.levels(sampler.steps)
     x = float(schedule.sigma[-1]) * noise()
     state = guidance.start(x, predictor.classes)
@@ -183,7 +178,7 @@ def sample(
     for index, (t, s) in enumerate(pairwise(grid)):
         drawn = schedule.transition(t, s, eta=sampler.eta, variance=sampler.variance, clip=sampler.clip)
         evidence = schedule.transition(t, s, variance=sampler.variance, clip=sampler.clip)
-        step = Step(index, sampler.steps, t, s, evidence, sampler.eta)
+        step = Step(index, sampler.steps, t, s, evidence, sampler.eta, drawn)
         predictions = source.predict(x, t, guidance.asks(state, step), wanted)
         with full_precision(x):
             guided = guidance.guide(predictions, state, step)

@@ -5,6 +5,7 @@ T + 1 levels. Networks are told t - 1, as DDPM's (and diffusers') networks expec
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -92,6 +93,7 @@ class NoiseSchedule:
             raise SettingError("a schedule needs alpha > 0, sigma > 0 and a sigma / alpha that rises with t")
         one, zero = torch.ones(1, dtype=torch.double), torch.zeros(1, dtype=torch.double)
         self.alpha, self.sigma = torch.cat([one, alpha]), torch.cat([zero, sigma])
+        self._moved: dict[tuple[object, ...], Tensor] = {}
 
     @property
     def T(self) -> int:
@@ -108,8 +110,9 @@ class NoiseSchedule:
     def coefficients(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """The levels' alpha and sigma, for ``t`` (B,), on the device of ``like`` and shaped to multiply it."""
         shape = (-1, *[1] * (like.ndim - 1))
-        alpha, sigma = self.alpha.to(t.device)[t], self.sigma.to(t.device)[t]
-        return alpha.to(like).view(shape), sigma.to(like).view(shape)
+        alpha = self._look_up("alpha", lambda: self.alpha, t, like.dtype)
+        sigma = self._look_up("sigma", lambda: self.sigma, t, like.dtype)
+        return alpha.to(like.device).view(shape), sigma.to(like.device).view(shape)
 
     def add_noise(self, x_0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """Draw x_t from q(x_t | x_0); ``x_0`` and ``noise`` (B, ...), ``t`` (B,) in 1..T."""
@@ -141,9 +144,13 @@ class NoiseSchedule:
         Returns:
             (B,) float32.
         """
-        signal, noise = self.alpha.to(t.device)[t] ** 2, self.sigma.to(t.device)[t] ** 2
-        of_x0 = {"eps": noise / signal, "x0": torch.ones_like(noise), "v": noise / (signal + noise) ** 2}[prediction]
-        return ((signal / noise).clamp(max=gamma) * of_x0).float()
+
+        def weights() -> Tensor:
+            signal, noise = self.alpha**2, self.sigma**2
+            of_x0 = {"eps": noise / signal, "x0": torch.ones_like(noise), "v": noise / (signal + noise) ** 2}
+            return (signal / noise).clamp(max=gamma) * of_x0[prediction]
+
+        return self._look_up(("min-SNR", gamma, prediction), weights, t, torch.float32)
 
     def levels(self, steps: int) -> list[int]:
         """The ``steps + 1`` levels that a sampler visits: from T to 0, evenly spaced, every level once.
@@ -182,6 +189,13 @@ class NoiseSchedule:
         x_coef = math.sqrt(max(sigma_s**2 - eta**2 * beta_tilde, 0.0)) / sigma_t
         drawn = 0.0 if s == 0 else var_ts if variance == "beta" else eta**2 * beta_tilde
         return Transition(alpha_t, sigma_t, x_coef, alpha_s - alpha_t * x_coef, drawn, beta_tilde, t - s, clip)
+
+    def _look_up(self, name: object, table: Callable[[], Tensor], t: Tensor, dtype: torch.dtype) -> Tensor:
+        """What a fp64 ``table`` has for the levels ``t`` (B,), as ``dtype``, on the device of ``t``; (B,)."""
+        key = name, t.device, dtype
+        if key not in self._moved:  # once a device, for it waits; cast first, as not every device has fp64
+            self._moved[key] = table().to(dtype).to(t.device)
+        return self._moved[key][t]
 
 
 class LinearSchedule(NoiseSchedule):

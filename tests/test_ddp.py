@@ -47,6 +47,25 @@ DiffusionModule.losses, DiffusionModule.on_train_batch_end, DiffusionModule.on_f
 main(sys.argv[1:])
 """
 
+# Validates with a loss that is the level, of levels that lie in other quarters for the other process.
+OTHER_QUARTERS = """
+import sys
+import torch
+from dng_lightning.__main__ import main
+from dng_lightning.modules import DiffusionModule
+
+def losses(self, *_):
+    levels = torch.tensor([[600, 300, 10], [306, 900, 306]][self.global_rank])
+    return levels.float(), levels
+
+def at_end(self):
+    logged = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
+    torch.save(logged, f"rank{self.global_rank}.pt")
+
+DiffusionModule.batch_losses, DiffusionModule.on_validation_end = losses, at_end
+main(sys.argv[1:])
+"""
+
 
 @pytest.fixture(scope="module")
 def fitted(dng_process: DngProcess, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -86,6 +105,17 @@ def test_the_processes_share_the_images_and_no_noise(fitted: Path):
     assert not shards[0] & shards[1]  # no image twice in an epoch
     assert not shards[2] & shards[3]
     assert shards[0] != shards[2]
+
+
+def test_processes_whose_levels_lie_in_other_quarters_log_the_mean_of_each(dng_process: DngProcess, tmp_path: Path):
+    (tmp_path / "quarters.py").write_text(OTHER_QUARTERS)
+    settings = ["--model.net.channels=[8]", "--model.net.attention=[]", "--trainer.limit_val_batches=2"]
+    command = ["validate", "--config=digits.yaml", *QUIET, *TWO, *settings, "--trainer.default_root_dir=out"]
+    done = dng_process(*command, cwd=tmp_path, script=tmp_path / "quarters.py")
+    assert done.returncode == 0, done.stderr
+    for rank in (0, 1):
+        logged = torch.load(tmp_path / f"rank{rank}.pt")
+        assert [logged[f"val/loss_t/q{quarter}"] for quarter in (1, 2, 3, 4)] == [10, 304, 600, 900]
 
 
 def test_guided_sampling_draws_its_images_once(fitted: Path):

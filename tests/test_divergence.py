@@ -1,5 +1,7 @@
 """The divergence of predictions: probes through networks against what is known, and the sampler's noise as a probe."""
 
+import re
+
 import pytest
 import torch
 from mixture import BatchNoise, GaussianMixture, trajectory
@@ -7,7 +9,17 @@ from torch import Tensor
 
 from dng_lightning.divergence import DivergenceSource
 from dng_lightning.errors import SettingError
-from dng_lightning.guidance import DynamicNegativeGuidance, Needs
+from dng_lightning.guidance import (
+    AdaptiveNegative,
+    ClassifierFreeGuidance,
+    DynamicNegativeGuidance,
+    FeedbackGuidance,
+    Guidance,
+    LimitedInterval,
+    Needs,
+    NegativePrompting,
+    PositiveAndNegative,
+)
 from dng_lightning.networks import UNet
 from dng_lightning.predictors import ClassConditionalPredictor, EpsModel, NetworkPairPredictor
 from dng_lightning.sampling import ImageNoise, Probes, Sampler, sample
@@ -155,3 +167,35 @@ def test_one_warning_says_that_a_deterministic_sampler_biases_the_posterior(eta,
         FOUR.shared([0]), DynamicNegativeGuidance(divergence=divergence), LINEAR, BatchNoise((4, 2)), Sampler(5, eta)
     )
     assert sum("set the guidance's divergence to 1" in str(warning.message) for warning in recwarn) == warns
+
+
+ANCESTRAL, PROBED = DynamicNegativeGuidance(), DynamicNegativeGuidance(divergence=1)
+
+
+@pytest.mark.parametrize(
+    ("guidance", "biased_at", "mend"),
+    [
+        (ANCESTRAL, [0.0], "set the guidance's divergence to 1 .*, or eta above 0"),
+        (PROBED, [], ""),
+        (PositiveAndNegative(LimitedInterval(ANCESTRAL, 0.5, 5.0)), [0.0], "divergence to 1 .*, or eta above 0"),
+        (AdaptiveNegative(ANCESTRAL), [0.0, 0.5], "divergence of the guidance in it to 1 .*, or eta to 1"),
+        (LimitedInterval(AdaptiveNegative(ANCESTRAL), 0.5, 5.0), [0.0, 0.5], "divergence of the guidance in it to 1"),
+        (AdaptiveNegative(PROBED), [], ""),
+        (AdaptiveNegative(NegativePrompting()), [], ""),
+        (FeedbackGuidance(), [0.0, 0.5], "^below eta 1 Feedback Guidance's ratio is biased [^;]*: set eta to 1$"),
+        (LimitedInterval(FeedbackGuidance(), 0.5, 5.0), [0.0, 0.5], "^below eta 1 Feedback Guidance's ratio"),
+        (ClassifierFreeGuidance(2.0), [], ""),
+    ],
+)
+def test_one_line_names_what_unbiases_each_guidance_below_eta_1(guidance: Guidance, biased_at, mend):
+    lines = {eta: guidance.bias(eta) for eta in (0.0, 0.5, 1.0)}
+    assert [eta for eta, line in lines.items() if line] == biased_at
+    for eta in biased_at:
+        assert re.search(mend, lines[eta])
+
+
+@pytest.mark.parametrize(("eta", "warns"), [(0.5, 1), (1.0, 0)])
+def test_the_sampler_warns_of_it(eta, warns, recwarn):
+    wanted = torch.ones(4, dtype=torch.long)
+    sample(FOUR.shared([]), LimitedInterval(FeedbackGuidance()), LINEAR, BatchNoise((4, 2)), Sampler(5, eta), wanted)
+    assert sum("Feedback Guidance's ratio" in str(warning.message) for warning in recwarn) == warns

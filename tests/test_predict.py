@@ -296,6 +296,23 @@ def test_other_settings_in_the_same_folder_are_refused(
     assert (tmp_path / "config.yaml").read_bytes() == config
 
 
+@pytest.mark.parametrize("damaged", [b"", b"model: [", b"\xff\xfe", b"- 1", b"model:", b"seed_everything: 0"])
+@pytest.mark.parametrize(("command", "result"), [("predict", "records"), ("test", "results.csv")])
+def test_a_folder_whose_configuration_is_damaged_is_refused_in_one_line(
+    command: str, result: str, damaged: bytes, dng: Dng, from_tiny: list[str], tmp_path: Path, capsys
+):
+    (tmp_path / result).touch()
+    (tmp_path / "config.yaml").write_bytes(damaged)
+    real = ["--data.real=Digits"] if command == "test" else []
+    with pytest.raises(SystemExit) as ended:
+        dng(command, *from_tiny, *real, "--data.n=2", f"--trainer.default_root_dir={tmp_path}")
+    assert ended.value.code == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("dng: error:")]
+    assert f"{tmp_path} holds {result} made with other" in line
+    assert "or that file is damaged" in line
+    assert (tmp_path / "config.yaml").read_bytes() == damaged
+
+
 # --- an image depends on its seed alone ---
 
 

@@ -244,6 +244,16 @@ def test_they_are_read_once(stored, tmp_path):
     assert guidance.images(like.double()).images.dtype == torch.double
 
 
+@pytest.mark.parametrize("method", [SafeDenoiser, ShieldedDiffusion])
+def test_what_the_references_alone_say_is_found_once(method, monkeypatch):
+    quantile, found = torch.quantile, []
+    monkeypatch.setattr(torch, "quantile", lambda *args: found.append(quantile(*args)) or found[-1])
+    guidance, references = method(references="images"), References(draws(50))
+    for index in range(3):
+        guidance.push(draws(5), references, at(index))
+    assert len(found) == 1
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [

@@ -7,6 +7,7 @@ from diffusers import DDIMScheduler, DDPMScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dng_lightning.errors import SettingError
 from dng_lightning.schedule import CosineSchedule, KarrasSchedule, LinearSchedule, NoiseSchedule, RectifiedFlowSchedule
@@ -404,3 +405,54 @@ def test_noise_that_goes_back_may_be_another_than_the_one_taken_out():
         expected = float(schedule.alpha[460]) * kernel.x0_hat(x_t, eps) + back * other
         torch.testing.assert_close(kernel.mean(x_t, eps, renoise=other), expected)
         torch.testing.assert_close(kernel.mean(x_t, eps, renoise=eps), kernel.mean(x_t, eps))
+
+
+# --------------------------------------------------------------------------------------------------------- devices
+
+
+class Moves(TorchDispatchMode):
+    """Notes the dtype of whatever is moved to the device without data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dtypes: list[torch.dtype] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, Tensor) and made.is_meta and not any(isinstance(a, Tensor) and a.is_meta for a in args):
+            self.dtypes.append(made.dtype)
+        return made
+
+
+def test_a_device_is_given_each_table_once_and_none_in_fp64():
+    schedule = CosineSchedule()
+    t, x = torch.empty(3, dtype=torch.long, device="meta"), torch.empty(3, 1, 8, 8, device="meta")
+    with Moves() as moves:
+        for _ in range(3):
+            schedule.add_noise(x, t, x)
+            schedule.to_eps(x, x, t, "v")
+            schedule.min_snr_weight(t, 5.0, "v")
+    assert moves.dtypes == [torch.float32] * 3  # alpha, sigma and the weights
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_what_a_level_has_is_its_fp64_entry_rounded_once(path, dtype):
+    schedule = PATHS[path]
+    t, like = torch.arange(1, schedule.T + 1).flip(0), torch.empty(1, 1, dtype=dtype)
+    for found, table in zip(schedule.coefficients(t, like), (schedule.alpha, schedule.sigma), strict=True):
+        assert torch.equal(found.squeeze(1), table[t].to(dtype))
+    signal, noise = schedule.alpha[t] ** 2, schedule.sigma[t] ** 2
+    expected = (signal / noise).clamp(max=5.0) * (noise / signal)
+    assert torch.equal(schedule.min_snr_weight(t, 5.0, "eps"), expected.float())
+
+
+def test_a_table_that_was_first_asked_for_in_inference_mode_is_good_for_training():
+    schedule, t = CosineSchedule(), torch.tensor([3, 700])
+    output = torch.ones(2, 4, requires_grad=True)
+    with torch.inference_mode():
+        expected = schedule.to_eps(torch.ones(2, 4), torch.ones(2, 4), t, "v")
+    found = schedule.to_eps(output, torch.ones(2, 4), t, "v")
+    found.sum().backward()
+    assert torch.equal(found.detach(), expected)
+    assert output.grad is not None

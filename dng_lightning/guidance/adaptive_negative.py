@@ -30,6 +30,10 @@ from dng_lightning.errors import SettingError, check_0_to_1, check_at_least_0
 from dng_lightning.guidance.base import Guided, Needs, Predictions, Step
 from dng_lightning.guidance.wrapping import Wrapping
 
+UNTOLD = (
+    "AdaptiveNegative's conditions come and go, and below eta 1 their posterior is biased against the class: set "
+    "divergence of the guidance in it to 1 (twice the network's work), or eta to 1"
+)
 SOMETHING = 1e-30  # a probability that says nothing, but that there is a new condition to be kept below the cap
 
 
@@ -95,6 +99,10 @@ class AdaptiveNegative(Wrapping):
     def observes(self) -> bool:
         """Yes: it learns what is active, whatever it wraps."""
         return True
+
+    def bias(self, eta: float) -> str | None:
+        """The other's, and wherever that one counts on the sampler's noise."""
+        return UNTOLD if eta < 1 and self.needs.divergence == 0 else super().bias(eta)
 
     def asks(self, state: Adapted, step: Step) -> Needs:
         """What the wrapped guidance asks for, of the active conditions; the observer where it is to look."""

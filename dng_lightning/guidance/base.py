@@ -20,6 +20,11 @@ Attending = Callable[[Tensor, Tensor], Tensor]
 ``z`` is what came of the base's text, ``away`` the sum of z_k - z over the forbidden texts, by the same queries.
 """
 
+BIASED = (
+    "a posterior tracked along a deterministic sampler is biased against the class: set the guidance's divergence to 1 "
+    "(twice the network's work), or eta above 0"
+)
+
 
 @dataclass(frozen=True)
 class Needs:
@@ -102,6 +107,7 @@ class Step:
         s: level that it goes to, < t.
         transition: the Gaussian kernel q(x_s | x_t) that evidence is measured by.
         eta: that of the sampler; it draws with eta^2 times the kernel's variance.
+        drawn: the kernel that the sampler draws from; None for ``transition`` itself, as at eta = 1.
     """
 
     index: int
@@ -110,6 +116,7 @@ class Step:
     s: int
     transition: Transition
     eta: float = 1.0
+    drawn: Transition | None = None
 
 
 @dataclass(frozen=True)
@@ -151,6 +158,10 @@ class Guidance(ABC):
     def observes(self) -> bool:
         """Whether it learns from the steps."""
         return type(self).observe is not Guidance.observe
+
+    def bias(self, eta: float) -> str | None:
+        """Why what it tracks is biased with a sampler of this ``eta``, and the mend, in one line; None if it is not."""
+        return BIASED if eta == 0 and self.needs.divergence == 0 else None
 
     def on(self, schedule: NoiseSchedule) -> "Guidance":
         """The same with the settings filled in that follow from the noise levels; the sampler asks for it first."""

@@ -1,4 +1,4 @@
-"""Contrastive classifier-free guidance, CCFG (Chang, Chung and Ye, ICML 2026, arXiv 2411.17077).
+"""Contrastive classifier-free guidance, CCFG (Chang, Lee, Chung and Ye, ICML 2026, arXiv 2411.17077).
 
 With D_+ = eps_+ - eps_null, D_k = eps_k - eps_null and r^2 the sum of the squares of a difference's coordinates,
 

@@ -45,8 +45,7 @@ class DynamicNegativeGuidance(Guidance):
         cap: greatest sum of the posteriors, in [prior, 1); bounds the push by scale * cap / (1 - cap).
         own_push: share of its own push that the tracker takes for evidence, in [0, 1]. 1 is exact for exact
             predictions. With a trained model's, an image that was pushed away from a class looks less like it to the
-            tracker than to anybody else, and the push ends too soon; at 0 the evidence is in the drawn noise alone.
-            Meant for ancestral sampling: at eta < 1 the sampler pushes less than is left out here.
+            tracker than to anybody else, and the push ends too soon; at 0 the evidence is in the step without it alone.
         calibration: rows [level, slope, shift] that the posterior is read off the evidence by, in place of prior,
             temperature, offset and floor; none for these (``calibration.py``). The cap is then in (0, 1). "checkpoint"
             for the rows of the ``calibration.yaml`` beside the model's checkpoint, or none if there is no such file.
@@ -159,7 +158,8 @@ class DynamicNegativeGuidance(Guidance):
         """What the tracker knows after the step."""
         if self.own_push < 1:
             pushed, plain = self.guide(predictions, state, step).eps, predictions.base
-            push = step.transition.mean(x_t, pushed) - step.transition.mean(x_t, plain)
+            kernel = step.drawn or step.transition  # which below eta 1 moves less than the evidence's kernel would
+            push = kernel.mean(x_t, pushed) - kernel.mean(x_t, plain)
             x_s = x_s - (1 - self.own_push) * push
         return self.look_on(state, step, x_t, x_s, predictions)
 

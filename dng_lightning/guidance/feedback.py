@@ -25,10 +25,15 @@ from dng_lightning.posterior import Corrections
 from dng_lightning.schedule import NoiseSchedule
 from dng_lightning.timing import Timing
 
+BIASED = "below eta 1 Feedback Guidance's ratio is biased against the wanted class, and guides too much: set eta to 1"
+
 
 @dataclass(frozen=True)
 class FeedbackGuidance(TowardWanted):
     """Draws an image toward its wanted class as far as it does not show it yet.
+
+    Meant for ancestral sampling: it asks for no divergence (``divergence.py``), without which its ratio is biased at
+    eta < 1. The authors accept that, and choose other times.
 
     Attributes:
         pi: share of the true conditional model in the learned one, in (0, 1]; 1 is the learned model itself.
@@ -77,6 +82,10 @@ class FeedbackGuidance(TowardWanted):
     def corrections(self) -> Corrections:
         """What it makes of the evidence."""
         return Corrections(self.temperature, self.offset, self.offset_inside)
+
+    def bias(self, eta: float) -> str | None:
+        """Wherever less noise is drawn than the kernel has."""
+        return BIASED if eta < 1 else None
 
     def on(self, schedule: NoiseSchedule) -> "FeedbackGuidance":
         """The temperature and the offset filled in that the timing asks for."""

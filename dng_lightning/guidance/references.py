@@ -21,6 +21,7 @@ class References:
 
     def __init__(self, images: Tensor) -> None:
         self.images = images
+        self._reached: dict[float, float] = {}
 
     @cached_property
     def neighbours(self) -> Tensor:
@@ -46,6 +47,18 @@ class References:
         if not square > 0:
             raise SettingError("the reference images are fewer than 5, or all alike: name the gamma or bandwidth")
         return -torch.tensor(0.05).log().item() / square
+
+    @cached_property
+    def radius(self) -> float:
+        """The distance within which 95 % of the images have another one."""
+        return float(torch.quantile(self.neighbours[:, 0], 0.95))
+
+    def reached(self, gamma: float) -> float:
+        """The sum of kernels exp(-gamma d^2) that 95 % of the images reach by the others alone; found once a gamma."""
+        if gamma not in self._reached:
+            own = (-gamma * self.neighbours.square()).exp().sum(1)
+            self._reached[gamma] = float(torch.quantile(own, 0.05))
+        return self._reached[gamma]
 
     def distances(self, x: Tensor) -> Tensor:
         """Of images ``x`` (B, ...) to each reference, (B, N)."""

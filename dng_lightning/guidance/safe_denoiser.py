@@ -9,7 +9,6 @@ beta*, the kernel mean for E_unsafe, and the share of E itself is left out, whic
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from dng_lightning.errors import SettingError, check_at_least_0
@@ -52,10 +51,7 @@ class SafeDenoiser(Repulsion):
             return x0_hat.new_zeros(x0_hat.shape)
         gamma = references.gamma if self.bandwidth is None else 1 / (2 * self.bandwidth**2)
         log_kernel = -gamma * references.distances(x0_hat).square()
-        threshold = self.threshold
-        if threshold is None:
-            own = (-gamma * references.neighbours.square()).exp().sum(1)
-            threshold = float(torch.quantile(own, 0.05))
+        threshold = references.reached(gamma) if self.threshold is None else self.threshold
         near = log_kernel.exp().sum(1) > threshold
         mean = (log_kernel.softmax(1) @ references.images.flatten(1)).view_as(x0_hat)
         return -per_image(near.to(mean.dtype), mean) * mean

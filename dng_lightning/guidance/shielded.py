@@ -1,9 +1,9 @@
-"""SPELL, or Shielded Diffusion (Kirchhof et al., 2025): a ball around each reference image that no image enters.
+"""SPELL, or Shielded Diffusion (Kirchhof et al., ICML 2025, arXiv 2410.06025): balls around references.
 
     x0_hat <- x0_hat + scale sum_i ReLU(radius / ||x0_hat - z_i|| - 1) (x0_hat - z_i)
 
-At scale 1 a single ball pushes just out to its surface. Outside all balls nothing moves, so that most images of most
-steps are left alone. Theirs takes the scale 1.6.
+No image is to enter one; at scale 1 a single ball pushes just out to its surface. Outside all balls nothing moves, so
+that most images of most steps are left alone. Theirs takes the scale 1.6.
 """
 
 from dataclasses import dataclass
@@ -41,7 +41,7 @@ class ShieldedDiffusion(Repulsion):
 
     def push(self, x0_hat: Tensor, references: References, step: Step) -> Tensor:
         """Out of the balls that it lies in, (B, C, H, W)."""
-        radius = self.radius or float(torch.quantile(references.neighbours[:, 0], 0.95))
+        radius = self.radius or references.radius
         image, ball = (references.distances(x0_hat) < radius).nonzero(as_tuple=True)
         away = (x0_hat[image] - references.images[ball]).flatten(1)
         # (radius / d - 1) away, without a division by d = 0: from the very centre there is no way that leads out

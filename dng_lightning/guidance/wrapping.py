@@ -40,6 +40,10 @@ class Wrapping(Guidance):
         """Whether the other does."""
         return self.guidance.observes
 
+    def bias(self, eta: float) -> str | None:
+        """The other's."""
+        return self.guidance.bias(eta)
+
     def on(self, schedule: NoiseSchedule) -> Self:
         """The other on the schedule."""
         return replace(self, guidance=self.guidance.on(schedule))

@@ -89,7 +89,7 @@ class TrainedModule(LightningModule):
             )
 
     def log_by_level(self, name: str, values: Tensor, t: Tensor, T: int) -> None:
-        """Log the mean over each quarter of the noise levels.
+        """Log the mean over each quarter of the noise levels; over all processes, of which each may have other levels.
 
         Args:
             name: what it is; `/q1` (least noise) to `/q4` is added.
@@ -99,9 +99,12 @@ class TrainedModule(LightningModule):
         """
         for quarter in range(4):
             inside = (t - 1) * 4 // T == quarter
-            if count := int(inside.sum()):
-                # every rank must log the same keys, which holds for batches of more than a few images
-                self.log(f"{name}/q{quarter + 1}", values[inside].mean(), batch_size=count, sync_dist=True)
+            count = int(inside.sum())
+            # Lightning reduces the keys in the order of each process's own, so all log all four, with the weight 0
+            # for none. Of the processes' weights it takes the mean, cut to a whole number: the factor makes it one.
+            weight = count * self.trainer.world_size
+            mean = values[inside].sum() / max(count, 1)
+            self.log(f"{name}/q{quarter + 1}", mean, batch_size=weight, sync_dist=True)
 
     def on_train_start(self) -> None:
         """Refuse a run that outlives its learning-rate schedule."""

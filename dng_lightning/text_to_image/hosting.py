@@ -19,7 +19,7 @@ from dng_lightning.guidance.base import Guidance, Guided, Predictions, Step
 from dng_lightning.guidance.naming import named
 from dng_lightning.modules import pretrained
 from dng_lightning.predictors import Predictor, levels
-from dng_lightning.sampling import BIASED, Probes, Sampler, Trajectories, full_precision
+from dng_lightning.sampling import Probes, Sampler, Trajectories, full_precision
 from dng_lightning.schedule import Transition, Variance
 from dng_lightning.text_to_image.prompts import check_told
 
@@ -52,8 +52,8 @@ class Hosted:
     Args:
         pipeline: of diffusers'; its ``scheduler`` walks the chain, a DDPMScheduler or a DDIMScheduler.
         guidance: the method.
-        eta: what the pipeline is called with, in [0, 1]; DDPMScheduler's is always 1. At 0 a tracked posterior is
-            biased, and a warning says so.
+        eta: what the pipeline is called with, in [0, 1]; DDPMScheduler's is always 1. Below 1 what the guidance tracks
+            may be biased, and a warning says so.
 
     Attributes:
         trajectories: scale and posterior along the last chain.
@@ -74,8 +74,8 @@ class Hosted:
         self.prediction = pretrained.PREDICTIONS[self.scheduler.config.prediction_type]
         self.guidance = guidance.on(self.schedule)
         self.guidance.start(torch.empty(1, 1, 1, 1), 1)  # refuses priors that do not fit
-        if eta == 0 and guidance.needs.divergence == 0:
-            warnings.warn(BIASED, stacklevel=3)
+        if warning := guidance.bias(eta):
+            warnings.warn(warning, stacklevel=3)
         self.trajectories = Trajectories()
         self.restart()
 
@@ -105,7 +105,7 @@ class Hosted:
         index = self.grid.index(t)
         s = self.grid[index + 1]
         kernel = self.schedule.transition(t, s, variance=self.sampler.variance)
-        step = Step(index, len(self.grid) - 1, t, s, kernel, self.eta)
+        step = Step(index, len(self.grid) - 1, t, s, kernel, self.eta, self._drawn(t, s))
         self.source.predictor = predictor
         predictions = self.source.predict(x_t, t, self.guidance.asks(self.state, step))
         with full_precision(x_t):
@@ -122,7 +122,7 @@ class Hosted:
 
     def _look_back(self, last: Taken, x_s: Tensor) -> None:
         """Learn from where the last step went."""
-        drawn = self._drawn(last.step)
+        drawn = self._drawn(last.step.t, last.step.s)
         if drawn.variance > 0:
             width = drawn.variance**0.5
             draw = (x_s - drawn.mean(last.x_t, last.guided.eps, last.guided.renoise)) / width
@@ -136,13 +136,13 @@ class Hosted:
 
     def _as_output(self, guided: Guided, x_t: Tensor, step: Step) -> Tensor:
         """What a network would have said that predicts this."""
-        eps, drawn = guided.eps, self._drawn(step)
+        eps, drawn = guided.eps, self._drawn(step.t, step.s)
         if guided.renoise is not None:  # a scheduler knows but one noise: that which leads to the same mean
             eps = drawn.with_mean_moved(eps, drawn.mean(x_t, eps, guided.renoise) - drawn.mean(x_t, eps))
         return self.schedule.target(drawn.x0_hat(x_t, eps), levels(x_t, step.t), eps, self.prediction)
 
-    def _drawn(self, step: Step) -> Transition:
-        return self.schedule.transition(step.t, step.s, eta=self.eta, variance=self.sampler.variance)
+    def _drawn(self, t: int, s: int) -> Transition:
+        return self.schedule.transition(t, s, eta=self.eta, variance=self.sampler.variance)
 
     def _variance(self) -> Variance:
         """What the scheduler draws with, if it is one that is known."""

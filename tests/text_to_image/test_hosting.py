@@ -170,7 +170,7 @@ def test_deterministic_sampling_is_warned_of_unless_the_divergence_is_asked_for(
         found = stock(opened(folder, "DDIMScheduler"), DYNAMIC, eta=0.0)
     with pytest.warns(UserWarning, match="biased"):
         assert_same(found, ours(folder, DYNAMIC, Sampler(10, eta=0.0)))
-    unbiased = DynamicNegativeGuidance(scale=2, prior=0.3, divergence=1)
+    unbiased = DynamicNegativeGuidance(scale=2, prior=0.3, own_push=0.5, divergence=1)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         found = stock(opened(folder, "DDIMScheduler"), unbiased, eta=0.0)
