@@ -72,7 +72,7 @@ def test_validation_says_what_is_lost(images: torch.Tensor, place: Path, in_plac
         read = module.readers[0].read(again.clamp(-1, 1))
     assert logged["val/absolute_error"] == pytest.approx(float((again - pixels).abs().mean()), rel=1e-4)
     assert logged["val/squared_error"] == pytest.approx(float((again - pixels).square().mean()), rel=1e-4)
-    loss = logged["val/absolute_error"] + 0.001 * float(divergence.mean())
+    loss = logged["val/absolute_error"] + logged["val/squared_error"] + 0.001 * float(divergence.mean())
     assert logged["val/loss"] == pytest.approx(loss, rel=1e-4)
     for name, seen, true in zip(module.readers[0].names, read.T, part.labels.T, strict=True):
         assert logged[f"val/read_{name}"] == pytest.approx(float((seen == true).float().mean()))
