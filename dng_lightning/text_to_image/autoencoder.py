@@ -17,8 +17,8 @@ class AutoencoderModule(TrainedModule):
     """Learns latents that images can be drawn from again: diffusers' ``AutoencoderKL``, without an adversary.
 
     What is made small is the mean absolute and the mean squared error of a pixel, of a range of 2, plus ``kl_weight``
-    times the mean divergence of a latent from the standard normal, in nats. The absolute error alone is content for long
-    with the background of a thin stroke, the median of what there may be.
+    times the mean divergence of a latent from the standard normal, in nats. The absolute error alone is long content
+    with the background in place of a thin stroke: the median of what there may be.
 
     Args:
         net: settings of ``AutoencoderKL``; its blocks follow from ``block_out_channels``, each level after the first
