@@ -363,16 +363,21 @@ def test_references_that_are_named_later_add_their_rows(
     assert added[2].items() >= {"class": "OracleNegativeGuidance", "checkpoint": tiny_noisy_classifier.name}.items()
 
 
-def test_unguided_images_that_were_lost_are_drawn_again_where_others_need_them(
-    dng: Dng, settings: list[str], whole: Path, passes: list[str], tmp_path: Path
-):
-    folder = shutil.copytree(whole, tmp_path / "copy")
-    shutil.rmtree(folder / "drawn")
+def continue_with_another(dng: Dng, settings: list[str], folder: Path, passes: list[str]) -> None:
+    """No row is drawn twice; for one more guidance, the unguided images are drawn again first."""
     dng("test", *settings, f"--trainer.default_root_dir={folder}")
     assert passes == []
     more = "[{class_path: SafeLatentDiffusion, init_args: {scale: 3.0}}]"
     dng("test", *settings, f"--model.guidances={more}", f"--trainer.default_root_dir={folder}")
     assert passes == ["Unguided"] * 3 + ["SafeLatentDiffusion"] * 3
+
+
+def test_unguided_images_that_were_lost_are_drawn_again_where_others_need_them(
+    dng: Dng, settings: list[str], whole: Path, passes: list[str], tmp_path: Path
+):
+    folder = shutil.copytree(whole, tmp_path / "copy")
+    shutil.rmtree(folder / "drawn")
+    continue_with_another(dng, settings, folder, passes)
     assert compared(folder)[:5] == compared(whole)
 
 
@@ -405,11 +410,7 @@ def test_a_table_that_does_not_name_its_features_is_of_the_classifier_s(
             writer.writeheader()
             writer.writerows(old)
     shutil.rmtree(folder / "drawn")
-    dng("test", *settings, f"--trainer.default_root_dir={folder}")
-    assert passes == []
-    more = "[{class_path: SafeLatentDiffusion, init_args: {scale: 3.0}}]"
-    dng("test", *settings, f"--model.guidances={more}", f"--trainer.default_root_dir={folder}")
-    assert passes == ["Unguided"] * 3 + ["SafeLatentDiffusion"] * 3
+    continue_with_another(dng, settings, folder, passes)
     assert compared(folder)[:-1] == compared(whole)
     assert rows(folder, "classes")[:-10] == rows(whole, "classes")
 
