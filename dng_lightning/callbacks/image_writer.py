@@ -163,8 +163,8 @@ class ImageWriter(BasePredictionWriter):
                 share = f"{agreed / len(records):.1%} [{low:.1%}, {high:.1%}]"
                 print(f"the classifier sees the wanted class in {agreed} of {len(records)} images, {share}")
         for name, rows in columns.items():
-            read = [record["read"] for record in rows if "read" in record]
-            if read and (words := kinds.summary(torch.tensor(read))):
+            seen = [(record["read"], record["wanted"]) for record in rows if "read" in record]
+            if seen and (words := kinds.summary(*map(torch.tensor, zip(*seen, strict=True)))):
                 print(f"{name}: {words}")
         if self.costs:  # where nothing is left to be drawn there are none
             print(

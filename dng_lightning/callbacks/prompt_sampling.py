@@ -1,7 +1,5 @@
 """Watch, while a text-to-image model trains, what it draws when it is asked for something."""
 
-from collections.abc import Sequence
-
 import torch
 from lightning import LightningModule, Trainer
 from torch import Tensor
@@ -11,6 +9,7 @@ from dng_lightning.data.captions import understood
 from dng_lightning.data.pixels import to_float, to_uint8
 from dng_lightning.errors import SettingError
 from dng_lightning.evaluation import board, plots
+from dng_lightning.evaluation.asked import shows
 from dng_lightning.guidance import ClassifierFreeGuidance, Guidance
 from dng_lightning.guidance.naming import named
 from dng_lightning.sampling import ImageNoise, Sampler, sample
@@ -90,12 +89,9 @@ class PromptSampling(ValidationSampling):
         latents = sample(predictor, self.guidance, module.schedule, noise, self.sampler, wanted)
         return to_uint8(model.decode(latents))
 
-    def _obeyed(self, images: Tensor) -> Sequence[bool]:
+    def _obeyed(self, images: Tensor) -> list[bool]:
         """Whether each image is all that its prompt asks for; empty if nobody can say."""
         if self.reader is None:
             return []
-        read = self.reader.to(images.device).read(to_float(images))
-        return [
-            all(int(row[self.reader.names.index(name)]) == label for name, label in asked.labels().items())
-            for row, asked in zip(read, (a for a in self.asked for _ in range(self.images)), strict=True)
-        ]
+        read = self.reader.to(images.device).read(to_float(images)).split(self.images)
+        return torch.cat([shows(rows, said) for rows, said in zip(read, self.asked, strict=True)]).tolist()

@@ -92,7 +92,8 @@ class ResultsWriter(Callback):
         assert isinstance(data, Seeds)
         if pl_module.classifier is None:
             raise SettingError(
-                "dng test needs a classifier to label the images: set model.classifier, or for prompts model.reader"
+                "dng test needs a classifier to label the images: set model.classifier, or for prompts model.reader "
+                "and model.negative_prompt"
             )
         if not pl_module.kinds.retained:
             raise SettingError("model.forbidden names every class: leave one to be drawn")

@@ -1,6 +1,6 @@
 """What is asked of a model of coloured digits in words, and how far its images are that.
 
-The kinds of images are the values of the attributes that the negative prompts name, or their combinations. Where prompt
+Where something is avoided, the kinds of images are the values of the attributes that the negative prompts name, or their combinations. Where prompt
 and negative prompts contradict each other the negative ones count: of "a red seven" without "red" a seven is left, of
 any other colour.
 """
@@ -86,10 +86,7 @@ class Asked(Kinds):
 
     def obeyed(self, read: Tensor) -> Tensor:
         """Whether each image is what its prompt asks for, bool (N,); ``read`` as for ``labels``."""
-        right = torch.ones_like(read[:, 0], dtype=torch.bool)
-        for name, label in self.obeys.labels().items():
-            right &= read[:, list(VALUES).index(name)] == label
-        return right
+        return shows(read, self.obeys)
 
     def measures(self, read: Tensor) -> dict[str, float | None]:
         """The ``columns``; the balance is the mean KL(even ‖ generated) of what is open, None if nothing is."""
@@ -102,11 +99,9 @@ class Asked(Kinds):
         balance = sum(map(kl_divergence, counts.values())) / len(counts) if counts and n else None
         return {"obeyed": hits / n if n else None, "obeyed_low": low, "obeyed_high": high, "kl_open": balance}
 
-    def summary(self, read: Tensor) -> str:
+    def summary(self, read: Tensor, wanted: Tensor) -> str:
         """How many obey the prompt, with the Wilson interval of their share."""
-        hits, n = int(self.obeyed(read).sum()), len(read)
-        low, high = wilson_interval(hits, n)
-        return f"{hits} of {n} images are all that their prompt asks for, {hits / n:.1%} [{low:.1%}, {high:.1%}]"
+        return _share(int(self.obeyed(read).sum()), len(read))
 
     def check_real(self, data: "ImageDataModule") -> None:
         """Refuse other pictures than those that the prompt allows, but for what the negative prompts name.
@@ -124,6 +119,44 @@ class Asked(Kinds):
             f"these prompts ask for other real images: set data.real to CaptionedDigits, its label to {label} "
             f"and its only to {f'{{{only}}}' if only else 'null'}"
         )
+
+
+@dataclass(frozen=True)
+class Wanted(Kinds):
+    """What some prompts ask for, where nothing is avoided: images are of no kinds, but held against their prompt.
+
+    Attributes:
+        prompts: what each of them says.
+    """
+
+    prompts: tuple[Attributes, ...]
+
+    @classmethod
+    def in_words(cls, prompts: Sequence[str]) -> "Wanted":
+        """What is meant.
+
+        Raises:
+            SettingError: words are not understood.
+        """
+        return cls((), (), (), tuple(map(understood, prompts)))
+
+    def summary(self, read: Tensor, wanted: Tensor) -> str:
+        """How many images obey their prompt, with the Wilson interval of their share."""
+        hits = sum(int(shows(read[wanted == number], said).sum()) for number, said in enumerate(self.prompts))
+        return _share(hits, len(read))
+
+
+def shows(read: Tensor, said: Attributes) -> Tensor:
+    """Whether each image is all that is said, bool (N,); ``read`` are the labels of all attributes, (N, 4)."""
+    right = torch.ones_like(read[:, 0], dtype=torch.bool)
+    for name, label in said.labels().items():
+        right &= read[:, list(VALUES).index(name)] == label
+    return right
+
+
+def _share(hits: int, n: int) -> str:
+    low, high = wilson_interval(hits, n)
+    return f"{hits} of {n} images are all that their prompt asks for, {hits / n:.1%} [{low:.1%}, {high:.1%}]"
 
 
 def _picture(values: dict[str, str]) -> Attributes:

@@ -39,8 +39,13 @@ class Kinds:
         """More columns of ``results.csv``, of all that was read in some images, (N, ...)."""
         return {}
 
-    def summary(self, read: Tensor) -> str:
-        """One line of what was read in some images (N, ...), N >= 1, besides their labels; empty for nothing."""
+    def summary(self, read: Tensor, wanted: Tensor) -> str:
+        """One line of what was read in some images, N >= 1, besides their labels; empty for nothing.
+
+        Args:
+            read: (N, ...).
+            wanted: the number of what each image was asked to show, (N,).
+        """
         return ""
 
     def check_real(self, data: "ImageDataModule") -> None:

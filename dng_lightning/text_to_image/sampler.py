@@ -6,7 +6,7 @@ from torch import Tensor
 
 from dng_lightning.data.captioned_digits import CaptionedDigits
 from dng_lightning.errors import SettingError
-from dng_lightning.evaluation.asked import Asked
+from dng_lightning.evaluation.asked import Asked, Wanted
 from dng_lightning.evaluation.kinds import Kinds
 from dng_lightning.guidance import (
     ClassifierFreeGuidance,
@@ -62,7 +62,8 @@ class TextToImageSampler(ImageSampler):
         observer: looks at the images for a guidance that asks which negative prompts are emerging; None for the
             ``reader``, if there is one.
         reader: classifiers that say what images of coloured digits show, see ``AttributeReader.load``: they label the
-            images of one prompt; None for no labels.
+            images of one prompt by what its negative prompts name, and say without any which images obey their prompt;
+            None for no labels.
         compile: compile the U-Net (needs a C++ compiler on CPUs); pays from some hundred images on.
 
     Raises:
@@ -119,7 +120,12 @@ class TextToImageSampler(ImageSampler):
         self.wanted = list(range(len(wanted)))
         pixels = self.model.pixels
         self.image_shape = (self.model.vae.config.out_channels, *(pixels * side for side in self.chain_shape[1:]))
-        self.classifier: PromptJudge | None = self._judge(reader, wanted, negative)
+        self.reader = self._load(reader)
+        self.classifier: PromptJudge | None = None
+        self._told: Kinds | None = None
+        if self.reader is not None:
+            self._told = asked = _asked(wanted, negative)
+            self.classifier = PromptJudge(self.reader, asked) if isinstance(asked, Asked) else None
         self.classifier_name = f"{Path(reader or '').name}-reader"
         self.observer = observer
         if observer is not None:
@@ -130,15 +136,13 @@ class TextToImageSampler(ImageSampler):
             self.model.unet.compile()
         self.todo = self.passes()
 
-    def _judge(self, reader: str | None, wanted: list[str], negative: list[str]) -> PromptJudge | None:
+    def _load(self, reader: str | None) -> AttributeReader | None:
         """Who says what is in the images, if anybody."""
-        if not (reader and negative):
+        if reader is None:
             return None
-        if len(wanted) > 1:
-            raise SettingError("a reader judges images by one prompt: give one, or set reader to null")
         if self.image_shape != CaptionedDigits.image_shape:
             raise SettingError(f"a reader knows images of {CaptionedDigits.image_shape}, not {self.image_shape}")
-        return PromptJudge(AttributeReader.load(reader), Asked.in_words(wanted[0], negative))
+        return AttributeReader.load(reader)
 
     @property
     def folder(self) -> Path:
@@ -148,11 +152,13 @@ class TextToImageSampler(ImageSampler):
     @property
     def kinds(self) -> Kinds:
         """What the prompts are about, if a reader can tell."""
-        return self.classifier.asked if self.classifier else super().kinds
+        return self._told or super().kinds
 
     def judged(self, images: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """See ``ImageSampler.judged``."""
-        return self.classifier.judge(images) if self.classifier else (None, None, None)
+        if self.classifier:
+            return self.classifier.judge(images)
+        return None, None, self.reader.read(images) if self.reader else None
 
     def predictor(self, guidance: Guidance | None = None) -> Predictor:
         """See ``ImageSampler.predictor``."""
@@ -172,3 +178,16 @@ class TextToImageSampler(ImageSampler):
     def decoded(self, x_0: Tensor) -> Tensor:
         """What the model's decoder makes of the latents."""
         return self.model.decode(x_0)
+
+
+def _asked(wanted: list[str], negative: list[str]) -> Asked | Wanted:
+    """What the prompts mean to a reader.
+
+    Raises:
+        SettingError: it does not understand them, or cannot judge images of several by what they avoid.
+    """
+    if not negative:
+        return Wanted.in_words(wanted)
+    if len(wanted) > 1:
+        raise SettingError("a reader judges what is avoided by one prompt: give one, or set reader to null")
+    return Asked.in_words(wanted[0], negative)

@@ -10,7 +10,7 @@ from dng_lightning.data import MNIST, CaptionedDigits
 from dng_lightning.data.attributes import EVERY, VALUES, Attributes
 from dng_lightning.data.captions import caption
 from dng_lightning.errors import SettingError
-from dng_lightning.evaluation.asked import Asked
+from dng_lightning.evaluation.asked import Asked, Wanted
 from dng_lightning.evaluation.metrics import kl_divergence, wilson_interval
 
 COLOURS = VALUES["colour"]
@@ -94,6 +94,16 @@ def test_what_is_measured_of_the_prompt():
     expected = (kl_divergence([3, 1]) + kl_divergence([3, 1, 0, 0])) / 2  # thickness and background
     assert found["kl_open"] == pytest.approx(expected)
     assert asked.measures(EVERYTHING)["kl_open"] == pytest.approx(0, abs=1e-9)
+
+
+def test_where_nothing_is_avoided_each_image_is_held_against_its_own_prompt():
+    told = Wanted.in_words(["a red seven", "a one", "a digit"])
+    images = read(Attributes(7, "red"), Attributes(7, "red"), Attributes(7, "red"), Attributes(1, "blue"))
+    assert told.summary(images, torch.tensor([0, 1, 2, 1])).startswith("3 of 4 images are all that their prompt asks")
+    assert told.summary(images, torch.tensor([1, 1, 0, 0])).startswith("0 of 4 images")
+    assert (told.names, told.forbidden, told.columns) == ((), (), ())
+    with pytest.raises(SettingError, match="'meat' is not understood"):
+        Wanted.in_words(["a red seven", "meat"])
 
 
 def test_nothing_is_left_open():

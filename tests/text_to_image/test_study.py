@@ -11,6 +11,7 @@ from running import Dng
 
 from dng_lightning.data import CaptionedDigits
 from dng_lightning.data.attributes import VALUES
+from dng_lightning.data.captions import understood
 from dng_lightning.data.pixels import to_uint8
 from dng_lightning.errors import SettingError
 from dng_lightning.evaluation.metrics import kl_divergence, posterior_quality, wilson_interval
@@ -159,12 +160,29 @@ def test_predict_says_how_many_images_have_what_was_to_be_avoided(
     assert re.search(rf": {red} of 2 images are all that their prompt asks for, {red / 2:.1%} \[", *guided)
 
 
+def test_predict_holds_images_of_many_prompts_against_their_own(
+    captioned_place: Path, in_place: Path, dng: Dng, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    few = ["--data.n=24", "--model.steps=2", "--model.compile=false", f"--trainer.default_root_dir={tmp_path}"]
+    dng("predict", "--config=stable_diffusion", "--config=captioned_digits_prompts", *few)
+    out = capsys.readouterr().out
+    labels = list(csv.DictReader((tmp_path / "labels.csv").open(newline="")))
+    assert labels[0]["wanted"] == labels[20]["wanted"] == "a red seven"
+    assert {row["label"] for row in labels} == {""}
+    seen = [json.loads(path.read_text())["read"] for path in sorted((tmp_path / "records").glob("*.json"))]
+    right = 0
+    for row, each in zip(labels, seen, strict=True):
+        said = understood(row["wanted"]).labels()
+        right += all(each[list(VALUES).index(name)] == label for name, label in said.items())
+    assert f": {right} of 24 images are all that their prompt asks for" in out
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"reader": "nobody"}, "No checkpoint 'nobody-digit'"),
         ({"reader": None}, "AdaptiveNegative.* needs somebody to look at the images: set observer or reader"),
-        ({"prompt": ["a seven", "a red one"]}, "a reader judges images by one prompt"),
+        ({"prompt": ["a seven", "a red one"]}, "a reader judges what is avoided by one prompt"),
         ({"negative": "roasted meat"}, "'roasted meat' is not understood"),
         ({"height": 48}, r"a reader knows images of \(3, 32, 32\), not \(3, 48, 32\)"),
         ({"guidances": [SwappedNegative(2.0)], "negative": None}, "SwappedNegative avoids something"),
