@@ -19,21 +19,21 @@ def laid_over(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", OVERLAYS)
 def test_every_overlay_goes_where_it_says(name: str, capsys):
-    first, second = OVERLAYS[name]
-    assert second == name
+    *below, last = OVERLAYS[name]
+    assert last == name
     given = EVERY[name]
     base, top = (
         yaml.safe_load(
-            printed(capsys, command_of(first), *(f"--config={part}.yaml" for part in parts), "--print_config")
+            printed(capsys, command_of(below[0]), *(f"--config={part}.yaml" for part in parts), "--print_config")
         )
-        for parts in ([first], [first, second])
+        for parts in (below, [*below, last])
     )
     assert top["trainer"]["default_root_dir"] != base["trainer"]["default_root_dir"]
     for part in ("data", "model", "trainer"):
         assert top[part] == laid_over(base[part], given.get(part, {}))
 
 
-@pytest.mark.parametrize("name", [name for name, (base, _) in OVERLAYS.items() if command_of(base) == "test"])
+@pytest.mark.parametrize("name", [name for name, parts in OVERLAYS.items() if command_of(parts[0]) == "test"])
 def test_every_overlay_of_a_comparison_runs(name: str, dng: Dng, captioned_place: Path, in_place: Path):
     folder = Path("compared", name)
     settings = ["--data.n=4", "--model.steps=2", "--model.compile=false", f"--trainer.default_root_dir={folder}"]

@@ -1,8 +1,8 @@
 """What is asked of a model of coloured digits in words, and how far its images are that.
 
-Where something is avoided, the kinds of images are the values of the attributes that the negative prompts name, or their combinations. Where prompt
-and negative prompts contradict each other the negative ones count: of "a red seven" without "red" a seven is left, of
-any other colour.
+Where something is avoided, the kinds of images are the values of the attributes that the negative prompts name, or
+their combinations. Where prompt and negative prompts contradict each other the negative ones count: of "a red seven"
+without "red" a seven is left, of any other colour.
 """
 
 from collections.abc import Sequence

@@ -10,6 +10,15 @@ With classifier-free guidance as its base, both branches have it, for the push a
 
 so that the posterior is still a ratio of two kernels of the same (sharpened) model. Which base the authors' own
 text-to-image runs have is not known.
+
+A text rarely names a part of what the prompt asks for: "a seven" is of any colour, where "a red digit" is red. Then the
+ratio of their kernels says as much of the colour as of the digit, and comes to an end below 1. What is to be avoided is
+a seven *and* a red digit, whose prediction is the conjunction of the two (Liu et al. 2022, eq. 11), exact where they
+are independent given the image:
+
+    eps_- <- eps_+ + (eps_- - eps_null)
+
+``joint`` takes that in the place of eps_-. With a constant scale it is composable NOT (``composable_not.py``).
 """
 
 from dataclasses import dataclass, replace
@@ -18,10 +27,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dng_lightning.errors import check_at_least_0
+from dng_lightning.errors import SettingError, check_at_least_0
 from dng_lightning.guidance.base import Guided, Needs, Predictions, Step
 from dng_lightning.guidance.classifier_free import null_of
 from dng_lightning.guidance.wrapping import Wrapping
+
+UNKNOWN = "below eta 1 a posterior tracked on a joint prediction is biased against the class: set eta to 1"
 
 
 @dataclass(frozen=True)
@@ -31,15 +42,27 @@ class PositiveAndNegative(Wrapping):
     Attributes:
         guidance: the negative guidance.
         wanted_scale: w above, >= 0; 1 takes the predictions as they are, and is ``guidance`` itself bit for bit.
+        joint: avoid what is c- and c+, as above; for a c- that is no part of c+. ``prior`` is its share in c+ either
+            way. For stochastic sampling: the divergence (``divergence.py``) is that of other differences.
 
     Raises:
-        SettingError: a setting is out of its range.
+        SettingError: a setting is out of its range, or asks for a divergence that ``joint`` has not.
     """
 
     wanted_scale: float = 1.0
+    joint: bool = False
 
     def __post_init__(self) -> None:
         check_at_least_0(wanted_scale=self.wanted_scale)
+        if self.joint and self.guidance.needs.divergence:
+            raise SettingError(
+                "the divergence of a joint prediction is not known: set divergence to 0, or joint to false"
+            )
+
+    def bias(self, eta: float) -> str | None:
+        """The other's; of a joint prediction wherever it counts on the sampler's noise."""
+        tracks = self.joint and self.guidance.needs.divergence is not None
+        return UNKNOWN if tracks and eta < 1 else super().bias(eta)
 
     @property
     def needs(self) -> Needs:
@@ -63,14 +86,17 @@ class PositiveAndNegative(Wrapping):
         return self.guidance.look_on(state, step, x_t, x_s, self.sharpened(predictions))
 
     def sharpened(self, predictions: Predictions) -> Predictions:
-        """The predictions of both branches with classifier-free guidance."""
-        if self.wanted_scale == 1:
+        """The predictions of both branches with classifier-free guidance, the forbidden one joint if so set."""
+        if self.wanted_scale == 1 and not self.joint:
             return predictions
         null, w = null_of(predictions), self.wanted_scale
         base = torch.lerp(null, predictions.base, w)
+        if self.joint:
+            negatives = base.unsqueeze(1) + w * (predictions.negatives - null.unsqueeze(1))
+            return replace(predictions, base=base, negatives=negatives, divergence=None)
         negatives = torch.lerp(null.unsqueeze(1), predictions.negatives, w)
         divergence = None if predictions.divergence is None else w * predictions.divergence
         return replace(predictions, base=base, negatives=negatives, divergence=divergence)
 
     def _and_mine(self, needs: Needs) -> Needs:
-        return replace(needs, null=needs.null or self.wanted_scale != 1, wanted=True)
+        return replace(needs, null=needs.null or self.joint or self.wanted_scale != 1, wanted=True)

@@ -100,7 +100,7 @@ def test_where_nothing_is_avoided_each_image_is_held_against_its_own_prompt():
     told = Wanted.in_words(["a red seven", "a one", "a digit"])
     images = read(Attributes(7, "red"), Attributes(7, "red"), Attributes(7, "red"), Attributes(1, "blue"))
     assert told.summary(images, torch.tensor([0, 1, 2, 1])).startswith("3 of 4 images are all that their prompt asks")
-    assert told.summary(images, torch.tensor([1, 1, 0, 0])).startswith("0 of 4 images")
+    assert told.summary(images, torch.tensor([1, 1, 1, 0])).startswith("0 of 4 images")
     assert (told.names, told.forbidden, told.columns) == ((), (), ())
     with pytest.raises(SettingError, match="'meat' is not understood"):
         Wanted.in_words(["a red seven", "meat"])

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dng_lightning.errors import SettingError
 from dng_lightning.guidance import (
+    ComposableNot,
     DynamicNegativeGuidance,
     Guidance,
     NegativePrompting,
@@ -98,6 +99,52 @@ def test_the_posterior_is_that_of_the_forbidden_part_in_the_wanted_class():
         # the tracker's error at 250 steps is .029 where classes are even
         assert float((run.posterior[i, :, 0] - among).abs().mean()) < 0.04
     assert float(run.posterior[-1].mean()) == pytest.approx(PRIOR, abs=0.04)
+
+
+# --- a forbidden class that is no part of the wanted one ---
+
+# Two attributes that know nothing of each other: left or right, low or high.
+CROSSED_WEIGHTS = [0.3 * 0.6, 0.3 * 0.4, 0.7 * 0.6, 0.7 * 0.4]  # low left, high left, low right, high right
+CROSSED = GaussianMixture(
+    LINEAR, [[-1.5, -1.5], [-1.5, 1.5], [1.5, -1.5], [1.5, 1.5]], 0.3, CROSSED_WEIGHTS, [[1, 3], [0, 1], [1]]
+)
+HIGH, ANY_LEFT, HIGH_LEFT = 0, 1, 2
+
+
+def crossed(guidance: Guidance, forbidden: int = ANY_LEFT, count: int = 64) -> Tensor:
+    predictor = ClassConditionalPredictor(CROSSED.eps, CROSSED.null_class, [forbidden])
+    return sample(predictor, guidance, LINEAR, BatchNoise((count, 2)), Sampler(100), torch.full((count,), HIGH))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_joint_is_the_class_that_is_both(method):
+    joint = crossed(PositiveAndNegative(method, joint=True))
+    torch.testing.assert_close(joint, crossed(PositiveAndNegative(method), HIGH_LEFT), rtol=0, atol=1e-4)
+
+
+def test_joint_draws_the_wanted_class_without_what_is_forbidden_of_it():
+    method = DynamicNegativeGuidance(prior=0.3)
+    shares = CROSSED.nearest(crossed(PositiveAndNegative(method, joint=True), count=2048)).bincount(minlength=4) / 2048
+    assert shares[1] < 0.04  # of 30 %; what tracking misses in 100 steps
+    assert shares[3] > 0.955
+    apart = CROSSED.nearest(crossed(PositiveAndNegative(method), count=2048)).bincount(minlength=4) / 2048
+    assert apart[1] > 0.1  # its posterior comes to an end where "left" and "high" are as likely, at .3 * .4 / .3 or so
+
+
+def test_joint_with_a_constant_scale_is_composable_not():
+    ours = crossed(PositiveAndNegative(NegativePrompting(1.0), 2.0, joint=True))
+    torch.testing.assert_close(ours, crossed(ComposableNot(2.0)), rtol=0, atol=1e-4)
+
+
+def test_joint_says_what_it_cannot_have():
+    with pytest.raises(SettingError, match="divergence of a joint prediction is not known: set divergence to 0"):
+        PositiveAndNegative(DynamicNegativeGuidance(divergence=1), joint=True)
+    guidance = PositiveAndNegative(DynamicNegativeGuidance(), joint=True)
+    assert "set eta to 1" in (guidance.bias(0.5) or "")
+    assert guidance.bias(1.0) is None
+    assert PositiveAndNegative(NegativePrompting(), joint=True).bias(0.0) is None
+    needs = guidance.needs
+    assert (needs.null, needs.wanted) == (True, True)
 
 
 def test_what_it_needs_is_what_the_other_needs_and_its_own():
