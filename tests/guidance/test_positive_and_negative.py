@@ -9,7 +9,6 @@ from torch import Tensor
 
 from dng_lightning.errors import SettingError
 from dng_lightning.guidance import (
-    ComposableNot,
     DynamicNegativeGuidance,
     Guidance,
     NegativePrompting,
@@ -17,6 +16,7 @@ from dng_lightning.guidance import (
     PositiveAndNegative,
     Predictions,
     SafeLatentDiffusion,
+    SignedNegative,
     Unguided,
 )
 from dng_lightning.predictors import ClassConditionalPredictor
@@ -117,32 +117,43 @@ def crossed(guidance: Guidance, forbidden: int = ANY_LEFT, count: int = 64) -> T
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_joint_is_the_class_that_is_both(method):
-    joint = crossed(PositiveAndNegative(method, joint=True))
-    torch.testing.assert_close(joint, crossed(PositiveAndNegative(method), HIGH_LEFT), rtol=0, atol=1e-4)
+def test_of_an_independent_class_it_avoids_what_is_both(method):
+    ours = crossed(PositiveAndNegative(method, independent=True))
+    torch.testing.assert_close(ours, crossed(PositiveAndNegative(method), HIGH_LEFT), rtol=0, atol=1e-4)
 
 
-def test_joint_draws_the_wanted_class_without_what_is_forbidden_of_it():
+def test_it_draws_the_wanted_class_without_what_is_forbidden_of_it():
     method = DynamicNegativeGuidance(prior=0.3)
-    shares = CROSSED.nearest(crossed(PositiveAndNegative(method, joint=True), count=2048)).bincount(minlength=4) / 2048
+    shares = (
+        CROSSED.nearest(crossed(PositiveAndNegative(method, independent=True), count=2048)).bincount(minlength=4) / 2048
+    )
     assert shares[1] < 0.04  # of 30 %; what tracking misses in 100 steps
     assert shares[3] > 0.955
     apart = CROSSED.nearest(crossed(PositiveAndNegative(method), count=2048)).bincount(minlength=4) / 2048
     assert apart[1] > 0.1  # its posterior comes to an end where "left" and "high" are as likely, at .3 * .4 / .3 or so
 
 
-def test_joint_with_a_constant_scale_is_composable_not():
-    ours = crossed(PositiveAndNegative(NegativePrompting(1.0), 2.0, joint=True))
-    torch.testing.assert_close(ours, crossed(ComposableNot(2.0)), rtol=0, atol=1e-4)
+def test_with_a_constant_scale_it_is_the_signed_form():
+    ours = crossed(PositiveAndNegative(NegativePrompting(1.5), 2.0, independent=True))
+    torch.testing.assert_close(ours, crossed(SignedNegative(1.5, wanted_scale=2.0)), rtol=0, atol=1e-4)
 
 
-def test_joint_says_what_it_cannot_have():
-    with pytest.raises(SettingError, match="divergence of a joint prediction is not known: set divergence to 0"):
-        PositiveAndNegative(DynamicNegativeGuidance(divergence=1), joint=True)
-    guidance = PositiveAndNegative(DynamicNegativeGuidance(), joint=True)
+@pytest.mark.parametrize("w", [1.0, 3.0])
+def test_the_posterior_of_an_independent_class_is_exact_whatever_the_pull(w):
+    guidance = PositiveAndNegative(DynamicNegativeGuidance(0.0, prior=0.3, cap=1 - 1e-9), w, independent=True)
+    run = trajectory(CROSSED, guidance, [ANY_LEFT], Sampler(250), BatchNoise((2048, 2)), HIGH)
+    for i in (125, 200, 249):
+        each = CROSSED.log_joint(run.x[i], torch.full((2048,), run.levels[i])).softmax(1)
+        assert float((run.posterior[i, :, 0] - each[:, :2].sum(1)).abs().mean()) < 0.04
+
+
+def test_it_says_what_it_cannot_have():
+    with pytest.raises(SettingError, match="independent goes without a divergence: set divergence to 0"):
+        PositiveAndNegative(DynamicNegativeGuidance(divergence=1), independent=True)
+    guidance = PositiveAndNegative(DynamicNegativeGuidance(), independent=True)
     assert "set eta to 1" in (guidance.bias(0.5) or "")
     assert guidance.bias(1.0) is None
-    assert PositiveAndNegative(NegativePrompting(), joint=True).bias(0.0) is None
+    assert PositiveAndNegative(NegativePrompting(), independent=True).bias(0.0) is None
     needs = guidance.needs
     assert (needs.null, needs.wanted) == (True, True)
 
