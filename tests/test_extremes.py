@@ -230,7 +230,7 @@ def test_repulsion_from_references_gives_finite_images(method, scale, spread, pr
         powers_of_ten(-9, 9) | st.just(math.inf),
         st.floats(0, 1),
     )
-    | st.builds(PositiveAndNegative, st.builds(NegativePrompting, st.floats(0, 3)), st.floats(0, 3))
+    | st.builds(PositiveAndNegative, st.builds(NegativePrompting, st.floats(0, 3)), st.floats(0, 3), st.booleans())
     | st.builds(LimitedInterval, st.builds(NegativePrompting, scales), powers_of_ten(-3, 0), powers_of_ten(0.1, 3)),
     problems(),
 )

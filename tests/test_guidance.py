@@ -380,6 +380,7 @@ GUIDANCES = [
     LimitedInterval(OracleNegativeGuidance(2.0), 0.5, 2.0),
     LimitedInterval(AdaptiveProjectedGuidance(2.0), 0.5, 2.0),
     PositiveAndNegative(DynamicNegativeGuidance(2.0, prior=0.2), 2.0),
+    PositiveAndNegative(DynamicNegativeGuidance(2.0, prior=0.2, own_push=0.5), 2.0, independent=True),
     ClassifierGuidance(2.0),
     ClassifierGuidance(2.0, goal="away", rule="mean"),
     GeoGuide(),

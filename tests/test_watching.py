@@ -57,6 +57,7 @@ def test_with_a_wanted_class_the_trackers_look_on_at_its_sharpened_images():
 
     free = ClassifierFreeGuidance(2.0)
     idle = [PositiveAndNegative(DynamicNegativeGuidance(0.0, prior), 2.0) for prior in (0.1, 0.3)]
+    idle.append(PositiveAndNegative(DynamicNegativeGuidance(0.0, 0.1), 2.0, independent=True))
     watched = of_class_1(Watching(idle, free))
     assert torch.equal(watched.x, of_class_1(free).x)
     assert (watched.scale == 2).all()

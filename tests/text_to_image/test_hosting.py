@@ -40,6 +40,7 @@ METHODS = [
     DYNAMIC,
     BOTH,
     PositiveAndNegative(DynamicNegativeGuidance(scale=1, prior=0.3, own_push=0.0), 3.0),
+    PositiveAndNegative(DynamicNegativeGuidance(scale=1, prior=0.3, own_push=0.0), 3.0, independent=True),
     SafeLatentDiffusion(scale=2.0),
     SwappedNegative(7.5),
     LimitedInterval(DYNAMIC, 0.3, 0.9),
