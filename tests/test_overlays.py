@@ -9,12 +9,24 @@ import yaml
 from running import EVERY, OVERLAYS, Dng, command_of, printed
 
 
-def laid_over(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
-    """The settings of both, those of the second first; the classes are those of the first."""
-    inside = {
-        k: laid_over(base[k], v) if isinstance(v, dict) and isinstance(base[k], dict) else v for k, v in top.items()
-    }
+def laid_over(base: dict[str, Any], top: dict[str, Any], printed: dict[str, Any]) -> dict[str, Any]:
+    """The settings of both, those of the second first; the classes are those of the first, lists of them as printed."""
+    inside = {}
+    for k, v in top.items():
+        if isinstance(v, dict) and isinstance(base[k], dict):
+            inside[k] = laid_over(base[k], v, printed[k])
+        else:
+            inside[k] = printed[k] if isinstance(v, list) and are_set(v, printed[k]) else v
     return base | inside | {name: base[name] for name in ("class_path",) if name in base}
+
+
+def are_set(given: Any, printed: Any) -> bool:
+    """Whether the printed settings are the given ones, and what is usual besides."""
+    if isinstance(given, dict):
+        return all(name in printed and are_set(value, printed[name]) for name, value in given.items())
+    if isinstance(given, list):
+        return len(given) == len(printed) and all(map(are_set, given, printed))
+    return given == printed or (isinstance(printed, str) and printed.endswith(f".{given}"))
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
@@ -30,7 +42,7 @@ def test_every_overlay_goes_where_it_says(name: str, capsys):
     )
     assert top["trainer"]["default_root_dir"] != base["trainer"]["default_root_dir"]
     for part in ("data", "model", "trainer"):
-        assert top[part] == laid_over(base[part], given.get(part, {}))
+        assert top[part] == laid_over(base[part], given.get(part, {}), top[part])
 
 
 @pytest.mark.parametrize("name", [name for name, parts in OVERLAYS.items() if command_of(parts[0]) == "test"])

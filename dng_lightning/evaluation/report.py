@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 from dng_lightning.evaluation.metrics import wilson_interval
-from dng_lightning.guidance.naming import unscaled
+from dng_lightning.guidance.naming import unscaled, unusual
 
 
 def class_table(labels: dict[str, list[int]], class_names: Sequence[str], forbidden: Collection[int]) -> str:
@@ -86,7 +86,8 @@ def by_method(rows: Rows) -> dict[str, list[Mapping[str, str]]]:
     Those are the settings of its guidance, the steps, the seeds, and the features that it was measured in.
     """
     several = [name for name in ("steps", "seeds", "features") if _differ(rows, name)]
-    settings = [unscaled(json.loads(row.get("guidance") or "{}")) for row in rows]
+    all_settings = [unscaled(json.loads(row.get("guidance") or "{}")) for row in rows]
+    settings = [json.loads(unusual(json.dumps(own))) for own in all_settings]
     found: dict[str, list[Mapping[str, str]]] = {}
     for row, own in zip(rows, settings, strict=True):
         siblings = [other for other, theirs in zip(settings, rows, strict=True) if theirs["method"] == row["method"]]
@@ -97,12 +98,17 @@ def by_method(rows: Rows) -> dict[str, list[Mapping[str, str]]]:
 
 
 def _apart(own: Mapping[str, Any], siblings: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """The settings in which siblings differ; a value too long to be shown by its number among theirs."""
-    for name in dict.fromkeys(name for other in siblings for name in other):
+    """What is unusual of the settings in which siblings differ; a value too long to be shown by its number."""
+    for name, value in own.items():
         values = [other.get(name) for other in siblings]
-        if any(value != values[0] for value in values):
-            text = "none" if own.get(name) is None else str(own[name])
-            yield f"{name} {text}" if len(text) < 20 else f"{name} #{values.index(own[name]) + 1}"
+        if all(other == value for other in values):
+            continue
+        inside = [other for other in values if isinstance(other, Mapping)]
+        if isinstance(value, Mapping) and len(inside) == len(values):
+            yield from _apart(value, inside)
+        else:
+            text = "none" if value is None else str(value)
+            yield f"{name} {text}" if len(text) < 20 else f"{name} #{values.index(value) + 1}"
 
 
 def equal_safety(rows: Rows) -> list[dict[str, Any]]:

@@ -6,6 +6,9 @@ import pytest
 
 from dng_lightning.evaluation.metrics import wilson_interval
 from dng_lightning.evaluation.report import by_method, equal_safety, results_markdown, results_table, safety_table
+from dng_lightning.guidance import DynamicNegativeGuidance, PositiveAndNegative
+from dng_lightning.guidance.naming import settings
+from dng_lightning.timing import Timing
 
 
 def row(method: str, forbidden: float, kl: float, fd: float | str = "", **more: Any) -> dict[str, str]:
@@ -34,31 +37,40 @@ def found(rows: list[dict[str, str]]) -> dict[tuple[str, float], dict[str, float
 
 def test_rows_of_a_method_are_told_apart_by_all_settings_but_the_scale():
     def told(scale: float, prior: float, fitted: list[int] | None) -> dict[str, str]:
-        settings = {"class": "DNG", "scale": scale, "prior": prior, "fitted": fitted, "cap": 0.99}
-        return row("DNG", 0.01, 0.1, scale=scale, guidance=json.dumps(settings))
+        given = {"class": "DNG", "scale": scale, "prior": prior, "fitted": fitted, "cap": 0.99}
+        return row("DNG", 0.01, 0.1, scale=scale, guidance=json.dumps(given))
 
     long, longer = list(range(10)), list(range(20))
     rows = [told(1, 0.1, None), told(2, 0.1, None), told(1, 0.2, long), told(1, 0.1, longer)]
     rows.append(row("NP", 0.01, 0.1, guidance='{"class": "NP", "scale": 1}'))
     found = {name: [row["scale"] for row in own] for name, own in by_method(rows).items()}
-    one, two = "DNG, prior 0.1, fitted none", "DNG, prior 0.2, fitted #3"
-    assert found == {one: ["1", "2"], two: ["1"], "DNG, prior 0.1, fitted #4": ["1"], "NP": [""]}
+    one, two = "DNG, fitted none, prior 0.1", "DNG, fitted #3, prior 0.2"
+    assert found == {one: ["1", "2"], two: ["1"], "DNG, fitted #4, prior 0.1": ["1"], "NP": [""]}
     assert [result["method"] for result in equal_safety(rows[:2])] == ["DNG"] * 3
 
 
 def test_the_scale_of_a_wrapped_guidance_is_the_methods():
     def told(scale: float, looks: int, wanted_scale: float = 3.0) -> dict[str, str]:
         inner = {"class": "Both", "wanted_scale": wanted_scale, "guidance": {"class": "NP", "scale": scale, "cap": 1}}
-        settings = {"class": "Adaptive", "guidance": inner, "looks": looks}
-        return row("Adaptive(Both(NP))", 0.01, 0.1, scale=scale, guidance=json.dumps(settings))
+        given = {"class": "Adaptive", "guidance": inner, "looks": looks}
+        return row("Adaptive(Both(NP))", 0.01, 0.1, scale=scale, guidance=json.dumps(given))
 
     rows = [told(1, 20), told(2, 20), told(4, 5)]
     assert [len(own) for own in by_method(rows).values()] == [2, 1]
     assert list(by_method(rows)) == ["Adaptive(Both(NP)), looks 20", "Adaptive(Both(NP)), looks 5"]
     assert list(by_method([told(1, 20), told(1, 20, 5.0)])) == [
-        "Adaptive(Both(NP)), guidance #1",
-        "Adaptive(Both(NP)), guidance #2",
+        "Adaptive(Both(NP)), wanted_scale 3.0",
+        "Adaptive(Both(NP)), wanted_scale 5.0",
     ]
+
+
+def test_settings_of_guidances_inside_are_told_apart_by_what_is_unusual():
+    def told(**given: object) -> dict[str, str]:
+        guidance = PositiveAndNegative(DynamicNegativeGuidance(**given), 1.5)  # type: ignore[arg-type]
+        return row("P(D)", 0.01, 0.1, guidance=settings(guidance))
+
+    rows = [told(), told(scale=2.0), told(offset=0.001), told(timing=Timing(0.6, 0.5, 1.0)), told(prior=0.2, floor=0.1)]
+    assert list(by_method(rows)) == ["P(D)", "P(D), offset 0.001", "P(D), timing #4", "P(D), floor 0.1, prior 0.2"]
 
 
 def test_distances_in_other_features_are_others():
