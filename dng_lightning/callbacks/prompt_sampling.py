@@ -93,5 +93,5 @@ class PromptSampling(ValidationSampling):
         """Whether each image is all that its prompt asks for; empty if nobody can say."""
         if self.reader is None:
             return []
-        read = self.reader.to(images.device).read(to_float(images)).split(self.images)
-        return torch.cat([shows(rows, said) for rows, said in zip(read, self.asked, strict=True)]).tolist()
+        read = self.reader.to(images.device).read(to_float(images)).view(len(self.asked), self.images, -1)
+        return [right for rows, said in zip(read, self.asked, strict=True) for right in shows(rows, said).tolist()]
