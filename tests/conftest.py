@@ -246,6 +246,10 @@ def captioned_place(place: Path, fitted: Fitted) -> Path:
     for library in ("diffusers", "transformers"):
         pytest.importorskip(library, reason=f"{library} is not installed (extra text-to-image)")
     shutil.copytree(fitted("captioned_digits"), place / "captioned-digits", dirs_exist_ok=True)
+    for reader, observer in (("digit", "observer"), ("colour", "colour-observer")):
+        shutil.copytree(
+            place / f"captioned-digits-{reader}", place / f"captioned-digits-{observer}", dirs_exist_ok=True
+        )
     return place
 
 
