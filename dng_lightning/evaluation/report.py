@@ -86,6 +86,7 @@ def by_method(rows: Rows) -> dict[str, list[Mapping[str, str]]]:
     Those are the settings of its guidance, the steps, the seeds, and the features that it was measured in.
     """
     several = [name for name in ("steps", "seeds", "features") if _differ(rows, name)]
+    # without the scale first: a usual one is left out, and that of what is wrapped would be taken for it
     all_settings = [unscaled(json.loads(row.get("guidance") or "{}")) for row in rows]
     settings = [json.loads(unusual(json.dumps(own))) for own in all_settings]
     found: dict[str, list[Mapping[str, str]]] = {}

@@ -16,7 +16,7 @@ ratio of their kernels then says of every image that it is none of these sevens,
 colour are ``independent`` given the image, so that p(c- | x, c+) = p(c- | x), which the kernels of c- and of everything
 give, without classifier-free guidance; what is pushed away from is eps_- - eps_null:
 
-    eps_- <- eps_+ + (eps_- - eps_null)          the conjunction of both (Liu et al. 2022, eq. 11)
+    eps_- <- eps_+ + (eps_- - eps_null)          the conjunction of both (Liu et al. 2022)
 
 With a constant scale this is the signed form of negative prompting (``signed_negative.py``).
 """
