@@ -107,6 +107,8 @@ def test_every_prediction_runs(name: str, dng: Dng, in_place: Path, request: pyt
     folder = Path("drawn", name)
     if CONFIGS[name]["model"]["class_path"] == "TextToImageSampler":
         request.getfixturevalue("text_to_image_place")
+    if name.startswith("cifar10"):
+        request.getfixturevalue("cifar10_place")
     configs = [f"--config={part}" for part in given_for(name)]
     dng("predict", *configs, "--data.n=2", "--model.steps=3", f"--trainer.default_root_dir={folder}")
     assert sorted(path.name for path in folder.glob("0*.png")) == ["00000000.png", "00000001.png"]
