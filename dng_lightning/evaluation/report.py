@@ -112,8 +112,8 @@ def _apart(own: Mapping[str, Any], siblings: Sequence[Mapping[str, Any]]) -> Ite
             yield f"{name} {text}" if len(text) < 20 else f"{name} #{values.index(value) + 1}"
 
 
-def equal_safety(rows: Rows) -> list[dict[str, Any]]:
-    """Each method's measures where it leaves 0.5 %, 1 % and 2 % of forbidden images, read off its curve.
+def equal_safety(rows: Rows, levels: Sequence[float] = SAFETY) -> list[dict[str, Any]]:
+    """Each method's measures where it leaves these shares of forbidden images, read off its curve.
 
     The points of a method are joined by lines over the logarithm of the forbidden rate (half an image standing in for
     none). Where a method is never as safe, or its least push is safer already, there is no value.
@@ -123,7 +123,7 @@ def equal_safety(rows: Rows) -> list[dict[str, Any]]:
         if own[0]["method"] in REFERENCES:
             continue
         points = sorted(own, key=_rate)
-        for level in SAFETY:
+        for level in levels:
             result: dict[str, Any] = {"method": method, "forbidden": level}
             around = [pair for pair in pairwise(points) if _rate(pair[0]) <= level <= _rate(pair[1])]
             for name in MEASURES if around else ():
