@@ -27,6 +27,7 @@ def fit_settings(config: str) -> list[str]:
     """What makes a shipped training tiny: one batch an epoch, and a narrow network."""
     settings = [f"--model.{part}.{k}={v}" for part, given in TINY.get(config, {}).items() for k, v in given.items()]
     settings = [*(settings or ["--model.net.channels=[8]"]), "--trainer.limit_val_batches=1"]
+    settings += ["--trainer.limit_train_batches=1"]
     settings += ["--data.batch_size=1297"] if config.startswith("digits") else ["--data.validation=20"]  # of 200 images
     if "classifier" not in config:
         settings += ["--model.compile=false"] + (["--model.net.patch=4"] if "cifar10" in config else [])
