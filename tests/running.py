@@ -26,9 +26,9 @@ TINY = {
 def fit_settings(config: str) -> list[str]:
     """What makes a shipped training tiny: one batch an epoch, and a narrow network."""
     settings = [f"--model.{part}.{k}={v}" for part, given in TINY.get(config, {}).items() for k, v in given.items()]
-    settings = [*(settings or ["--model.net.channels=[8]"]), "--trainer.limit_val_batches=1"]
-    settings += ["--trainer.limit_train_batches=1"]
-    settings += ["--data.batch_size=1297"] if config.startswith("digits") else ["--data.validation=20"]  # of 200 images
+    settings = settings or ["--model.net.channels=[8]"]
+    settings += ["--trainer.limit_train_batches=1", "--trainer.limit_val_batches=1"]
+    settings += [] if config.startswith("digits") else ["--data.validation=20"]  # of 200 images
     if "classifier" not in config:
         settings += ["--model.compile=false"] + (["--model.net.patch=4"] if "cifar10" in config else [])
     return settings
@@ -54,6 +54,13 @@ def command_of(name: str) -> str:
     tested = {"ResultsWriter", "CalibrationWriter"}
     callbacks = CONFIGS[name].get("trainer", {}).get("callbacks", [])
     return "test" if tested & {callback["class_path"] for callback in callbacks} else "predict"
+
+
+def its_models(name: str, request: pytest.FixtureRequest) -> None:
+    """Tiny models of the family that a shipped configuration is of, beside those of `place`."""
+    for family in ("cifar10", "captioned"):
+        if name.startswith(family):
+            request.getfixturevalue(f"{family}_place")
 
 
 def configs_for(command: str) -> list[str]:

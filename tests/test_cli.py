@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
-from running import CONFIGS, IN_WORDS, Dng, Fitted, command_of, configs_for, fit_settings, printed
+from running import CONFIGS, IN_WORDS, Dng, Fitted, command_of, configs_for, fit_settings, its_models, printed
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dng_lightning import __version__, shipped
@@ -107,8 +107,7 @@ def test_every_prediction_runs(name: str, dng: Dng, in_place: Path, request: pyt
     folder = Path("drawn", name)
     if CONFIGS[name]["model"]["class_path"] == "TextToImageSampler":
         request.getfixturevalue("text_to_image_place")
-    if name.startswith("cifar10"):
-        request.getfixturevalue("cifar10_place")
+    its_models(name, request)
     configs = [f"--config={part}" for part in given_for(name)]
     dng("predict", *configs, "--data.n=2", "--model.steps=3", f"--trainer.default_root_dir={folder}")
     assert sorted(path.name for path in folder.glob("0*.png")) == ["00000000.png", "00000001.png"]
@@ -149,9 +148,7 @@ def test_each_prompt_has_something_to_avoid_that_belongs_there_and_something_tha
 def test_every_comparison_runs(name: str, dng: Dng, in_place: Path, request: pytest.FixtureRequest, capsys):
     folder = Path("compared", name)
     settings = ["--data.n=4", "--model.steps=2", "--model.compile=false", f"--trainer.default_root_dir={folder}"]
-    for family in ("cifar10", "captioned"):
-        if name.startswith(family):
-            request.getfixturevalue(f"{family}_place")
+    its_models(name, request)
     if "real" in CONFIGS[name]["data"]["init_args"]:
         settings.append("--data.real.validation=20")
     model, (writer,) = CONFIGS[name]["model"]["init_args"], CONFIGS[name]["trainer"]["callbacks"]

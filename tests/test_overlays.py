@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
-from running import EVERY, OVERLAYS, Dng, command_of, printed
+from running import EVERY, OVERLAYS, Dng, command_of, its_models, printed
 
 
 def laid_over(base: dict[str, Any], top: dict[str, Any], printed: dict[str, Any]) -> dict[str, Any]:
@@ -48,7 +48,7 @@ def test_every_overlay_goes_where_it_says(name: str, capsys):
 @pytest.mark.parametrize("name", [name for name, parts in OVERLAYS.items() if command_of(parts[0]) == "test"])
 def test_every_overlay_of_a_comparison_runs(name: str, dng: Dng, in_place: Path, request: pytest.FixtureRequest):
     worded, folder = name.startswith("captioned"), Path("compared", name)
-    request.getfixturevalue("captioned_place" if worded else "cifar10_place")
+    its_models(name, request)
     method = "SwappedNegative" if worded else "NegativePrompting"
     settings = ["--data.n=4", "--model.steps=2", "--model.compile=false", f"--trainer.default_root_dir={folder}"]
     settings += [f"--model.guidances=[{{class_path: {method}, init_args: {{scale: 3.0}}}}]"]
