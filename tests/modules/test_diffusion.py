@@ -17,6 +17,7 @@ from dng_lightning.data import Digits
 from dng_lightning.errors import SettingError
 from dng_lightning.modules import DiffusionModule, GuidedSampler
 from dng_lightning.networks import UNet
+from dng_lightning.networks.unet import ResidualBlock
 from dng_lightning.schedule import CosineSchedule, LinearSchedule, NoiseSchedule, Prediction
 
 
@@ -226,6 +227,7 @@ def test_bfloat16_networks_give_float32():
         ({"image_channels": 3, "channels": [8, 16, 16], "patch": 1, "attention": [0, 2]}, (3, 32, 32)),
         ({"channels": [8], "patch": 1, "attention": []}, (1, 8, 8)),
         ({"channels": [8, 8], "patch": 2, "num_classes": 0}, (1, 8, 12)),
+        ({"channels": [8, 8], "adaptive_norm": True}, (1, 8, 8)),
     ],
 )
 def test_the_unet_keeps_the_shape(settings: dict[str, object], shape: tuple[int, int, int]):
@@ -241,6 +243,23 @@ def test_the_unet_keeps_the_shape(settings: dict[str, object], shape: tuple[int,
     assert not torch.equal(net(x, t - t + 1), net(x, t))
     singly = torch.cat([net(x[i : i + 1], t[i : i + 1]) for i in range(3)])
     assert torch.allclose(singly, net(x, t), atol=1e-4)
+
+
+def test_an_adaptive_norm_scales_and_shifts_what_the_plain_block_would_normalise():
+    plain, adaptive = (ResidualBlock(4, 4, embedding=6, dropout=0.0, adaptive=each) for each in (False, True))
+    nn.init.normal_(plain.conv2.weight)
+    shared = {name: value for name, value in plain.state_dict().items() if not name.startswith("embed.")}
+    adaptive.load_state_dict(shared, strict=False)
+    for block in (plain, adaptive):
+        nn.init.zeros_(block.embed.weight)
+        nn.init.zeros_(block.embed.bias)
+    x, embedding = torch.randn(2, 4, 8, 8), torch.randn(2, 6)
+    assert torch.equal(adaptive(x, embedding), plain(x, embedding))  # a scale of 1 and a shift of 0
+    with torch.no_grad():
+        adaptive.embed.bias[:4] = -1  # a scale of 0: of the features only the shift is left
+        adaptive.embed.bias[4:] = torch.arange(4.0)
+    features = nn.functional.silu(torch.arange(4.0))[None, :, None, None].expand(2, 4, 8, 8)
+    assert torch.allclose(adaptive(x, embedding), x + adaptive.conv2(features), atol=1e-6)
 
 
 def test_at_the_size_of_the_ddpm_paper_it_has_the_paper_s_parameters():
