@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
-from authors_figure import METHODS, table
+from authors_figure import METHODS, main, table
 
 # DNG, negative prompting and Safe Latent Diffusion, each at two scales
 LEFT = {0.006: (0.1, 0.2, 0.4), 0.012: (0.05, 0.1, 0.1)}
@@ -22,7 +22,7 @@ def rows() -> list[dict[str, str]]:
 
 
 def test_ratios_beside_the_authors():
-    *_, safest, one, beyond, _ = table(rows()).splitlines()
+    safest, one, beyond, *_ = table(rows()).splitlines()[2:]
     cells = [cell.strip() for cell in safest.strip("|").split("|")]
     assert cells[0] == "0.6%"
     assert cells[1::2] == ["0.64", "0.74", "0.52", "0.83"]  # 0.140 of 0.218, and so on
@@ -31,3 +31,8 @@ def test_ratios_beside_the_authors():
     assert ours[0] == pytest.approx(0.5, abs=0.01)
     assert 0.25 < ours[1] < 0.5  # between the two scales
     assert [cell.strip() for cell in beyond.strip("|").split("|")[2::2]] == ["–"] * 4  # no scale leaves so many
+
+
+def test_results_that_are_not_there(tmp_path: Path):
+    with pytest.raises(SystemExit, match=r"no results at .*none\.csv: name a folder of dng test"):
+        main(str(tmp_path / "none.csv"))

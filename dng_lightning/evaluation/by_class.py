@@ -25,13 +25,14 @@ def collected(folders: Sequence[Path]) -> list[dict[str, str]]:
     """The rows of all folders, each with the class that was ``removed``, as its ``config.yaml`` names it.
 
     Raises:
-        SettingError: a folder has no results or no configuration.
+        SettingError: a folder has no results, or no configuration of ``dng test``.
     """
     rows = []
     for folder in folders:
-        if not (folder / "config.yaml").exists():
-            raise SettingError(f"{folder} holds no config.yaml of dng test: name its folder")
-        forbidden = yaml.safe_load((folder / "config.yaml").read_text())["model"]["init_args"]["forbidden"]
+        try:
+            forbidden = yaml.safe_load((folder / "config.yaml").read_text())["model"]["init_args"]["forbidden"]
+        except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+            raise SettingError(f"{folder} holds no config.yaml of dng test: name its folder") from error
         removed = " ".join(map(str, forbidden)) if isinstance(forbidden, list) else str(forbidden)
         rows += [{"removed": removed, **row} for row in read(folder / "results.csv")]
     return rows
@@ -74,7 +75,12 @@ def matched(rows: Rows) -> str:
     classes = list(dict.fromkeys(row["removed"] for row in rows))
     found = {name: equal_safety([row for row in rows if row["removed"] == name]) for name in classes}
     methods = list(dict.fromkeys(result["method"] for own in found.values() for result in own))
-    lines = ["KL, and after the slash Fréchet distance, where this share of the images is still forbidden:", ""]
+    features = ", ".join(dict.fromkeys(row["features"] for row in rows if row.get("features")))
+    distance = f"Fréchet distance (features of {features})" if features else "Fréchet distance"
+    lines = [
+        f"KL to even over what is retained, and after the slash {distance}, where this share is still forbidden:",
+        "",
+    ]
     heads = [f"{method}, {level:.1%}" for level in SAFETY for method in methods]
     lines += [f"| removed | {' | '.join(heads)} |", "|" + "---|" * (1 + len(heads))]
     for name, own in found.items():
@@ -99,13 +105,15 @@ def main(args: Sequence[str] | None = None) -> None:
         rows = collected(told.folders)
     except SettingError as error:
         parser.error(str(error))
-    with told.write.with_suffix(".csv").open("w", newline="") as file:
+    told.write.parent.mkdir(parents=True, exist_ok=True)
+    table, text, picture = (told.write.with_name(f"{told.write.name}.{kind}") for kind in ("csv", "md", "png"))
+    with table.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)))  # of any version
         writer.writeheader()
         writer.writerows(rows)
-    told.write.with_suffix(".md").write_text(matched(rows))
-    figure(rows).savefig(told.write.with_suffix(".png"), dpi=150)
-    print(f"{matched(rows)}\nwritten to {', '.join(str(told.write.with_suffix(s)) for s in ('.csv', '.md', '.png'))}")
+    text.write_text(matched(rows))
+    figure(rows).savefig(picture, dpi=150)
+    print(f"{matched(rows)}\nwritten to {table}, {text}, {picture}")
 
 
 if __name__ == "__main__":

@@ -1,17 +1,19 @@
 """Our trade-off beside the authors' first: python tests/benchmarks/authors_figure.py [results.csv of dng test]
 
 Prints how Dynamic Negative Guidance compares with negative prompting and Safe Latent Diffusion at equal shares of
-airplanes in CIFAR-10: as ratios, since the networks, the classifiers and the features of the distances are others. The
-authors' numbers were read off the figure in the first commit of their repository (10,240 images a point), to about .03
-points in the share, .003 in KL and .2 in FID.
+airplanes in CIFAR-10: as ratios, since the networks, the classifiers and the features of the distances are others, and
+so are the settings: ours is calibrated, of 50 steps, and its Safe Latent Diffusion has another mask. The authors'
+numbers were read off the figure in the first commit of their repository (10,240 images a point), to about .03 points in
+the share, .003 in KL and .2 in FID.
 """
 
-import csv
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from dng_lightning.errors import SettingError
 from dng_lightning.evaluation.report import equal_safety
+from dng_lightning.evaluation.table import read
 
 METHODS = ("DynamicNegativeGuidance", "NegativePrompting", "SafeLatentDiffusion")
 # by share of forbidden images; the methods' values in the order above
@@ -20,8 +22,15 @@ KL = {
     0.01: (0.118, 0.154, 0.169),
     0.015: (0.105, 0.130, 0.139),
     0.02: (0.096, 0.116, 0.126),
+    0.03: (0.097, 0.108, 0.121),
 }
-FID = {0.006: (13.9, 26.7, 16.8), 0.01: (12.4, 16.1, 14.9), 0.015: (11.4, 13.0, 12.7), 0.02: (10.8, 11.4, 11.8)}
+FID = {
+    0.006: (13.9, 26.7, 16.8),
+    0.01: (12.4, 16.1, 14.9),
+    0.015: (11.4, 13.0, 12.7),
+    0.02: (10.8, 11.4, 11.8),
+    0.03: (10.8, 10.4, 11.2),
+}
 
 
 def ratios(rows: Sequence[Mapping[str, str]], measure: str, level: float) -> list[str]:
@@ -50,8 +59,10 @@ def table(rows: Sequence[Mapping[str, str]]) -> str:
 
 def main(results: str = "results/cifar10-tradeoff/results.csv") -> None:
     """Print the table."""
-    with Path(results).open(newline="") as file:
-        print(table(list(csv.DictReader(file))))
+    try:
+        print(table(read(Path(results))))
+    except SettingError as error:
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":

@@ -42,8 +42,9 @@ def test_one_table_and_one_figure(folders: list[Path], tmp_path: Path, capsys: p
 def test_tables_of_an_earlier_version_lack_columns(folders: list[Path], tmp_path: Path):
     new = table(tmp_path / "new", [row("NP", 0.01, 0.1, 2, features="mnist-classifier")])
     (new / "results.csv").replace(folders[1] / "results.csv")
-    by_class.main([*map(str, folders), "--write", str(tmp_path / "all")])
-    rows = list(csv.DictReader((tmp_path / "all.csv").open(newline="")))
+    by_class.main([*map(str, folders), "--write", str(tmp_path / "new" / "of 1.0")])
+    rows = list(csv.DictReader((tmp_path / "new" / "of 1.0.csv").open(newline="")))
+    assert "Fréchet distance (features of mnist-classifier), where" in (tmp_path / "new" / "of 1.0.md").read_text()
     assert [(r["method"], r["features"]) for r in rows] == [("Unguided", ""), ("NP", ""), ("NP", "mnist-classifier")]
 
 
@@ -70,7 +71,10 @@ def test_methods_at_equal_safety_class_by_class(tmp_path: Path):
     assert (cells["NP, 1.0%"], cells["NP, 0.5%"], cells["DNG, 1.0%"]) == ("0.200 / 4.00", "0.300 / 5.00", "–")
 
 
-def test_a_folder_of_something_else_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+@pytest.mark.parametrize("config", [None, "", "[1]", "model: {init_args: {net: UNet}}", "model: {"])
+def test_a_folder_of_something_else_is_one_line(config: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    if config is not None:
+        (tmp_path / "config.yaml").write_text(config)
     with pytest.raises(SystemExit):
         by_class.main([str(tmp_path)])
     assert "holds no config.yaml of dng test" in capsys.readouterr().err

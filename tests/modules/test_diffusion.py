@@ -7,7 +7,7 @@ import pytest
 import torch
 import yaml
 from lightning.pytorch import Trainer, seed_everything
-from running import QUIET
+from running import CONFIGS, QUIET
 from torch import Generator, Tensor, nn
 
 from dng_lightning import shipped
@@ -262,10 +262,13 @@ def test_an_adaptive_norm_scales_and_shifts_what_the_plain_block_would_normalise
     assert torch.allclose(adaptive(x, embedding), x + adaptive.conv2(features), atol=1e-6)
 
 
-def test_at_the_size_of_the_ddpm_paper_it_has_the_paper_s_parameters():
+@pytest.mark.parametrize("config", ["cifar10_only_airplane", "cifar10"])
+def test_at_the_size_of_the_ddpm_paper_it_has_the_paper_s_parameters(config: str):
     with torch.device("meta"):
-        net = UNet(3, 0, channels=(128, 256, 256, 256), blocks=2, attention=(1,), patch=1)
-    assert sum(parameter.numel() for parameter in net.parameters()) == 35_746_307  # "35.7 million", appendix B
+        net = UNet(**CONFIGS[config]["model"]["init_args"]["net"]["init_args"])
+    labels = 0 if net.label is None else 11 * 512  # the embeddings of ten classes and of none
+    assert sum(parameter.numel() for parameter in net.parameters()) == 35_746_307 + labels  # "35.7 million", appendix B
+    assert (net.label is None) == ("only" in config)
 
 
 def test_an_image_that_cannot_be_halved_is_refused(tmp_path: Path):

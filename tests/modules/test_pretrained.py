@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from running import CONFIGS, Dng
 
 from dng_lightning.errors import SettingError
+from dng_lightning.guidance import DynamicNegativeGuidance
 from dng_lightning.modules import ClassifierModule, DiffusionModule, GuidedSampler
 from dng_lightning.schedule import LinearSchedule
 
@@ -98,6 +100,22 @@ def test_the_paper_s_pair(tiny: Path, tiny_single_class: Path, tmp_path: Path):
     pair["checkpoint"] = str(tmp_path / "other")
     with pytest.raises(SettingError, match=r"negative checkpoint has another noise schedule than .*other"):
         GuidedSampler(**pair, classifier="digits-classifier")
+
+
+def test_the_paper_s_pair_at_its_size(in_place: Path, dng: Dng, tmp_path: Path):
+    """As `cifar10_paper.yaml` puts it together, only with other weights: two steps of one image."""
+    saved(tmp_path / "base", PAPER)
+    quick = ["--model.compile=false", "--data.batch_size=2", "--data.validation=20", "--trainer.max_steps=1"]
+    quick += ["--trainer.callbacks=[{class_path: Export}]", "--trainer.enable_checkpointing=false"]
+    folder = f"--trainer.default_root_dir={tmp_path / 'single'}"
+    dng("fit", "--config=cifar10_only_airplane.yaml", *quick, "--trainer.limit_val_batches=0", folder)
+    theirs = CONFIGS["cifar10_paper"]["model"]["init_args"]
+    guidance = DynamicNegativeGuidance(**theirs["guidances"][0]["init_args"])
+    pair = {"checkpoint": str(tmp_path / "base"), "negative_checkpoints": [str(tmp_path / "single")]}
+    settings = {name: theirs[name] for name in ("forbidden", "variance")}
+    drawn = GuidedSampler(**pair, **settings, guidance=guidance, steps=2, classifier=None).draw([0])
+    assert drawn.images.shape == (1, 3, 32, 32)
+    assert drawn.images.isfinite().all()
 
 
 def test_alone_it_cannot_be_guided(tiny: Path):
