@@ -1,8 +1,8 @@
 """What a good Fréchet distance is: python tests/benchmarks/jpeg_reference.py [data folder] [classifier]
 
 Prints the distance to CIFAR-10's training images of equally many held-out test images, as they are and after JPEG
-compression of quality 75, in the classifier's features: what ``dng test`` reports as ``fd_all`` for generated ones. The classifier was trained
-on the images that all these are compared with, which adds to every one of these distances.
+compression of quality 75, in the classifier's features: what ``dng test`` reports as ``fd_all`` for generated ones. The
+classifier was trained on the images that all these are compared with, which adds to every one of these distances.
 """
 
 import io
