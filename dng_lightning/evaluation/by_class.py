@@ -1,6 +1,6 @@
 """One table and one figure of a study that removes each class once, a folder of `dng test` a class.
 
-usage: python -m dng_lightning.evaluation.by_class FOLDER ... [--write NAME]
+usage: python -m dng_lightning.evaluation.by_class FOLDER ... [--safety SHARE ...] [--write NAME]
 
 Writes NAME.csv, NAME.md (the methods at equal safety) and NAME.png; see mnist_all_digits.yaml.
 """
@@ -67,13 +67,13 @@ def figure(rows: Rows) -> Figure:
     return figure
 
 
-def matched(rows: Rows) -> str:
-    """Markdown: KL and Fréchet distance of each method where it leaves 0.5 %, 1 % and 2 %, class by class.
+def matched(rows: Rows, safety: Sequence[float] = SAFETY) -> str:
+    """Markdown: KL and Fréchet distance of each method where it leaves these shares, each in (0, 1), class by class.
 
     Read off each method's curve over its scales, as ``report.equal_safety`` does; a dash where its scales do not reach.
     """
     classes = list(dict.fromkeys(row["removed"] for row in rows))
-    found = {name: equal_safety([row for row in rows if row["removed"] == name]) for name in classes}
+    found = {name: equal_safety([row for row in rows if row["removed"] == name], safety) for name in classes}
     methods = list(dict.fromkeys(result["method"] for own in found.values() for result in own))
     features = ", ".join(dict.fromkeys(row["features"] for row in rows if row.get("features")))
     distance = f"Fréchet distance (features of {features})" if features else "Fréchet distance"
@@ -81,13 +81,20 @@ def matched(rows: Rows) -> str:
         f"KL to even over what is retained, and after the slash {distance}, where this share is still forbidden:",
         "",
     ]
-    heads = [f"{method}, {level:.1%}" for level in SAFETY for method in methods]
+    heads = [f"{method}, {level:.1%}" for level in safety for method in methods]
     lines += [f"| removed | {' | '.join(heads)} |", "|" + "---|" * (1 + len(heads))]
     for name, own in found.items():
         values = {(result["method"], result["forbidden"]): result for result in own}
-        cells = [_both(values.get((method, level), {})) for level in SAFETY for method in methods]
+        cells = [_both(values.get((method, level), {})) for level in safety for method in methods]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def share(text: str) -> float:
+    """A number in (0, 1); argparse makes one line of the error."""
+    if not 0 < float(text) < 1:
+        raise ValueError
+    return float(text)
 
 
 def _both(result: Mapping[str, Any]) -> str:
@@ -99,6 +106,7 @@ def main(args: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m dng_lightning.evaluation.by_class", description=__doc__)
     parser.add_argument("folders", nargs="+", type=Path)
+    parser.add_argument("--safety", nargs="+", type=share, default=SAFETY, help="shares to compare at (%(default)s)")
     parser.add_argument("--write", type=Path, default=Path("by-class"))
     told = parser.parse_args(args)
     try:
@@ -111,9 +119,9 @@ def main(args: Sequence[str] | None = None) -> None:
         writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)))  # of any version
         writer.writeheader()
         writer.writerows(rows)
-    text.write_text(matched(rows))
+    text.write_text(matched(rows, told.safety))
     figure(rows).savefig(picture, dpi=150)
-    print(f"{matched(rows)}\nwritten to {table}, {text}, {picture}")
+    print(f"{text.read_text()}\nwritten to {table}, {text}, {picture}")
 
 
 if __name__ == "__main__":
