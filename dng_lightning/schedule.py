@@ -152,6 +152,21 @@ class NoiseSchedule:
 
         return self._look_up(("min-SNR", gamma, prediction), weights, t, torch.float32)
 
+    def lognormal_levels(self, u: Tensor, mean: float, std: float) -> Tensor:
+        """The levels at quantiles of a normal distribution of ln(sigma / alpha) (Karras et al., 2022, table 1).
+
+        Args:
+            u: quantiles (B,) in [0, 1).
+            mean: of ln(sigma / alpha); theirs is -1.2.
+            std: its standard deviation, > 0; theirs is 1.2.
+
+        Returns:
+            The levels (B,) in 1..T that lie nearest.
+        """
+        ratio = (self.sigma[1:] / self.alpha[1:]).log().to(u)
+        wanted = mean + std * torch.special.ndtri(u)
+        return 1 + torch.searchsorted((ratio[1:] + ratio[:-1]) / 2, wanted)
+
     def levels(self, steps: int) -> list[int]:
         """The ``steps + 1`` levels that a sampler visits: from T to 0, evenly spaced, every level once.
 

@@ -217,6 +217,25 @@ def test_bfloat16_networks_give_float32():
     assert module(torch.randn(2, 1, 8, 8), torch.tensor([1, 1000])).dtype == torch.float32
 
 
+def test_levels_are_drawn_log_normally():
+    schedule = LinearSchedule()
+    ratio = (schedule.sigma / schedule.alpha).log()
+    t = schedule.lognormal_levels((torch.arange(10_000, dtype=torch.double) + 0.5) / 10_000, -1.2, 0.7)
+    assert ratio[t].mean() == pytest.approx(-1.2, abs=0.01)
+    assert ratio[t].std() == pytest.approx(0.7, abs=0.01)
+    assert schedule.lognormal_levels(torch.tensor([0.0, 1 - 1e-7]), 0, 9).tolist() == [1, 1000]
+
+    module = DiffusionModule(UNet(1, 10, [8], 1, []), log_sigma=(-1.2, 0.7))
+    x_0 = torch.zeros(64, 1, 8, 8)
+    t = module.noised(x_0, 0, None)[2]
+    assert ratio[t].mean() == pytest.approx(-1.2, abs=0.1)  # evenly spread, so much closer than 64 draws would be
+    alike, generators = DiffusionModule(UNet(1, 10, [8], 1, [])), [Generator().manual_seed(0) for _ in range(2)]
+    for one, other in zip(module.noised(x_0, 0, generators[0]), alike.noised(x_0, 0, generators[1]), strict=True):
+        assert torch.equal(one, other)  # validation draws every level alike
+    with pytest.raises(SettingError, match="standard deviation of log_sigma must be above 0; got 0"):
+        DiffusionModule(UNet(1, 10, [8], 1, []), log_sigma=(1, 0))
+
+
 # --- networks ---
 
 
