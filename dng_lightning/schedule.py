@@ -163,9 +163,13 @@ class NoiseSchedule:
         Returns:
             The levels (B,) in 1..T that lie nearest.
         """
-        ratio = (self.sigma[1:] / self.alpha[1:]).log().to(u)
+
+        def between() -> Tensor:
+            ratio = (self.sigma[1:] / self.alpha[1:]).log()
+            return (ratio[1:] + ratio[:-1]) / 2
+
         wanted = mean + std * torch.special.ndtri(u)
-        return 1 + torch.searchsorted((ratio[1:] + ratio[:-1]) / 2, wanted)
+        return 1 + torch.searchsorted(self._table("between levels", between, u.device, u.dtype), wanted)
 
     def levels(self, steps: int) -> list[int]:
         """The ``steps + 1`` levels that a sampler visits: from T to 0, evenly spaced, every level once.
@@ -207,10 +211,14 @@ class NoiseSchedule:
 
     def _look_up(self, name: object, table: Callable[[], Tensor], t: Tensor, dtype: torch.dtype) -> Tensor:
         """What a fp64 ``table`` has for the levels ``t`` (B,), as ``dtype``, on the device of ``t``; (B,)."""
-        key = name, t.device, dtype
+        return self._table(name, table, t.device, dtype)[t]
+
+    def _table(self, name: object, table: Callable[[], Tensor], device: torch.device, dtype: torch.dtype) -> Tensor:
+        """A fp64 ``table``, as ``dtype``, on a device."""
+        key = name, device, dtype
         if key not in self._moved:  # once a device, for it waits; cast first, as not every device has fp64
-            self._moved[key] = table().to(dtype).to(t.device)
-        return self._moved[key][t]
+            self._moved[key] = table().to(dtype).to(device)
+        return self._moved[key]
 
 
 class LinearSchedule(NoiseSchedule):
