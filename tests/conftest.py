@@ -217,6 +217,7 @@ def cifar10_place(place: Path, fitted: Fitted) -> Path:
     """`place`, with tiny models of CIFAR-10 besides, the paper's base network among them."""
     diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed (extra diffusers)")
     shutil.copytree(fitted("cifar10_small"), place / "cifar10-small")
+    shutil.copytree(place / "cifar10-classifier", place / "cifar10-observer")
     fitted("cifar10_only_airplane")
     blocks = {"down_block_types": ["DownBlock2D"], "up_block_types": ["UpBlock2D"], "block_out_channels": [8]}
     network = diffusers.UNet2DModel(32, 3, 3, layers_per_block=1, norm_num_groups=4, **blocks)
