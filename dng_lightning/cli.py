@@ -61,6 +61,8 @@ class DNGCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Settle the folder that everything is written to, and log to TensorBoard there unless told otherwise."""
         self._check_ckpt_path()
+        if self.subcommand in ("validate", "test") and not self._draws():
+            self.save_config_callback = None  # the folder's config.yaml says how the model was trained
         trainer = self.config[self.subcommand].trainer
         if trainer.default_root_dir is None:
             trainer.default_root_dir = self._default_folder()
@@ -97,12 +99,16 @@ class DNGCLI(LightningCLI):
         settings = self.config[self.subcommand]
         if settings.ckpt_path in (None, "last", "best", "hpc"):
             return
-        if settings.model.class_path.rsplit(".", 1)[-1] in AVOIDED:
+        if self._draws():
             raise SettingError(f"--ckpt_path is not for sampling: use --model.checkpoint {settings.ckpt_path}")
         path = shipped.checkpoint(settings.ckpt_path)
         with reading(path, "a training"):
             torch.load(path, map_location="cpu", weights_only=True)
         settings.ckpt_path = str(path)
+
+    def _draws(self) -> bool:
+        """Whether the model is a sampler rather than a training."""
+        return self.config[self.subcommand].model.class_path.rsplit(".", 1)[-1] in AVOIDED
 
     def _default_folder(self) -> str:
         """samples/<checkpoint>-without-<forbidden>-<guidance>, results/<checkpoint>-without-<forbidden>, or logs.

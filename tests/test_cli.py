@@ -275,6 +275,15 @@ def test_the_command_line_wins_over_what_a_checkpoint_stored(tiny_checkpoint: Pa
     assert cli.model.net.stem.weight.equal(stored.net.stem.weight)  # and yet the weights were loaded
 
 
+def test_measuring_a_model_leaves_the_configuration_of_its_training(fitted: Fitted, dng: Dng, in_place: Path):
+    config = fitted("mnist_classifier") / "config.yaml"
+    before = config.read_text()
+    settings = ["--config=mnist_classifier.yaml", *fit_settings("mnist_classifier"), "--trainer.limit_test_batches=1"]
+    for command in ("validate", "test"):
+        dng(command, *settings, f"--ckpt_path={config.with_name('model.ckpt')}")
+    assert config.read_text() == before
+
+
 def test_resuming_by_name(fitted: Fitted, dng: Dng, in_place: Path):
     """`--ckpt_path last`, as the configurations say."""
     tiny = fit_settings("mnist")

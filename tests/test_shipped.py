@@ -3,11 +3,13 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 from dng_lightning import shipped
 from dng_lightning.errors import SettingError
 
 OTHER_FORMAT = "in-words/model_index.json"  # diffusers'
+OTHER_CONFIG = {"captioned-digits-digit": "captioned_digits_classifier"}  # the rest have that of their own name
 
 
 def write(path: Path) -> Path:
@@ -120,3 +122,36 @@ def test_what_really_ships_is_found_by_every_name_that_is_listed():
     for name in shipped.configs():
         assert shipped.config(name).as_posix().endswith(f"/configs/{name}.yaml")
     assert [shipped.checkpoint(name).parent.name for name in shipped.checkpoints()] == shipped.checkpoints()
+
+
+CHECKPOINTS = Path(__file__).resolve().parents[1] / "checkpoints"
+
+
+def differences(said: object, made: object, place: str = "") -> list[str]:
+    """Where a filled-in configuration does not do what a written one says; class paths may be short ones."""
+    if isinstance(said, dict) and isinstance(made, dict):
+        return [line for key in said for line in differences(said[key], made.get(key), f"{place}.{key}")]
+    if isinstance(said, list) and isinstance(made, list) and len(said) == len(made):
+        pairs = enumerate(zip(said, made, strict=True))
+        return [line for i, pair in pairs for line in differences(*pair, f"{place}.{i}")]
+    short = place.endswith(".class_path") and str(made).endswith(f".{said}")
+    return [] if said == made or short else [f"{place[1:]}: {said!r}, made with {made!r}"]
+
+
+@pytest.mark.parametrize("name", sorted(path.parent.name for path in CHECKPOINTS.glob("*/metrics.json")))
+def test_the_committed_configuration_is_the_one_that_made_the_checkpoint(name):
+    config = CHECKPOINTS.parent / "configs" / f"{OTHER_CONFIG.get(name, name).replace('-', '_')}.yaml"
+    said = yaml.safe_load(config.read_text())
+    assert differences(said, yaml.safe_load((CHECKPOINTS / name / "config.yaml").read_text())) == []
+
+
+def test_a_checkpoint_that_another_configuration_made_is_noticed():
+    said = {"model": {"class_path": "UNet", "init_args": {"channels": [8]}}, "callbacks": [{"class_path": "EMA"}]}
+    net = {"class_path": "a.UNet", "init_args": {"channels": [8], "blocks": 1}}
+    made = {"model": net, "callbacks": [{"class_path": "b.EMA"}]}
+    assert differences(said, made) == []
+    net["init_args"] = {"channels": [16]}
+    assert differences(said, made | {"callbacks": None}) == [
+        "model.init_args.channels.0: 8, made with 16",
+        "callbacks: [{'class_path': 'EMA'}], made with None",
+    ]
