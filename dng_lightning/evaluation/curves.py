@@ -143,14 +143,14 @@ def calibration(qualities: Mapping[str, PosteriorQuality]) -> Figure:
         ]
         line, colour = ("-", "--", ":")[place // 10 % 3], f"C{place % 10}"
         bars = axes.errorbar(predicted, shares, errors, marker="o", ms=4, ls=line, color=colour, elinewidth=0.7)
-        bars.set_label(f"{name}, {sum(sizes):,} images")
+        bars.set_label(textwrap.fill(f"{name}, {sum(sizes):,} images", 60))  # a tracker's settings can be many
         for ends in bars.lines[2]:
             ends.set_alpha(0.45)
     axes.set_aspect("equal")
     axes.set_xlabel("posterior of the forbidden, tracked to the end")
     axes.set_ylabel("share that became forbidden, 95 % interval")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize="x-small", framealpha=0.6)
+    figure.legend(loc="outside lower center", fontsize="x-small")
     return figure
 
 

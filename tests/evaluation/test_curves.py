@@ -1,3 +1,4 @@
+import io
 import json
 
 import pytest
@@ -154,7 +155,8 @@ def test_histograms():
 def test_calibration():
     good = PosteriorQuality(0.9, 0.1, [(0.05, 0.0, 30), (0.5, 0.2, 10)])
     bad = PosteriorQuality(0.6, 0.2, [(0.5, 1.0, 4)])
-    (axes,) = curves.calibration({"good": good, "bad": bad}).axes
+    figure = curves.calibration({"good": good, "bad": bad})
+    (axes,), (legend,) = figure.axes, figure.legends
     diagonal = axes.get_lines()[0]
     found = containers(axes)
     first, second = (line.lines[0] for line in found.values())
@@ -163,10 +165,19 @@ def test_calibration():
     assert (list(second.get_xdata()), list(second.get_ydata())) == ([0.5], [1.0])
     names = ["good, 40 images", "bad, 4 images"]
     assert list(found) == names
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["calibrated", *names]
+    assert [text.get_text() for text in legend.get_texts()] == ["calibrated", *names]
     (upright,) = found[names[0]].lines[2]
     for ends, bounds in zip(upright.get_segments(), (wilson_interval(0, 30), wilson_interval(2, 10)), strict=True):
         assert ends[:, 1].tolist() == pytest.approx(bounds)
+
+
+def test_the_names_of_many_settings_leave_the_calibration_its_place():
+    quality = PosteriorQuality(0.9, 0.1, [(0.05, 0.0, 30), (0.5, 0.2, 10)])
+    name = "DynamicNegativeGuidance" + "".join(f", setting_{i} 0.0001" for i in range(8))
+    figure = curves.calibration({name: quality})
+    figure.savefig(io.BytesIO())  # lays it out
+    assert figure.bbox.containsx(figure.legends[0].get_window_extent().x0)
+    assert figure.axes[0].get_window_extent().height > figure.bbox.height / 2
 
 
 @pytest.mark.parametrize("channels", [1, 3])
