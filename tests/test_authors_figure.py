@@ -1,5 +1,6 @@
 """The benchmark that lays a study beside the authors' own."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -12,25 +13,45 @@ from authors_figure import METHODS, main, table
 LEFT = {0.006: (0.1, 0.2, 0.4), 0.012: (0.05, 0.1, 0.1)}
 
 
-def rows() -> list[dict[str, str]]:
-    return [
-        {"method": method, "scale": str(scale), "guidance": f'{{"class": "{method}", "scale": {scale}}}'}
-        | {"n": "1000", "forbidden": str(left), "kl": str(value), "fd_retained": str(10 * value)}
-        for scale, (left, values) in enumerate(LEFT.items(), start=1)
-        for method, value in zip(METHODS, values, strict=True)
-    ]
+def rows(parity: bool = False) -> list[dict[str, str]]:
+    """Two rows of each method; of DNG as the authors released it, with half the KL, on demand."""
+    found = []
+    for scale, (left, values) in enumerate(LEFT.items(), start=1):
+        for method, value in zip(METHODS, values, strict=True):
+            guidance = {"class": method, "scale": scale}
+            row = {"method": method, "scale": str(scale), "n": "1000", "forbidden": str(left)}
+            found.append(row | {"guidance": json.dumps(guidance), "kl": str(value), "fd_retained": str(10 * value)})
+            if parity and method == METHODS[0]:
+                guidance |= {"parity": True}
+                row |= {"method": f"{method}, parity", "guidance": json.dumps(guidance)}
+                found.append(row | {"kl": str(value / 2), "fd_retained": str(5 * value)})
+    return found
+
+
+def lines(text: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()[2:]]
 
 
 def test_ratios_beside_the_authors():
-    safest, one, beyond, *_ = table(rows()).splitlines()[2:]
-    cells = [cell.strip() for cell in safest.strip("|").split("|")]
-    assert cells[0] == "0.6%"
-    assert cells[1::2] == ["0.64", "0.74", "0.52", "0.83"]  # 0.140 of 0.218, and so on
-    assert cells[2::2] == ["0.50", "0.25", "0.50", "0.25"]
-    ours = [float(cell) for cell in one.strip("|").split("|")[2::2]]
-    assert ours[0] == pytest.approx(0.5, abs=0.01)
-    assert 0.25 < ours[1] < 0.5  # between the two scales
-    assert [cell.strip() for cell in beyond.strip("|").split("|")[2::2]] == ["–"] * 4  # no scale leaves so many
+    theirs, ours, *_ = lines(table(rows()))
+    assert theirs == ["0.6%", "theirs", "0.64", "0.74", "0.52", "0.83"]  # 0.140 of 0.218, and so on
+    assert ours == ["", METHODS[0], "0.50", "0.25", "0.50", "0.25"]
+
+
+def test_between_two_scales_it_is_interpolated():
+    one = lines(table(rows()))[3]
+    assert float(one[2]) == pytest.approx(0.5, abs=0.01)
+    assert 0.25 < float(one[3]) < 0.5
+
+
+def test_a_share_that_no_scale_leaves_has_theirs_alone():
+    assert [line[1] for line in lines(table(rows()))[-3:]] == ["theirs"] * 3
+
+
+def test_every_form_of_dng_has_its_line():
+    _, ours, released, *_ = lines(table(rows(parity=True)))
+    assert released[1] == "DynamicNegativeGuidance, parity"
+    assert [float(cell) for cell in released[2:]] == pytest.approx([float(cell) / 2 for cell in ours[2:]], abs=0.01)
 
 
 def test_results_that_are_not_there(tmp_path: Path):

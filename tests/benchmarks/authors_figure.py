@@ -2,14 +2,15 @@
 
 Prints how Dynamic Negative Guidance compares with negative prompting and Safe Latent Diffusion at equal shares of
 airplanes in CIFAR-10: as ratios, since the networks, the classifiers and the features of the distances are others, and
-so are the settings: ours is calibrated, of 50 steps, and its Safe Latent Diffusion has another mask. The authors'
-numbers were read off the figure in the first commit of their repository (10,240 images a point), to about .03 points in
-the share, .003 in KL and .2 in FID.
+so are the settings: ours are of 50 steps, and Safe Latent Diffusion has another mask. `parity` is DNG as they released
+it. The authors' numbers were read off the figure in the first commit of their repository (10,240 images a point), to
+about .03 points in the share, .003 in KL and .2 in FID.
 """
 
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from dng_lightning.errors import SettingError
 from dng_lightning.evaluation.report import equal_safety
@@ -33,27 +34,28 @@ FID = {
 }
 
 
-def ratios(rows: Sequence[Mapping[str, str]], measure: str, level: float) -> list[str]:
-    """DNG's value over each other method's at this share, the first curve of each method that reaches it."""
-    values: dict[str, float] = {}
-    for result in equal_safety(rows, [level]):
-        name = result["method"].split(",")[0]
-        if measure in result and "parity" not in result["method"]:
-            values.setdefault(name, result[measure])
-    ours = values.get(METHODS[0])
-    return [f"{ours / values[name]:.2f}" if ours and name in values else "–" for name in METHODS[1:]]
+def ratios(ours: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> list[str]:
+    """KL and Fréchet distance of one curve of DNG over those of each other method; a dash where either is missing."""
+    cells = []
+    for measure in ("kl", "fd_retained"):
+        for name in METHODS[1:]:
+            values = [result[measure] for result in others if result["method"].startswith(name) and measure in result]
+            cells.append(f"{ours[measure] / values[0]:.2f}" if values and measure in ours else "–")
+    return cells
 
 
 def table(rows: Sequence[Mapping[str, str]]) -> str:
-    """Markdown: a line for each share, theirs before ours."""
-    heads = [f"{measure} DNG / {short}" for measure in ("KL", "Fréchet distance") for short in ("NP", "SLD")]
-    lines = [f"| forbidden | {' | '.join(f'{head}: theirs | ours' for head in heads)} |", "|" + "---|" * 9]
+    """Markdown: for each share, theirs and then every curve of DNG that reaches it."""
+    heads = [f"{measure}, DNG / {short}" for measure in ("KL", "Fréchet distance") for short in ("NP", "SLD")]
+    lines = [f"| forbidden | | {' | '.join(heads)} |", "|" + "---|" * 6]
     for level in KL:
-        cells = []
-        for theirs, measure in ((KL[level], "kl"), (FID[level], "fd_retained")):
-            for other, found in zip(theirs[1:], ratios(rows, measure, level), strict=True):
-                cells += [f"{theirs[0] / other:.2f}", found]
-        lines.append(f"| {level:.1%} | {' | '.join(cells)} |")
+        theirs = [f"{values[0] / other:.2f}" for values in (KL[level], FID[level]) for other in values[1:]]
+        lines.append(f"| {level:.1%} | theirs | {' | '.join(theirs)} |")
+        results = equal_safety(rows, [level])
+        for result in results:
+            ours = ratios(result, results) if result["method"].startswith(METHODS[0]) else []
+            if any(cell != "–" for cell in ours):
+                lines.append(f"| | {result['method']} | {' | '.join(ours)} |")
     return "\n".join(lines)
 
 
