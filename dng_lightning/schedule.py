@@ -152,25 +152,6 @@ class NoiseSchedule:
 
         return self._look_up(("min-SNR", gamma, prediction), weights, t, torch.float32)
 
-    def lognormal_levels(self, u: Tensor, mean: float, std: float) -> Tensor:
-        """The levels at quantiles of a normal distribution of ln(sigma / alpha) (Karras et al., 2022, table 1).
-
-        Args:
-            u: quantiles (B,) in [0, 1).
-            mean: of ln(sigma / alpha); theirs is -1.2.
-            std: its standard deviation, > 0; theirs is 1.2.
-
-        Returns:
-            The levels (B,) in 1..T that lie nearest.
-        """
-
-        def between() -> Tensor:
-            ratio = (self.sigma[1:] / self.alpha[1:]).log()
-            return (ratio[1:] + ratio[:-1]) / 2
-
-        wanted = mean + std * torch.special.ndtri(u)
-        return 1 + torch.searchsorted(self._table("between levels", between, u.device, u.dtype), wanted)
-
     def levels(self, steps: int) -> list[int]:
         """The ``steps + 1`` levels that a sampler visits: from T to 0, evenly spaced, every level once.
 
@@ -211,14 +192,10 @@ class NoiseSchedule:
 
     def _look_up(self, name: object, table: Callable[[], Tensor], t: Tensor, dtype: torch.dtype) -> Tensor:
         """What a fp64 ``table`` has for the levels ``t`` (B,), as ``dtype``, on the device of ``t``; (B,)."""
-        return self._table(name, table, t.device, dtype)[t]
-
-    def _table(self, name: object, table: Callable[[], Tensor], device: torch.device, dtype: torch.dtype) -> Tensor:
-        """A fp64 ``table``, as ``dtype``, on a device."""
-        key = name, device, dtype
+        key = name, t.device, dtype
         if key not in self._moved:  # once a device, for it waits; cast first, as not every device has fp64
-            self._moved[key] = table().to(dtype).to(device)
-        return self._moved[key]
+            self._moved[key] = table().to(dtype).to(t.device)
+        return self._moved[key][t]
 
 
 class LinearSchedule(NoiseSchedule):

@@ -23,8 +23,6 @@ class DenoisingModule(TrainedModule, ABC):
         optimizer: makes the optimiser from the parameters.
         scheduler: makes the learning-rate schedule, stepped at each training step; None for a constant rate.
         compile: compile the network for training.
-        log_sigma: mean and standard deviation of ln(sigma / alpha) at the levels that are trained on (Karras et al.,
-            2022, who take -1.2 and 1.2); None to take each level as often as any other, as validation always does.
     """
 
     def __init__(
@@ -35,12 +33,8 @@ class DenoisingModule(TrainedModule, ABC):
         optimizer: OptimizerCallable,
         scheduler: LRSchedulerCallable | None,
         compile: bool,
-        log_sigma: tuple[float, float] | None = None,
     ) -> None:
         super().__init__()
-        if log_sigma is not None and not log_sigma[1] > 0:
-            raise SettingError(f"the standard deviation of log_sigma must be above 0; got {log_sigma[1]}")
-        self.log_sigma = log_sigma
         if snr_gamma is not None and not snr_gamma > 0:
             raise SettingError(f"snr_gamma must be above 0, or null; got {snr_gamma}")
         self.schedule = schedule
@@ -70,18 +64,14 @@ class DenoisingModule(TrainedModule, ABC):
         Args:
             x_0: images, or latents of them, (B, C, H, W).
             dropout: share of the images that it is told nothing of, in [0, 1].
-            generator: source of the levels, noise and dropout; None in training: torch's global one.
+            generator: source of the levels, noise and dropout; None for torch's global one.
 
         Returns:
             x_t and what is to be predicted of it, (B, C, H, W); the levels t in 1..T, (B,); and of which images it is
             told nothing, (B,).
         """
         batch, device = len(x_0), x_0.device
-        if self.log_sigma is not None and generator is None:
-            shifts = torch.arange(batch, device=device) / batch  # spread evenly over a batch: less noise in the loss
-            t = self.schedule.lognormal_levels((torch.rand(1, device=device) + shifts) % 1, *self.log_sigma)
-        else:
-            t = torch.randint(1, self.schedule.T + 1, (batch,), device=device, generator=generator)
+        t = torch.randint(1, self.schedule.T + 1, (batch,), device=device, generator=generator)
         noise = torch.randn(x_0.shape, dtype=x_0.dtype, device=device, generator=generator)
         dropped = torch.rand(batch, device=device, generator=generator) < dropout
         target = self.schedule.target(x_0, t, noise, self.prediction)

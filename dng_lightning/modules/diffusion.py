@@ -27,8 +27,6 @@ class DiffusionModule(DenoisingModule):
         optimizer: makes the optimiser from the parameters.
         scheduler: makes the learning-rate schedule, stepped at each training step; None for a constant rate.
         compile: compile the network (needs a C++ compiler on CPUs); faster once the first step is over.
-        log_sigma: mean and standard deviation of ln(sigma / alpha) at the levels that are trained on (Karras et al.,
-            2022, who take -1.2 and 1.2); None to take each level as often as any other. Validation always does that.
     """
 
     def __init__(
@@ -41,9 +39,8 @@ class DiffusionModule(DenoisingModule):
         optimizer: OptimizerCallable = torch.optim.AdamW,
         scheduler: LRSchedulerCallable | None = None,
         compile: bool = False,
-        log_sigma: tuple[float, float] | None = None,
     ) -> None:
-        super().__init__(schedule or LinearSchedule(), prediction, snr_gamma, optimizer, scheduler, compile, log_sigma)
+        super().__init__(schedule or LinearSchedule(), prediction, snr_gamma, optimizer, scheduler, compile)
         self.keep_hyperparameters("net", "schedule", "optimizer", "scheduler")
         check_0_to_1(condition_dropout=condition_dropout)
         if not isinstance(getattr(net, "num_classes", None), int):

@@ -1,4 +1,4 @@
-"""From the optimizer and scheduler named in a config to what `configure_optimizers` returns; a schedule of our own."""
+"""From the optimizer and scheduler named in a config to what `configure_optimizers` returns."""
 
 import inspect
 from collections.abc import Callable
@@ -7,43 +7,8 @@ from typing import Any, cast
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
-from dng_lightning.errors import SettingError, check_0_to_1
-
-
-class WarmupStableDecay(LambdaLR):
-    """A linear warm-up, the optimizer's own rate, and a linear decay to nothing (Hu et al., 2024, section 4.2).
-
-    Before the decay the rate does not depend on the length: a run that was stopped there can be made longer by a larger
-    `trainer.max_steps`, and is then what it would have been from the start.
-
-    Args:
-        optimizer: what is scheduled.
-        total_steps: length of the run; None for that of the trainer.
-        warmup: number of steps before the full rate, >= 0.
-        decay: share of the run that decays, in [0, 1].
-
-    Raises:
-        SettingError: a setting is out of its range, or there is no trainer to tell the length.
-    """
-
-    def __init__(
-        self, optimizer: Optimizer, total_steps: int | None = None, warmup: int = 0, decay: float = 0.2
-    ) -> None:
-        check_0_to_1(decay=decay)
-        if warmup < 0:
-            raise SettingError(f"warmup must be at least 0; got {warmup}")
-        if total_steps is None:
-            raise SettingError("without a trainer the schedule's total_steps must be given")
-        falling = decay * total_steps
-
-        def factor(step: int) -> float:
-            left = (total_steps - step) / falling if falling else 1.0
-            return max(0.0, min(1.0, (step + 1) / (warmup + 1), left))
-
-        super().__init__(optimizer, factor)
+from dng_lightning.errors import SettingError
 
 
 def configure(

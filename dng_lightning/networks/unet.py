@@ -7,7 +7,6 @@ work happens at half resolution (or a quarter), where the same width costs a qua
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,14 +33,13 @@ def _zero(layer: nn.Module) -> nn.Module:
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions with a skip; the embedding comes in between them, added or by an adaptive norm."""
+    """Two 3x3 convolutions with a skip; the embedding is added between them."""
 
-    def __init__(self, in_channels: int, out_channels: int, embedding: int, dropout: float, adaptive: bool) -> None:
+    def __init__(self, in_channels: int, out_channels: int, embedding: int, dropout: float) -> None:
         super().__init__()
-        self.adaptive = adaptive
         self.norm1 = _norm(in_channels)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.embed = nn.Linear(embedding, 2 * out_channels if adaptive else out_channels)
+        self.embed = nn.Linear(embedding, out_channels)
         self.norm2 = _norm(out_channels)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = _zero(nn.Conv2d(out_channels, out_channels, 3, padding=1))
@@ -50,13 +48,8 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         """(B, in, H, W) and (B, embedding) to (B, out, H, W)."""
         h = self.conv1(F.silu(self.norm1(x)))
-        embedded = self.embed(F.silu(embedding))[:, :, None, None]
-        if self.adaptive:
-            scale, shift = embedded.chunk(2, dim=1)
-            h = self.norm2(h) * (1 + scale) + shift
-        else:
-            h = self.norm2(h + embedded)
-        h = self.conv2(self.dropout(F.silu(h)))
+        h = h + self.embed(F.silu(embedding))[:, :, None, None]
+        h = self.conv2(self.dropout(F.silu(self.norm2(h))))
         out: Tensor = self.skip(x) + h
         return out
 
@@ -81,9 +74,9 @@ class Attention(nn.Module):
 class _Level(nn.Module):
     """A residual block, followed by attention where the level has it."""
 
-    def __init__(self, in_channels: int, out_channels: int, attention: bool, **settings: Any) -> None:
+    def __init__(self, in_channels: int, out_channels: int, embedding: int, dropout: float, attention: bool) -> None:
         super().__init__()
-        self.residual = ResidualBlock(in_channels, out_channels, **settings)
+        self.residual = ResidualBlock(in_channels, out_channels, embedding, dropout)
         self.attention = Attention(out_channels) if attention else nn.Identity()
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
@@ -103,8 +96,6 @@ class UNet(nn.Module):
         attention: levels (0 is the finest) that attend over their pixels; the middle always does.
         patch: side of the pixel-unshuffle at the input; 2 halves the resolution of everything.
         dropout: probability, in [0, 1).
-        adaptive_norm: let time and class scale and shift the features of a block (AdaGN of Dhariwal & Nichol, 2021,
-            section 3.1) instead of being added to them.
 
     The image's sides must be divisible by ``patch * 2 ** (len(channels) - 1)``.
     """
@@ -118,7 +109,6 @@ class UNet(nn.Module):
         attention: Sequence[int] = (1,),
         patch: int = 2,
         dropout: float = 0.0,
-        adaptive_norm: bool = False,
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
@@ -129,7 +119,6 @@ class UNet(nn.Module):
         self.time = nn.Sequential(nn.Linear(width, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
         self.label = nn.Embedding(num_classes + 1, embedding) if num_classes else None
         pixels = image_channels * patch**2
-        settings: dict[str, Any] = {"embedding": embedding, "dropout": dropout, "adaptive": adaptive_norm}
 
         self.stem = nn.Conv2d(pixels, width, 3, padding=1)
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
@@ -138,19 +127,19 @@ class UNet(nn.Module):
         for level, out in enumerate(channels):
             blocks_here = nn.ModuleList()
             for _ in range(blocks):
-                blocks_here.append(_Level(width, out, level in attention, **settings))
+                blocks_here.append(_Level(width, out, embedding, dropout, level in attention))
                 width = out
                 skips.append(width)
             self.down.append(blocks_here)
             if level < len(channels) - 1:
                 self.shrink.append(nn.Conv2d(width, width, 3, stride=2, padding=1))
                 skips.append(width)
-        self.middle1 = _Level(width, width, attention=True, **settings)
-        self.middle2 = ResidualBlock(width, width, **settings)
+        self.middle1 = _Level(width, width, embedding, dropout, attention=True)
+        self.middle2 = ResidualBlock(width, width, embedding, dropout)
         for level, out in reversed(list(enumerate(channels))):
             blocks_here = nn.ModuleList()
             for _ in range(blocks + 1):
-                blocks_here.append(_Level(width + skips.pop(), out, level in attention, **settings))
+                blocks_here.append(_Level(width + skips.pop(), out, embedding, dropout, level in attention))
                 width = out
             self.up.append(blocks_here)
             if level > 0:

@@ -14,7 +14,6 @@ from dng_lightning.__main__ import run
 from dng_lightning.data import CIFAR10, MNIST, Digits
 from dng_lightning.errors import SettingError
 from dng_lightning.modules.classifier import ClassifierModule, random_cutout, random_shift
-from dng_lightning.modules.optimization import WarmupStableDecay
 from dng_lightning.networks.classifier import ImageClassifier
 from dng_lightning.schedule import LinearSchedule
 
@@ -339,46 +338,6 @@ def test_other_schedules_are_stepped_once_per_step(tmp_path: Path):
     schedule = functools.partial(CosineAnnealingLR, T_max=3)
     run_once.fit(ClassifierModule(small_net(), scheduler=schedule), Digits())
     assert run_once.optimizers[0].param_groups[0]["lr"] == pytest.approx(0)
-
-
-def rates(steps: range, **settings: object) -> list[float]:
-    optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.5)
-    schedule = WarmupStableDecay(optimizer, **settings)  # type: ignore[arg-type]
-    return [0.5 * schedule.lr_lambdas[0](step) for step in steps]
-
-
-def test_a_rate_that_warms_up_stays_and_falls_to_nothing():
-    expected = [0.125, 0.25, 0.375, 0.5, 0.5, 0.5, 0.5, 0.375, 0.25, 0.125, 0]
-    assert rates(range(11), total_steps=10, warmup=3, decay=0.4) == pytest.approx(expected)
-    assert rates(range(5), total_steps=4, decay=0) == [0.5] * 5
-    assert rates(range(5), total_steps=4, decay=1) == pytest.approx([0.5, 0.375, 0.25, 0.125, 0])
-
-
-def test_a_run_stopped_in_its_steady_phase_can_be_made_longer(tmp_path: Path):
-    """It then takes the steps that the longer one would have taken from the start."""
-    scheduler = "dng_lightning.modules.optimization.WarmupStableDecay"
-    settings = ["--trainer.limit_train_batches=4", f"--model.scheduler={scheduler}", "--model.scheduler.warmup=2"]
-    straight = fit_by_command_line(tmp_path / "straight", *settings, "--trainer.max_epochs=4")
-    short = fit_by_command_line(tmp_path / "short", *settings, "--trainer.max_epochs=1", "--model.scheduler.decay=0")
-    longer = fit_by_command_line(tmp_path / "long", *settings, "--trainer.max_epochs=4", f"--ckpt_path={short}")
-    one, other = (torch.load(path, weights_only=True) for path in (straight, longer))
-    assert one["lr_schedulers"][0]["_last_lr"] == other["lr_schedulers"][0]["_last_lr"] == [0.0]
-    assert one["state_dict"].keys() == other["state_dict"].keys()
-    for name, weight in one["state_dict"].items():
-        assert torch.equal(weight, other["state_dict"][name])
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"total_steps": 5, "decay": 1.5}, "decay must be between 0 and 1"),
-        ({"total_steps": 5, "warmup": -1}, "warmup must be at least 0"),
-        ({}, "total_steps must be given"),
-    ],
-)
-def test_a_schedule_that_cannot_be(settings: dict[str, object], message: str):
-    with pytest.raises(SettingError, match=message):
-        rates(range(1), **settings)
 
 
 def test_an_endless_run_has_no_length_to_fill_in(tmp_path: Path):

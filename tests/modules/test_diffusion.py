@@ -17,7 +17,6 @@ from dng_lightning.data import Digits
 from dng_lightning.errors import SettingError
 from dng_lightning.modules import DiffusionModule, GuidedSampler
 from dng_lightning.networks import UNet
-from dng_lightning.networks.unet import ResidualBlock
 from dng_lightning.schedule import CosineSchedule, LinearSchedule, NoiseSchedule, Prediction
 
 
@@ -217,25 +216,6 @@ def test_bfloat16_networks_give_float32():
     assert module(torch.randn(2, 1, 8, 8), torch.tensor([1, 1000])).dtype == torch.float32
 
 
-def test_levels_are_drawn_log_normally():
-    schedule = LinearSchedule()
-    ratio = (schedule.sigma / schedule.alpha).log()
-    t = schedule.lognormal_levels((torch.arange(10_000, dtype=torch.double) + 0.5) / 10_000, -1.2, 0.7)
-    assert ratio[t].mean() == pytest.approx(-1.2, abs=0.01)
-    assert ratio[t].std() == pytest.approx(0.7, abs=0.01)
-    assert schedule.lognormal_levels(torch.tensor([0.0, 1 - 1e-7]), 0, 9).tolist() == [1, 1000]
-
-    module = DiffusionModule(UNet(1, 10, [8], 1, []), log_sigma=(-1.2, 0.7))
-    x_0 = torch.zeros(64, 1, 8, 8)
-    t = module.noised(x_0, 0, None)[2]
-    assert ratio[t].mean() == pytest.approx(-1.2, abs=0.1)  # evenly spread, so much closer than 64 draws would be
-    alike, generators = DiffusionModule(UNet(1, 10, [8], 1, [])), [Generator().manual_seed(0) for _ in range(2)]
-    for one, other in zip(module.noised(x_0, 0, generators[0]), alike.noised(x_0, 0, generators[1]), strict=True):
-        assert torch.equal(one, other)  # validation draws every level alike
-    with pytest.raises(SettingError, match="standard deviation of log_sigma must be above 0; got 0"):
-        DiffusionModule(UNet(1, 10, [8], 1, []), log_sigma=(1, 0))
-
-
 # --- networks ---
 
 
@@ -246,7 +226,6 @@ def test_levels_are_drawn_log_normally():
         ({"image_channels": 3, "channels": [8, 16, 16], "patch": 1, "attention": [0, 2]}, (3, 32, 32)),
         ({"channels": [8], "patch": 1, "attention": []}, (1, 8, 8)),
         ({"channels": [8, 8], "patch": 2, "num_classes": 0}, (1, 8, 12)),
-        ({"channels": [8, 8], "adaptive_norm": True}, (1, 8, 8)),
     ],
 )
 def test_the_unet_keeps_the_shape(settings: dict[str, object], shape: tuple[int, int, int]):
@@ -262,23 +241,6 @@ def test_the_unet_keeps_the_shape(settings: dict[str, object], shape: tuple[int,
     assert not torch.equal(net(x, t - t + 1), net(x, t))
     singly = torch.cat([net(x[i : i + 1], t[i : i + 1]) for i in range(3)])
     assert torch.allclose(singly, net(x, t), atol=1e-4)
-
-
-def test_an_adaptive_norm_scales_and_shifts_what_the_plain_block_would_normalise():
-    plain, adaptive = (ResidualBlock(4, 4, embedding=6, dropout=0.0, adaptive=each) for each in (False, True))
-    nn.init.normal_(plain.conv2.weight)
-    shared = {name: value for name, value in plain.state_dict().items() if not name.startswith("embed.")}
-    adaptive.load_state_dict(shared, strict=False)
-    for block in (plain, adaptive):
-        nn.init.zeros_(block.embed.weight)
-        nn.init.zeros_(block.embed.bias)
-    x, embedding = torch.randn(2, 4, 8, 8), torch.randn(2, 6)
-    assert torch.equal(adaptive(x, embedding), plain(x, embedding))  # a scale of 1 and a shift of 0
-    with torch.no_grad():
-        adaptive.embed.bias[:4] = -1  # a scale of 0: of the features only the shift is left
-        adaptive.embed.bias[4:] = torch.arange(4.0)
-    features = nn.functional.silu(torch.arange(4.0))[None, :, None, None].expand(2, 4, 8, 8)
-    assert torch.allclose(adaptive(x, embedding), x + adaptive.conv2(features), atol=1e-6)
 
 
 @pytest.mark.parametrize("config", ["cifar10_only_airplane", "cifar10"])
