@@ -34,6 +34,7 @@ from dng_lightning.modules.passes import Pass
 COLUMNS = [
     *("method", "scale", "guidance", "n", "seeds", "steps", "features"),
     *("forbidden", "forbidden_low", "forbidden_high", "kl", "kl_low", "kl_high", "kl_uniform"),
+    *("kl_own", "kl_own_low", "kl_own_high"),
     *("tv", "fd_retained", "fd_low", "fd_high", "fd_all", "kid", "precision"),
     *("recall", "invasiveness", "invasiveness_features", "histogram"),
     *("evaluations", "images_per_second", "memory_mb"),

@@ -39,12 +39,13 @@ def collected(folders: Sequence[Path]) -> list[dict[str, str]]:
 
 
 def figure(rows: Rows) -> Figure:
-    """Forbidden rate, divergence and Fréchet distance of each method, with 95 % intervals, class beside class."""
+    """Forbidden rate, divergences and Fréchet distance of each method, with 95 % intervals, class beside class."""
     classes = list(dict.fromkeys(row["removed"] for row in rows))
     methods = by_method(rows)
-    figure = Figure(figsize=(max(6.0, 0.9 * len(classes)), 7.5), layout="constrained")
-    grid = figure.subplots(len(LABELS), 1, sharex=True)
-    for axes, (measure, label) in zip(grid, LABELS.items(), strict=True):
+    labels = {measure: label for measure, label in LABELS.items() if any(row.get(measure) for row in rows)}
+    figure = Figure(figsize=(max(6.0, 0.9 * len(classes)), 2.5 * len(labels)), layout="constrained")
+    grid = figure.subplots(len(labels), 1, sharex=True)
+    for axes, (measure, label) in zip(grid, labels.items(), strict=True):
         for place, (name, own) in enumerate(methods.items()):
             measured = [row for row in own if row.get(measure)]
             aside = 0.7 * ((place + 0.5) / len(methods) - 0.5)  # of the middle of the class
@@ -61,7 +62,7 @@ def figure(rows: Rows) -> Figure:
     for axes in grid[1:]:
         axes.set_yscale("log")
         plain_numbers(axes)
-    grid[-1].set_xticks(range(len(classes)), classes)
+    grid[-1].set_xticks(range(len(classes)), [fill(name, 12) for name in classes])
     grid[-1].set_xlabel("removed class")
     figure.legend(*grid[0].get_legend_handles_labels(), fontsize="small", loc="outside lower center", ncols=3)
     return figure
@@ -77,15 +78,13 @@ def matched(rows: Rows, safety: Sequence[float] = SAFETY) -> str:
     methods = list(dict.fromkeys(result["method"] for own in found.values() for result in own))
     features = ", ".join(dict.fromkeys(row["features"] for row in rows if row.get("features")))
     distance = f"Fréchet distance (features of {features})" if features else "Fréchet distance"
-    lines = [
-        f"KL to even over what is retained, and after the slash {distance}, where this share is still forbidden:",
-        "",
-    ]
+    own = "KL to the unguided images' own balance / " if any(row.get("kl_own") for row in rows) else ""
+    lines = [f"KL to even over what is retained / {own}{distance}, where this share is still forbidden:", ""]
     heads = [f"{method}, {level:.1%}" for level in safety for method in methods]
     lines += [f"| removed | {' | '.join(heads)} |", "|" + "---|" * (1 + len(heads))]
-    for name, own in found.items():
-        values = {(result["method"], result["forbidden"]): result for result in own}
-        cells = [_both(values.get((method, level), {})) for level in safety for method in methods]
+    for name, results in found.items():
+        values = {(result["method"], result["forbidden"]): result for result in results}
+        cells = [_cell(values.get((method, level), {})) for level in safety for method in methods]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -97,8 +96,9 @@ def share(text: str) -> float:
     return float(text)
 
 
-def _both(result: Mapping[str, Any]) -> str:
-    numbers = [f"{result[name]:.{digits}f}" for name, digits in (("kl", 3), ("fd_retained", 2)) if name in result]
+def _cell(result: Mapping[str, Any]) -> str:
+    shown = {"kl": 3, "kl_own": 3, "fd_retained": 2}
+    numbers = [f"{result[name]:.{digits}f}" for name, digits in shown.items() if name in result]
     return " / ".join(numbers) or "–"
 
 

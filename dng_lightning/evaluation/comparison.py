@@ -7,7 +7,14 @@ import torch
 from torch import Tensor
 
 from dng_lightning.evaluation.drawn import Drawn
-from dng_lightning.evaluation.metrics import forbidden_rate, kl_divergence, kl_interval, total_variation
+from dng_lightning.evaluation.metrics import (
+    forbidden_rate,
+    kl_divergence,
+    kl_interval,
+    kl_to,
+    kl_to_interval,
+    total_variation,
+)
 from dng_lightning.evaluation.quality import (
     Moments,
     frechet_distance,
@@ -38,7 +45,8 @@ def measure(
 
     Args:
         drawn: the images.
-        unguided: those of the same seeds without guidance; None to leave out how far they moved.
+        unguided: those of the same seeds without guidance; None to leave out how far they moved, and whether the
+            classes keep the balance that they had there among those that are not forbidden.
         real: what they are compared with; None to leave out what needs it.
         classes: number of them.
         forbidden: labels.
@@ -71,7 +79,9 @@ def measure(
     }
     if real is not None and sum(counts) >= LEAST:
         measures |= _quality(drawn, kept, real, wanted)
-    return measures | (_invasiveness(drawn, unguided, forbidden) if unguided is not None else {})
+    if unguided is None:
+        return measures
+    return measures | _own_balance(counts, unguided, forbidden, reject) | _invasiveness(drawn, unguided, forbidden)
 
 
 def _quality(drawn: Drawn, kept: Tensor, real: RealStatistics, retained: list[int]) -> dict[str, float]:
@@ -119,6 +129,20 @@ def per_class(drawn: Drawn, real: RealStatistics | None, class_names: Collection
             row |= {"kid": kernel_distance(theirs, own), "precision": precision, "recall": recall}
         rows.append(row)
     return rows
+
+
+def _own_balance(counts: list[int], unguided: Drawn, forbidden: Collection[int], reject: bool) -> dict[str, float]:
+    """KL(unguided images that are not forbidden || generated): rejection draws the first, and guidance is to.
+
+    So rejection itself has none, but for the half images that are added, and no interval.
+    """
+    rest = torch.bincount(unguided.all("labels"), minlength=len(counts)).tolist()
+    rest = [0 if label in forbidden else count for label, count in enumerate(rest)]
+    if not any(rest):
+        return {}
+    low, high = kl_to_interval(counts, rest)
+    interval = {} if reject else {"kl_own_low": low, "kl_own_high": high}
+    return {"kl_own": kl_to(counts, rest), **interval}
 
 
 def _invasiveness(drawn: Drawn, unguided: Drawn, forbidden: Collection[int]) -> dict[str, float]:

@@ -17,6 +17,7 @@ TICKS = (0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1)  # of the f
 LABELS = {
     "forbidden": "forbidden images, %",
     "kl": "KL(even over retained ‖ generated), nats",
+    "kl_own": "KL(unguided, retained ‖ generated), nats",
     "fd_retained": "Fréchet distance to retained real images",
 }
 OBEYED = "images that are what the prompt asks for"
@@ -24,12 +25,14 @@ MARKS = dict(zip(REFERENCES, "XD*", strict=True))
 
 
 def tradeoff(rows: Rows) -> Figure:
-    """Forbidden rate against KL, Fréchet distance, and what obeys a prompt: a line a method, the references as marks.
+    """Forbidden rate against what it costs: a line a method, the references as marks.
+
+    That is KL, to even and to the unguided images' own balance, Fréchet distance, and what obeys a prompt.
 
     Args:
         rows: of a ``results.csv``.
     """
-    panels = ["kl", *(name for name in ("fd_retained", "obeyed") if any(row.get(name) for row in rows))]
+    panels = ["kl", *(name for name in ("kl_own", "fd_retained", "obeyed") if any(row.get(name) for row in rows))]
     methods = by_method(rows)
     curves = [name for name, own in methods.items() if own[0]["method"] not in REFERENCES]
     columns = max(1, 76 * len(panels) // (8 + max(map(len, methods))))  # as many as there is room for

@@ -45,9 +45,14 @@ def kl_divergence(counts: Sequence[int], forbidden: Collection[int] = ()) -> flo
     of the generated distribution, so that a leak costs as well. Half an image is added to each class (Krichevsky and
     Trofimov, 1981), so that an empty class costs much but not infinitely much.
     """
-    retained = [label for label in range(len(counts)) if label not in forbidden]
-    total = sum(counts) + len(counts) / 2
-    return sum(math.log(total / (len(retained) * (counts[label] + 0.5))) for label in retained) / len(retained)
+    return kl_to(counts, [0 if label in forbidden else 1 for label in range(len(counts))])
+
+
+def kl_to(counts: Sequence[int], target: Sequence[float]) -> float:
+    """`kl_divergence` to any target: the weight of each class in it, >= 0, of which one at least is above 0."""
+    total, whole = sum(counts) + len(counts) / 2, sum(target)
+    pairs = zip(target, counts, strict=True)
+    return sum(share * math.log(share * total / (whole * (count + 0.5))) for share, count in pairs if share) / whole
 
 
 def kl_interval(
@@ -62,10 +67,29 @@ def kl_interval(
         SettingError: no image.
     """
     check_count("the divergence's interval", sum(counts), 1)
-    drawn = np.random.default_rng(seed).multinomial(sum(counts), np.array(counts) / sum(counts), draws)
-    return bootstrap_interval(
-        [kl_divergence(row, forbidden) for row in drawn.tolist()], kl_divergence(counts, forbidden)
-    )
+    drawn = _redrawn(counts, draws, np.random.default_rng(seed))
+    return bootstrap_interval([kl_divergence(row, forbidden) for row in drawn], kl_divergence(counts, forbidden))
+
+
+def kl_to_interval(
+    counts: Sequence[int], target: Sequence[int], draws: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """95 % bootstrap interval of `kl_to` where the target is of images, too: both are drawn anew, each by itself.
+
+    Where both are of the same seeds they have much in common, and the interval is too wide rather than too narrow.
+
+    Raises:
+        SettingError: no image in one of them.
+    """
+    check_count("the divergence's interval", min(sum(counts), sum(target)), 1)
+    generator = np.random.default_rng(seed)
+    drawn = zip(_redrawn(counts, draws, generator), _redrawn(target, draws, generator), strict=True)
+    return bootstrap_interval([kl_to(own, theirs) for own, theirs in drawn], kl_to(counts, target))
+
+
+def _redrawn(counts: Sequence[int], draws: int, generator: np.random.Generator) -> list[list[int]]:
+    rows: list[list[int]] = generator.multinomial(sum(counts), np.array(counts) / sum(counts), draws).tolist()
+    return rows
 
 
 def bootstrap_interval(values: Sequence[float], point: float) -> tuple[float, float]:

@@ -54,23 +54,22 @@ Rows = Sequence[Mapping[str, str]]
 
 REFERENCES = ("Unguided", "Rejection", "Retrained")  # points, not curves
 SAFETY = (0.005, 0.01, 0.02)
-MEASURES = {"kl": "KL", "fd_retained": "Fréchet", "invasiveness": "moved"}
+MEASURES = {"kl": "KL", "kl_own": "KL own", "fd_retained": "Fréchet", "invasiveness": "moved"}
 
 
 def results_table(rows: Rows) -> str:
     """The rows of a ``results.csv``, for the terminal."""
     names = _names(rows)
     wide = max([28, *(len(name) + 1 for name in names)])
-    head = f"{'method':<{wide}}{'scale':>7}{'n':>7}{'forbidden':>11}{'95 % interval':>17}{'KL':>8}"
+    head = f"{'method':<{wide}}{'scale':>7}{'n':>7}{'forbidden':>11}{'95 % interval':>17}{'KL':>8}{'KL own':>8}"
     lines = [head + f"{'Fréchet':>10}{'precision':>11}{'recall':>8}{'moved':>8}{'evals':>8}"]
     for name, row in zip(names, rows, strict=True):
         bounds = [_number(row, f"forbidden_{side}", ".1%") for side in ("low", "high")]
         interval = f"[{', '.join(bounds)}]" if row.get("forbidden_low") else "–"
         text = f"{name:<{wide}}{row['scale'] or '–':>7}{row['n']:>7}"
         text += f"{float(row['forbidden']):>11.2%}{interval:>17}"
-        text += (
-            f"{float(row['kl']):>8.3f}{_number(row, 'fd_retained', '.3f'):>10}{_number(row, 'precision', '.3f'):>11}"
-        )
+        text += f"{float(row['kl']):>8.3f}{_number(row, 'kl_own', '.3f'):>8}"
+        text += f"{_number(row, 'fd_retained', '.3f'):>10}{_number(row, 'precision', '.3f'):>11}"
         text += f"{_number(row, 'recall', '.3f'):>8}{_number(row, 'invasiveness', '.3f'):>8}"
         lines.append(text + f"{float(row['evaluations']):>8.0f}")
     if any(row.get("obeyed") for row in rows):
@@ -144,7 +143,7 @@ def safety_table(rows: Rows) -> str:
     if not methods:
         return ""
     wide = max([28, *(len(method) + 1 for method in methods)])
-    levels = "".join(f"{f'at {level:.1%} forbidden':>27}" for level in SAFETY)
+    levels = "".join(f"{f'at {level:.1%} forbidden':>{9 * len(MEASURES)}}" for level in SAFETY)
     names = "".join(f"{name:>9}" for name in MEASURES.values())
     lines = [f"{'':<{wide}}{levels}", f"{'equal safety':<{wide}}{names * len(SAFETY)}"]
     for method in methods:
@@ -164,35 +163,37 @@ def results_markdown(rows: Rows, notes: Sequence[str] = ()) -> str:
         notes: paragraphs before the tables.
     """
     lines = [*(f"{note}\n" for note in notes)]
-    heads = ["method", "scale", "N", "forbidden, %", "KL", "Fréchet distance", "KID ×1000", "precision", "recall"]
+    heads = ["method", "scale", "N", "forbidden, %", "KL to even", "KL to own¹", "Fréchet distance", "KID ×1000"]
     in_words = any(row.get("obeyed") for row in rows)
-    heads += ["moved", "evaluations", *(["prompt obeyed", "KL of what was left open"] if in_words else [])]
+    heads += ["precision", "recall", "moved", "evaluations"]
+    heads += ["prompt obeyed", "KL of what was left open"] if in_words else []
     lines += [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
     for name, row in zip(_names(rows), rows, strict=True):
         bounds = [100 * float(row[name]) for name in ("forbidden_low", "forbidden_high") if row.get(name)]
         rate = f"{100 * float(row['forbidden']):.2f}" + (f" ({bounds[0]:.2f}–{bounds[1]:.2f})" if bounds else "")
-        kl = f"{float(row['kl']):.3f} ({float(row['kl_low']):.3f}–{float(row['kl_high']):.3f})"
-        fd = _number(row, "fd_retained", ".3f")
-        fd += f" ({float(row['fd_low']):.3f}–{float(row['fd_high']):.3f})" if row.get("fd_low") else ""
+        kl, own, fd = (_with_interval(row, name) for name in ("kl", "kl_own", "fd_retained"))
         kid = f"{1000 * float(row['kid']):.2f}" if row.get("kid") else "–"
-        cells = [name, row["scale"] or "–", row["n"], rate, kl, fd, kid]
+        cells = [name, row["scale"] or "–", row["n"], rate, kl, own, fd, kid]
         cells += [_number(row, measure, ".3f") for measure in ("precision", "recall", "invasiveness")]
         cells.append(f"{float(row['evaluations']):.0f}")
         cells += [_obeyed(row), _number(row, "kl_open", ".3f")] if in_words else []
         lines.append(f"| {' | '.join(cells)} |")
+    if any(row.get("kl_own") for row in rows):
+        lines += ["", "¹ To the balance of the unguided images that are not forbidden, which rejection would draw."]
     found = [result for result in equal_safety(rows) if len(result) > 2]
     if found:
-        lines += [
-            "",
-            "At equal safety (interpolated):",
-            "",
-            "| method | forbidden, % | KL | Fréchet distance | moved |",
-        ]
-        lines += ["|---|---|---|---|---|"]
+        heads = ["method", "forbidden, %", "KL to even", "KL to own¹", "Fréchet distance", "moved"]
+        lines += ["", "At equal safety (interpolated):", "", f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
         for result in found:
             values = [f"{result[name]:.3f}" if name in result else "–" for name in MEASURES]
             lines.append(f"| {result['method']} | {100 * result['forbidden']:g} | {' | '.join(values)} |")
     return "\n".join(lines) + "\n"
+
+
+def _with_interval(row: Mapping[str, str], name: str) -> str:
+    low, high = (f"{name.removesuffix('_retained')}_{side}" for side in ("low", "high"))
+    bounds = f" ({float(row[low]):.3f}–{float(row[high]):.3f})" if row.get(low) else ""
+    return _number(row, name, ".3f") + bounds
 
 
 def _names(rows: Rows) -> list[str]:

@@ -14,6 +14,7 @@ from dng_lightning.evaluation import board, plots
 MEASURES = {
     "forbidden": "metrics/forbidden_rate",
     "kl": "metrics/kl",
+    "kl_own": "metrics/kl_own",
     "kl_uniform": "metrics/kl_uniform",
     "tv": "metrics/tv",
     "fd_retained": "metrics/fd",
@@ -48,6 +49,7 @@ def layout() -> board.Layout:
     return {
         "Class balance": one("Share that is forbidden", "forbidden")
         | one("KL from the even retained classes", "kl")
+        | one("KL from what is retained of the unguided images", "kl_own")
         | one("KL from all classes evenly", "kl_uniform"),
         "Guidance": {
             "Guidance scale against t (the noise is on the right), mean and its 95 % interval": board.band("way/scale"),

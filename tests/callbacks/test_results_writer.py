@@ -34,7 +34,7 @@ GUIDANCES = """[
 METHODS = [NegativePrompting(1.0), DynamicNegativeGuidance(1.0, 0.2), DynamicNegativeGuidance(3.0, 0.2)]
 ORDER = ["Unguided", "Rejection", "NegativePrompting", *["DynamicNegativeGuidance"] * 2]
 COLUMNS = """method, scale, guidance, n, seeds, steps, forbidden, forbidden_low, forbidden_high, kl, kl_uniform, tv,
-    fd_retained, fd_all, kid, precision, recall, invasiveness, evaluations, images_per_second""".replace(
+    kl_own, fd_retained, fd_all, kid, precision, recall, invasiveness, evaluations, images_per_second""".replace(
     "\n", ""
 ).split(",")
 MEASURED_ANEW = ("images_per_second", "memory_mb")
@@ -126,6 +126,8 @@ def test_a_row_each_with_all_columns(written: Path):
     assert {cell for cell in empty if cell[1] not in ("scale", "memory_mb")} == {
         ("Rejection", "forbidden_low"),
         ("Rejection", "forbidden_high"),
+        ("Rejection", "kl_own_low"),
+        ("Rejection", "kl_own_high"),
     }
     told = [json.loads(row["guidance"]) for row in found]
     assert told[0] == {"class": "Unguided"}
@@ -169,6 +171,9 @@ def test_the_values_are_those_of_the_images(
             close("forbidden_high", wilson_interval(hits, sum(counts))[1])
         close("kl", kl_divergence(counts, FORBIDDEN))
         close("kl_uniform", kl_divergence(counts))
+        own = torch.bincount(unguided.labels[fine], minlength=10).double()
+        generated = (torch.tensor(counts) + 0.5) / (sum(counts) + 5)
+        close("kl_own", float(torch.special.xlogy(own / own.sum(), own / own.sum() / generated).sum()))
         close("tv", sum(abs(c / sum(counts) - (i not in FORBIDDEN) / 8) for i, c in enumerate(counts)) / 2)
 
         difference = (pixels[fine].double() - to_uint8(unguided.images)[fine].double()) / 255
@@ -516,7 +521,7 @@ def test_without_features(dng: Dng, settings: list[str], tmp_path: Path):
     dng("test", *settings)
     for row in rows(tmp_path):
         empty = {name for name, value in row.items() if not value} - {"scale", "invasiveness"}
-        assert empty - {"forbidden_low", "forbidden_high"} == {
+        assert empty - {"forbidden_low", "forbidden_high", "kl_own", "kl_own_low", "kl_own_high"} == {
             "fd_retained",
             "fd_low",
             "fd_high",
@@ -535,7 +540,9 @@ def test_without_the_unguided_images_the_other_rows_are_the_same(
 ):
     alone = [*settings, "--trainer.callbacks.unguided=false", f"--trainer.default_root_dir={tmp_path}"]
     dng("test", *alone)
-    compared_with_unguided = {"invasiveness": "", "invasiveness_features": ""}
+    compared_with_unguided = dict.fromkeys(
+        ("kl_own", "kl_own_low", "kl_own_high", "invasiveness", "invasiveness_features"), ""
+    )
     assert compared(tmp_path) == [row | compared_with_unguided for row in compared(written)[2:-1]]
     assert not (tmp_path / "posterior.csv").exists()
     assert len(list((tmp_path / "board").iterdir())) == len(METHODS)

@@ -70,6 +70,9 @@ def test_methods_at_equal_safety_class_by_class(tmp_path: Path):
     cells = dict(zip(head.split(" | "), found.split(" | "), strict=True))
     assert (cells["NP, 1.0%"], cells["NP, 0.5%"], cells["DNG, 1.0%"]) == ("0.200 / 4.00", "0.300 / 5.00", "–")
     assert by_class.matched(rows, [0.02]).splitlines()[-1] == "| 4 | 0.100 / 3.00 | – |"
+    with_own = by_class.matched([row | {"kl_own": "0.05"} for row in rows], [0.02])
+    assert with_own.startswith("KL to even over what is retained / KL to the unguided images' own balance / Fréchet")
+    assert with_own.splitlines()[-1] == "| 4 | 0.100 / 0.050 / 3.00 | – |"
 
 
 def test_other_shares(folders: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]):

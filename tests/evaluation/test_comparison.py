@@ -9,7 +9,7 @@ from torch import Tensor
 from dng_lightning.evaluation import comparison, drawn
 from dng_lightning.evaluation.comparison import LEAST, measure, per_class
 from dng_lightning.evaluation.drawn import Drawn
-from dng_lightning.evaluation.metrics import kl_divergence, kl_interval, total_variation, wilson_interval
+from dng_lightning.evaluation.metrics import kl_divergence, kl_interval, kl_to, total_variation, wilson_interval
 from dng_lightning.evaluation.quality import frechet_distance, frechet_interval, kernel_distance, precision_recall
 from dng_lightning.evaluation.real import RealStatistics
 
@@ -80,6 +80,8 @@ def test_every_measure_by_itself(block: int, real: RealStatistics, tmp_path: Pat
     check(found, {"n": 100, "forbidden": 0.25, "forbidden_low": low, "forbidden_high": high})
     check(found, {"kl": kl_divergence(counts, FORBIDDEN), "kl_low": kl_low, "kl_high": kl_high})
     check(found, {"kl_uniform": kl_divergence(counts), "tv": total_variation(counts, FORBIDDEN)})
+    check(found, {"kl_own": kl_to(counts, [35, 0, 20, 20])})
+    assert found["kl_own_low"] < found["kl_own"] < found["kl_own_high"]
     assert found["histogram"] == "35 25 20 20"
     check(found, expected_quality(own.all("features"), real, [0, 2, 3]))
     assert found["fd_all"] < found["fd_retained"]
@@ -95,7 +97,9 @@ def test_rejection_drops_exactly_the_forbidden(
     own = images(tmp_path)
     found = measure(own, own, real, CLASSES, FORBIDDEN, reject=True)
     assert (found["n"], found["forbidden"], found["histogram"]) == (75, 0, "35 0 20 20")
-    assert not {"forbidden_low", "forbidden_high"} & set(found)  # the filter is its own judge
+    intervals = {"forbidden_low", "forbidden_high", "kl_own_low", "kl_own_high"}
+    assert not intervals & set(found)  # the filter is its own judge
+    assert 0 < found["kl_own"] < 0.01  # the half images alone
     check(found, {"kl": kl_divergence([35, 0, 20, 20], FORBIDDEN)})
     check(found, expected_quality(own.all("features")[LABELS != 1], real, [0, 2, 3]))
 

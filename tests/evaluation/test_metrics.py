@@ -1,6 +1,7 @@
 import math
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 
@@ -10,6 +11,8 @@ from dng_lightning.evaluation.metrics import (
     forbidden_rate,
     kl_divergence,
     kl_interval,
+    kl_to,
+    kl_to_interval,
     posterior_quality,
     total_variation,
     wilson_interval,
@@ -49,6 +52,23 @@ def test_the_divergence_is_that_of_the_smoothed_histogram():
 def test_the_divergence_is_finite_without_any_image_of_a_class():
     assert 0 < kl_divergence([0, 50, 50]) < kl_divergence([0, 100, 0]) < math.inf
     assert kl_divergence([50, 50, 50]) == pytest.approx(0)
+
+
+def test_the_divergence_to_another_balance():
+    """Of the unguided images half are of one class: as many here is right, and an even share is not."""
+    assert kl_to([500, 250, 250], [20, 10, 10]) == pytest.approx(0, abs=1e-3)
+    assert kl_to([10_000, 10_000, 10_000], [2, 1, 1]) == pytest.approx(math.log(3) - 1.5 * math.log(2), abs=1e-3)
+    assert kl_to([0, 5, 5], [0, 1, 1]) == pytest.approx(math.log(11.5 / 11))  # what is not in the target costs a leak
+    assert kl_to([3, 4, 5], [1, 0, 1]) == kl_divergence([3, 4, 5], [1])
+
+
+def test_the_interval_of_a_divergence_between_images_knows_of_both():
+    generator, shares = np.random.default_rng(1), [0.2, 0.3, 0.5]
+    found = [kl_to(*generator.multinomial(400, shares, 2).tolist()) for _ in range(4000)]
+    low, high = kl_to_interval([80, 120, 200], [80, 120, 200])
+    assert low == 0
+    assert high == pytest.approx(np.quantile(found, 0.975) - np.mean(found), rel=0.2)
+    assert high > 1.5 * kl_to_interval([80, 120, 200], [80_000, 120_000, 200_000])[1]
 
 
 def test_total_variation_is_the_mass_to_be_moved():

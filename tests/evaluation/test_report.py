@@ -146,20 +146,22 @@ def test_curves_of_other_steps_and_seeds_are_others():
 def test_the_table_at_equal_safety():
     lines = safety_table([*CURVE, row("NP", 0.5, 0.1)]).splitlines()
     assert len(lines) == 3  # NP has no value to show
-    assert lines[2].split() == ["DNG", "0.250", "6.000", "0.125", "0.200", "8.000", "0.125", "0.150", "5.000", "0.125"]
+    low, middle, high = "0.250 – 6.000 0.125", "0.200 – 8.000 0.125", "0.150 – 5.000 0.125"
+    assert lines[2].split() == ["DNG", *low.split(), *middle.split(), *high.split()]
     assert [part.strip() for part in lines[0].split("forbidden")] == ["at 0.5%", "at 1.0%", "at 2.0%", ""]
     half = safety_table([row("DNG", 0.008, 0.1), row("DNG", 0.012, 0.2)]).splitlines()[2].split()
-    assert half[1:4] == half[7:] == ["–"] * 3
-    assert half[5:7] == ["–"] * 2  # there is no distance
+    assert half[1:5] == half[9:] == ["–"] * 4
+    assert half[6:9] == ["–"] * 3  # there is no distance
     assert len({len(line) for line in lines[1:]}) == 1
 
 
 def test_the_table_of_the_terminal():
     lines = results_table([row("Unguided", 0.1, 0.05), row("DNG", 0.004, 0.125, 1.5, scale=2)]).splitlines()
     assert len({len(line) for line in lines}) == 1
-    assert lines[1].split() == ["Unguided", "–", "1000", "10.00%", "[8.3%,", "12.0%]", "0.050", *["–"] * 4, "100"]
+    unguided = ["Unguided", "–", "1000", "10.00%", "[8.3%,", "12.0%]", "0.050", *["–"] * 5, "100"]
+    assert lines[1].split() == unguided
     assert lines[2].split()[:6] == ["DNG", "2", "1000", "0.40%", "[0.2%,", "1.0%]"]
-    assert lines[2].split()[6:] == ["0.125", "1.500", "0.750", "0.625", "0.125", "100"]
+    assert lines[2].split()[6:] == ["0.125", "–", "1.500", "0.750", "0.625", "0.125", "100"]
 
 
 def test_a_rate_without_an_interval():
@@ -191,12 +193,27 @@ def test_markdown():
     heads, _, unguided, dng = [cells(line) for line in results.splitlines() if line.startswith("|")][:4]
     told = dict(zip(heads, dng, strict=True))
     assert told["forbidden, %"] == "4.00 (2.95–5.40)"
-    assert told["KL"] == "0.100 (0.090–0.110)"
+    assert told["KL to even"] == "0.100 (0.090–0.110)"
+    assert told["KL to own¹"] == "–"
     assert told["Fréchet distance"] == "2.000 (1.600–2.400)"
     assert told["KID ×1000"] == "1.23"
     assert (told["precision"], told["recall"], told["moved"]) == ("0.750", "0.625", "0.125")
     assert dict(zip(heads, unguided, strict=True))["Fréchet distance"] == "–"
-    assert "| DNG | 0.5 | 0.250 | 6.000 | 0.125 |" in safety
+    assert "| DNG | 0.5 | 0.250 | – | 6.000 | 0.125 |" in safety
+
+
+def test_the_divergence_to_the_model_s_own_balance():
+    rows = [
+        row("DNG", rate, 0.1, kl_own=kl, kl_own_low=kl / 2, kl_own_high=2 * kl)
+        for rate, kl in ((0.01, 0.05), (0.04, 0.03))
+    ]
+    assert found(rows)["DNG", 0.02]["kl_own"] == pytest.approx(0.04)
+    assert results_table(rows).splitlines()[1].split()[6:8] == ["0.100", "0.050"]
+    assert safety_table(rows).splitlines()[2].split()[-4:-2] == ["0.100", "0.040"]
+    text = results_markdown(rows)
+    assert cells(text.splitlines()[2])[5] == "0.050 (0.025–0.100)"
+    assert "| DNG | 2 | 0.100 | 0.040 | – | – |" in text
+    assert "\n\n¹ To the balance of the unguided images" in text
 
 
 def test_markdown_without_curves():
