@@ -81,7 +81,8 @@ def measure(
         measures |= _quality(drawn, kept, real, wanted)
     if unguided is None:
         return measures
-    return measures | _own_balance(counts, unguided, forbidden, reject) | _invasiveness(drawn, unguided, forbidden)
+    balance = {} if reject else _own_balance(counts, unguided, forbidden)  # that of rejection is the balance itself
+    return measures | balance | _invasiveness(drawn, unguided, forbidden)
 
 
 def _quality(drawn: Drawn, kept: Tensor, real: RealStatistics, retained: list[int]) -> dict[str, float]:
@@ -131,18 +132,14 @@ def per_class(drawn: Drawn, real: RealStatistics | None, class_names: Collection
     return rows
 
 
-def _own_balance(counts: list[int], unguided: Drawn, forbidden: Collection[int], reject: bool) -> dict[str, float]:
-    """KL(unguided images that are not forbidden || generated): rejection draws the first, and guidance is to.
-
-    So rejection itself has none, but for the half images that are added, and no interval.
-    """
+def _own_balance(counts: list[int], unguided: Drawn, forbidden: Collection[int]) -> dict[str, float]:
+    """KL(unguided images that are not forbidden || generated): rejection draws the first, and guidance is to."""
     rest = torch.bincount(unguided.all("labels"), minlength=len(counts)).tolist()
     rest = [0 if label in forbidden else count for label, count in enumerate(rest)]
     if not any(rest):
         return {}
     low, high = kl_to_interval(counts, rest)
-    interval = {} if reject else {"kl_own_low": low, "kl_own_high": high}
-    return {"kl_own": kl_to(counts, rest), **interval}
+    return {"kl_own": kl_to(counts, rest), "kl_own_low": low, "kl_own_high": high}
 
 
 def _invasiveness(drawn: Drawn, unguided: Drawn, forbidden: Collection[int]) -> dict[str, float]:

@@ -97,9 +97,7 @@ def test_rejection_drops_exactly_the_forbidden(
     own = images(tmp_path)
     found = measure(own, own, real, CLASSES, FORBIDDEN, reject=True)
     assert (found["n"], found["forbidden"], found["histogram"]) == (75, 0, "35 0 20 20")
-    intervals = {"forbidden_low", "forbidden_high", "kl_own_low", "kl_own_high"}
-    assert not intervals & set(found)  # the filter is its own judge
-    assert 0 < found["kl_own"] < 0.01  # the half images alone
+    assert not {"forbidden_low", "forbidden_high", "kl_own"} & set(found)  # the filter is its own judge
     check(found, {"kl": kl_divergence([35, 0, 20, 20], FORBIDDEN)})
     check(found, expected_quality(own.all("features")[LABELS != 1], real, [0, 2, 3]))
 
