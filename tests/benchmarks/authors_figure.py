@@ -35,7 +35,7 @@ FID = {
 
 
 def ratios(ours: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> list[str]:
-    """KL and Fréchet distance of one curve of DNG over those of each other method; a dash where either is missing."""
+    """KL and Fréchet distance of one curve of DNG over those of the first of each other method; a dash for neither."""
     cells = []
     for measure in ("kl", "fd_retained"):
         for name in METHODS[1:]:
@@ -53,7 +53,7 @@ def table(rows: Sequence[Mapping[str, str]]) -> str:
         lines.append(f"| {level:.1%} | theirs | {' | '.join(theirs)} |")
         results = equal_safety(rows, [level])
         for result in results:
-            ours = ratios(result, results) if result["method"].startswith(METHODS[0]) else []
+            ours = ratios(result, results) if METHODS[0] in result["method"] else []  # alone or inside another
             if any(cell != "–" for cell in ours):
                 lines.append(f"| | {result['method']} | {' | '.join(ours)} |")
     return "\n".join(lines)
