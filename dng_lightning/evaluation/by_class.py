@@ -43,7 +43,8 @@ def figure(rows: Rows) -> Figure:
     classes = list(dict.fromkeys(row["removed"] for row in rows))
     methods = by_method(rows)
     labels = {measure: label for measure, label in LABELS.items() if any(row.get(measure) for row in rows)}
-    figure = Figure(figsize=(max(6.0, 0.9 * len(classes)), 2.5 * len(labels)), layout="constrained")
+    width = max(8.0, 0.9 * len(classes))
+    figure = Figure(figsize=(width, 2.5 * len(labels)), layout="constrained")
     grid = figure.subplots(len(labels), 1, sharex=True)
     for axes, (measure, label) in zip(grid, labels.items(), strict=True):
         for place, (name, own) in enumerate(methods.items()):
@@ -64,7 +65,9 @@ def figure(rows: Rows) -> Figure:
         plain_numbers(axes)
     grid[-1].set_xticks(range(len(classes)), [fill(name, 12) for name in classes])
     grid[-1].set_xlabel("removed class")
-    figure.legend(*grid[0].get_legend_handles_labels(), fontsize="small", loc="outside lower center", ncols=3)
+    columns = max(1, int(14 * width) // (8 + max(map(len, methods))))  # as many as there is room for
+    handles = grid[0].get_legend_handles_labels()
+    figure.legend(*handles, fontsize="small", loc="outside lower center", ncols=columns)
     return figure
 
 
