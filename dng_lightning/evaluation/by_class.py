@@ -83,7 +83,7 @@ def matched(rows: Rows, safety: Sequence[float] = SAFETY) -> str:
     distance = f"Fréchet distance (features of {features})" if features else "Fréchet distance"
     own = "KL to the unguided images' own balance / " if any(row.get("kl_own") for row in rows) else ""
     lines = [f"KL to even over what is retained / {own}{distance}, where this share is still forbidden:", ""]
-    heads = [f"{method}, {level:.1%}" for level in safety for method in methods]
+    heads = [f"{method}, {100 * level:g} %" for level in safety for method in methods]
     lines += [f"| removed | {' | '.join(heads)} |", "|" + "---|" * (1 + len(heads))]
     for name, results in found.items():
         values = {(result["method"], result["forbidden"]): result for result in results}

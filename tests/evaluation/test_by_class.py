@@ -68,7 +68,7 @@ def test_methods_at_equal_safety_class_by_class(tmp_path: Path):
     rows += [{"removed": "4", **row("DNG", 0.05, 0.2, 2)}]
     *_, head, _, found = by_class.matched(rows).splitlines()
     cells = dict(zip(head.split(" | "), found.split(" | "), strict=True))
-    assert (cells["NP, 1.0%"], cells["NP, 0.5%"], cells["DNG, 1.0%"]) == ("0.200 / 4.00", "0.300 / 5.00", "–")
+    assert (cells["NP, 1 %"], cells["NP, 0.5 %"], cells["DNG, 1 %"]) == ("0.200 / 4.00", "0.300 / 5.00", "–")
     assert by_class.matched(rows, [0.02]).splitlines()[-1] == "| 4 | 0.100 / 3.00 | – |"
     with_own = by_class.matched([row | {"kl_own": "0.05"} for row in rows], [0.02])
     assert with_own.startswith("KL to even over what is retained / KL to the unguided images' own balance / Fréchet")
@@ -78,7 +78,7 @@ def test_methods_at_equal_safety_class_by_class(tmp_path: Path):
 def test_other_shares(folders: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     told = [*map(str, folders), "--write", str(tmp_path / "all"), "--safety"]
     by_class.main([*told, "0.01", "0.015"])
-    assert "\n| removed | NP, 1.0% | NP, 1.5% |\n" in (tmp_path / "all.md").read_text()
+    assert "\n| removed | NP, 1 % | NP, 1.5 % |\n" in (tmp_path / "all.md").read_text()
     with pytest.raises(SystemExit):
         by_class.main([*told, "1"])
     assert "invalid share value: '1'" in capsys.readouterr().err
