@@ -178,8 +178,7 @@ def results_markdown(rows: Rows, notes: Sequence[str] = ()) -> str:
         cells.append(f"{float(row['evaluations']):.0f}")
         cells += [_obeyed(row), _number(row, "kl_open", ".3f")] if in_words else []
         lines.append(f"| {' | '.join(cells)} |")
-    if any(row.get("kl_own") for row in rows):
-        lines += ["", "¹ To the balance of the unguided images that are not forbidden, which rejection would draw."]
+    lines += ["", "¹ To the balance of the unguided images that are not forbidden, which rejection would draw."]
     found = [result for result in equal_safety(rows) if len(result) > 2]
     if found:
         heads = ["method", "forbidden, %", "KL to even", "KL to own¹", "Fréchet distance", "moved"]

@@ -35,7 +35,7 @@ FID = {
 
 
 def ratios(ours: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> list[str]:
-    """KL and Fréchet distance of one curve of DNG over those of the first of each other method; a dash for neither."""
+    """KL and Fréchet distance of one curve of DNG over those of each other method's first; a dash where one lacks."""
     cells = []
     for measure in ("kl", "fd_retained"):
         for name in METHODS[1:]:
