@@ -216,7 +216,8 @@ def place(fitted: Fitted) -> Path:
 def cifar10_place(place: Path, fitted: Fitted) -> Path:
     """`place`, with tiny models of CIFAR-10 besides, the paper's base network among them."""
     diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed (extra diffusers)")
-    shutil.copytree(fitted("cifar10_small"), place / "cifar10-small")
+    for name in ("cifar10_small", "cifar10_without_airplane"):
+        shutil.copytree(fitted(name), place / name.replace("_", "-"))
     shutil.copytree(place / "cifar10-classifier", place / "cifar10-observer")
     fitted("cifar10_only_airplane")
     blocks = {"down_block_types": ["DownBlock2D"], "up_block_types": ["UpBlock2D"], "block_out_channels": [8]}
