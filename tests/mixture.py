@@ -1,30 +1,33 @@
 """A Gaussian mixture under a noise schedule, where every quantity of the theory is known exactly.
 
 Component m is N(mean_m, std_m^2 I) with weight w_m, so x_t given component m is N(alpha mean_m, (alpha^2 std_m^2 +
-sigma^2) I), and from this follow the noise prediction of any set of components and the posterior of any set. A class is
-a set of components. Everything is computed in fp64 and given back in the dtype of ``x_t``.
+sigma^2) I), and from this follow the denoised prediction of any set of components and the posterior of any set. A class
+is a set of components. Everything is computed in fp64 and given back in the dtype of ``x_t``.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from dng_lightning.guidance import Guidance, Guided, Step
+from dng_lightning.guidance import Guidance
 from dng_lightning.guidance.reference_guidance import ReferenceGuidance
 from dng_lightning.guidance.references import References
-from dng_lightning.observation import WithObserver
-from dng_lightning.predictors import (
+from dng_lightning.interfaces import Guided, Predictions, Step
+from dng_lightning.sampling import (
     ClassConditionalPredictor,
-    EpsModel,
+    Denoiser,
     NetworkPairPredictor,
     Predictor,
-    WithPosterior,
+    Recorder,
+    Sampler,
+    WithClassifier,
+    WithObserver,
+    sample,
 )
-from dng_lightning.sampling import Sampler, sample
-from dng_lightning.schedule import NoiseSchedule
+from dng_lightning.schedule import NoiseLevel, NoiseSchedule
 
 
 class GaussianMixture:
@@ -67,59 +70,64 @@ class GaussianMixture:
         """The share of a class, p(c)."""
         return float(self.weights[self.members[label]].sum())
 
-    def log_joint(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """log p(x_t, component), (B, M) fp64; ``t`` (B,)."""
-        variance, away = self._about_means(x_t, t)
+    def level(self, level: NoiseLevel | int) -> NoiseLevel:
+        """A level of the schedule, by its number."""
+        return self.schedule.level(level) if isinstance(level, int) else level
+
+    def log_joint(self, x_t: Tensor, level: NoiseLevel | int) -> Tensor:
+        """log p(x_t, component), (B, M) fp64."""
+        variance, away = self._about_means(x_t, self.level(level))
         return self.weights.log() - (away.square().sum(2) / variance + away.shape[2] * variance.log()) / 2
 
-    def eps(self, x_t: Tensor, t: Tensor, class_labels: Tensor | None = None) -> Tensor:
-        """The exact noise prediction -sigma grad log p(x_t | class), (B, ...); an ``EpsModel``.
+    def denoised(self, x_t: Tensor, level: NoiseLevel | int, class_labels: Tensor | None = None) -> Tensor:
+        """The exact denoised prediction E[x_0 | x_t, class], (B, ...); a ``Denoiser``.
 
         Args:
             x_t: (B, ...).
-            t: levels (B,) in 1..T.
+            level: its noise level.
             class_labels: (B,), or None for the whole mixture.
         """
-        labels = torch.full_like(t, self.null_class) if class_labels is None else class_labels
-        variance, away = self._about_means(x_t, t)
-        log_joint = self.log_joint(x_t, t).masked_fill(~self.members[labels], -torch.inf)
-        share = (log_joint.softmax(1) / variance).unsqueeze(2)
-        return (self.schedule.sigma[t].view(-1, 1) * (share * away).sum(1)).to(x_t.dtype).view(x_t.shape)
+        level = self.level(level)
+        labels = torch.full((len(x_t),), self.null_class) if class_labels is None else class_labels
+        variance, away = self._about_means(x_t, level)
+        log_joint = self.log_joint(x_t, level).masked_fill(~self.members[labels], -torch.inf)
+        means = self.means + (level.alpha * self.stds**2 / variance).unsqueeze(1) * away
+        return (log_joint.softmax(1).unsqueeze(2) * means).sum(1).to(x_t.dtype).view(x_t.shape)
 
-    def network(self, label: int) -> EpsModel:
-        """The exact prediction of one class alone, as a network that is told no class; ``null_class`` for all."""
+    def network(self, label: int) -> Denoiser:
+        """The exact prediction of one class alone, as a network without class labels; ``null_class`` for all."""
 
-        def eps(x_t: Tensor, t: Tensor, class_labels: Tensor | None) -> Tensor:
+        def denoised(x_t: Tensor, level: NoiseLevel, class_labels: Tensor | None) -> Tensor:
             assert class_labels is None
-            return self.eps(x_t, t, torch.full_like(t, label))
+            return self.denoised(x_t, level, torch.full((len(x_t),), label))
 
-        return eps
+        return denoised
 
-    def shared(self, forbidden: Sequence[int]) -> ClassConditionalPredictor:
+    def shared(self, forbidden: Sequence[int], class_labels: Tensor | None = None) -> ClassConditionalPredictor:
         """One network for everything, avoiding ``forbidden``."""
-        return ClassConditionalPredictor(self.eps, self.null_class, forbidden)
+        return ClassConditionalPredictor(self.denoised, self.null_class, forbidden, class_labels)
 
     def pair(self, forbidden: Sequence[int]) -> NetworkPairPredictor:
         """A network for the whole mixture and one for each class of ``forbidden``."""
         return NetworkPairPredictor(self.network(self.null_class), [self.network(label) for label in forbidden])
 
-    def predictor(self, guidance: Guidance, forbidden: Sequence[int]) -> Predictor:
-        """The shared network, with what ``guidance`` asks for: the exact posterior, an exact observer of x0_hat."""
-        predictor: Predictor = self.shared(forbidden)
-        if guidance.needs.classifier:
-            predictor = WithPosterior(predictor, self.log_posterior, forbidden)
-        if guidance.needs.observed:
-            predictor = WithObserver(predictor, lambda x0_hat: self.posterior(x0_hat, 0, forbidden), self.schedule)
+    def predictor(self, guidance: Guidance, forbidden: Sequence[int], class_labels: Tensor | None = None) -> Predictor:
+        """The shared network, with what ``guidance`` needs: the exact posterior, an exact observer of D."""
+        predictor: Predictor = self.shared(forbidden, class_labels)
+        if guidance.needs().classifier:
+            predictor = WithClassifier(predictor, self.log_posterior, forbidden)
+        if guidance.needs().observer is not None:
+            predictor = WithObserver(predictor, lambda denoised: self.posterior(denoised, 0, forbidden))
         return predictor
 
-    def log_posterior(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """The exact log p(class | x_t) of every class, (B, classes) fp64; ``t`` (B,)."""
-        log_share = self.log_joint(x_t, t).log_softmax(1).unsqueeze(1)
+    def log_posterior(self, x_t: Tensor, level: NoiseLevel | int) -> Tensor:
+        """The exact log p(class | x_t) of every class, (B, classes) fp64."""
+        log_share = self.log_joint(x_t, level).log_softmax(1).unsqueeze(1)
         return log_share.masked_fill(~self.members[:-1], -torch.inf).logsumexp(2)
 
-    def posterior(self, x_t: Tensor, level: int, classes: Sequence[int]) -> Tensor:
+    def posterior(self, x_t: Tensor, level: NoiseLevel | int, classes: Sequence[int]) -> Tensor:
         """The exact p(class | x_t), (B, K) fp64."""
-        return self.log_posterior(x_t, torch.full((len(x_t),), level))[:, list(classes)].exp()
+        return self.log_posterior(x_t, level)[:, list(classes)].exp()
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """``count`` draws of x_0 (B, D) fp64 and their components (B,)."""
@@ -131,11 +139,10 @@ class GaussianMixture:
         """The component whose mean is nearest to each image, (B,)."""
         return torch.cdist(x.flatten(1).double(), self.means).argmin(1)
 
-    def _about_means(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """The variance (B, M) of each component at level ``t`` and x_t less its mean (B, M, D)."""
-        alpha, sigma = self.schedule.alpha[t].unsqueeze(1), self.schedule.sigma[t].unsqueeze(1)
-        variance = alpha**2 * self.stds**2 + sigma**2
-        return variance, x_t.flatten(1).double().unsqueeze(1) - alpha.unsqueeze(2) * self.means
+    def _about_means(self, x_t: Tensor, level: NoiseLevel) -> tuple[Tensor, Tensor]:
+        """The variance (M,) of each component at a level and x_t less its mean (B, M, D)."""
+        variance = level.alpha**2 * self.stds**2 + level.sigma**2
+        return variance, x_t.flatten(1).double().unsqueeze(1) - level.alpha * self.means
 
 
 def across(points: Sequence[Sequence[float]], dimensions: int) -> list[list[float]]:
@@ -168,37 +175,57 @@ class BatchNoise:
         return torch.randn(self.shape, generator=self.generator, dtype=self.dtype)
 
 
-def near(method: type[ReferenceGuidance], images: Tensor | None = None, **settings: object) -> ReferenceGuidance:
-    """``method`` with ``images`` (N, ...) for references, or with six draws of whatever shape is asked for."""
-
-    class Near(method):  # type: ignore[valid-type, misc]
-        def images(self, like: Tensor) -> References:
-            given = BatchNoise((6, *like.shape[1:]), seed=9)() if images is None else images
-            return References(given.to(like.dtype))
-
-    return Near(references=method.__name__, **settings)
+def near(method: type[ReferenceGuidance], images: Tensor, **settings: object) -> ReferenceGuidance:
+    """``method`` with ``images`` (N, ...) for references."""
+    return method(references=References(images), **settings)
 
 
-@dataclass(frozen=True)
-class Trajectory:
-    """What a run of the sampler went through.
+class Trajectory(Recorder):
+    """Everything that a run of the sampler goes through.
 
     Attributes:
-        x: the states, from x_T to x_0, (S + 1, B, ...).
-        levels: their levels, S + 1 of them.
-        scale: the guidance scale at each step, (S, B).
-        posterior: the posteriors before each step, (S, B, K); empty if not tracked.
+        steps: the steps.
+        guided: what the guidance made of each.
+        predictions: what was predicted at each.
     """
 
-    x: Tensor
-    levels: list[int]
-    scale: Tensor
-    posterior: Tensor
+    def start(self, x_T: Tensor, conditions: int) -> None:
+        self.states: list[Tensor] = [x_T]
+        self.steps: list[Step] = []
+        self.guided: list[Guided] = []
+        self.predictions: list[Predictions] = []
+
+    def record(self, step: Step, x_t: Tensor, x_s: Tensor, predictions: Predictions, guided: Guided) -> None:
+        self.states.append(x_s)
+        self.steps.append(step)
+        self.guided.append(guided)
+        self.predictions.append(predictions)
+
+    @property
+    def x(self) -> Tensor:
+        """The states, from x_T to x_0, (S + 1, B, ...)."""
+        return torch.stack(self.states)
 
     @property
     def x_0(self) -> Tensor:
         """The samples, (B, ...)."""
-        return self.x[-1]
+        return self.states[-1]
+
+    @property
+    def levels(self) -> list[NoiseLevel]:
+        """The levels of the states, S + 1 of them."""
+        return [self.steps[0].level, *(step.next_level for step in self.steps)]
+
+    @property
+    def scale(self) -> Tensor:
+        """The guidance scale at each step, (S, B)."""
+        return torch.stack([guided.scale for guided in self.guided])
+
+    @property
+    def posterior(self) -> Tensor:
+        """The posteriors before each step, (S, B, K); empty without one."""
+        tracked = [guided.posterior for guided in self.guided if guided.posterior is not None]
+        return torch.stack(tracked) if tracked else torch.empty(0)
 
 
 def trajectory(
@@ -207,30 +234,12 @@ def trajectory(
     forbidden: Sequence[int],
     sampler: Sampler,
     noise: Callable[[], Tensor],
-    wanted: int | None = None,
+    class_label: int | None = None,
 ) -> Trajectory:
-    """Run the package's sampler on ``mixture``, every image of class ``wanted`` if given, and keep everything."""
-    states: list[Tensor] = []
-    steps: list[tuple[Step, Guided]] = []
-
-    def first_draw_kept() -> Tensor:
-        draw = first if not states else noise()
-        if not states:
-            states.append(float(mixture.schedule.sigma[-1]) * draw)
-        return draw
-
-    def on_step(step: Step, guided: Guided, x_s: Tensor) -> None:
-        steps.append((step, guided))
-        states.append(x_s)
-
-    first = noise()
-    label = None if wanted is None else torch.full((len(first),), wanted)
-    predictor = mixture.predictor(guidance, forbidden)
-    sample(predictor, guidance, mixture.schedule, first_draw_kept, sampler, label, on_step)
-    tracked = [guided.posterior for _, guided in steps if guided.posterior is not None]
-    return Trajectory(
-        torch.stack(states),
-        [steps[0][0].t, *(step.s for step, _ in steps)],
-        torch.stack([guided.scale for _, guided in steps]),
-        torch.stack(tracked) if tracked else torch.empty(0),
-    )
+    """Run the package's sampler on ``mixture``, every image of class ``class_label`` if given, and keep everything."""
+    first, run = noise(), Trajectory()
+    draws = itertools.chain([first], iter(noise, None))
+    labels = None if class_label is None else torch.full((len(first),), class_label)
+    predictor = mixture.predictor(guidance, forbidden, labels)
+    sample(predictor, guidance, mixture.schedule, lambda: next(draws), sampler, [run])
+    return run

@@ -1,9 +1,9 @@
 """CFG++ (Chung et al., ICLR 2025, arXiv 2406.08070, algorithm 2).
 
-Denoises with the guided prediction and goes back to the next level with the unconditional one:
+Denoises with the guided prediction and goes to the next level with the unconditional one's noise:
 
-    eps_hat = eps_null + scale * (eps_+ - eps_null)
-    x_s     = alpha_s x0_hat(x_t, eps_hat) + sigma_s eps_null              (DDIM; the sampler's eta 0)
+    D_hat = D_null + scale * (D_+ - D_null)
+    x_s   = alpha_s D_hat + sigma_s eps_null              (DDIM; the sampler's eta 0)
 
 At eta > 0 the drawn noise takes its share of sigma_s, as in any other step.
 """
@@ -13,12 +13,13 @@ from dataclasses import dataclass
 import torch
 
 from dng_lightning.errors import SettingError
-from dng_lightning.guidance.base import Guided, Predictions, Step
-from dng_lightning.guidance.classifier_free import TowardWanted, null_of
+from dng_lightning.guidance.classifier_free import PositiveGuidance
+from dng_lightning.guidance.signed_negative import require_null
+from dng_lightning.interfaces import Guided, Predictions, Step
 
 
 @dataclass(frozen=True)
-class CFGPlusPlus(TowardWanted):
+class CFGPlusPlus(PositiveGuidance):
     """Classifier-free guidance that stays between the two predictions.
 
     Attributes:
@@ -32,7 +33,6 @@ class CFGPlusPlus(TowardWanted):
             raise SettingError(f"scale of CFG++ must be between 0 and 1; got {self.scale}")
 
     def guide(self, predictions: Predictions, state: None, step: Step) -> Guided:
-        """Between the two predictions; the noise to go back with is the unconditional one."""
-        base, null = predictions.base, null_of(predictions)
-        eps = torch.lerp(null, base, self.scale)
-        return Guided(eps, base.new_full((len(base),), self.scale), renoise=null)
+        """Between the two predictions; the noise to go on with is the unconditional one's."""
+        base, null = predictions.denoised, require_null(predictions)
+        return Guided(torch.lerp(null, base, self.scale), base.new_full((len(base),), self.scale), renoise=null)

@@ -1,37 +1,35 @@
-"""Classifier-free guidance (Ho & Salimans, 2022, arXiv 2207.12598, eq. 6, where their w is our scale - 1).
+"""Classifier-free guidance (Ho & Salimans, 2022, arXiv 2207.12598, equation 6, where their w is our scale - 1).
 
-eps_hat = eps_null + scale * (eps_+ - eps_null)
+D_hat = D_null + scale * (D_+ - D_null)
 """
 
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
 
-from dng_lightning.errors import SettingError, check_at_least_0
-from dng_lightning.guidance.base import Guidance, Guided, Needs, Predictions, Step
+from dng_lightning.errors import check_at_least_0
+from dng_lightning.guidance.base import Guidance
+from dng_lightning.guidance.signed_negative import require_null
+from dng_lightning.interfaces import Guided, Needs, Predictions, Step
 
 
-class TowardWanted(Guidance):
-    """A guidance that goes toward a wanted class and knows of no forbidden one."""
+class PositiveGuidance(Guidance):
+    """A guidance toward a class or prompt, which knows of no forbidden one."""
 
-    @property
-    def needs(self) -> Needs:
-        """The unconditional prediction, and a wanted class."""
-        return Needs(negatives=False, null=True, wanted=True)
+    identity_scale: ClassVar[float] = 1.0
 
-    @property
-    def neutral(self) -> float:
-        """1: the wanted class's own prediction."""
-        return 1.0
+    def needs(self, state: Any = None, step: Step | None = None) -> Needs:
+        """The unconditional prediction, and a class or prompt."""
+        return Needs(null=True, class_labels=True)
 
 
 @dataclass(frozen=True)
-class ClassifierFreeGuidance(TowardWanted):
-    """Draws every image toward its wanted class, always equally hard.
+class ClassifierFreeGuidance(PositiveGuidance):
+    """Draws every image toward its class or prompt, always equally hard.
 
     Attributes:
-        scale: strength of the pull, >= 0; 0 is the unconditional prediction and 1 that of the wanted class, bit for
+        scale: strength of the pull, >= 0; 0 is the unconditional prediction and 1 that of the class or prompt, bit for
             bit.
     """
 
@@ -42,17 +40,5 @@ class ClassifierFreeGuidance(TowardWanted):
 
     def guide(self, predictions: Predictions, state: None, step: Step) -> Guided:
         """Between the two predictions, or beyond."""
-        base = predictions.base
-        eps = torch.lerp(null_of(predictions), base, self.scale)
-        return Guided(eps, base.new_full((len(base),), self.scale))
-
-
-def null_of(predictions: Predictions) -> Tensor:
-    """The unconditional prediction, (B, C, H, W).
-
-    Raises:
-        SettingError: it was not asked for.
-    """
-    if predictions.null is None:
-        raise SettingError("the unconditional prediction is missing: ask the predictor for what the guidance needs")
-    return predictions.null
+        base = predictions.denoised
+        return Guided(torch.lerp(require_null(predictions), base, self.scale), base.new_full((len(base),), self.scale))

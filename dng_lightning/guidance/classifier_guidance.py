@@ -1,12 +1,12 @@
-"""Classifier guidance (Dhariwal & Nichol, 2021, arXiv 2105.05233), toward a wanted class or away from forbidden ones.
+"""Classifier guidance (Dhariwal & Nichol, 2021, arXiv 2105.05233), toward a class or away from forbidden ones.
 
 With g the gradient of the goal's log probability with regard to x_t, by a noise-conditional classifier:
 
-    goal "wanted":    g =  grad log p(c+ | x_t)                               their classifier guidance
+    goal "class":     g =  grad log p(c+ | x_t)                               their classifier guidance
     goal "allowed":   g =  grad log(1 - sum_k p_k) = -sum_k odds_k grad log p_k,  odds_k = p_k / (1 - sum_j p_j)
     goal "away":      g = -sum_k grad log p_k                                 theirs with the sign turned
 
-    rule "score":     eps_hat = eps - scale sigma_t g                         their algorithm 2
+    rule "score":     D_hat = D + scale sigma_t^2 / alpha_t g                 their algorithm 2
     rule "mean":      mean    = mean + scale Sigma_t g                        their algorithm 1
 
 "allowed" at scale 1 is the score of p(x | no c_k), as Dynamic Negative Guidance's is: the gradients stand where that
@@ -20,10 +20,11 @@ from typing import Literal, get_args
 from torch import Tensor
 
 from dng_lightning.errors import SettingError, check_at_least_0
-from dng_lightning.guidance.base import Guidance, Guided, Needs, Predictions, Step, per_image
-from dng_lightning.posterior import capped, odds
+from dng_lightning.guidance.base import Guidance
+from dng_lightning.interfaces import Guided, Needs, Predictions, Step, per_image
+from dng_lightning.posterior.base import at_most, check_p_max, odds
 
-Goal = Literal["allowed", "away", "wanted"]
+Goal = Literal["allowed", "away", "class"]
 Rule = Literal["score", "mean"]
 
 
@@ -32,13 +33,14 @@ class ClassifierGuidance(Guidance):
     """Follows the gradient of a noise-conditional classifier; it asks for no prediction of the forbidden conditions.
 
     Attributes:
-        scale: strength of the push, >= 0; 0 is unguided, 1 is the theory's for "wanted" and "allowed".
-        goal: what becomes more likely: "allowed" and "away" for the forbidden classes, "wanted" for the wanted one.
+        scale: strength of the push, >= 0; 0 is unguided, 1 is the theory's for "class" and "allowed".
+        goal: what becomes more likely: "allowed" and "away" for the forbidden classes, "class" for the class that the
+            image shall show.
         rule: what the gradient is added to: "score", or "mean" of the ancestral kernel with the variance Sigma_t that
             the sampler draws with at eta = 1.
-        cap: greatest sum of the forbidden posteriors, in (0, 1); bounds the odds of "allowed" by cap / (1 - cap).
-        unconditional: start from the unconditional prediction even where a class is wanted, as with a model that was
-            told no classes; then "wanted" at scale 1 gives the conditional images. Else the two add up.
+        p_max: greatest sum of the forbidden posteriors, in (0, 1); bounds the odds of "allowed".
+        unconditional: start from the unconditional prediction even where a class is asked for, as with a model that
+            knows no classes; then "class" at scale 1 gives the conditional images. Otherwise the two add up.
 
     Raises:
         SettingError: a setting is out of its range.
@@ -47,68 +49,63 @@ class ClassifierGuidance(Guidance):
     scale: float = 1.0
     goal: Goal = "allowed"
     rule: Rule = "score"
-    cap: float = 0.99
+    p_max: float = 0.99
     unconditional: bool = False
 
     def __post_init__(self) -> None:
         check_at_least_0(scale=self.scale)
-        check_goal(self.goal, self.cap)
+        check_goal(self.goal, self.p_max)
         if self.rule not in get_args(Rule):
             raise SettingError(f"rule must be score or mean; got {self.rule}")
 
-    @property
-    def needs(self) -> Needs:
+    def needs(self, state: None = None, step: Step | None = None) -> Needs:
         """The gradients, and no forbidden prediction."""
-        return Needs(negatives=False, null=self.unconditional, gradient=True)
-
-    @property
-    def tracks_posterior(self) -> bool:
-        """Yes: it is told one at each step."""
-        return True
+        return Needs(null=self.unconditional, classifier="gradient")
 
     def guide(self, predictions: Predictions, state: None, step: Step) -> Guided:
         """The prediction moved along the gradient."""
-        base = predictions.null if self.unconditional and predictions.null is not None else predictions.base
-        g, weight = uphill(self.goal, predictions, self.cap)
+        base = predictions.null if self.unconditional and predictions.null is not None else predictions.denoised
+        g, weight = goal_gradient(self.goal, predictions, self.p_max)
+        level, kernel = step.level, step.kernel
         if self.rule == "score":
-            eps = base - self.scale * step.transition.sigma_t * g
+            factor = level.sigma**2 / level.alpha if level.alpha else 0.0  # pure noise shows no class
         else:
-            eps = step.transition.with_mean_moved(base, self.scale * step.transition.variance * g)
-        return Guided(eps, self.scale * weight, told(predictions, self.cap))
+            factor = kernel.variance / kernel.x0_coef
+        denoised = base + self.scale * factor * g
+        return Guided(denoised, self.scale * weight, classifier_posterior(predictions, self.p_max))
 
 
-def uphill(goal: Goal, predictions: Predictions, cap: float) -> tuple[Tensor, Tensor]:
-    """The gradient g of the goal, (B, C, H, W), and the sum of the factors in it, (B,).
+def goal_gradient(goal: Goal, predictions: Predictions, p_max: float) -> tuple[Tensor, Tensor]:
+    """The gradient g of the goal, (B, ...), and the sum of the factors in it, (B,).
 
     Raises:
-        SettingError: no class is wanted, or the predictions carry no gradient.
+        SettingError: no class is asked for, or the predictions carry no gradient.
     """
-    if goal == "wanted":
-        if predictions.wanted_gradient is None:
-            raise SettingError("goal wanted has no class to go to: set wanted, or take the goal allowed or away")
-        return predictions.wanted_gradient, predictions.base.new_ones(len(predictions.base))
+    if goal == "class":
+        if predictions.class_gradient is None:
+            raise SettingError("goal class has no class to go to: ask for one, or take the goal allowed or away")
+        return predictions.class_gradient, predictions.denoised.new_ones(len(predictions.denoised))
     gradient, log_p = predictions.gradient, predictions.log_posterior
     if gradient is None or (goal == "allowed" and log_p is None):
-        raise SettingError("there is no gradient of p(c | x_t): wrap the predictor in WithPosterior")
+        raise SettingError("there is no gradient of p(c | x_t): wrap the predictor in WithClassifier")
     weights = gradient.new_ones(gradient.shape[:2])
     if goal == "allowed" and log_p is not None:
-        weights = odds(capped(log_p, cap)).to(gradient.dtype)
+        weights = odds(at_most(log_p, p_max)).to(gradient.dtype)
     return -(per_image(weights, gradient) * gradient).sum(1), weights.sum(1)
 
 
-def told(predictions: Predictions, cap: float) -> Tensor | None:
-    """The forbidden posteriors that the predictions carry, capped, (B, K)."""
+def classifier_posterior(predictions: Predictions, p_max: float) -> Tensor | None:
+    """The classifier's forbidden posteriors in the predictions, bounded, (B, K)."""
     log_p = predictions.log_posterior
-    return None if log_p is None else capped(log_p, cap).exp()
+    return None if log_p is None else at_most(log_p, p_max).exp()
 
 
-def check_goal(goal: Goal, cap: float) -> None:
-    """Refuse what is no goal, and a cap that bounds nothing.
+def check_goal(goal: Goal, p_max: float) -> None:
+    """Refuse an unknown goal and a bound outside (0, 1).
 
     Raises:
         SettingError: naming the setting.
     """
     if goal not in get_args(Goal):
-        raise SettingError(f"goal must be allowed, away or wanted; got {goal}")
-    if not 0 < cap < 1:
-        raise SettingError(f"cap must be inside (0, 1); got {cap}")
+        raise SettingError(f"goal must be allowed, away or class; got {goal}")
+    check_p_max(p_max)

@@ -1,29 +1,25 @@
 """The NOT of composable diffusion (Liu et al., ECCV 2022, arXiv 2206.01714), as TraSCE (2412.07658) applies it.
 
-    eps_hat = eps_null + scale (eps_+ - eps_-)
+    D_hat = D_null + scale (D_+ - D_-)
 
 The unconditional prediction cancels inside the bracket: this is the signed form (``signed_negative.py``) with one scale
-for both signs, and so it is defined for several forbidden conditions, one pull and one push a condition:
-
-    eps_hat = eps_null + scale ((eps_+ - eps_null) - sum_k (eps_k - eps_null))
-
-Without a wanted condition eps_+ = eps_null, and it is DNG's negative prompting (``negative_prompting.py``) at the same
-scale.
+for both signs, and so it is defined for several forbidden conditions, one pull and one push for each of them.
 """
 
 from dataclasses import dataclass
 
 from dng_lightning.errors import check_at_least_0
-from dng_lightning.guidance.base import Guidance, Guided, Needs, Predictions, Step
-from dng_lightning.guidance.signed_negative import differences
+from dng_lightning.guidance.base import Guidance
+from dng_lightning.guidance.signed_negative import null_differences
+from dng_lightning.interfaces import Guided, Needs, Predictions, Step
 
 
 @dataclass(frozen=True)
 class ComposableNot(Guidance):
-    """Moves by the difference between the wanted condition and the forbidden ones.
+    """Moves by the difference between the class or prompt and the forbidden conditions.
 
     Attributes:
-        scale: strength of the pull and of the push, >= 0; 0 is the unconditional prediction, whatever is wanted.
+        scale: strength of the pull and of the push, >= 0; 0 is the unconditional prediction.
     """
 
     scale: float = 1.0
@@ -31,12 +27,11 @@ class ComposableNot(Guidance):
     def __post_init__(self) -> None:
         check_at_least_0(scale=self.scale)
 
-    @property
-    def needs(self) -> Needs:
+    def needs(self, state: None = None, step: Step | None = None) -> Needs:
         """The unconditional prediction too."""
-        return Needs(null=True)
+        return Needs(negatives=True, null=True)
 
     def guide(self, predictions: Predictions, state: None, step: Step) -> Guided:
         """The unconditional prediction and the scaled difference."""
-        null, toward, away = differences(predictions)
+        null, toward, away = null_differences(predictions)
         return Guided(null + self.scale * (toward - away.sum(1)), null.new_full((len(null),), self.scale))

@@ -1,7 +1,7 @@
-"""Guidance in a limited interval of noise levels (Kynkäänniemi et al., NeurIPS 2024, arXiv 2404.07724, eq. 5).
+"""Guidance in a limited interval of noise levels (Kynkäänniemi et al., NeurIPS 2024, arXiv 2404.07724, equation 5).
 
 Some guidance where low < sigma / alpha <= high, and the base prediction elsewhere. sigma / alpha is the sigma of their
-(EDM's) variance exploding path, so that an interval means the same noise on any path.
+(EDM's) variance exploding path; log SNR is -2 log(sigma / alpha), so that an interval means the same on any path.
 """
 
 import math
@@ -11,15 +11,16 @@ from typing import Any
 from torch import Tensor
 
 from dng_lightning.errors import SettingError
-from dng_lightning.guidance.base import Guided, Needs, Predictions, Step
-from dng_lightning.guidance.wrapping import Wrapping
+from dng_lightning.guidance.base import unguided
+from dng_lightning.guidance.wrapper import GuidanceWrapper
+from dng_lightning.interfaces import Guided, Needs, Predictions, Step
 
 
 @dataclass(frozen=True)
-class LimitedInterval(Wrapping):
-    """Confines another guidance to some noise levels; its tracker goes on observing at the others.
+class LimitedInterval(GuidanceWrapper):
+    """Confines another guidance to some noise levels; a posterior is tracked at the others as well.
 
-    Where it is idle, a guidance that remembers nothing and shows no posterior is spared its evaluations.
+    Outside the interval a guidance without a posterior and without memory is spared its evaluations.
 
     Attributes:
         guidance: the one that acts inside.
@@ -36,38 +37,37 @@ class LimitedInterval(Wrapping):
     def __post_init__(self) -> None:
         check_interval(self.low, self.high)
 
-    def asks(self, state: Any, step: Step) -> Needs:
-        """Inside, what the guidance asks for; outside, what it needs to go on observing the base prediction."""
-        asked = super().asks(state, step)
-        if inside(step, self.low, self.high):
-            return asked
-        return replace(asked, attending=None) if self._looks_on else Needs(negatives=False)
+    def needs(self, state: Any = None, step: Step | None = None) -> Needs:
+        """Inside, what the guidance needs; outside, what it needs to be updated."""
+        needs = super().needs(state, step)
+        if step is None or inside(step, self.low, self.high):
+            return needs
+        return replace(needs, attention=None) if self._is_updated(state) else Needs()
 
     def guide(self, predictions: Predictions, state: Any, step: Step) -> Guided:
         """Inside, the guided prediction; outside, the base."""
         if inside(step, self.low, self.high):
             return self.guidance.guide(predictions, state, step)
-        base = predictions.base
-        scale = base.new_full((len(base),), self.neutral)
-        if not self._looks_on:
-            return Guided(base, scale)
-        return replace(self.guidance.guide(predictions, state, step), eps=base, scale=scale, renoise=None)
+        guided = unguided(predictions, self.identity_scale)
+        if not self._is_updated(state):
+            return guided
+        return replace(guided, posterior=self.guidance.guide(predictions, state, step).posterior)
 
-    def observe(self, state: Any, step: Step, x_t: Tensor, x_s: Tensor, predictions: Predictions) -> Any:
-        """The guidance's state after the step, with its push or without."""
-        if inside(step, self.low, self.high):
-            return self.guidance.observe(state, step, x_t, x_s, predictions)
-        return self.guidance.look_on(state, step, x_t, x_s, predictions) if self._looks_on else state
+    def update(self, state: Any, step: Step, x_t: Tensor, x_s: Tensor, predictions: Predictions, guided: Guided) -> Any:
+        """The guidance's state after the step."""
+        if not inside(step, self.low, self.high) and not self._is_updated(state):
+            return state
+        return super().update(state, step, x_t, x_s, predictions, guided)
 
-    @property
-    def _looks_on(self) -> bool:
-        """Whether there is something to do outside."""
-        return self.observes or self.tracks_posterior
+    def _is_updated(self, state: Any) -> bool:
+        """Whether the guidance has something to do outside: a memory, or a classifier's posterior to show."""
+        return state is not None or self.guidance.needs().classifier is not None
 
 
 def inside(step: Step, low: float, high: float) -> bool:
     """Whether the step starts from a noise level sigma / alpha in (low, high]."""
-    return low < step.transition.sigma_t / step.transition.alpha_t <= high
+    level = step.level
+    return low < (level.sigma / level.alpha if level.alpha else math.inf) <= high
 
 
 def check_interval(low: float, high: float) -> None:

@@ -1,12 +1,15 @@
 """Negative prompting with a constant scale, the form that Koulischer et al. (ICLR 2025) compare with.
 
-eps_hat = eps - scale * sum_k (eps_k - eps)
+    D_hat = D - scale * sum_k (D_k - D)
+
+It is Dynamic Negative Guidance with a constant posterior.
 """
 
 from dataclasses import dataclass
 
 from dng_lightning.errors import check_at_least_0
-from dng_lightning.guidance.base import Guidance, Guided, Predictions, Step
+from dng_lightning.guidance.base import Guidance
+from dng_lightning.interfaces import Guided, Predictions, Step
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,5 @@ class NegativePrompting(Guidance):
 
     def guide(self, predictions: Predictions, state: None, step: Step) -> Guided:
         """The base prediction, less the scaled differences."""
-        base = predictions.base
-        away = (predictions.negatives - base.unsqueeze(1)).sum(1)
-        return Guided(base - self.scale * away, base.new_full((len(base),), self.scale))
+        base = predictions.denoised
+        return Guided(base - self.scale * predictions.differences.sum(1), base.new_full((len(base),), self.scale))

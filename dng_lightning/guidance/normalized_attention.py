@@ -13,7 +13,7 @@ paper and in the authors' processors for SDXL and ComfyUI, l2 in theirs for Flux
 through the network, only their share of the attentions; so it also serves models of few steps, which have no use for
 classifier-free guidance. Where there is use for it, it goes on top of the base prediction that was made like this:
 
-    eps_hat = eps_null + w (eps_NAG - eps_null)            NormalizedAttention(ClassifierFreeGuidance(w))
+    D_hat = D_null + w (D_NAG - D_null)            NormalizedAttention(ClassifierFreeGuidance(w))
 
 Forbidden predictions, where a guidance asks for them, are plain ones. A posterior that is tracked by comparing the two
 means little: the base prediction is no longer of the same model.
@@ -27,15 +27,15 @@ from torch import Tensor
 from torch.linalg import vector_norm
 
 from dng_lightning.errors import SettingError, check_0_to_1
-from dng_lightning.guidance.base import Guided, Needs, Predictions, Step
-from dng_lightning.guidance.wrapping import Wrapping
+from dng_lightning.guidance.wrapper import GuidanceWrapper
+from dng_lightning.interfaces import Guided, Needs, Predictions, Step
 
 Norm = Literal["l1", "l2"]
 ORDERS: dict[str, int] = {"l1": 1, "l2": 2}
 
 
 @dataclass(frozen=True)
-class NormalizedAttention(Wrapping):
+class NormalizedAttention(GuidanceWrapper):
     """Has another guidance's base prediction attend away from the forbidden texts; for text-to-image models alone.
 
     At scale 1 or alpha 0 it is the other guidance, bit for bit. ``Guided.scale`` is its own, 1 where it does not act.
@@ -70,27 +70,22 @@ class NormalizedAttention(Wrapping):
             raise SettingError(f"norm must be l1 or l2; got {self.norm}")
 
     @property
-    def needs(self) -> Needs:
-        """What the other does, of a base prediction that attends like this."""
-        return replace(super().needs, attending=self.attending)
-
-    @property
-    def neutral(self) -> float:
+    def identity_scale(self) -> float:  # type: ignore[override]  # a class attribute of the others
         """1: no push."""
         return 1.0
 
-    def asks(self, state: Any, step: Step) -> Needs:
-        """The same of what the other asks for; past the end, that alone."""
-        asked = super().asks(state, step)
-        return replace(asked, attending=self.attending) if self._acts(step) else asked
+    def needs(self, state: Any = None, step: Step | None = None) -> Needs:
+        """What the wrapped guidance needs, of a base prediction whose attention is edited."""
+        needs = super().needs(state, step)
+        return replace(needs, attention=self.edit) if step is None or self._acts(step) else needs
 
     def guide(self, predictions: Predictions, state: Any, step: Step) -> Guided:
-        """What the other makes of these predictions."""
+        """What the wrapped guidance makes of these predictions."""
         guided = self.guidance.guide(predictions, state, step)
-        scale = self.scale if self._acts(step) else self.neutral
+        scale = self.scale if self._acts(step) else self.identity_scale
         return replace(guided, scale=torch.full_like(guided.scale, scale))
 
-    def attending(self, z: Tensor, away: Tensor) -> Tensor:
+    def edit(self, z: Tensor, away: Tensor) -> Tensor:
         """Z_NAG of Z_+ and of the sum of the Z_k - Z_+; both (B, tokens, width)."""
         pushed = z - (self.scale - 1) * away
         length, longer = (vector_norm(x, ORDERS[self.norm], dim=-1, keepdim=True) for x in (z, pushed))

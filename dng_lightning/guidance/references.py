@@ -1,37 +1,51 @@
 """Reference images: a sample of what is forbidden, where there is no model of it."""
 
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
-from pickle import UnpicklingError
 
 import torch
 from torch import Tensor
 
 from dng_lightning.errors import SettingError
 
-OVERVIEWS = ("grid.png", "trajectories.png")  # what `dng predict` writes beside the images
-
 
 class References:
-    """Reference images and how they lie.
+    """Reference images and their distances.
 
     Args:
         images: (N, ...), about [-1, 1].
+        source: where they come from, for tables and messages.
     """
 
-    def __init__(self, images: Tensor) -> None:
-        self.images = images
+    def __init__(self, images: Tensor, source: str | Path = "") -> None:
+        self.images, self.source = images, source
         self._reached: dict[float, float] = {}
+
+    def like(self, x: Tensor) -> "References":
+        """The same on the device and in the precision of ``x`` (B, ...).
+
+        Raises:
+            SettingError: these are images of another shape.
+        """
+        if self.images.shape[1:] != x.shape[1:]:
+            raise SettingError(
+                f"references {self.source} must be images of {tuple(x.shape[1:])}; they are {tuple(self.images.shape)}"
+            )
+        if (self.images.device, self.images.dtype) == (x.device, x.dtype):
+            return self
+        return References(self.images.to(x.device, x.dtype), self.source)
 
     @cached_property
     def neighbours(self) -> Tensor:
-        """Distances of each image to the others, in rising order, (N, N - 1); those between alike images are 0.
+        """Distances of each image to the others, in rising order, (N, N - 1); those between equal images are 0.
 
         Raises:
             SettingError: there is only one image.
         """
         if len(self.images) < 2:
-            raise SettingError("one reference image tells no distances: name the radius, bandwidth or gamma and more")
+            raise SettingError(
+                "one reference image has no neighbours: set the radius, bandwidth or gamma, or add images"
+            )
         distance = self.distances(self.images)
         others = ~torch.eye(len(distance), dtype=torch.bool, device=distance.device)
         return distance[others].view(len(distance), -1).sort(1).values
@@ -45,7 +59,7 @@ class References:
         """
         square = float(self.neighbours[:, 3:6].square().mean())
         if not square > 0:
-            raise SettingError("the reference images are fewer than 5, or all alike: name the gamma or bandwidth")
+            raise SettingError("the reference images are fewer than 5, or all alike: set the gamma or bandwidth")
         return -torch.tensor(0.05).log().item() / square
 
     @cached_property
@@ -54,7 +68,7 @@ class References:
         return float(torch.quantile(self.neighbours[:, 0], 0.95))
 
     def reached(self, gamma: float) -> float:
-        """The sum of kernels exp(-gamma d^2) that 95 % of the images reach by the others alone; found once a gamma."""
+        """The sum of kernels exp(-gamma d^2) that 95 % of the images reach by the others alone, computed once."""
         if gamma not in self._reached:
             own = (-gamma * self.neighbours.square()).exp().sum(1)
             self._reached[gamma] = float(torch.quantile(own, 0.05))
@@ -65,36 +79,3 @@ class References:
         # by differences: a product of matrices loses the short distances
         exact = "donot_use_mm_for_euclid_dist"
         return torch.cdist(x.flatten(1), self.images.flatten(1), compute_mode=exact)
-
-
-@lru_cache(maxsize=8)
-def read(path: Path, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> References:
-    """The references at ``path``.
-
-    Args:
-        path: a ``.pt`` file or a folder of PNG files, such as ``dng predict`` writes.
-        shape: of one image.
-        dtype: that the distances are taken in.
-        device: where they are wanted.
-
-    Raises:
-        SettingError: it holds no images, or others than of this shape.
-    """
-    from dng_lightning.data.pixels import from_png, to_float  # here: `data` brings Lightning, which takes seconds
-
-    if path.is_dir():
-        pictures = [from_png(file) for file in sorted(path.glob("*.png")) if file.name not in OVERVIEWS]
-        if len({picture.shape for picture in pictures}) != 1:
-            raise SettingError(f"references {path}: a folder must hold PNG files, all of one shape")
-        images = torch.stack(pictures)
-    else:
-        try:
-            images = torch.load(path, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, EOFError, UnpicklingError) as error:
-            raise SettingError(f"references {path} is no .pt file of one tensor") from error
-    if not isinstance(images, Tensor) or not (images.dtype == torch.uint8 or images.is_floating_point()):
-        raise SettingError(f"references {path} must hold one tensor of uint8 pixels, or of floats in [-1, 1]")
-    if not images.ndim or not len(images) or tuple(images.shape[1:]) != shape:
-        raise SettingError(f"references {path} must be images of {shape}; the tensor is {tuple(images.shape)}")
-    floats = to_float(images) if images.dtype == torch.uint8 else images
-    return References(floats.to(device, dtype))

@@ -1,16 +1,17 @@
 """Safe Latent Diffusion (Schramowski et al., CVPR 2023, arXiv 2211.05105, eq. 3 to 8), and its form for class removal.
 
-Element by element, eps being the base prediction, that of the prompt:
+Element by element, on eps predictions as in the paper, eps being that of the base:
 
     d       = eps - eps_k
     mask    = min(mask_scale |d|, 1) where d < threshold, else 0
     gamma   = sum_k mask (eps_k - eps_null) + momentum_scale nu
     nu      <- momentum_decay nu + (1 - momentum_decay) gamma                       (at every step)
-    eps_hat = eps_null + wanted_scale (eps - eps_null) - scale gamma                (from step ``warmup`` on)
+    eps_hat = eps_null + cfg_scale (eps - eps_null) - scale gamma                   (from step ``warmup`` on)
 
-They have one scale of 7.5 for both terms and one eps_k, that of a sentence of all that is unsafe; the sum is ours. What
-Koulischer et al. (ICLR 2025) adapt it to, an unconditional base, is the same with eps_null = eps, whatever the
-wanted_scale. With a wanted class and ``wanted_scale`` None that is kept: everything is about the base.
+Differences of eps predictions are -alpha_t / sigma_t times those of denoised predictions. The paper has one scale of
+7.5 for both terms and one eps_k, that of a sentence of all that is unsafe; the sum is ours. What Koulischer et al.
+(ICLR 2025) adapt it to, an unconditional base, is the same with eps_null = eps, whatever the cfg_scale. With a class or
+prompt and ``cfg_scale`` None that is kept: everything is about the base.
 """
 
 import math
@@ -20,8 +21,9 @@ import torch
 from torch import Tensor
 
 from dng_lightning.errors import SettingError, check_at_least_0
-from dng_lightning.guidance.base import Guidance, Guided, Needs, Predictions, Step
-from dng_lightning.guidance.classifier_free import null_of
+from dng_lightning.guidance.base import Guidance
+from dng_lightning.guidance.signed_negative import require_null
+from dng_lightning.interfaces import Guided, Needs, Predictions, Step
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class SafeLatentDiffusion(Guidance):
         momentum_scale: share of the momentum in the push (their s_m), >= 0.
         momentum_decay: memory of the momentum (their beta_m), in [0, 1).
         warmup: number of steps at the start without a push (their delta), >= 0.
-        wanted_scale: strength of the pull to the wanted condition, >= 0, in their form for text-to-image; None for the
+        cfg_scale: strength of the pull to the class or prompt, >= 0, in their form for text-to-image; None for the
             base prediction in the place of the unconditional one.
     """
 
@@ -45,42 +47,47 @@ class SafeLatentDiffusion(Guidance):
     momentum_scale: float = 0.1
     momentum_decay: float = 0.2
     warmup: int = 0
-    wanted_scale: float | None = None
+    cfg_scale: float | None = None
 
     def __post_init__(self) -> None:
         check_at_least_0(
             scale=self.scale, mask_scale=self.mask_scale, momentum_scale=self.momentum_scale, warmup=self.warmup
         )
-        if self.wanted_scale is not None:
-            check_at_least_0(wanted_scale=self.wanted_scale)
+        if self.cfg_scale is not None:
+            check_at_least_0(cfg_scale=self.cfg_scale)
         if not 0 <= self.momentum_decay < 1:
             raise SettingError(f"momentum_decay must be in [0, 1); got {self.momentum_decay}")
         if math.isnan(self.threshold):
             raise SettingError("threshold must be a number; got nan")
 
-    @property
-    def needs(self) -> Needs:
+    def needs(self, state: Tensor | None = None, step: Step | None = None) -> Needs:
         """The unconditional prediction too, where there is a pull from it."""
-        return Needs(null=self.wanted_scale is not None)
+        return Needs(negatives=True, null=self.cfg_scale is not None)
 
-    def start(self, x_T: Tensor, classes: int) -> Tensor:
-        """The momentum nu, (B, C, H, W)."""
+    def start(self, x_T: Tensor, conditions: int) -> Tensor:
+        """The momentum nu, (B, ...)."""
         return x_T.new_zeros(x_T.shape)
 
     def guide(self, predictions: Predictions, state: Tensor, step: Step) -> Guided:
         """The prediction that it starts from, less the masked and scaled differences."""
-        base = predictions.base
+        base = predictions.denoised
         scale = self.scale if step.index >= self.warmup else 0.0
-        pulled = base if self.wanted_scale is None else torch.lerp(null_of(predictions), base, self.wanted_scale)
-        return Guided(pulled - scale * self._gamma(predictions, state), base.new_full((len(base),), scale))
+        pulled = base if self.cfg_scale is None else torch.lerp(require_null(predictions), base, self.cfg_scale)
+        # at pure noise every eps prediction is x_t itself, and gamma is 0
+        to_denoised = step.level.sigma / step.level.alpha if step.level.alpha else 0.0
+        push = scale * to_denoised * self._gamma(predictions, state, step)
+        return Guided(pulled + push, base.new_full((len(base),), scale))
 
-    def observe(self, state: Tensor, step: Step, x_t: Tensor, x_s: Tensor, predictions: Predictions) -> Tensor:
+    def update(
+        self, state: Tensor, step: Step, x_t: Tensor, x_s: Tensor, predictions: Predictions, guided: Guided
+    ) -> Tensor:
         """The momentum after the step."""
-        return self.momentum_decay * state + (1 - self.momentum_decay) * self._gamma(predictions, state)
+        return self.momentum_decay * state + (1 - self.momentum_decay) * self._gamma(predictions, state, step)
 
-    def _gamma(self, predictions: Predictions, nu: Tensor) -> Tensor:
-        base, negatives = predictions.base, predictions.negatives
-        difference = base.unsqueeze(1) - negatives
+    def _gamma(self, predictions: Predictions, nu: Tensor, step: Step) -> Tensor:
+        to_eps = step.level.alpha / step.level.sigma
+        base, negatives = predictions.denoised, predictions.negatives
+        difference = to_eps * predictions.differences
         mask = (self.mask_scale * difference.abs()).clamp(max=1) * (difference < self.threshold)
-        origin = base if self.wanted_scale is None else null_of(predictions)
-        return (mask * (negatives - origin.unsqueeze(1))).sum(1) + self.momentum_scale * nu
+        origin = base if self.cfg_scale is None else require_null(predictions)
+        return to_eps * (mask * (origin.unsqueeze(1) - negatives)).sum(1) + self.momentum_scale * nu

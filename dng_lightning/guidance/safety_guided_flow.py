@@ -1,11 +1,12 @@
 """Safety-Guided Flow (M. Kim, Y.-H. Kim & Park, ICLR 2026, arXiv 2603.13300): down the kernel density of references.
 
-With the potential sum_i exp(-gamma ||x0_hat - z_i||^2), whose negative gradient is the push:
+With the potential sum_i exp(-gamma ||D - z_i||^2), whose negative gradient is the push:
 
-    x0_hat <- x0_hat + scale 2 gamma sum_i exp(-gamma ||x0_hat - z_i||^2) (x0_hat - z_i)
+    D <- D + scale 2 gamma sum_i exp(-gamma ||D - z_i||^2) (D - z_i)
 
-in an early window of levels. The sign is the one that their text asks for, repulsion; the released code adds the
-gradient itself, which points to the references.
+at early noise levels: theirs are those of ``LimitedInterval`` with low 25. For pixels that early, D is a mean of all
+images, far from each reference, and little happens. The sign is the one that their text asks for,
+repulsion; the released code adds the gradient itself, which points to the references.
 """
 
 from dataclasses import dataclass
@@ -13,9 +14,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from dng_lightning.errors import SettingError
-from dng_lightning.guidance.base import Step, per_image
-from dng_lightning.guidance.reference_guidance import Repulsion, check_window, inside
+from dng_lightning.guidance.reference_guidance import Repulsion
 from dng_lightning.guidance.references import References
+from dng_lightning.interfaces import per_image
 
 
 @dataclass(frozen=True)
@@ -28,32 +29,26 @@ class SafetyGuidedFlow(Repulsion):
         gamma: of the kernel, > 0, one over squared distance; None for the one at which the kernel is 0.05 at the mean
             square distance of the references' 4th to 6th neighbours (0.018 for the 256 zeros of MNIST).
         bound: greatest length of the push before it is scaled, > 0; None for none. Their option is 1.
-        window: levels at which it pushes, from and to, in shares of the noisiest level. The default is theirs; for
-            pixels that early, x0_hat is a mean of all images, far from each reference, and little happens.
 
     Raises:
-        SettingError: a setting is out of its range; or, when the sampling starts, there are no such images.
+        SettingError: a setting is out of its range.
     """
 
     scale: float = 1.0
     gamma: float | None = None
     bound: float | None = None
-    window: tuple[float, float] = (1.0, 0.8)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for name, value in {"gamma": self.gamma, "bound": self.bound}.items():
             if value is not None and not 0 < value < float("inf"):
                 raise SettingError(f"{name} must be positive and finite, or null; got {value}")
-        check_window(self.window)
 
-    def push(self, x0_hat: Tensor, references: References, step: Step) -> Tensor:
+    def push(self, denoised: Tensor, references: References) -> Tensor:
         """Down the density, (B, C, H, W)."""
-        if not inside(self.window, step):
-            return x0_hat.new_zeros(x0_hat.shape)
         gamma, z = self.gamma or references.gamma, references.images.flatten(1)
-        kernel = (-gamma * references.distances(x0_hat).square()).exp()
-        push = 2 * gamma * (kernel.sum(1, keepdim=True) * x0_hat.flatten(1) - kernel @ z)
+        kernel = (-gamma * references.distances(denoised).square()).exp()
+        push = 2 * gamma * (kernel.sum(1, keepdim=True) * denoised.flatten(1) - kernel @ z)
         if self.bound is not None:
             push = push * per_image((self.bound / push.norm(dim=1).clamp(min=self.bound)), push)
-        return push.view_as(x0_hat)
+        return push.view_as(denoised)

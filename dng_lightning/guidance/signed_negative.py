@@ -1,9 +1,9 @@
-"""Negative prompting with a sign a condition: what A1111's AND does with a negative weight, and VL-DNP (2510.26052).
+"""Negative prompting with a sign for each condition: A1111's AND with a negative weight, and VL-DNP (2510.26052).
 
-    eps_hat = eps_null + wanted_scale (eps_+ - eps_null) - scale sum_k (eps_k - eps_null)
+    D_hat = D_null + cfg_scale (D_+ - D_null) - scale sum_k (D_k - D_null)
 
-Both differences are to the unconditional prediction. Without a wanted condition eps_+ = eps_null: the wanted term is
-gone, and what is left is DNG's negative prompting (``negative_prompting.py``) at the same scale.
+Both differences are to the unconditional prediction. Without a class or prompt D_+ = D_null: the term with cfg_scale is
+0, and what is left is negative prompting (``negative_prompting.py``) at the same scale.
 """
 
 from dataclasses import dataclass
@@ -11,50 +11,56 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from dng_lightning.errors import SettingError, check_at_least_0
-from dng_lightning.guidance.base import Guidance, Guided, Needs, Predictions, Step, per_image
+from dng_lightning.guidance.base import Guidance
+from dng_lightning.interfaces import Guided, Needs, Predictions, Step, per_image
 
 
 @dataclass(frozen=True)
 class SignedNegative(Guidance):
-    """Pulls to the wanted condition and pushes from the forbidden ones, each by a scale of its own.
+    """Pulls to the class or prompt and pushes from the forbidden conditions, each by a scale of its own.
 
     Attributes:
-        scale: strength of the push, >= 0; 0 is classifier-free guidance, or unguided where nothing is wanted.
-        wanted_scale: strength of the pull, >= 0; 1 is the wanted condition's own prediction.
+        scale: strength of the push, >= 0; 0 is classifier-free guidance, or unguided without a class or prompt.
+        cfg_scale: strength of the pull, >= 0; 1 is the prediction of the class or prompt.
     """
 
     scale: float = 1.0
-    wanted_scale: float = 1.0
+    cfg_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        check_at_least_0(scale=self.scale, wanted_scale=self.wanted_scale)
+        check_at_least_0(scale=self.scale, cfg_scale=self.cfg_scale)
 
-    @property
-    def needs(self) -> Needs:
+    def needs(self, state: None = None, step: Step | None = None) -> Needs:
         """The unconditional prediction too."""
-        return Needs(null=True)
+        return Needs(negatives=True, null=True)
 
     def guide(self, predictions: Predictions, state: None, step: Step) -> Guided:
         """The unconditional prediction and the scaled differences."""
-        null, toward, away = differences(predictions)
-        eps = null + self.wanted_scale * toward - self.scale * away.sum(1)
-        return Guided(eps, null.new_full((len(null),), self.scale))
+        null, toward, away = null_differences(predictions)
+        denoised = null + self.cfg_scale * toward - self.scale * away.sum(1)
+        return Guided(denoised, null.new_full((len(null),), self.scale))
 
 
-def differences(predictions: Predictions) -> tuple[Tensor, Tensor, Tensor]:
+def null_differences(predictions: Predictions) -> tuple[Tensor, Tensor, Tensor]:
     """The unconditional prediction and what the conditions add to it.
 
     Returns:
-        eps_null (B, ...); eps_+ - eps_null (B, ...), 0 where nothing is wanted; eps_k - eps_null (B, K, ...), 0 where a
+        D_null (B, ...); D_+ - D_null (B, ...), 0 without a class or prompt; D_k - D_null (B, K, ...), 0 where a
         condition is not active.
+    """
+    null = require_null(predictions)
+    away = predictions.negatives - null.unsqueeze(1)
+    if predictions.active is not None:  # inactive negatives equal the base, which is not D_null
+        away = away * per_image(predictions.active, away)
+    return null, predictions.denoised - null, away
+
+
+def require_null(predictions: Predictions) -> Tensor:
+    """The unconditional prediction, (B, ...).
 
     Raises:
-        SettingError: there is no unconditional prediction.
+        SettingError: there is none.
     """
-    null = predictions.null
-    if null is None:
-        raise SettingError("a guidance that asks for the unconditional prediction needs a predictor that gives it")
-    away = predictions.negatives - null.unsqueeze(1)
-    if predictions.active is not None:  # the others equal the base
-        away = away * per_image(predictions.active, away)
-    return null, predictions.base - null, away
+    if predictions.null is None:
+        raise SettingError("the unconditional prediction is missing: ask the predictor for what the guidance needs")
+    return predictions.null

@@ -1,19 +1,19 @@
-"""No guidance: eps_hat = eps."""
+"""No guidance: D_hat = D."""
 
 from dataclasses import dataclass
 
-from dng_lightning.guidance.base import Guidance, Guided, Needs, Predictions, Step
+from dng_lightning.guidance.base import Guidance, unguided
+from dng_lightning.interfaces import Guided, Needs, Predictions, Step
 
 
 @dataclass(frozen=True)
 class Unguided(Guidance):
     """Samples from the model as it is."""
 
-    @property
-    def needs(self) -> Needs:
+    def needs(self, state: None = None, step: Step | None = None) -> Needs:
         """The base prediction alone."""
-        return Needs(negatives=False)
+        return Needs()
 
     def guide(self, predictions: Predictions, state: None, step: Step) -> Guided:
         """The base prediction itself."""
-        return Guided(predictions.base, predictions.base.new_zeros(len(predictions.base)))
+        return unguided(predictions)

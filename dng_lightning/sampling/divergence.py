@@ -1,4 +1,4 @@
-"""The divergence of eps_k - eps with regard to x_t: what a tracked posterior lacks where too little noise is drawn.
+"""The divergence of D_k - D with respect to x_t: what a tracked posterior lacks where too little noise is drawn.
 
 Along dx = F dt + eta g dw, whatever F is, the exact rate of log p(c | x_t) is that of the kernels' ratio less
 
@@ -13,7 +13,6 @@ Hutchinson, "A stochastic estimator of the trace of the influence matrix" (1989)
 for the likelihood of deterministic flows ("Score-based generative modeling through SDEs", ICLR 2021, appendix D.2).
 """
 
-from collections.abc import Callable
 from dataclasses import fields, replace
 
 import torch
@@ -22,71 +21,66 @@ from torch.autograd.forward_ad import dual_level, make_dual, unpack_dual
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dng_lightning.errors import SettingError
-from dng_lightning.guidance.base import Needs, Predictions
-from dng_lightning.predictors import Predictor
+from dng_lightning.interfaces import Needs, Predictions
+from dng_lightning.sampling.noise import Probes
+from dng_lightning.sampling.predictors import ALL, Predictor, PredictorWrapper
+from dng_lightning.schedule import NoiseLevel
 
 
-class DivergenceSource:
-    """Adds the divergence to a predictor's predictions where a guidance asks for it; made anew for each chain.
+class WithDivergence(PredictorWrapper):
+    """Adds the divergence where a guidance needs it; made anew for each chain.
 
     Args:
-        predictor: gives the predictions.
+        predictor: gives the denoised predictions.
         probes: gives the next independent vector of mean 0 and variance 1 for each image, (B, ...).
         eta: of the sampler, in [0, 1].
     """
 
-    def __init__(self, predictor: Predictor, probes: Callable[[], Tensor], eta: float) -> None:
-        self.predictor, self.probes, self.eta = predictor, probes, eta
+    def __init__(self, predictor: Predictor, probes: Probes, eta: float) -> None:
+        super().__init__(predictor)
+        self.probes, self.eta = probes, eta
         self.last: tuple[Tensor, float, Tensor] | None = None
 
-    def predict(self, x_t: Tensor, t: int, needs: Needs, wanted: Tensor | None = None) -> Predictions:
-        """See ``Predictor.predict``; with the divergence, as ``needs`` says, at eta < 1.
+    def predict(self, x_t: Tensor, level: NoiseLevel, needs: Needs = ALL) -> Predictions:
+        """See ``Predictor.predict``.
 
         Raises:
             SettingError: the network cannot be differentiated in forward mode.
         """
         if self.eta == 1 or needs.divergence is None:
-            return self.predictor.predict(x_t, t, needs, wanted)
+            return self.predictor.predict(x_t, level, needs)
         if needs.divergence:
-            given = [self._probed(x_t, t, needs, wanted, self.probes()) for _ in range(needs.divergence)]
-            found = torch.stack([divergence for _, divergence in given]).mean(0)
-            return replace(given[0][0], divergence=found)
-        predictions = self.predictor.predict(x_t, t, needs, wanted)
+            probed = [self._probed(x_t, level, needs, self.probes()) for _ in range(needs.divergence)]
+            return replace(probed[0][0], divergence=torch.stack([divergence for _, divergence in probed]).mean(0))
+        predictions = self.predictor.predict(x_t, level, needs)
         if self.last is None:
             return predictions
         before, width, draw = self.last
-        return replace(predictions, divergence=_dot(differences(predictions) - before, draw) / width)
+        return replace(predictions, divergence=_dot(predictions.differences - before, draw) / width)
 
     def drawn(self, predictions: Predictions, width: float, draw: Tensor) -> None:
-        """Take note of the noise that the sampler adds, ``width`` times the standard normal ``draw`` (B, ...)."""
+        """Record the noise that the sampler adds, ``width`` times the standard normal ``draw`` (B, ...)."""
         if 0 < self.eta < 1:
-            self.last = differences(predictions), width, draw
+            self.last = predictions.differences, width, draw
 
-    def _probed(
-        self, x_t: Tensor, t: int, needs: Needs, wanted: Tensor | None, probe: Tensor
-    ) -> tuple[Predictions, Tensor]:
+    def _probed(self, x_t: Tensor, level: NoiseLevel, needs: Needs, probe: Tensor) -> tuple[Predictions, Tensor]:
         """The predictions and v' J v, (B, K), with v = ``probe``."""
-        spent = self.predictor.evaluations
+        before = self.nfe
         # The trainer forbids derivatives in predict and test, and no fused attention has one in forward mode.
         with torch.inference_mode(False), dual_level(), sdpa_kernel(SDPBackend.MATH):
             dual = make_dual(x_t.clone(), probe)  # type: ignore[no-untyped-call]  # torch's
-            predictions = self.predictor.predict(dual, t, needs, wanted)
-            tangent = unpack_dual(differences(predictions)).tangent  # type: ignore[no-untyped-call]
+            predictions = self.predictor.predict(dual, level, needs)
+            tangent = unpack_dual(predictions.differences).tangent  # type: ignore[no-untyped-call]
             if tangent is None:
                 raise SettingError("the network has no derivative in forward mode: set divergence to 0")
-            given = {field.name: getattr(predictions, field.name) for field in fields(predictions)}
+            values = {field.name: getattr(predictions, field.name) for field in fields(predictions)}
             plain = {
                 name: unpack_dual(value).primal  # type: ignore[no-untyped-call]
-                for name, value in given.items()
+                for name, value in values.items()
                 if value is not None
             }
-        self.predictor.evaluations += self.predictor.evaluations - spent  # the derivative costs as much again
+        self.nfe += self.nfe - before  # the derivative costs as much again
         return replace(predictions, **plain), _dot(tangent, probe)
-
-
-def differences(predictions: Predictions) -> Tensor:
-    """Each of the negatives less the base, (B, K, ...)."""
-    return predictions.negatives - predictions.base.unsqueeze(1)
 
 
 def _dot(images: Tensor, with_each: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """SPELL, or Shielded Diffusion (Kirchhof et al., ICML 2025, arXiv 2410.06025): balls around references.
 
-    x0_hat <- x0_hat + scale sum_i ReLU(radius / ||x0_hat - z_i|| - 1) (x0_hat - z_i)
+    D <- D + scale sum_i ReLU(radius / ||D - z_i|| - 1) (D - z_i)
 
 No image is to enter one; at scale 1 a single ball pushes just out to its surface. Outside all balls nothing moves, so
 that most images of most steps are left alone. Theirs takes the scale 1.6.
@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from dng_lightning.errors import SettingError
-from dng_lightning.guidance.base import Step
 from dng_lightning.guidance.reference_guidance import Repulsion
 from dng_lightning.guidance.references import References
 
@@ -28,7 +27,7 @@ class ShieldedDiffusion(Repulsion):
             None: the distance within which 95 % of the references have another one (13.5 for the 256 zeros of MNIST).
 
     Raises:
-        SettingError: a setting is out of its range; or, when the sampling starts, there are no such images.
+        SettingError: a setting is out of its range.
     """
 
     scale: float = 1.6
@@ -39,11 +38,11 @@ class ShieldedDiffusion(Repulsion):
         if self.radius is not None and not 0 < self.radius < float("inf"):
             raise SettingError(f"radius must be positive and finite, or null; got {self.radius}")
 
-    def push(self, x0_hat: Tensor, references: References, step: Step) -> Tensor:
+    def push(self, denoised: Tensor, references: References) -> Tensor:
         """Out of the balls that it lies in, (B, C, H, W)."""
         radius = self.radius or references.radius
-        image, ball = (references.distances(x0_hat) < radius).nonzero(as_tuple=True)
-        away = (x0_hat[image] - references.images[ball]).flatten(1)
+        image, ball = (references.distances(denoised) < radius).nonzero(as_tuple=True)
+        away = (denoised[image] - references.images[ball]).flatten(1)
         # (radius / d - 1) away, without a division by d = 0: from the very centre there is no way that leads out
         out = (radius - away.norm(dim=1, keepdim=True)).clamp(min=0) * normalize(away, dim=1)
-        return torch.zeros_like(x0_hat).index_add(0, image, out.view(-1, *x0_hat.shape[1:]))
+        return torch.zeros_like(denoised).index_add(0, image, out.view(-1, *denoised.shape[1:]))

@@ -1,0 +1,167 @@
+"""What predictors, posteriors, guidances and the sampler exchange at a step of the reverse chain.
+
+Shapes: B images, K forbidden conditions, states (B, ...).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from dng_lightning.schedule import Kernel, NoiseLevel
+
+AttentionEdit = Callable[[Tensor, Tensor], Tensor]
+"""``edit(z (B, tokens, width), away (B, tokens, width)) -> z``: changes the output of an attention to a text.
+
+``z`` is the output for the base's text, ``away`` the sum of z_k - z over the forbidden texts, by the same queries.
+"""
+
+ActiveConditions = Tensor | Callable[["Predictions"], Tensor]
+"""Which forbidden conditions count for which image, bool (B, K); or a function of the predictions without negatives."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a guidance or a posterior needs besides the base prediction; ``a | b`` is what both of them need.
+
+    Attributes:
+        negatives: predictions of the forbidden conditions.
+        null: the unconditional prediction, where the base is that of a class or prompt.
+        class_labels: a class or prompt that the images shall show.
+        classifier: a noise-conditional classifier's log p(c_k | x_t), or that and its "gradient"; None for neither.
+        observer: what an observer sees in the denoised image, and the scale of the classifier-free guidance of the
+            prediction that it is shown (1 for none); None for no observer.
+        attention: edits the attention of the base prediction to its text; None for the network's own.
+        tracks: a log ratio is tracked along the chain.
+        divergence: probes a step for the divergence of the differences between the negatives and the base, for samplers
+            that draw less noise than the kernel has (eta < 1); 0 takes it from the sampler's own noise, at no cost, and
+            not at all at eta = 0; None for no divergence.
+        active: which forbidden conditions are evaluated for which image; None for all.
+    """
+
+    negatives: bool = False
+    null: bool = False
+    class_labels: bool = False
+    classifier: Literal["posterior", "gradient"] | None = None
+    observer: float | None = None
+    attention: AttentionEdit | None = None
+    tracks: bool = False
+    divergence: int | None = None
+    active: ActiveConditions | None = None
+
+    def __or__(self, other: "Needs") -> "Needs":
+        """What both need; ``active`` and ``observer`` are those of the first that has one."""
+        probes = [needs.divergence for needs in (self, other) if needs.divergence is not None]
+        return Needs(
+            self.negatives or other.negatives,
+            self.null or other.null,
+            self.class_labels or other.class_labels,
+            "gradient" if "gradient" in (self.classifier, other.classifier) else self.classifier or other.classifier,
+            self.observer if self.observer is not None else other.observer,
+            self.attention or other.attention,
+            self.tracks or other.tracks,
+            max(probes, default=None),
+            self.active if self.active is not None else other.active,
+        )
+
+    @property
+    def avoids(self) -> bool:
+        """Whether there must be something forbidden."""
+        return self.negatives or self.attention is not None
+
+    def is_biased(self, eta: float) -> bool:
+        """Whether the tracked log ratio is biased against the class with a sampler of this ``eta``."""
+        return self.tracks and ((eta == 0 and not self.divergence) or (eta < 1 and self.divergence is None))
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Denoised predictions D(x_t) at one noise level, and what else was asked for.
+
+    Attributes:
+        denoised: the base prediction that is guided, (B, ...): unconditional, or that of the class or prompt.
+        negatives: predictions of the K forbidden conditions, (B, K, ...), equal to the base where they are not active.
+        null: the unconditional prediction, (B, ...).
+        log_posterior: a classifier's log p(c_k | x_t), (B, K).
+        class_log_posterior: the same for the class that each image shall show, (B, 1).
+        gradient: the gradient of ``log_posterior`` with respect to x_t, (B, K, ...).
+        class_gradient: that of ``class_log_posterior``, (B, ...).
+        divergence: divergence of each negative less the base with respect to x_t, (B, K).
+        active: which forbidden conditions were evaluated for which image, bool (B, K); None for all.
+        observed: an observer's probability of each forbidden condition in the denoised image, (B, K).
+    """
+
+    denoised: Tensor
+    negatives: Tensor
+    null: Tensor | None = None
+    log_posterior: Tensor | None = None
+    class_log_posterior: Tensor | None = None
+    gradient: Tensor | None = None
+    class_gradient: Tensor | None = None
+    divergence: Tensor | None = None
+    active: Tensor | None = None
+    observed: Tensor | None = None
+
+    @property
+    def differences(self) -> Tensor:
+        """Each negative less the base, (B, K, ...)."""
+        return self.negatives - self.denoised.unsqueeze(1)
+
+
+NO_PREDICTIONS = Predictions(torch.empty(0), torch.empty(0))
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step of the reverse chain.
+
+    Attributes:
+        index: number of the step, from 0.
+        count: number of steps.
+        kernel: the ancestral kernel (eta = 1) by which evidence is measured.
+        drawn: the kernel that the sampler draws from; ``kernel`` itself at eta = 1.
+    """
+
+    index: int
+    count: int
+    kernel: Kernel
+    drawn: Kernel
+
+    @property
+    def level(self) -> NoiseLevel:
+        """Where the step starts."""
+        return self.kernel.level
+
+    @property
+    def next_level(self) -> NoiseLevel:
+        """Where it ends."""
+        return self.kernel.next_level
+
+    @property
+    def eta(self) -> float:
+        """The sampler's eta."""
+        return self.drawn.eta
+
+
+@dataclass(frozen=True)
+class Guided:
+    """A guided prediction.
+
+    Attributes:
+        denoised: the guided denoised prediction, (B, ...).
+        scale: factor of the push, away from the forbidden conditions or toward the class that is asked for, (B,).
+        posterior: p(c_k | x_t), (B, K), for guidances that have a posterior; else None.
+        renoise: denoised prediction whose eps takes the image to the next level (CFG++); None for ``denoised``.
+    """
+
+    denoised: Tensor
+    scale: Tensor
+    posterior: Tensor | None = None
+    renoise: Tensor | None = None
+
+
+def per_image(scale: Tensor, like: Tensor) -> Tensor:
+    """``scale`` (B, ...) shaped to multiply ``like`` (B, ..., C, H, W) image by image."""
+    return scale.view(*scale.shape, *[1] * (like.ndim - scale.ndim))

@@ -1,0 +1,36 @@
+"""The posterior of a classifier of noisy images: what perfect tracking would buy."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from dng_lightning.errors import SettingError
+from dng_lightning.interfaces import Needs, Predictions, Step
+from dng_lightning.posterior.base import Posterior, at_most, check_p_max, mask_inactive
+
+
+@dataclass(frozen=True)
+class ClassifierPosterior(Posterior):
+    """p(c_k | x_t) of a noise-conditional classifier that knows the forbidden classes; any sampler goes with it.
+
+    Attributes:
+        p_max: greatest sum of the posteriors, in (0, 1).
+    """
+
+    reads_predictions: ClassVar[bool] = True
+
+    p_max: float = 0.99
+
+    def __post_init__(self) -> None:
+        check_p_max(self.p_max)
+
+    def needs(self, state: None = None, step: Step | None = None) -> Needs:
+        """The classifier."""
+        return Needs(classifier="posterior")
+
+    def log_prob(self, predictions: Predictions, state: None, step: Step) -> Tensor:
+        """What the classifier says."""
+        if predictions.log_posterior is None:
+            raise SettingError("ClassifierPosterior needs p(c | x_t): wrap the predictor in WithClassifier")
+        return at_most(mask_inactive(predictions.log_posterior, predictions.active), self.p_max)

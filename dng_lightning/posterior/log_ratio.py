@@ -1,0 +1,100 @@
+"""The evidence of a step: how much better the kernel of a condition predicts it than the base's kernel.
+
+The forward process makes c - x_0 - x_1 - ... - x_T a Markov chain, so for two levels t > s
+
+    p(c | x_s) = p(c | x_t) q(x_s | x_t, c) / q(x_s | x_t),        p(c | x_T) = prior,
+
+whatever drew x_s. Both kernels are Gaussian with one variance v and the means mu_c and mu that the two denoised
+predictions give, so a step costs one inner product and no network evaluation:
+
+    log p(c | x_s) - log p(c | x_t) = <x_s - (mu_c + mu) / 2, mu_c - mu> / v
+
+This assumes draws as wide as the kernels. Draws of variance eta^2 v need (1 - eta^2) / 2 div(mu_c - mu) less, where div
+is the divergence with respect to x_t: the curvature of log p(c | x) along the noise that was not drawn (Ito's formula).
+
+Koulischer et al., "Dynamic Negative Guidance of Diffusion Models" (ICLR 2025), section 3 and algorithm 2.
+"""
+
+import math
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from dng_lightning.errors import SettingError
+from dng_lightning.interfaces import Guided, Predictions, Step
+
+
+def log_ratio(
+    step: Step, x_t: Tensor, x_s: Tensor, predictions: Predictions, like: Tensor, variance: float | None = None
+) -> Tensor:
+    """Log q(x_s | x_t, c_k) - log q(x_s | x_t), (B, K), in the precision of ``like``; 0 for the step to the data.
+
+    Args:
+        step: where the step starts and ends.
+        x_t: state before the step, (B, ...).
+        x_s: state after the step, (B, ...).
+        predictions: with the negatives, and with their divergence at eta < 1.
+        like: gives the precision.
+        variance: of the kernels; None for the step's own.
+    """
+    kernel = step.kernel
+    if kernel.variance == 0:
+        return like.new_zeros(predictions.negatives.shape[:2])
+    x_t, x_s, base, negatives = (x.to(like.dtype) for x in (x_t, x_s, predictions.denoised, predictions.negatives))
+    mean = kernel.mean(x_t, base).unsqueeze(1)
+    mean_c = kernel.mean(x_t.unsqueeze(1), negatives)
+    ratio = ((x_s.unsqueeze(1) - (mean_c + mean) / 2) * (mean_c - mean)).flatten(2).sum(2) / (
+        variance or kernel.variance
+    )
+    if predictions.divergence is None:
+        return ratio
+    return ratio - (1 - step.eta**2) / 2 * kernel.x0_coef * predictions.divergence
+
+
+def without_push(
+    x_t: Tensor, x_s: Tensor, step: Step, predictions: Predictions, guided: Guided, weight: float
+) -> Tensor:
+    """``x_s`` (B, ...) less all but the share ``weight`` of what guidance moved it by.
+
+    An image that was pushed away from a condition looks less like it to the tracker than it is: with a trained model's
+    predictions the push then ends too soon.
+    """
+    if weight == 1:
+        return x_s
+    push = step.drawn.mean(x_t, guided.denoised) - step.drawn.mean(x_t, predictions.denoised)
+    return x_s - (1 - weight) * push
+
+
+@dataclass(frozen=True)
+class Corrections:
+    """The authors' corrections of a step's evidence, for models whose predictions are not exact.
+
+    Two predictions of a learned model always disagree a little and each disagreement counts against the class; the
+    temperature and the offset make up for that (1 and 0 are exact for an exact model).
+
+    Attributes:
+        temperature: factor of the evidence, >= 0.
+        offset: added to the evidence for each timestep, in nats.
+        offset_inside: divide the offset by twice the kernel's variance, as the authors' release does. A step over n
+            levels has about n times the variance of a step over one, so it adds n^2 offset / (2 variance): either form
+            sums to about the same on any grid (3 % more at 250 of 1,000 levels, 19 % more at 50).
+
+    Raises:
+        SettingError: a setting is out of its range.
+    """
+
+    temperature: float = 1.0
+    offset: float = 0.0
+    offset_inside: bool = False
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+            raise SettingError(f"temperature must be at least 0; got {self.temperature}")
+        if not math.isfinite(self.offset):
+            raise SettingError(f"offset must be finite; got {self.offset}")
+
+    def apply(self, ratio: Tensor, step: Step, variance: float | None = None) -> Tensor:
+        """The corrected evidence, (B, K); arguments as for ``log_ratio``."""
+        span, variance = step.kernel.span, variance or step.kernel.variance
+        offset = span**2 * self.offset / (2 * variance) if self.offset_inside else span * self.offset
+        return self.temperature * ratio + offset

@@ -1,0 +1,140 @@
+"""The posterior of an observer that looks at the denoised images now and then.
+
+An observer is a classifier of clean images, or a vision-language model (VL-DNP, Chang et al., 2025, arXiv 2510.26052).
+Only the conditions that it sees emerging are active; the others need no evaluation.
+
+A tracked posterior knows nothing of the steps at which its condition was not evaluated. Left at its prior it comes too
+late: on a ring of ten Gaussians, three of them forbidden (50 steps), the forbidden mass only falls from .30 to .26, and
+to .09 with all conditions evaluated at every step. So a condition that becomes active starts from the observer's
+probability, or from what was tracked of it if that is more: .09 again, with 1.5 evaluations a step in place of 4.
+
+Where the observer is the classifier that also labels the images, it judges its own work: take another one for a table.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dng_lightning.errors import SettingError, check_0_to_1, check_at_least_0
+from dng_lightning.interfaces import Guided, Needs, Predictions, Step
+from dng_lightning.posterior.base import LEAST_LOG_P, Posterior, at_most, mask_inactive
+
+P_MAX = 0.99  # of an observer's own probabilities
+SOMETHING = 1e-30  # a lower bound that says nothing, except that there is a new condition to be kept below p_max
+
+
+@dataclass(frozen=True)
+class Observed:
+    """State of a batch: which conditions are active and how probable each was, (B, K); the inner posterior's state."""
+
+    active: Tensor
+    p: Tensor
+    inner: Any
+
+
+@dataclass(frozen=True)
+class ObserverPosterior(Posterior):
+    """No condition is active before the observer first sees it emerge.
+
+    Attributes:
+        posterior: tracks the active conditions, starting from the observer's probability; None for the observer's
+            probability at its last look itself.
+        observe_steps: at which steps the observer looks: so many, evenly spaced inside the chain; or fractions of the
+            chain in [0, 1); or, if all are whole, numbers of steps, from 0. VL-DNP has [5, 6, 7, 9, 12, 16, 21, 27, 34,
+            42] of 50.
+        threshold: least probability of a condition that is emerging, in [0, 1]; 0 makes every condition active.
+        max_active: how many conditions may be active at once in an image, the most probable ones; None for all.
+        observer_weight: factor, in [0, 1], of the observer's probability that the tracked posterior starts from; less
+            than 1 for an observer that knows only yes and no.
+        observer_cfg_scale: classifier-free guidance in the prediction that the observer is shown, >= 0; 1 for none.
+
+    Raises:
+        SettingError: a setting is out of its range.
+    """
+
+    posterior: Posterior | None = None
+    observe_steps: int | Sequence[int] | Sequence[float] = 20
+    threshold: float = 0.1
+    max_active: int | None = None
+    observer_weight: float = 1.0
+    observer_cfg_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        steps = self.observe_steps
+        if isinstance(steps, int):
+            possible = steps >= 1
+        else:
+            possible = len(steps) > 0 and all(step >= 0 and (self._are_numbers or step < 1) for step in steps)
+        if not possible:
+            raise SettingError(
+                "observe_steps must be how many, at least 1, or fractions of the chain in [0, 1), or numbers of steps; "
+                f"got {steps}"
+            )
+        check_at_least_0(observer_cfg_scale=self.observer_cfg_scale)
+        check_0_to_1(threshold=self.threshold, observer_weight=self.observer_weight)
+        if self.max_active is not None and self.max_active < 1:
+            raise SettingError(f"max_active must be at least 1; got {self.max_active}")
+
+    def needs(self, state: Observed | None = None, step: Step | None = None) -> Needs:
+        """What the inner posterior needs of the active conditions, and the observer at its steps."""
+        inner = self.posterior.needs(state.inner if state else None, step) if self.posterior else Needs()
+        shown = Needs(observer=self.observer_cfg_scale, null=self.observer_cfg_scale != 1)
+        # The sampler's noise tells no divergence of conditions that come and go: only probes do.
+        inner = replace(inner, divergence=inner.divergence or None)
+        if state is None or step is None:
+            return inner | shown
+        inner = replace(inner, active=state.active)
+        return inner | shown if self._looks(step) else inner
+
+    def start(self, x_T: Tensor, conditions: int) -> Observed:
+        """Nothing is active."""
+        active = torch.zeros(len(x_T), conditions, dtype=torch.bool, device=x_T.device)
+        inner = self.posterior.start(x_T, conditions) if self.posterior else None
+        return Observed(active, torch.zeros_like(active, dtype=torch.float32), inner)
+
+    def log_prob(self, predictions: Predictions, state: Observed, step: Step) -> Tensor:
+        """The inner posterior's, or the observer's own, of the active conditions."""
+        if self.posterior is None:
+            return at_most(mask_inactive(state.p.log().clamp(min=LEAST_LOG_P), state.active), P_MAX)
+        return self.posterior.log_prob(replace(predictions, active=state.active), state.inner, step)
+
+    def update(
+        self, state: Observed, step: Step, x_t: Tensor, x_s: Tensor, predictions: Predictions, guided: Guided
+    ) -> Observed:
+        """The inner state after the step, and what is active after a look."""
+        inner = state.inner
+        if self.posterior:
+            told = replace(predictions, active=state.active)
+            inner = self.posterior.update(inner, step, x_t, x_s, told, guided)
+        if not self._looks(step):
+            return replace(state, inner=inner)
+        p = predictions.observed
+        if p is None:
+            raise SettingError("ObserverPosterior needs an observer: wrap the predictor in WithObserver")
+        active = p >= self.threshold
+        if self.max_active is not None:
+            chosen = p.topk(min(self.max_active, p.shape[1])).indices
+            active = active & torch.zeros_like(active).scatter(1, chosen, True)
+        if self.posterior:
+            new = (self.observer_weight * p).clamp(min=SOMETHING) * (active & ~state.active)
+            inner = self.posterior.at_least(inner, new, step.next_level, state.active)
+        return Observed(active, p, inner)
+
+    @property
+    def _are_numbers(self) -> bool:
+        """Whether ``observe_steps`` are numbers of steps."""
+        return not isinstance(self.observe_steps, int) and all(isinstance(step, int) for step in self.observe_steps)
+
+    def _looks(self, step: Step) -> bool:
+        if isinstance(self.observe_steps, int):
+            steps: Sequence[float] = [(i + 1) / (self.observe_steps + 1) for i in range(self.observe_steps)]
+        else:
+            steps = self.observe_steps
+        if not self._are_numbers:
+            return step.index in {round(fraction * step.count) for fraction in steps}
+        if max(steps) >= step.count:
+            raise SettingError(f"observe_steps names step {max(steps)}; there are {step.count}, counted from 0")
+        return step.index in steps

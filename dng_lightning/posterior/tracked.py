@@ -1,0 +1,180 @@
+"""The posterior tracked along the reverse chain (Koulischer et al., ICLR 2025, section 3 and algorithm 2).
+
+    log p(c_k | x_s) = log p(c_k | x_t) + temperature * log_ratio + offset        (log_ratio.py)
+
+starting from the prior. It costs nothing beyond the predictions that the guidance needs anyway.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Literal, Self
+
+import torch
+from torch import Tensor
+
+from dng_lightning.errors import SettingError, check_0_to_1
+from dng_lightning.interfaces import Guided, Needs, Predictions, Step
+from dng_lightning.posterior.base import LEAST_LOG_P, Posterior, mask_inactive, odds, state_dtype
+from dng_lightning.posterior.log_ratio import Corrections, log_ratio, without_push
+from dng_lightning.posterior.timing import Timing
+from dng_lightning.schedule import NoiseLevel, NoiseSchedule
+
+Reference = Literal["unconditional", "complement"]
+
+
+@dataclass(frozen=True)
+class TrackedPosterior(Posterior):
+    """Bayes' rule along the chain for K mutually exclusive conditions, with the authors' corrections.
+
+    The defaults are exact for exact predictions.
+
+    Attributes:
+        prior: p(c_k) before anything is known, in (0, 1): one number, or one a condition.
+        temperature: factor of the evidence, >= 0.
+        offset: added to log p for each timestep, in nats.
+        offset_inside: divide the offset by twice the kernel's variance; see ``Corrections``.
+        p_min: least posterior, in [0, prior].
+        p_max: greatest sum of the posteriors, in [prior, 1); it bounds the odds by p_max / (1 - p_max).
+        guidance_shift_weight: share of the guidance's own push that counts as evidence, in [0, 1]. 1 is exact for exact
+            predictions; a trained model's end the push too soon, and 0 measures the step without it.
+        reference: what the kernel of a condition is compared with: the "unconditional" one, taken for one Gaussian, or
+            that of the "complement", whose mean is (mu - sum_k p_k mu_k) / (1 - sum_k p_k). The latter tracks closer in
+            few steps where what is allowed has few modes.
+        divergence: probes for the part of the evidence that is missed where the sampler draws less noise than the
+            kernel has, >= 0; see ``Needs``. A deterministic sampler needs 1, which doubles the network's work.
+        timing: two times that determine temperature and offset, in place of these; None for none.
+
+    Raises:
+        SettingError: a setting is out of its range.
+    """
+
+    prior: float | Sequence[float] = 0.1
+    temperature: float = 1.0
+    offset: float = 0.0
+    offset_inside: bool = False
+    p_min: float = 0.0
+    p_max: float = 0.99
+    guidance_shift_weight: float = 1.0
+    reference: Reference = "unconditional"
+    divergence: int = 0
+    timing: Timing | None = None
+
+    def __post_init__(self) -> None:
+        check_bounds(self.priors, self.p_min, self.p_max)
+        check_0_to_1(guidance_shift_weight=self.guidance_shift_weight)
+        self.corrections  # noqa: B018  # checks its settings
+        if self.reference not in ("unconditional", "complement"):
+            raise SettingError(f"reference must be unconditional or complement; got {self.reference}")
+        if self.divergence < 0:
+            raise SettingError(f"divergence must be at least 0; got {self.divergence}")
+        if self.timing and (self.temperature, self.offset, self.offset_inside) != (1.0, 0.0, False):
+            raise SettingError("timing determines temperature and offset: leave these out, or timing")
+
+    @property
+    def priors(self) -> list[float]:
+        """The priors that were given, one or K."""
+        return [float(self.prior)] if isinstance(self.prior, int | float) else [float(p) for p in self.prior]
+
+    @cached_property
+    def corrections(self) -> Corrections:
+        """What the authors add to the evidence."""
+        return Corrections(self.temperature, self.offset, self.offset_inside)
+
+    def with_schedule(self, schedule: NoiseSchedule) -> Self:
+        """The same with the temperature and the offset that ``timing`` stands for."""
+        if self.timing is None:
+            return self
+        temperature, offset = self.timing.corrections(max(self.priors), schedule)
+        return replace(self, timing=None, temperature=temperature, offset=offset)
+
+    def needs(self, state: Tensor | None = None, step: Step | None = None) -> Needs:
+        """The predictions of the conditions, and their divergence where the sampler is not ancestral."""
+        return Needs(negatives=True, tracks=True, divergence=self.divergence)
+
+    def start(self, x_T: Tensor, conditions: int) -> Tensor:
+        """Log prior, (B, K)."""
+        return log_priors(self.priors, self.p_max, x_T, conditions)
+
+    def log_prob(self, predictions: Predictions, state: Tensor, step: Step) -> Tensor:
+        """The state itself."""
+        return mask_inactive(state, predictions.active)
+
+    def update(
+        self, state: Tensor, step: Step, x_t: Tensor, x_s: Tensor, predictions: Predictions, guided: Guided
+    ) -> Tensor:
+        """Log p(c_k | x_s), (B, K), between p_min and p_max; unchanged where a condition is not active."""
+        if self.timing:
+            raise SettingError("timing needs the noise levels: sample with resolve(guidance, schedule)")
+        if step.kernel.variance == 0:  # the step to the data has no evidence to give
+            return state
+        log_p, active = mask_inactive(state, predictions.active), predictions.active
+        x_s = without_push(x_t, x_s, step, predictions, guided, self.guidance_shift_weight)
+        if self.reference == "complement":
+            predictions = complement_prediction(log_p, step, predictions)
+        log_p = log_p + self.corrections.apply(log_ratio(step, x_t, x_s, predictions, log_p), step)
+        if self.reference == "complement":
+            rest = torch.log1p(-mask_inactive(state, active).exp().sum(1, keepdim=True))
+            log_p = torch.cat([log_p, rest], 1).log_softmax(1)[:, :-1]
+        log_p = bounded(log_p, self.p_min, self.p_max)
+        return log_p if active is None else torch.where(active, log_p, state)
+
+    def at_least(self, state: Tensor, p: Tensor, level: NoiseLevel, active: Tensor) -> Tensor:
+        """See ``Posterior.at_least``; images without a lower bound keep their state, bit for bit."""
+        p = p.to(state.dtype)
+        counts = active | (p > 0)
+        raised = bounded(state.maximum(p.log()).masked_fill(~counts, LEAST_LOG_P), self.p_min, self.p_max)
+        return torch.where(counts & (p > 0).any(1, keepdim=True), raised, state)
+
+
+def log_priors(priors: list[float], p_max: float, x_T: Tensor, conditions: int) -> Tensor:
+    """Log p(c_k), (B, K).
+
+    Raises:
+        SettingError: the priors are not one or K, or sum to more than p_max.
+    """
+    if len(priors) not in (1, conditions):
+        raise SettingError(f"prior must be one number or one for each of the {conditions} forbidden conditions")
+    priors = priors * conditions if len(priors) == 1 else priors
+    if sum(priors) > p_max:
+        raise SettingError(
+            f"the priors of {conditions} forbidden conditions sum to {sum(priors):g}, above p_max {p_max}"
+        )
+    log_p = torch.tensor(priors, dtype=torch.float64).log()
+    return log_p.to(x_T.device, state_dtype(x_T.device)).repeat(len(x_T), 1)
+
+
+def bounded(log_p: Tensor, p_min: float, p_max: float) -> Tensor:
+    """``log_p`` (B, K) at least log p_min, its probabilities summing to at most p_max."""
+    lowest = math.log(p_min) if p_min > 0 else LEAST_LOG_P
+    log_p = log_p.clamp(lowest, torch.finfo(log_p.dtype).max)
+    # Above p_max, the conditions share it, less their p_min. The shares come first: log_p can be so large that log_p
+    # less its excess would not resolve log p_max.
+    room = math.log(max(p_max - log_p.shape[1] * p_min, 1e-300))
+    shared = torch.logaddexp(log_p.log_softmax(1) + room, torch.full_like(log_p, lowest))
+    return torch.where(log_p.logsumexp(1, keepdim=True) > math.log(p_max), shared, log_p)
+
+
+def complement_prediction(log_p: Tensor, step: Step, predictions: Predictions) -> Predictions:
+    """The predictions with that of everything that is not forbidden as the base, and the divergences about it."""
+    differences = predictions.differences.to(log_p.dtype)
+    weights = odds(log_p).to(log_p.dtype)
+    away = torch.einsum("bk,bk...->b...", weights, differences)
+    base, divergence = predictions.denoised.to(log_p.dtype) - away, predictions.divergence
+    if divergence is None:
+        return replace(predictions, denoised=base)
+    # the weights change with x_t as well: grad log odds_k = alpha_t / sigma_t^2 (difference_k + away)
+    turning = (weights * differences.flatten(2).square().sum(2)).sum(1) + away.flatten(1).square().sum(1)
+    shared = (weights * divergence).sum(1) + step.level.alpha / step.level.sigma**2 * turning
+    return replace(predictions, denoised=base, divergence=divergence + shared.unsqueeze(1))
+
+
+def check_bounds(priors: list[float], p_min: float, p_max: float) -> None:
+    """Refuse priors outside (0, 1) and bounds that do not hold them."""
+    if not priors or not all(0 < p < 1 for p in priors):
+        raise SettingError(f"prior must be inside (0, 1); got {priors}")
+    if not max(priors) <= p_max < 1:
+        raise SettingError(f"p_max must be at least the prior and below 1; got p_max {p_max}, prior {priors}")
+    if not 0 <= p_min <= min(priors):
+        raise SettingError(f"p_min must be between 0 and the prior; got p_min {p_min}, prior {priors}")

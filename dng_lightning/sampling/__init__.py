@@ -1,0 +1,28 @@
+"""Sampling: the reverse loop, its noise, and the predictors that it asks."""
+
+from dng_lightning.sampling.noise import ImageNoise
+from dng_lightning.sampling.predictors import (
+    ClassConditionalPredictor,
+    Denoiser,
+    NetworkPairPredictor,
+    Predictor,
+    WithClassifier,
+    WithObserver,
+)
+from dng_lightning.sampling.recorders import PassiveTracking, Recorder, Trajectories
+from dng_lightning.sampling.sampler import Sampler, sample
+
+__all__ = [
+    "ClassConditionalPredictor",
+    "Denoiser",
+    "ImageNoise",
+    "NetworkPairPredictor",
+    "PassiveTracking",
+    "Predictor",
+    "Recorder",
+    "Sampler",
+    "Trajectories",
+    "WithClassifier",
+    "WithObserver",
+    "sample",
+]

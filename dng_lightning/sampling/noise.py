@@ -1,0 +1,52 @@
+"""Noise in which image i depends on its own seed alone."""
+
+from collections.abc import Sequence
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+
+class ImageNoise:
+    """Standard normal draws that depend on an image's seed alone: not on batch, order, device or process.
+
+    Drawn on the CPU, one generator an image, and then moved.
+
+    Args:
+        seeds: one an image, in [0, 2^32): torch's generator takes no more of them.
+        shape: of one image, (C, H, W).
+        device: where the draws are used.
+    """
+
+    def __init__(self, seeds: Sequence[int], shape: Sequence[int], device: torch.device | str = "cpu") -> None:
+        self.generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
+        self.shape, self.device = tuple(shape), torch.device(device)
+
+    def __call__(self) -> Tensor:
+        """The next draw of every image, (B, C, H, W) fp32."""
+        pinned = self.device.type == "cuda"  # else the copy waits for the device
+        draws = torch.empty(len(self.generators), *self.shape, dtype=torch.float32, pin_memory=pinned)
+        for image, generator in zip(draws, self.generators, strict=True):
+            image.normal_(generator=generator)
+        return draws.to(self.device, non_blocking=pinned)
+
+
+class Probes:
+    """Rademacher vectors that depend on image i of ``x_T`` alone, for Hutchinson's estimate; no other draw changes.
+
+    Args:
+        x_T: what the chain starts from, (B, ...).
+    """
+
+    def __init__(self, x_T: Tensor) -> None:
+        self.x_T = x_T
+
+    @cached_property
+    def noise(self) -> ImageNoise:
+        """The draws whose signs are taken."""
+        seeds = self.x_T.float().cpu().flatten(1).view(torch.int32).long().sum(1) % 2**32
+        return ImageNoise(seeds.tolist(), self.x_T.shape[1:], self.x_T.device)
+
+    def __call__(self) -> Tensor:
+        """The next vector of every image, (B, ...), of -1 and 1."""
+        return torch.where(self.noise() < 0, -1, 1).to(self.x_T.dtype)

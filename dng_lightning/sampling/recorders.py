@@ -1,0 +1,122 @@
+"""What is noted while a chain is sampled; a recorder never changes the images."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dng_lightning.interfaces import Guided, Needs, Predictions, Step
+from dng_lightning.posterior import Posterior
+from dng_lightning.schedule import NoiseLevel
+
+
+class Recorder:
+    """Notes the steps of a chain; given to ``sample``, which starts it anew.
+
+    Attributes:
+        needs: what it needs of the predictor besides what the guidance needs.
+    """
+
+    needs: Needs = Needs()
+
+    def start(self, x_T: Tensor, conditions: int) -> None:
+        """Begin a chain from ``x_T`` (B, ...) with so many forbidden conditions."""
+
+    def record(self, step: Step, x_t: Tensor, x_s: Tensor, predictions: Predictions, guided: Guided) -> None:
+        """Note a step from ``x_t`` to ``x_s``."""
+
+
+class Trajectories(Recorder):
+    """Scale and posterior of the guidance along the chain.
+
+    Attributes:
+        levels: the level that each step starts from, (S,).
+    """
+
+    def __init__(self) -> None:
+        self.start(torch.empty(0), 0)
+
+    def start(self, x_T: Tensor, conditions: int) -> None:
+        """Forget the last chain."""
+        self.levels: list[NoiseLevel] = []
+        self._scales: list[Tensor] = []
+        self._posteriors: list[Tensor] = []
+
+    def record(self, step: Step, x_t: Tensor, x_s: Tensor, predictions: Predictions, guided: Guided) -> None:
+        """Note a step."""
+        self.note(step, guided)
+
+    def note(self, step: Step, guided: Guided) -> None:
+        """The same for a step that has not been taken yet."""
+        self.levels.append(step.level)
+        self._scales.append(guided.scale)
+        if guided.posterior is not None:
+            self._posteriors.append(guided.posterior.float())
+
+    @property
+    def scale(self) -> Tensor:
+        """Guidance scale at each step, (B, S)."""
+        return torch.stack(self._scales, 1)
+
+    @property
+    def posterior(self) -> Tensor | None:
+        """Posterior of each forbidden condition before each step, (B, S, K); None without a posterior."""
+        return torch.stack(self._posteriors, 1) if len(self._posteriors) == len(self.levels) else None
+
+
+class PassiveTracking(Recorder):
+    """Posteriors that look at images which another guidance draws.
+
+    The divergence is estimated once, with the most probes that one of them asks for. At eta = 0 one that asks for no
+    probes goes without it, as it would by itself.
+
+    Args:
+        posteriors: at least one.
+    """
+
+    def __init__(self, posteriors: Sequence[Posterior]) -> None:
+        self.posteriors = list(posteriors)
+
+    @property
+    def needs(self) -> Needs:  # type: ignore[override]  # an attribute of the others
+        """What all of the posteriors need."""
+        needs = Needs()
+        for posterior in self.posteriors:
+            needs = needs | posterior.needs()
+        return needs
+
+    def start(self, x_T: Tensor, conditions: int) -> None:
+        """Start each posterior."""
+        self.levels: list[NoiseLevel] = []
+        self.states: list[Any] = [posterior.start(x_T, conditions) for posterior in self.posteriors]
+        self._states: list[list[Any]] = []
+        self._log_probs: list[Tensor] = []
+
+    def record(self, step: Step, x_t: Tensor, x_s: Tensor, predictions: Predictions, guided: Guided) -> None:
+        """Note each posterior before the step, and update it."""
+        pairs = list(zip(self.posteriors, self.states, strict=True))
+        self.levels.append(step.level)
+        self._log_probs.append(torch.stack([p.log_prob(predictions, state, step) for p, state in pairs], 1))
+        self._states.append(self.states)
+        without = Predictions(predictions.denoised, predictions.negatives, predictions.null)
+        self.states = [
+            posterior.update(
+                state,
+                step,
+                x_t,
+                x_s,
+                without if step.eta == 0 and not posterior.needs().divergence else predictions,
+                guided,
+            )
+            for posterior, state in pairs
+        ]
+
+    @property
+    def log_prob(self) -> Tensor:
+        """Log p(c_k | x_t) of each posterior before each step, (B, S, W, K)."""
+        return torch.stack(self._log_probs, 1)
+
+    def state(self, number: int) -> Tensor:
+        """The state of one posterior before each step, (B, S, ...), where states are tensors."""
+        return torch.stack([states[number] for states in self._states], 1)

@@ -1,0 +1,156 @@
+"""The reverse loop, whatever the guidance, the network or the data."""
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from dng_lightning.errors import SettingError, check_0_to_1
+from dng_lightning.guidance.base import Guidance
+from dng_lightning.guidance.serialization import map_settings
+from dng_lightning.interfaces import Needs, Step
+from dng_lightning.posterior import TrackedPosterior
+from dng_lightning.sampling.divergence import WithDivergence
+from dng_lightning.sampling.noise import Probes
+from dng_lightning.sampling.predictors import Predictor
+from dng_lightning.sampling.recorders import Recorder
+from dng_lightning.schedule import Kernel, NoiseSchedule, Variance
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """How the reverse chain is sampled.
+
+    Attributes:
+        steps: number of steps, in 1..T, evenly spaced over the levels.
+        eta: 1 is ancestral sampling (DDPM), 0 is deterministic (DDIM); in [0, 1]. Below 1 a tracked posterior may be
+            biased; a warning says so.
+        variance: of the noise at eta = 1: "beta_tilde", or "beta", the larger one of the authors' release.
+        clip: bound on the denoised prediction, None for none; sampler and posterior share it.
+
+    Raises:
+        SettingError: a setting is out of its range.
+    """
+
+    steps: int = 100
+    eta: float = 1.0
+    variance: Variance = "beta_tilde"
+    clip: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise SettingError(f"steps must be at least 1; got {self.steps}")
+        check_0_to_1(eta=self.eta)
+        if self.variance not in ("beta_tilde", "beta"):
+            raise SettingError(f"variance must be beta_tilde or beta; got {self.variance}")
+        if self.variance == "beta" and self.eta != 1:
+            raise SettingError("variance beta goes with eta 1 only")
+        if self.clip is not None and not self.clip > 0:
+            raise SettingError(f"clip must be positive; got {self.clip}")
+
+    def chain(self, schedule: NoiseSchedule) -> list[Step]:
+        """The steps from the noisiest level to the data.
+
+        Raises:
+            SettingError: there are more steps than levels.
+        """
+        levels = schedule.levels(self.steps)
+        kernels = [Kernel(t, s, 1.0, self.variance, self.clip) for t, s in pairwise(levels)]
+        drawn = kernels if self.eta == 1 else [Kernel(t, s, self.eta, clip=self.clip) for t, s in pairwise(levels)]
+        pairs = zip(kernels, drawn, strict=True)
+        return [Step(index, self.steps, kernel, draws) for index, (kernel, draws) in enumerate(pairs)]
+
+
+@torch.no_grad()
+def sample(
+    predictor: Predictor,
+    guidance: Guidance,
+    schedule: NoiseSchedule,
+    noise: Callable[[], Tensor],
+    sampler: Sampler | None = None,
+    recorders: Sequence[Recorder] = (),
+) -> Tensor:
+    """Draw images along the reverse chain from pure noise, guided (Ho et al., 2020, algorithm 2).
+
+    Args:
+        predictor: gives the denoised predictions.
+        guidance: turns them into one.
+        schedule: the noise levels that the networks were trained on.
+        noise: gives a standard normal draw (B, ...) at each call; the first one starts the chain.
+        sampler: the kernels; None for 100 ancestral steps.
+        recorders: note what happens at each step.
+
+    Returns:
+        x_0, (B, ...), not clamped.
+
+    Raises:
+        SettingError: there are more steps than levels, the guidance's settings do not fit the forbidden conditions, or
+            it needs something that the predictor does not provide.
+    """
+    sampler, guidance = sampler or Sampler(), with_schedule(guidance, schedule)
+    check(predictor, guidance, sampler)
+    chain = sampler.chain(schedule)
+
+    # Start: x_T ~ N(0, sigma_T^2 I)
+    x_t = chain[0].level.sigma * noise()
+    state = guidance.start(x_t, predictor.conditions)
+    predictor = WithDivergence(predictor, Probes(x_t), sampler.eta)
+    recorded = Needs()
+    for recorder in recorders:
+        recorder.start(x_t, predictor.conditions)
+        recorded = recorded | recorder.needs
+
+    for step in chain:
+        # Predict: D(x_t) and D_k(x_t)
+        predictions = predictor.predict(x_t, step.level, guidance.needs(state, step) | recorded)
+
+        # Guide: D_hat
+        with full_precision(x_t):
+            guided = guidance.guide(predictions, state, step)
+
+        # Step: x_s = alpha_s D_hat + sqrt(sigma_s^2 - w^2) eps_hat + w z
+        x_s = step.drawn.mean(x_t, guided.denoised, guided.renoise)
+        if step.drawn.std > 0:
+            z = noise()
+            predictor.drawn(predictions, step.drawn.std, z)
+            x_s = x_s + step.drawn.std * z
+
+        # Update: what the guidance learns from where the step went
+        with full_precision(x_t):
+            state = guidance.update(state, step, x_t, x_s, predictions, guided)
+            for recorder in recorders:
+                recorder.record(step, x_t, x_s, predictions, guided)
+        x_t = x_s
+    return x_t
+
+
+def check(predictor: Predictor, guidance: Guidance, sampler: Sampler) -> None:
+    """Refuse a guidance whose needs the predictor cannot serve; warn where its posterior is biased."""
+    needs = guidance.needs()
+    predictor.check(needs, type(guidance).__name__)
+    warn_if_biased(needs, sampler.eta)
+
+
+def warn_if_biased(needs: Needs, eta: float) -> None:
+    """Warn where a tracked posterior is biased with a sampler of this ``eta``."""
+    if needs.is_biased(eta):
+        warnings.warn(
+            f"a posterior tracked at eta {eta:g} is biased against the class: set eta to 1, or the posterior's "
+            "divergence to 1 (twice the network's work) where it has one",
+            stacklevel=4,
+        )
+
+
+def with_schedule(guidance: Guidance, schedule: NoiseSchedule) -> Guidance:
+    """The guidance with the settings that follow from the noise levels (``Timing``)."""
+    return map_settings(
+        guidance, lambda part: part.with_schedule(schedule) if isinstance(part, TrackedPosterior) else part
+    )
+
+
+def full_precision(like: Tensor) -> torch.autocast:
+    """Disables autocast, which would round a guidance's arithmetic to the networks' 8 bits."""
+    return torch.autocast(like.device.type, enabled=False)
