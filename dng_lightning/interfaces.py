@@ -12,6 +12,8 @@ from torch import Tensor
 
 from dng_lightning.schedule import Kernel, NoiseLevel
 
+__all__ = ["Guided", "Needs", "Predictions", "Step"]
+
 AttentionEdit = Callable[[Tensor, Tensor], Tensor]
 """``edit(z (B, tokens, width), away (B, tokens, width)) -> z``: changes the output of an attention to a text.
 

@@ -16,6 +16,16 @@ from torch import Tensor
 
 from dng_lightning.errors import SettingError
 
+__all__ = [
+    "CosineSchedule",
+    "KarrasSchedule",
+    "Kernel",
+    "LinearSchedule",
+    "NoiseLevel",
+    "NoiseSchedule",
+    "RectifiedFlowSchedule",
+]
+
 Prediction = Literal["eps", "x0", "v", "flow", "edm"]
 Variance = Literal["beta_tilde", "beta"]
 Number = TypeVar("Number", float, Tensor)
