@@ -13,7 +13,7 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-PUBLIC = ("guidance", "posterior", "sampling", "schedule", "interfaces", "modules")  # the last brings Lightning
+PUBLIC = ("guidance", "posterior", "sampling", "schedule", "kernel", "interfaces", "modules")  # the last brings Lightning
 
 
 def __getattr__(name: str) -> Any:

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from dng_lightning.schedule import Kernel, NoiseLevel
+from dng_lightning.kernel import Kernel, NoiseLevel
 
 __all__ = ["Guided", "Needs", "Predictions", "Step"]
 

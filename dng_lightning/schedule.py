@@ -1,4 +1,4 @@
-"""Noise levels, noise schedules, and the Gaussian kernels between two noise levels.
+"""Noise schedules: the levels of a path from the data to noise.
 
 Every path is x_t = alpha_t x_0 + sigma_t eps: variance preserving (DDPM), variance exploding (EDM), rectified flow. A
 schedule of T levels counts them as Ho et al. (2020) do: t = 0 is the data and t = T the noisiest level. Tables are
@@ -7,132 +7,15 @@ fp64.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
 
 from dng_lightning.errors import SettingError
+from dng_lightning.kernel import NoiseLevel
+from dng_lightning.parametrization import Prediction, target_of, x0_error
 
-__all__ = [
-    "CosineSchedule",
-    "KarrasSchedule",
-    "Kernel",
-    "LinearSchedule",
-    "NoiseLevel",
-    "NoiseSchedule",
-    "RectifiedFlowSchedule",
-]
-
-Prediction = Literal["eps", "x0", "v", "flow", "edm"]
-Variance = Literal["beta_tilde", "beta"]
-Number = TypeVar("Number", float, Tensor)
-
-SIGMA_DATA = 0.5  # standard deviation of the data that EDM's preconditioning assumes (Karras et al., 2022, table 1)
-
-
-@dataclass(frozen=True)
-class NoiseLevel:
-    """A point of the path x_t = alpha x_0 + sigma eps.
-
-    Attributes:
-        alpha: signal coefficient, in [0, 1]; 0 is pure noise.
-        sigma: noise coefficient, >= 0; 0 is the data.
-        timestep: what the network is told.
-    """
-
-    alpha: float
-    sigma: float
-    timestep: float
-
-    @property
-    def log_snr(self) -> float:
-        """Logarithm of the signal-to-noise ratio alpha^2 / sigma^2; infinite at the data and at pure noise."""
-        if self.sigma == 0:
-            return math.inf
-        return -math.inf if self.alpha == 0 else 2 * math.log(self.alpha / self.sigma)
-
-
-@dataclass(frozen=True)
-class Kernel:
-    """The Gaussian reverse kernel from a level t to a cleaner level s.
-
-        x_s = alpha_s D + sqrt(sigma_s^2 - w^2) eps + w z
-
-    D is the denoised prediction, eps = (x_t - alpha_t D) / sigma_t the noise that goes with it, z a standard normal
-    draw and w^2 = eta^2 beta_tilde. One family holds DDPM, DDIM and the ancestral sampler of a rectified flow.
-
-    Attributes:
-        level: the level t, with sigma > 0.
-        next_level: the level s.
-        eta: 1 is ancestral sampling, 0 is deterministic (DDIM); Song et al. (2021), equation 16.
-        kind: variance of z at eta = 1: "beta_tilde", or "beta", the larger choice of Ho et al., section 3.2.
-        clip: bound on the denoised prediction, None for none; sampler and posterior share it.
-    """
-
-    level: NoiseLevel
-    next_level: NoiseLevel
-    eta: float = 1.0
-    kind: Variance = "beta_tilde"
-    clip: float | None = None
-
-    @cached_property
-    def forward_variance(self) -> float:
-        """Variance of q(x_t | x_s)."""
-        t, s = self.level, self.next_level
-        return t.sigma**2 - (t.alpha / s.alpha * s.sigma) ** 2
-
-    @cached_property
-    def beta_tilde(self) -> float:
-        """Variance of the posterior q(x_s | x_t, x_0); Ho et al., equation 7, for any two levels of any path."""
-        return self.forward_variance * self.next_level.sigma**2 / self.level.sigma**2
-
-    @cached_property
-    def variance(self) -> float:
-        """Variance of the noise that is drawn; 0 for the step to the data and at eta = 0."""
-        if self.next_level.sigma == 0:
-            return 0.0
-        return self.forward_variance if self.kind == "beta" else self.eta**2 * self.beta_tilde
-
-    @property
-    def std(self) -> float:
-        """Standard deviation w of the noise that is drawn."""
-        return math.sqrt(self.variance)
-
-    @cached_property
-    def x_coef(self) -> float:
-        """Factor of x_t in the mean."""
-        return math.sqrt(max(self.next_level.sigma**2 - self.eta**2 * self.beta_tilde, 0.0)) / self.level.sigma
-
-    @cached_property
-    def x0_coef(self) -> float:
-        """Factor of the denoised prediction in the mean, > 0."""
-        return self.next_level.alpha - self.level.alpha * self.x_coef
-
-    @property
-    def span(self) -> float:
-        """Number of timesteps between the two levels."""
-        return self.level.timestep - self.next_level.timestep
-
-    def clipped(self, denoised: Tensor) -> Tensor:
-        """The denoised prediction within the bound."""
-        return denoised if self.clip is None else denoised.clamp(-self.clip, self.clip)
-
-    def mean(self, x_t: Tensor, denoised: Tensor, renoise: Tensor | None = None) -> Tensor:
-        """The kernel's mean, in the shape of ``denoised``.
-
-        Args:
-            x_t: state at the level t.
-            denoised: denoised prediction D.
-            renoise: denoised prediction whose eps takes the place of that of D (CFG++); None for D itself.
-        """
-        denoised = self.clipped(denoised)
-        if renoise is None:
-            return self.x_coef * x_t + self.x0_coef * denoised
-        eps = x_t - self.level.alpha * renoise  # times sigma_t, by which x_coef is divided
-        return self.next_level.alpha * denoised + self.x_coef * eps
+__all__ = ["CosineSchedule", "KarrasSchedule", "LinearSchedule", "NoiseSchedule", "RectifiedFlowSchedule"]
 
 
 class NoiseSchedule:
@@ -210,20 +93,8 @@ class NoiseSchedule:
         return alpha * x_0 + sigma * noise
 
     def target(self, x_0: Tensor, t: Tensor, noise: Tensor, prediction: Prediction) -> Tensor:
-        """What a network of this ``prediction`` learns, (B, ...); arguments as for ``add_noise``.
-
-        "v" is alpha eps - sigma x_0 (Salimans & Ho, 2022), "flow" is eps - x_0 (Lipman et al., 2023), and "edm" is
-        what EDM's preconditioning leaves to the network (Karras et al., 2022, equation 8).
-        """
-        if prediction in ("eps", "x0"):
-            return noise if prediction == "eps" else x_0
-        if prediction == "flow":
-            return noise - x_0
-        alpha, sigma = self.coefficients(t, x_0)
-        if prediction == "v":
-            return alpha * noise - sigma * x_0
-        c_skip, c_out, _ = preconditioning(sigma / alpha)
-        return (x_0 - c_skip * (x_0 + sigma / alpha * noise)) / c_out
+        """What a network of this ``prediction`` learns, (B, ...); arguments as for ``add_noise``."""
+        return target_of(x_0, noise, *self.coefficients(t, x_0), prediction)
 
     def timestep(self, t: Tensor) -> Tensor:
         """What the network is told at the levels ``t`` (B,)."""
@@ -242,16 +113,7 @@ class NoiseSchedule:
         """
 
         def weights() -> Tensor:
-            alpha, sigma = self.alpha, self.sigma
-            # squared error of x_0 for a squared error of 1 in the prediction
-            of_x0 = {
-                "eps": lambda: (sigma / alpha) ** 2,
-                "x0": lambda: torch.ones_like(sigma),
-                "v": lambda: (sigma / (alpha**2 + sigma**2)) ** 2,
-                "flow": lambda: (sigma / (alpha + sigma)) ** 2,
-                "edm": lambda: preconditioning(sigma / alpha)[1] ** 2,
-            }[prediction]()
-            return ((alpha / sigma) ** 2).clamp(max=gamma) * of_x0
+            return ((self.alpha / self.sigma) ** 2).clamp(max=gamma) * x0_error(self.alpha, self.sigma, prediction)
 
         return self._look_up(("min-SNR", gamma, prediction), weights, t, torch.float32)
 
@@ -261,56 +123,6 @@ class NoiseSchedule:
         if key not in self._tables:  # moved once a device; cast first, as not every device has fp64
             self._tables[key] = table().to(dtype).to(t.device)
         return self._tables[key][t]
-
-
-def preconditioning(sigma: Number) -> tuple[Number, Number, Number]:
-    """EDM's c_skip, c_out and c_in at the noise level sigma / alpha (Karras et al., 2022, table 1)."""
-    total = sigma**2 + SIGMA_DATA**2
-    return SIGMA_DATA**2 / total, sigma * SIGMA_DATA * total**-0.5, total**-0.5
-
-
-def network_input(x_t: Tensor, alpha: float | Tensor, sigma: float | Tensor, prediction: Prediction) -> Tensor:
-    """What the network is shown of ``x_t``: itself, or for "edm" x_t / alpha, scaled by c_in."""
-    return x_t if prediction != "edm" else x_t / alpha * preconditioning(sigma / alpha)[2]
-
-
-def denoised_of(
-    output: Tensor, x_t: Tensor, alpha: float | Tensor, sigma: float | Tensor, prediction: Prediction
-) -> Tensor:
-    """The denoised prediction D(x_t) that a network's output stands for.
-
-    Args:
-        output: of the network, (B, ...).
-        x_t: noisy images (B, ...).
-        alpha: signal coefficient, a number or shaped to multiply ``x_t``; above 0 for "eps" and "edm".
-        sigma: noise coefficient, likewise.
-        prediction: what the network predicts.
-    """
-    if prediction == "x0":
-        return output
-    if prediction == "eps":
-        return (x_t - sigma * output) / alpha
-    if prediction == "v":
-        return (alpha * x_t - sigma * output) / (alpha**2 + sigma**2)
-    if prediction == "flow":
-        return (x_t - sigma * output) / (alpha + sigma)
-    c_skip, c_out, _ = preconditioning(sigma / alpha)
-    return c_skip * (x_t / alpha) + c_out * output
-
-
-def output_of(denoised: Tensor, x_t: Tensor, level: NoiseLevel, prediction: Prediction) -> Tensor:
-    """The network output that stands for a denoised prediction: the inverse of ``denoised_of``."""
-    alpha, sigma = level.alpha, level.sigma
-    if prediction == "x0":
-        return denoised
-    if prediction == "eps":
-        return (x_t - alpha * denoised) / sigma
-    if prediction == "v":
-        return (alpha * x_t - (alpha**2 + sigma**2) * denoised) / sigma
-    if prediction == "flow":
-        return (x_t - (alpha + sigma) * denoised) / sigma
-    c_skip, c_out, _ = preconditioning(sigma / alpha)
-    return (denoised - c_skip * (x_t / alpha)) / c_out
 
 
 class LinearSchedule(NoiseSchedule):

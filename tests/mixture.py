@@ -16,6 +16,7 @@ from dng_lightning.guidance import Guidance
 from dng_lightning.guidance.reference_guidance import ReferenceGuidance
 from dng_lightning.guidance.references import References
 from dng_lightning.interfaces import Guided, Predictions, Step
+from dng_lightning.kernel import NoiseLevel
 from dng_lightning.sampling import (
     ClassConditionalPredictor,
     Denoiser,
@@ -27,7 +28,7 @@ from dng_lightning.sampling import (
     WithObserver,
     sample,
 )
-from dng_lightning.schedule import NoiseLevel, NoiseSchedule
+from dng_lightning.schedule import NoiseSchedule
 
 
 class GaussianMixture:

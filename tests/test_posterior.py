@@ -15,15 +15,8 @@ from dng_lightning.guidance import DynamicNegativeGuidance
 from dng_lightning.posterior import PosteriorTracker, odds, rest_of
 from dng_lightning.predictors import NetworkPairPredictor
 from dng_lightning.sampling import Sampler
-from dng_lightning.schedule import (
-    CosineSchedule,
-    KarrasSchedule,
-    LinearSchedule,
-    NoiseSchedule,
-    RectifiedFlowSchedule,
-    Transition,
-    Variance,
-)
+from dng_lightning.kernel import Variance
+from dng_lightning.schedule import CosineSchedule, KarrasSchedule, LinearSchedule, NoiseSchedule, RectifiedFlowSchedule, Transition
 
 LINEAR = LinearSchedule()
 ALL_PATHS = {"linear": LINEAR, "Karras": KarrasSchedule(), "rectified flow": RectifiedFlowSchedule()}

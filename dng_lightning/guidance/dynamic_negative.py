@@ -8,7 +8,7 @@ with p_k = p(c_k | x_t) by any posterior (``dng_lightning.posterior``); the pape
 scale = 1 this is exact for exact predictions and posteriors; negative prompting is the case of a constant posterior.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -45,9 +45,9 @@ class DynamicNegativeGuidance(Guidance):
 
     def needs(self, state: Any = None, step: Step | None = None) -> Needs:
         """The predictions of the forbidden conditions, and what the posterior needs."""
-        return Needs(negatives=True, active=active_above(self.posterior, self.skip_below, state, step)) | (
-            self.posterior.needs(state, step)
-        )
+        needs = Needs(negatives=True) | self.posterior.needs(state, step)
+        active = active_above(self.posterior, self.skip_below, state, step)
+        return needs if active is None else replace(needs, active=active)
 
     def start(self, x_T: Tensor, conditions: int) -> Any:
         """The posterior's state."""

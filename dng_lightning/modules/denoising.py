@@ -9,7 +9,8 @@ from torch import Generator, Tensor
 
 from dng_lightning.errors import SettingError
 from dng_lightning.modules.trained import TrainedModule
-from dng_lightning.schedule import NoiseSchedule, Prediction
+from dng_lightning.parametrization import Prediction
+from dng_lightning.schedule import NoiseSchedule
 
 
 class DenoisingModule(TrainedModule, ABC):

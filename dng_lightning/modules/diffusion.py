@@ -9,7 +9,8 @@ from torch import Generator, Tensor, nn
 from dng_lightning.errors import SettingError, check_0_to_1
 from dng_lightning.modules import pretrained
 from dng_lightning.modules.denoising import DenoisingModule
-from dng_lightning.schedule import LinearSchedule, NoiseSchedule, Prediction
+from dng_lightning.parametrization import Prediction
+from dng_lightning.schedule import LinearSchedule, NoiseSchedule
 
 
 class DiffusionModule(DenoisingModule):

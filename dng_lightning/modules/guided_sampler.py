@@ -33,7 +33,7 @@ from dng_lightning.predictors import (
     labels_of,
 )
 from dng_lightning.sampling import Sampler
-from dng_lightning.schedule import Variance
+from dng_lightning.kernel import Variance
 
 Classes = str | int | list[str | int]
 

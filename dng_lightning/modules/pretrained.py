@@ -13,7 +13,8 @@ from typing import Any
 from dng_lightning import shipped
 from dng_lightning.errors import SettingError, reason
 from dng_lightning.networks.diffusers import DiffusersNetwork
-from dng_lightning.schedule import NoiseSchedule, Prediction
+from dng_lightning.parametrization import Prediction
+from dng_lightning.schedule import NoiseSchedule
 
 INDEX = "model_index.json"
 PREDICTIONS: dict[str, Prediction] = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dng_lightning.errors import SettingError
 from dng_lightning.interfaces import NO_PREDICTIONS, ActiveConditions, Guided, Needs, Predictions, Step
-from dng_lightning.schedule import NoiseLevel
+from dng_lightning.kernel import NoiseLevel
 
 LEAST_LOG_P = -1e4  # of no chance: its exponential is 0 in any precision, and sums stay finite
 

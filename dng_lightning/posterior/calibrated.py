@@ -20,9 +20,9 @@ from torch.nn import functional
 
 from dng_lightning.errors import SettingError, check_0_to_1
 from dng_lightning.interfaces import Guided, Needs, Predictions, Step
+from dng_lightning.kernel import NoiseLevel
 from dng_lightning.posterior.base import Posterior, at_most, check_p_max, mask_inactive, state_dtype
 from dng_lightning.posterior.log_ratio import log_ratio, without_push
-from dng_lightning.schedule import NoiseLevel
 
 LARGEST = 1e4  # log ratio in nats: no posterior resolves more, and sums stay finite
 

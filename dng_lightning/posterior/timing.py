@@ -18,7 +18,8 @@ from itertools import pairwise
 import numpy as np
 
 from dng_lightning.errors import SettingError
-from dng_lightning.schedule import Kernel, NoiseSchedule
+from dng_lightning.kernel import Kernel
+from dng_lightning.schedule import NoiseSchedule
 
 STEPS = 64  # of the sampler that the authors' discrepancy belongs to
 

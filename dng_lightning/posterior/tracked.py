@@ -16,10 +16,11 @@ from torch import Tensor
 
 from dng_lightning.errors import SettingError, check_0_to_1
 from dng_lightning.interfaces import Guided, Needs, Predictions, Step
+from dng_lightning.kernel import NoiseLevel
 from dng_lightning.posterior.base import LEAST_LOG_P, Posterior, mask_inactive, odds, state_dtype
 from dng_lightning.posterior.log_ratio import Corrections, log_ratio, without_push
 from dng_lightning.posterior.timing import Timing
-from dng_lightning.schedule import NoiseLevel, NoiseSchedule
+from dng_lightning.schedule import NoiseSchedule
 
 Reference = Literal["unconditional", "complement"]
 

@@ -22,9 +22,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dng_lightning.errors import SettingError
 from dng_lightning.interfaces import Needs, Predictions
+from dng_lightning.kernel import NoiseLevel
 from dng_lightning.sampling.noise import Probes
 from dng_lightning.sampling.predictors import ALL, Predictor, PredictorWrapper
-from dng_lightning.schedule import NoiseLevel
 
 
 class WithDivergence(PredictorWrapper):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dng_lightning.errors import SettingError
 from dng_lightning.interfaces import NO_PREDICTIONS, Needs, Predictions
-from dng_lightning.schedule import NoiseLevel
+from dng_lightning.kernel import NoiseLevel
 
 Denoiser = Callable[[Tensor, NoiseLevel, Tensor | None], Tensor]
 """``denoiser(x_t (B, ...), level, class_labels (B,) or None) -> D (B, ...)``; a ``DiffusionModule`` is one."""

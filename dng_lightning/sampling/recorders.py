@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from dng_lightning.interfaces import Guided, Needs, Predictions, Step
+from dng_lightning.kernel import NoiseLevel
 from dng_lightning.posterior import Posterior
-from dng_lightning.schedule import NoiseLevel
 
 
 class Recorder:

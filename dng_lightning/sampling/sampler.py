@@ -12,12 +12,13 @@ from dng_lightning.errors import SettingError, check_0_to_1
 from dng_lightning.guidance.base import Guidance
 from dng_lightning.guidance.serialization import map_settings
 from dng_lightning.interfaces import Needs, Step
+from dng_lightning.kernel import Kernel, Variance
 from dng_lightning.posterior import TrackedPosterior
 from dng_lightning.sampling.divergence import WithDivergence
 from dng_lightning.sampling.noise import Probes
 from dng_lightning.sampling.predictors import Predictor
 from dng_lightning.sampling.recorders import Recorder
-from dng_lightning.schedule import Kernel, NoiseSchedule, Variance
+from dng_lightning.schedule import NoiseSchedule
 
 
 @dataclass(frozen=True)

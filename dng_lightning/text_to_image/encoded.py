@@ -10,7 +10,8 @@ from dng_lightning.errors import SettingError
 from dng_lightning.guidance.base import Guidance, Needs, Predictions
 from dng_lightning.guidance.naming import named
 from dng_lightning.predictors import ALL, Predictor, active_images, levels, stacked
-from dng_lightning.schedule import NoiseSchedule, Prediction
+from dng_lightning.parametrization import Prediction
+from dng_lightning.schedule import NoiseSchedule
 
 
 @dataclass(frozen=True)

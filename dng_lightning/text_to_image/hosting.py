@@ -20,7 +20,8 @@ from dng_lightning.guidance.naming import named
 from dng_lightning.modules import pretrained
 from dng_lightning.predictors import Predictor, levels
 from dng_lightning.sampling import Probes, Sampler, Trajectories, full_precision
-from dng_lightning.schedule import Transition, Variance
+from dng_lightning.kernel import Variance
+from dng_lightning.schedule import Transition
 from dng_lightning.text_to_image.prompts import check_told
 
 # The kinds of noise that DDPMScheduler draws; DDIMScheduler's is the first.

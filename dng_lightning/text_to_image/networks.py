@@ -13,7 +13,8 @@ from torch import Tensor
 
 from dng_lightning.errors import SettingError, reason
 from dng_lightning.modules import pretrained
-from dng_lightning.schedule import NoiseSchedule, Prediction
+from dng_lightning.parametrization import Prediction
+from dng_lightning.schedule import NoiseSchedule
 from dng_lightning.text_to_image.extra import libraries
 from dng_lightning.text_to_image.tokenizer import LENGTH
 

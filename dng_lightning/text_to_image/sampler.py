@@ -21,7 +21,7 @@ from dng_lightning.modules.image_sampler import ImageSampler
 from dng_lightning.observation import WithObserver
 from dng_lightning.predictors import Predictor
 from dng_lightning.sampling import Sampler
-from dng_lightning.schedule import Variance
+from dng_lightning.kernel import Variance
 from dng_lightning.text_to_image.judge import PromptJudge
 from dng_lightning.text_to_image.model import Precision, TextToImageModel
 from dng_lightning.text_to_image.observers import PromptObserver

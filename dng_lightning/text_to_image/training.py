@@ -10,7 +10,8 @@ from dng_lightning.data.captioned_digits import Captioned, CaptionedDigits
 from dng_lightning.data.pixels import to_float
 from dng_lightning.errors import SettingError, check_0_to_1
 from dng_lightning.modules.denoising import DenoisingModule
-from dng_lightning.schedule import LinearSchedule, NoiseSchedule, Prediction
+from dng_lightning.parametrization import Prediction
+from dng_lightning.schedule import LinearSchedule, NoiseSchedule
 from dng_lightning.text_to_image import networks
 from dng_lightning.text_to_image.autoencoder import AutoencoderModule
 from dng_lightning.text_to_image.extra import libraries

@@ -17,7 +17,8 @@ from dng_lightning.data import Digits
 from dng_lightning.errors import SettingError
 from dng_lightning.modules import DiffusionModule, GuidedSampler
 from dng_lightning.networks import UNet
-from dng_lightning.schedule import CosineSchedule, LinearSchedule, NoiseSchedule, Prediction
+from dng_lightning.parametrization import Prediction
+from dng_lightning.schedule import CosineSchedule, LinearSchedule, NoiseSchedule
 
 
 class Recorder(nn.Module):
