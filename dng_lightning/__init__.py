@@ -13,7 +13,8 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-PUBLIC = ("guidance", "posterior", "sampling", "schedule", "kernel", "interfaces", "modules")  # the last brings Lightning
+# `modules` comes last: it imports Lightning
+PUBLIC = ("guidance", "posterior", "sampling", "schedule", "kernel", "interfaces", "modules")
 
 
 def __getattr__(name: str) -> Any:
