@@ -7,7 +7,7 @@ from mixture import BatchNoise, GaussianMixture, across
 from torch import Tensor
 
 from dng_lightning.guidance import Guidance
-from dng_lightning.interfaces import Guided, Predictions, Step
+from dng_lightning.interfaces import Predictions, Step
 from dng_lightning.kernel import Kernel, NoiseLevel, Variance
 from dng_lightning.parametrization import denoised_of, output_of
 from dng_lightning.sampling import Sampler
@@ -52,11 +52,6 @@ def update(guidance: Guidance, state: Any, step: Step, x_t: Tensor, x_s: Tensor,
     return guidance.update(state, step, x_t, x_s, given, guidance.guide(given, state, step))
 
 
-def unpushed(given: Predictions) -> Guided:
-    """The base prediction as a guidance without a push gives it."""
-    return Guided(given.denoised, given.denoised.new_zeros(len(given.denoised)))
-
-
 def predictions(conditions: int, seed: int = 0, shape: tuple[int, ...] = (5, 3, 4, 4)) -> Predictions:
     """Random predictions with all that a guidance may ask for."""
     noise = BatchNoise(shape, seed)
@@ -65,13 +60,6 @@ def predictions(conditions: int, seed: int = 0, shape: tuple[int, ...] = (5, 3, 
     log_p = BatchNoise((shape[0], conditions + 2), seed + 1, torch.double)().log_softmax(1)
     negatives = base.unsqueeze(1) + torch.stack(differences, 1)[:, :conditions]
     null = base + 0.1 * BatchNoise(shape, seed + 2)()
-    return Predictions(
-        base,
-        negatives,
-        null,
-        log_p[:, :conditions],
-        log_p[:, -1:],
-        negatives - base.unsqueeze(1),
-        base - null,
-        observed=log_p[:, :conditions].exp().float(),
-    )
+    of_conditions = log_p[:, :conditions] if conditions else None
+    gradients, observed = negatives - base.unsqueeze(1), log_p[:, :conditions].exp().float()
+    return Predictions(base, negatives, null, of_conditions, log_p[:, -1:], gradients, base - null, observed=observed)
