@@ -63,3 +63,21 @@ def predictions(conditions: int, seed: int = 0, shape: tuple[int, ...] = (5, 3, 
     of_conditions = log_p[:, :conditions] if conditions else None
     gradients, observed = negatives - base.unsqueeze(1), log_p[:, :conditions].exp().float()
     return Predictions(base, negatives, null, of_conditions, log_p[:, -1:], gradients, base - null, observed=observed)
+
+
+def states(t: int) -> Tensor:
+    """256 states of the plane, for the level ``t``."""
+    return 1.5 * BatchNoise((256, 2), seed=t, dtype=torch.double)()
+
+
+def predicted(guidance: Guidance, x_t: Tensor, t: int, forbidden: list[int], label: int | None = None) -> Predictions:
+    """What the exact predictor of ``FOUR`` gives a guidance."""
+    labels = None if label is None else torch.full((len(x_t),), label)
+    return FOUR.predictor(guidance, forbidden, labels).predict(x_t, LINEAR.level(t), guidance.needs())
+
+
+def exact_gradient(x_t: Tensor, t: int, label: int) -> Tensor:
+    """Of ``FOUR``: grad log p(c | x_t) = alpha (D_c - D) / sigma^2."""
+    level = LINEAR.level(t)
+    difference = FOUR.denoised(x_t, level, torch.full((len(x_t),), label)) - FOUR.denoised(x_t, level)
+    return level.alpha / level.sigma**2 * difference

@@ -4,35 +4,16 @@ from dataclasses import replace
 
 import pytest
 import torch
-from by_hand import FOUR, IN_64_D, LINEAR, eps_of, step_at
+from by_hand import FOUR, IN_64_D, LINEAR, eps_of, exact_gradient, predicted, states, step_at
 from mixture import BatchNoise, trajectory
-from torch import Tensor
 
 from dng_lightning.errors import SettingError
-from dng_lightning.guidance import ClassifierGuidance, DynamicNegativeGuidance, GeoGuide, Guidance
-from dng_lightning.interfaces import Predictions
+from dng_lightning.guidance import ClassifierGuidance, DynamicNegativeGuidance, GeoGuide
 from dng_lightning.posterior import ClassifierPosterior
 from dng_lightning.sampling import Sampler, sample
 
 LEVELS = [900, 400, 100]
 EXACT = ClassifierPosterior()
-
-
-def states(t: int) -> Tensor:
-    return 1.5 * BatchNoise((256, 2), seed=t, dtype=torch.double)()
-
-
-def predicted(guidance: Guidance, x_t: Tensor, t: int, forbidden: list[int], label: int | None = None) -> Predictions:
-    """What the exact predictor gives a guidance."""
-    labels = None if label is None else torch.full((len(x_t),), label)
-    return FOUR.predictor(guidance, forbidden, labels).predict(x_t, LINEAR.level(t), guidance.needs())
-
-
-def exact_gradient(x_t: Tensor, t: int, label: int) -> Tensor:
-    """grad log p(c | x_t) = alpha (D_c - D) / sigma^2."""
-    level = LINEAR.level(t)
-    difference = FOUR.denoised(x_t, level, torch.full((len(x_t),), label)) - FOUR.denoised(x_t, level)
-    return level.alpha / level.sigma**2 * difference
 
 
 @pytest.mark.parametrize("t", LEVELS)

@@ -5,13 +5,13 @@ from itertools import pairwise
 
 import pytest
 import torch
+from dng_lightning.predictors import ClassConditionalPredictor
 from mixture import BatchNoise, GaussianMixture, trajectory
 from torch import Tensor
 
 from dng_lightning.errors import SettingError
 from dng_lightning.guidance import ClassifierFreeGuidance, FeedbackGuidance, Guidance, Predictions, Step, Unguided
 from dng_lightning.posterior import PosteriorTracker
-from dng_lightning.predictors import ClassConditionalPredictor
 from dng_lightning.sampling import Sampler, sample
 from dng_lightning.schedule import LinearSchedule
 

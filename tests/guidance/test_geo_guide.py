@@ -5,9 +5,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from by_hand import FOUR, LINEAR, predictions, step_at, update
+from by_hand import FOUR, LINEAR, exact_gradient, predicted, predictions, states, step_at, update
 from mixture import BatchNoise
-from test_classifier_guidance import exact_gradient, predicted, states
 from torch import Tensor
 
 from dng_lightning.guidance import DynamicGeoGuide, DynamicNegativeGuidance, GeoGuide, Guidance

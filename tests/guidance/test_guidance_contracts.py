@@ -25,7 +25,6 @@ from dng_lightning.guidance import (
     DynamicSafeDenoiser,
     FeedbackGuidance,
     GeoGuide,
-    Guidance,
     LimitedInterval,
     NegativePrompting,
     PerpNeg,

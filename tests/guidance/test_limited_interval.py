@@ -4,6 +4,8 @@ import math
 
 import pytest
 import torch
+from dng_lightning.guidance.watching import Evidence
+from dng_lightning.timing import Timing
 from mixture import BatchNoise, GaussianMixture, Trajectory, trajectory
 
 from dng_lightning.errors import SettingError
@@ -19,10 +21,8 @@ from dng_lightning.guidance import (
     SafeLatentDiffusion,
     Unguided,
 )
-from dng_lightning.guidance.watching import Evidence
 from dng_lightning.sampling import Sampler, sample
 from dng_lightning.schedule import LinearSchedule, NoiseSchedule
-from dng_lightning.timing import Timing
 
 LINEAR = LinearSchedule()
 MEANS = [[-1.5, 0.0], [1.5, 0.0], [0.0, 1.5], [0.0, -1.5]]

@@ -2,6 +2,8 @@
 
 import json
 
+from dng_lightning.guidance.naming import settings, titled, unusual
+
 from dng_lightning.guidance import (
     DynamicNegativeGuidance,
     LimitedInterval,
@@ -9,7 +11,6 @@ from dng_lightning.guidance import (
     PositiveAndNegative,
     Unguided,
 )
-from dng_lightning.guidance.naming import settings, titled, unusual
 
 
 def test_what_is_as_it_comes_says_nothing():

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from dng_lightning.guidance.naming import named, scale_of
 from mixture import BatchNoise, GaussianMixture
 from torch import Tensor
 
@@ -23,7 +24,6 @@ from dng_lightning.guidance import (
     Unguided,
 )
 from dng_lightning.guidance.base import Needs
-from dng_lightning.guidance.naming import named, scale_of
 from dng_lightning.modules import GuidedSampler
 from dng_lightning.sampling import sample
 from dng_lightning.schedule import LinearSchedule

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from dng_lightning.predictors import ClassConditionalPredictor
 from mixture import BatchNoise, GaussianMixture, trajectory
 from torch import Tensor
 
@@ -19,7 +20,6 @@ from dng_lightning.guidance import (
     SignedNegative,
     Unguided,
 )
-from dng_lightning.predictors import ClassConditionalPredictor
 from dng_lightning.sampling import Sampler, sample
 from dng_lightning.schedule import LinearSchedule
 
