@@ -91,5 +91,3 @@ def test_conditions_that_become_active_together_stay_below_p_max(weight: float):
     guidance = DynamicNegativeGuidance(posterior=ObserverPosterior(tracked, observe_steps=9, observer_weight=weight))
     for active, inner in looks(guidance, [[0.6, 0.0], [0.6, 0.0], [0.0, 0.6], [0.6, 0.6], [0.6, 0.6]]):
         assert sum(p for p, counts in zip(inner, active, strict=True) if counts) <= 0.95 + 1e-6
-
-
