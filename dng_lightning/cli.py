@@ -11,12 +11,23 @@ import torch
 import yaml
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
-from dng_lightning import callbacks, data, guidance, modules, networks, schedule, shipped, text_to_image
+from dng_lightning import (
+    callbacks,
+    data,
+    diffusers_format,
+    guidance,
+    modules,
+    networks,
+    posterior,
+    schedule,
+    shipped,
+    text_to_image,
+)
 from dng_lightning.errors import SettingError
 from dng_lightning.modules.trained import reading
 
 # What is imported can be named in a configuration by its class name alone.
-__all__ = ["DNGCLI", "callbacks", "data", "guidance", "modules", "networks", "schedule", "text_to_image"]
+__all__ = ["DNGCLI", "callbacks", "data", "guidance", "modules", "networks", "posterior", "schedule", "text_to_image"]
 
 # For each command what it continues in its folder, and which settings of the model may differ when it does.
 RESULTS = {
@@ -121,7 +132,7 @@ class DNGCLI(LightningCLI):
             return "logs"
         forbidden = model.init_args[avoided]
         names = [_file_name(name) for name in (forbidden if isinstance(forbidden, list) else [forbidden or "nothing"])]
-        folder = f"results/{Path(model.init_args.checkpoint).stem}-without-{'-'.join(names)}"
+        folder = f"results/{_model_name(model.init_args.checkpoint)}-without-{'-'.join(names)}"
         if self.subcommand == "predict":
             guidance = model.init_args.guidance
             method = f"-{guidance.class_path.rsplit('.', 1)[-1]}" if guidance else ""
@@ -143,6 +154,18 @@ class DNGCLI(LightningCLI):
         except (yaml.YAMLError, UnicodeDecodeError, LookupError, TypeError, AttributeError):
             return True  # a write that was interrupted, or another's file
         return bool(before != now)
+
+
+def _model_name(checkpoint: str) -> str:
+    """What a checkpoint is called; of one that is not there, the last part of its name."""
+    try:
+        return (
+            diffusers_format.name_of(checkpoint)
+            if "/" not in checkpoint or Path(checkpoint).exists()
+            else Path(checkpoint).name
+        )
+    except SettingError:
+        return Path(checkpoint).name
 
 
 def _file_name(text: str | int) -> str:

@@ -4,7 +4,7 @@ With x_t = alpha x_0 + sigma eps, a network may predict eps, x0, v = alpha eps -
 "flow" eps - x_0 (Lipman et al., 2023), or what EDM's preconditioning leaves to it (Karras et al., 2022, equation 8).
 """
 
-from typing import Literal, TypeVar
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -12,13 +12,12 @@ from torch import Tensor
 from dng_lightning.kernel import NoiseLevel
 
 Prediction = Literal["eps", "x0", "v", "flow", "edm"]
-Number = TypeVar("Number", float, Tensor)
 
 SIGMA_DATA = 0.5  # standard deviation of the data that EDM's preconditioning assumes (Karras et al., 2022, table 1)
 
 
-def preconditioning(sigma: Number) -> tuple[Number, Number, Number]:
-    """EDM's c_skip, c_out and c_in at the noise level sigma / alpha (Karras et al., 2022, table 1)."""
+def preconditioning(sigma: Any) -> tuple[Any, Any, Any]:
+    """EDM's c_skip, c_out and c_in at the noise level sigma / alpha, a number or a tensor (Karras et al., 2022, table 1)."""
     total = sigma**2 + SIGMA_DATA**2
     return SIGMA_DATA**2 / total, sigma * SIGMA_DATA * total**-0.5, total**-0.5
 

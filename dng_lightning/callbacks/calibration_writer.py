@@ -1,6 +1,7 @@
 """Fits the posterior of a trained model to what its unguided images become."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,35 +12,37 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from dng_lightning import shipped
-from dng_lightning.calibration import CalibratedTracker, fit
-from dng_lightning.data.pixels import to_uint8
-from dng_lightning.data.seeds import Seeds
+from dng_lightning.callbacks.progress import SamplingProgress
+from dng_lightning.callbacks.requirements import claim_draws, sampler_of, seeds_of
+from dng_lightning.data.pixels import to_float, to_uint8
 from dng_lightning.errors import SettingError
 from dng_lightning.evaluation import curves
-from dng_lightning.evaluation.drawn import Drawn
 from dng_lightning.evaluation.metrics import posterior_quality
-from dng_lightning.guidance.watching import Evidence
+from dng_lightning.evaluation.sample_store import SampleStore
 from dng_lightning.modules.guided_sampler import GuidedSampler
-from dng_lightning.modules.passes import Pass
-from dng_lightning.posterior import capped
+from dng_lightning.posterior import CalibratedPosterior
+from dng_lightning.posterior.base import at_most
+from dng_lightning.posterior.calibrated import fit_calibration
+from dng_lightning.sampling import PassiveTracking
 
 KNOTS = 10  # parts that the levels are divided into
+UNCALIBRATED = CalibratedPosterior([[0.0, 1.0, 0.0]])  # sums log ratios; what it reads off them is not used
 
 
 class CalibrationWriter(Callback):
     """Writes ``calibration.yaml``, an overlay for ``dng predict``, to ``default_root_dir`` and beside the checkpoint.
 
-    Draws the data's seeds without guidance, gathers the evidence for each of the sampler's forbidden classes, and fits
+    Draws the data's seeds without guidance, sums the log ratios of each of the sampler's forbidden classes, and fits
     slope and shift at every tenth of the levels by maximum likelihood, all classes together, on one half of the images.
     ``calibration.json`` and ``calibration.png`` judge the posterior before and after on the other half.
 
     Args:
-        own_push: what the overlay says of it, see ``DynamicNegativeGuidance``.
+        guidance_shift_weight: in the overlay, see ``CalibratedPosterior``.
         scale: likewise.
     """
 
-    def __init__(self, own_push: float = 0.0, scale: float = 1.0) -> None:
-        self.own_push, self.scale = own_push, scale
+    def __init__(self, guidance_shift_weight: float = 0.0, scale: float = 1.0) -> None:
+        self.guidance_shift_weight, self.scale = guidance_shift_weight, scale
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Draw the images once, without guidance.
@@ -47,50 +50,58 @@ class CalibrationWriter(Callback):
         Raises:
             SettingError: there is no classifier to label the images.
         """
-        data = trainer.datamodule  # type: ignore[attr-defined]  # set by Trainer.test
-        assert isinstance(pl_module, GuidedSampler)
-        assert isinstance(data, Seeds)
-        if pl_module.classifier is None:
-            raise SettingError("a calibration needs a classifier to label the images: set model.classifier")
-        pl_module.todo, data.passes = [Pass("Unguided", Evidence())], 1
+        module, data = sampler_of(pl_module, self), seeds_of(trainer, self)
+        if module.judge is None or not isinstance(module, GuidedSampler):
+            raise SettingError("a calibration needs a GuidedSampler and its classifier: set model.classifier")
+        claim_draws(module, self)
+        module.draws, data.passes = module.all_draws()[:1], 1
         self.folder = Path(trainer.default_root_dir)
-        self.drawn = Drawn(self.folder / "drawn", data.seeds)
+        self.store = SampleStore(self.folder / "drawn", data.seeds)
+        self.tracking = PassiveTracking([UNCALIBRATED])
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget what an interrupted run left."""
+        """Clear what an interrupted run left, and show the progress."""
         if trainer.is_global_zero:
-            self.drawn.clear()
+            self.store.clear()
         trainer.strategy.barrier("cleared")
+        module = sampler_of(pl_module, self)
+        images = -(-len(self.store.seeds) // trainer.world_size)
+        self.progress = SamplingProgress(trainer, images, module.sampler.steps)
+        module.recorders = [self.progress, self.tracking]
 
     def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
-        """Keep labels and evidence."""
-        samples = outputs["samples"]
-        self.levels = samples.levels
-        features = torch.zeros(len(samples.seeds), 0)
-        self.drawn.write(samples.seeds, to_uint8(samples.images), samples.labels, features, samples.posterior)
+        """Keep labels and log ratios."""
+        module, pixels = sampler_of(pl_module, self), to_uint8(outputs.images)
+        found = module.label(to_float(pixels))
+        assert found is not None  # setup refuses a module without a judge
+        none = torch.zeros(len(pixels), 0)
+        self.store.write(outputs.seeds, pixels, found.labels, none, self.tracking.state(0))
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Fit, judge and write."""
-        assert isinstance(pl_module, GuidedSampler)
+        self.progress.close()
         trainer.strategy.barrier("drawn")
-        if not trainer.is_global_zero:
+        if not trainer.is_global_zero or not isinstance(pl_module, GuidedSampler):
             return
-        self.drawn.merge()
-        evidence = self.drawn.all("watched")
-        became = self.drawn.all("labels").unsqueeze(1) == torch.tensor(pl_module.forbidden)
+        self.store.merge()
+        levels, schedule = self.tracking.levels, pl_module.schedule
+        log_ratio = self.store.all("posteriors").double()
+        became = self.store.all("labels").unsqueeze(1) == torch.tensor(pl_module.forbidden)
         half = len(became) // 2
-        noisiest = pl_module.model.schedule.T
-        knots = [round(noisiest * i / KNOTS) for i in range(KNOTS + 1)]
-        rows = fit(evidence[:half], self.levels, became[:half], knots)
-        tracker, unseen = CalibratedTracker(rows), evidence[half:].double()
-        calibrated = [tracker.log_posterior(unseen[:, i], level) for i, level in enumerate(self.levels)]
+        # log SNR of every tenth of the levels, from the noisiest that has one to the first above the data
+        chosen = [schedule.level(max(1, round(schedule.T * i / KNOTS))) for i in range(KNOTS, -1, -1)]
+        knots = [level.log_snr for level in chosen if math.isfinite(level.log_snr)]
+        rows = fit_calibration(log_ratio[:half], levels, became[:half], knots)
+        posterior, unseen = CalibratedPosterior(rows), log_ratio[half:]
+        calibrated = [posterior.read(unseen[:, i], level) for i, level in enumerate(levels)]
         tracked = became[:half].double().mean().log() + unseen
         posteriors = {
-            "as tracked": [capped(log_p, tracker.cap).exp() for log_p in tracked.unbind(1)],
+            "as tracked": [at_most(log_p, posterior.p_max).exp() for log_p in tracked.unbind(1)],
             "calibrated": [log_p.exp() for log_p in calibrated],
         }
-        self._judge(posteriors, became[half:])
-        guidance = {"scale": self.scale, "own_push": self.own_push, "calibration": rows}
+        self._judge(posteriors, became[half:], [schedule.fraction(level) for level in levels])
+        settings = {"calibration": rows, "guidance_shift_weight": self.guidance_shift_weight}
+        guidance = {"scale": self.scale, "posterior": {"class_path": "CalibratedPosterior", "init_args": settings}}
         overlay = {"guidance": {"class_path": "DynamicNegativeGuidance", "init_args": guidance}}
         overlay = {"model": {"class_path": "GuidedSampler", "init_args": overlay}}
         text = yaml.safe_dump(overlay, sort_keys=False, default_flow_style=None, width=120)
@@ -102,16 +113,16 @@ class CalibrationWriter(Callback):
         """Where a guidance with ``calibration: checkpoint`` looks; nowhere for a model that ships with the package."""
         return [] if shipped.ships(path) else [path.with_name("calibration.yaml")]
 
-    def _judge(self, posteriors: dict[str, list[Tensor]], became: Tensor) -> None:
+    def _judge(self, posteriors: dict[str, list[Tensor]], became: Tensor, times: list[float]) -> None:
         """At every tenth of the way and at the end, all classes together."""
         judged: dict[str, Any] = {"n": len(became)}
-        places = sorted({round(i * (len(self.levels) - 1) / 10) for i in range(11)})
+        places = sorted({round(i * (len(times) - 1) / 10) for i in range(11)})
         ends = {}
         for name, posterior in posteriors.items():
             for place in places:
-                level = self.levels[place]
                 quality = posterior_quality(posterior[place].flatten(), became.flatten())
-                judged.setdefault(name, {})[level] = {"auc": quality.auc, "brier": round(quality.brier, 5)}
+                scores = {"auc": quality.auc, "brier": round(quality.brier, 5)}
+                judged.setdefault(name, {})[f"{times[place]:.3g}"] = scores
                 ends[name] = quality
         mean = {name: sum(v["brier"] for v in judged[name].values()) / len(places) for name in posteriors}
         print(", ".join(f"mean Brier score {name}: {value:.4f}" for name, value in mean.items()))

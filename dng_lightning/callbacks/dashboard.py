@@ -1,8 +1,8 @@
 """Makes TensorBoard's tabs of custom scalars and of hyper-parameters readable."""
 
+import json
 import os
 from collections.abc import Iterator
-from dataclasses import asdict
 from typing import Any, TypeVar
 
 from lightning import LightningModule, Trainer
@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 
 from dng_lightning.callbacks.guided_sampling import GuidedSampling
 from dng_lightning.evaluation import board
-from dng_lightning.guidance.naming import named
+from dng_lightning.guidance.serialization import display_name, non_default_settings, settings_json
 from dng_lightning.modules.denoising import DenoisingModule
 from dng_lightning.modules.diffusion import DiffusionModule
 
@@ -81,10 +81,10 @@ def settings(trainer: Trainer, module: LightningModule) -> Iterator[tuple[str, A
     if sampling and sampling.labels:
         assert isinstance(module, DiffusionModule)
         yield "forbidden", ", ".join(module.class_names[label] for label in sampling.labels)
-        yield "guidance", named(sampling.guidance)
+        yield "guidance", display_name(sampling.guidance)
         yield "guidance.steps", sampling.sampler.steps
-        for name, value in asdict(sampling.guidance).items():  # type: ignore[call-overload]  # they are dataclasses
-            yield f"guidance.{name}", value
+        own = json.loads(non_default_settings(settings_json(sampling.guidance)))
+        yield from ((f"guidance.{name}", value) for name, value in own.items() if name != "class")
 
 
 def _find(trainer: Trainer, kind: type[Kind]) -> Kind | None:

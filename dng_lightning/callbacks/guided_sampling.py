@@ -8,18 +8,28 @@ from lightning import LightningModule, Trainer
 from torch import Tensor
 
 from dng_lightning.callbacks.validation_sampling import ValidationSampling
+from dng_lightning.class_labels import labels_of
 from dng_lightning.data.base import ImageDataModule
-from dng_lightning.data.pixels import to_uint8
+from dng_lightning.data.pixels import to_float, to_uint8
 from dng_lightning.errors import SettingError
 from dng_lightning.evaluation import board, plots
 from dng_lightning.evaluation.features import ClassifierFeatures
 from dng_lightning.evaluation.metrics import forbidden_rate, kl_divergence
 from dng_lightning.evaluation.quality import Moments, frechet_distance
 from dng_lightning.guidance import DynamicNegativeGuidance, Guidance, Unguided
+from dng_lightning.interfaces import Needs
 from dng_lightning.modules.classifier import ClassifierModule
 from dng_lightning.modules.diffusion import DiffusionModule
-from dng_lightning.predictors import ClassConditionalPredictor, NetworkPairPredictor, Predictor, labels_of
-from dng_lightning.sampling import ImageNoise, Sampler, Trajectories, sample
+from dng_lightning.posterior import Posterior
+from dng_lightning.sampling import (
+    ClassConditionalPredictor,
+    ImageNoise,
+    NetworkPairPredictor,
+    Predictor,
+    Sampler,
+    Trajectories,
+    sample,
+)
 
 
 class GuidedSampling(ValidationSampling):
@@ -50,14 +60,15 @@ class GuidedSampling(ValidationSampling):
     ) -> None:
         if every_n_epochs < 1 or images < 1:
             raise SettingError("GuidedSampling needs every_n_epochs >= 1 and images >= 1")
-        if guidance and guidance.needs.classifier:
-            raise SettingError(f"GuidedSampling has no noisy_classifier: {type(guidance).__name__} is not for it")
-        if guidance and guidance.needs.wanted:
-            raise SettingError(f"GuidedSampling has no wanted class: {type(guidance).__name__} is not for it")
-        if guidance and guidance.needs.observed:
-            raise SettingError(f"GuidedSampling has no observer: {type(guidance).__name__} is not for it")
-        if guidance and guidance.needs.attending is not None:
-            raise SettingError(f"GuidedSampling has no texts: {type(guidance).__name__} is not for it")
+        needs = guidance.needs() if guidance else Needs()
+        for what, is_needed in {
+            "noisy_classifier": needs.classifier,
+            "class label": needs.class_labels,
+            "observer": needs.observer is not None,
+            "text": needs.attention,
+        }.items():
+            if is_needed:
+                raise SettingError(f"GuidedSampling has no {what}: {type(guidance).__name__} is not for it")
         self.forbidden, self.every_n_epochs, self.images = forbidden, every_n_epochs, images
         self.guidance: Guidance = guidance or DynamicNegativeGuidance()
         self.sampler = Sampler(steps)
@@ -69,7 +80,8 @@ class GuidedSampling(ValidationSampling):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check that the model can be guided as asked, before it trains, and look at the real images."""
-        assert isinstance(pl_module, DiffusionModule)
+        if not isinstance(pl_module, DiffusionModule):
+            raise SettingError(f"GuidedSampling goes with a DiffusionModule; the model is {type(pl_module).__name__}")
         self.check(pl_module, pl_module)
         if self.classifier is not None:
             self.classifier.to(pl_module.device)
@@ -115,8 +127,7 @@ class GuidedSampling(ValidationSampling):
             board.classes(writer, counts, pl_module.class_names, self.labels, step)
         if "guided" in drawn:
             seen, forbidden = drawn["guided"], drawn["guided"].are(self.labels)
-            noisiest = pl_module.schedule.T
-            board.trajectories(writer, "guidance", seen.levels, seen.posterior, seen.scale, forbidden, noisiest, step)
+            board.trajectories(writer, "guidance", seen.times, seen.posterior, seen.scale, forbidden, step)
         writer.flush()
 
     def charts(self) -> board.Layout:
@@ -134,7 +145,7 @@ class GuidedSampling(ValidationSampling):
             charts["Class balance"] = balance | {"KL from the even classes": both("kl")}
         if self.labels:
             charts["Guidance"] = {"Scale over all steps, mean and its 95 % interval": board.band("guidance/scale")}
-            if self.guidance.tracks_posterior:
+            if isinstance(getattr(self.guidance, "posterior", None), Posterior):
                 title = "Posterior at the end, mean and its 95 % interval"
                 charts["Guidance"][title] = board.band("guidance/posterior")
         titles = {"fd": "Fréchet distance to the retained classes", "fd_all": "Fréchet distance to all real images"}
@@ -187,25 +198,27 @@ class GuidedSampling(ValidationSampling):
         else:
             predictor = NetworkPairPredictor(module, [], module.null_class or None)
         seen = Trajectories()
-        images = sample(predictor, guidance, module.schedule, noise, self.sampler, on_step=seen)
+        with trainer.precision_plugin.forward_context():
+            images = sample(predictor, guidance, module.schedule, noise, self.sampler, [seen])
 
         def gather(mine: Tensor) -> Tensor:
             all_of_them = torch.as_tensor(module.all_gather(mine)).reshape(ranks, share, *mine.shape[1:])
             return all_of_them.transpose(0, 1).flatten(0, 1)[: self.images]
 
-        images, posterior = gather(images), seen.posterior
-        labels = self.classifier.classify(images.clamp(-1, 1))[0] if self.classifier else None
-        posterior = gather(posterior) if posterior is not None else None
-        return Drawn(images, labels, seen.levels, gather(seen.scale), posterior)
+        images = gather(images)
+        labels = self.classifier.classify(to_float(to_uint8(images)))[0] if self.classifier else None
+        posterior = None if seen.posterior is None else gather(seen.posterior.sum(2))
+        times = [module.schedule.fraction(level) for level in seen.levels]
+        return Drawn(images, labels, times, gather(seen.scale), posterior)
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """Images of all seeds: x_0 (N, C, H, W); their labels (N,); levels (S,), scale and posterior (N, S) on the way."""
+    """Images of all seeds: x_0 (N, C, H, W); their labels (N,); t / T (S,), scale and posterior (N, S) on the way."""
 
     images: Tensor
     labels: Tensor | None
-    levels: list[int]
+    times: list[float]
     scale: Tensor
     posterior: Tensor | None
 

@@ -14,14 +14,16 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from torch import Tensor
 
-from dng_lightning.data.pixels import from_png, to_png, to_uint8
-from dng_lightning.data.seeds import Seeds
+from dng_lightning.callbacks.progress import SamplingProgress
+from dng_lightning.callbacks.requirements import sampler_of, seeds_of
+from dng_lightning.data.pixels import from_png, to_float, to_png, to_uint8
 from dng_lightning.evaluation import plots
 from dng_lightning.evaluation.metrics import wilson_interval
 from dng_lightning.evaluation.report import class_table, cost_table
+from dng_lightning.evaluation.runs import Samples
 from dng_lightning.guidance import Guidance
-from dng_lightning.guidance.naming import named, titled
-from dng_lightning.modules.image_sampler import ImageSampler, Samples
+from dng_lightning.guidance.serialization import display_name, display_name_with_scale
+from dng_lightning.modules.image_sampler import ImageSampler
 
 
 class ImageWriter(BasePredictionWriter):
@@ -47,13 +49,25 @@ class ImageWriter(BasePredictionWriter):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find out which images are finished."""
         super().setup(trainer, pl_module, stage)
-        self.folder = Path(trainer.default_root_dir)
-        seeds = self._seeds(trainer)
-        assert isinstance(pl_module, ImageSampler)
-        seeds.finished = {seed for seed in seeds.seeds if self._is_finished(trainer, pl_module, seed)}
+        self.folder, module, seeds = (
+            Path(trainer.default_root_dir),
+            sampler_of(pl_module, self),
+            seeds_of(trainer, self),
+        )
+        seeds.finished = {seed for seed in seeds.seeds if self._is_finished(trainer, module, seed)}
         trainer.strategy.barrier("finished images")  # nobody writes before everybody has looked
-        twins = sum(self._is_shown(trainer, seed) for seed in seeds.seeds if seed not in seeds.finished)
-        pl_module.extra_images = -(-twins // trainer.world_size) * len(_beside(pl_module))
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Show the progress, all images together."""
+        module, seeds = sampler_of(pl_module, self), seeds_of(trainer, self)
+        new = [seed for seed in seeds.seeds if seed not in seeds.finished]
+        images = len(new) + sum(self._is_shown(trainer, seed) for seed in new) * len(_beside(module))
+        self.progress = SamplingProgress(trainer, -(-images // trainer.world_size), module.sampler.steps)
+        module.recorders = [self.progress]
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the progress off the screen."""
+        self.progress.close()
 
     def on_predict_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -72,25 +86,23 @@ class ImageWriter(BasePredictionWriter):
         dataloader_idx: int,
     ) -> None:
         """Write a batch's images and records, those that they are compared with first."""
-        assert isinstance(pl_module, ImageSampler)
-        pixels = self._pixels(named(pl_module.guidance), prediction)
-        new = [seed for seed in prediction.seeds if seed not in self._seeds(trainer).finished]
+        module = sampler_of(pl_module, self)
+        pixels = self._pixels(display_name(module.guidance), prediction)
+        new = [seed for seed in prediction.seeds if seed not in seeds_of(trainer, self).finished]
         shown = [seed for seed in new if self._is_shown(trainer, seed)]
-        for name, method in _beside(pl_module).items() if shown else ():
+        for name, method in _beside(module).items() if shown else ():
             self.began = time.perf_counter()
-            twins = pl_module.draw(shown, method)
-            self._write(twins, self._pixels(name, twins), shown, pl_module, self.folder / _file_name(name), set())
-        self._write(prediction, pixels, new, pl_module, self.folder, set(shown))
+            twins = module.draw(shown, method)
+            self._write(twins, self._pixels(name, twins), shown, module, self.folder / _file_name(name), set())
+        self._write(prediction, pixels, new, module, self.folder, set(shown))
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Summarise what is finished, once all devices are done (or interrupted)."""
-        assert isinstance(pl_module, ImageSampler)
         trainer.strategy.barrier("all images")
-        if not trainer.is_global_zero:
+        if not trainer.is_global_zero or not isinstance(pl_module, ImageSampler):
             return
-        records = [
-            json.loads(self._record(s).read_text()) for s in self._seeds(trainer).seeds if self._record(s).exists()
-        ]
+        paths = (self._record(seed) for seed in seeds_of(trainer, self).seeds)
+        records = [json.loads(path.read_text()) for path in paths if path.exists()]
         if records:
             self._summarise(records, [r for r in records if self._is_shown(trainer, r["seed"])], pl_module)
 
@@ -99,7 +111,7 @@ class ImageWriter(BasePredictionWriter):
         pixels, drawn = to_uint8(samples.images).cpu(), len(samples.seeds)
         images, evaluations, seconds = self.costs.get(name, (0, 0.0, 0.0))
         seconds += time.perf_counter() - self.began
-        self.costs[name] = images + drawn, evaluations + drawn * samples.evaluations, seconds
+        self.costs[name] = images + drawn, evaluations + drawn * samples.nfe, seconds
         return pixels
 
     def _write(
@@ -112,18 +124,21 @@ class ImageWriter(BasePredictionWriter):
         with_trajectory: set[int],
     ) -> None:
         (folder / "records").mkdir(parents=True, exist_ok=True)
+        found = module.label(to_float(images).to(module.device))  # of the pixels that are written
         for i, (seed, pixels) in enumerate(zip(samples.seeds, images, strict=True)):
             if seed not in new:  # drawn again to keep a device busy
                 continue
             record: dict[str, Any] = {"seed": seed, "wanted": module.wanted_label(seed)}
-            if samples.labels is not None and samples.confidence is not None:
-                record |= {"label": int(samples.labels[i]), "confidence": round(float(samples.confidence[i]), 6)}
-            if samples.read is not None:
-                record["read"] = samples.read[i].tolist()
+            if found is not None:
+                record |= {"label": int(found.labels[i]), "confidence": round(float(found.confidence[i]), 6)}
+            attributes = module.read(to_float(images).to(module.device)) if found is None else found.attributes
+            if attributes is not None:
+                record["read"] = attributes[i].tolist()
             if samples.posterior is not None:
                 record["posterior"] = float(samples.posterior[i, -1].sum())
             if seed in with_trajectory:
-                record |= {"levels": samples.levels, "scales": samples.scale[i].tolist()}
+                times = [module.schedule.fraction(level) for level in samples.levels]
+                record |= {"times": times, "scales": samples.scale[i].tolist()}
                 record["posteriors"] = samples.posterior[i].sum(1).tolist() if samples.posterior is not None else None
             _replace(folder / f"{seed:08d}.png", to_png(pixels))
             _replace(folder / "records" / f"{seed:08d}.json", json.dumps(record).encode())
@@ -138,9 +153,9 @@ class ImageWriter(BasePredictionWriter):
                 texts = ["" if number is None else names[number] for names, number in pairs]
                 row = [record["seed"], texts[0], record.get("confidence", ""), record.get("posterior", ""), texts[1]]
                 writer.writerow(row)
-        columns, beside = {named(module.guidance): records}, _beside(module)
+        columns, beside = {display_name(module.guidance): records}, _beside(module)
         if shown:
-            panels = {named(module.guidance): self._grid(shown, module, self.folder)}
+            panels = {display_name(module.guidance): self._grid(shown, module, self.folder)}
             for name in reversed(beside):
                 below = _file_name(name)
                 twins = [json.loads(self._record(record["seed"], below).read_text()) for record in shown]
@@ -151,10 +166,9 @@ class ImageWriter(BasePredictionWriter):
             tracked = all(record["posteriors"] for record in shown)
             posterior = torch.tensor([record["posteriors"] for record in shown]) if tracked else None
             is_forbidden = [record.get("label") in module.kinds.forbidden for record in shown]
-            levels, noisiest = shown[0]["levels"], module.schedule.T
-            figure = plots.trajectories(levels, posterior, scale, is_forbidden, noisiest)
+            figure = plots.trajectories(shown[0]["times"], posterior, scale, is_forbidden)
             figure.savefig(self.folder / "trajectories.png", dpi=150)
-        if module.classifier is not None:
+        if module.judge is not None:
             labels = {name: [record["label"] for record in rows] for name, rows in columns.items()}
             print(class_table(labels, kinds.names, kinds.forbidden))
             if module.wanted and kinds.names == tuple(conditions):
@@ -168,7 +182,9 @@ class ImageWriter(BasePredictionWriter):
                 print(f"{name}: {words}")
         if self.costs:  # where nothing is left to be drawn there are none
             print(
-                cost_table({name: self.costs[name] for name in (*beside, named(module.guidance)) if name in self.costs})
+                cost_table(
+                    {name: self.costs[name] for name in (*beside, display_name(module.guidance)) if name in self.costs}
+                )
             )
         print(f"written to {self.folder}")
 
@@ -181,24 +197,18 @@ class ImageWriter(BasePredictionWriter):
         if not self._record(seed).exists() or not self._is_shown(trainer, seed):
             return self._record(seed).exists()
         has_twins = all(self._record(seed, _file_name(name)).exists() for name in _beside(module))
-        return has_twins and "levels" in json.loads(self._record(seed).read_text())
+        return has_twins and "times" in json.loads(self._record(seed).read_text())
 
     def _is_shown(self, trainer: Trainer, seed: int) -> bool:
-        return seed - self._seeds(trainer).seeds.start < self.shown
+        return seed - seeds_of(trainer, self).seeds.start < self.shown
 
     def _record(self, seed: int, *below: str) -> Path:
         return Path(self.folder, *below, "records", f"{seed:08d}.json")
 
-    @staticmethod
-    def _seeds(trainer: Trainer) -> Seeds:
-        data = trainer.datamodule  # type: ignore[attr-defined]  # set by Trainer.predict
-        assert isinstance(data, Seeds)
-        return data
-
 
 def _beside(module: ImageSampler) -> dict[str, Guidance]:
     """What the images of a module are shown beside, each method by its name."""
-    methods = {"unguided": module.unguided} | {titled(method): method for method in module.compared}
+    methods = {"unguided": module.unguided} | {display_name_with_scale(method): method for method in module.compared}
     return {name: method for name, method in methods.items() if method != module.guidance}
 
 

@@ -8,7 +8,7 @@ from lightning import LightningModule
 from torch import nn
 
 from dng_lightning.callbacks.export import Export
-from dng_lightning.text_to_image.extra import quiet
+from dng_lightning.text_to_image.optional_deps import quiet
 from dng_lightning.text_to_image.training import TextToImageModule
 
 

@@ -11,11 +11,11 @@ from dng_lightning.errors import SettingError
 from dng_lightning.evaluation import board, plots
 from dng_lightning.evaluation.asked import shows
 from dng_lightning.guidance import ClassifierFreeGuidance, Guidance
-from dng_lightning.guidance.naming import named
+from dng_lightning.guidance.serialization import display_name
 from dng_lightning.sampling import ImageNoise, Sampler, sample
 from dng_lightning.text_to_image import networks
+from dng_lightning.text_to_image.attribute_classifier import AttributeClassifier
 from dng_lightning.text_to_image.predictor import TextPredictor
-from dng_lightning.text_to_image.reader import AttributeReader
 from dng_lightning.text_to_image.training import TextToImageModule
 
 
@@ -31,7 +31,7 @@ class PromptSampling(ValidationSampling):
         every_n_epochs: draw at the validations of each n-th epoch.
         images: how many of each prompt, from seed 0 on.
         steps: sampling steps.
-        reader: classifiers of the attributes, see ``AttributeReader.load``; None for pictures only.
+        reader: classifiers of the attributes, see ``AttributeClassifier.load``; None for pictures only.
 
     Raises:
         SettingError: there is nothing to draw, the guidance needs more than prompts, or the classifiers cannot be used
@@ -50,12 +50,14 @@ class PromptSampling(ValidationSampling):
         if every_n_epochs < 1 or images < 1 or not prompts:
             raise SettingError("PromptSampling needs prompts, every_n_epochs >= 1 and images >= 1")
         self.guidance: Guidance = guidance or ClassifierFreeGuidance(3.0)
-        needs = self.guidance.needs
-        if needs.negatives or needs.classifier or needs.observed:
-            raise SettingError(f"PromptSampling has prompts and nothing else: {named(self.guidance)} is not for it")
+        needs = self.guidance.needs()
+        if needs.negatives or needs.classifier or needs.observer is not None:
+            raise SettingError(
+                f"PromptSampling has prompts and nothing else: {display_name(self.guidance)} is not for it"
+            )
         self.prompts, self.every_n_epochs, self.images = list(prompts), every_n_epochs, images
         self.sampler = Sampler(steps)
-        self.reader = AttributeReader.load(reader) if reader else None
+        self.reader = AttributeClassifier.load(reader) if reader else None
         self.asked = [understood(prompt) for prompt in self.prompts] if reader else []
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -83,10 +85,10 @@ class PromptSampling(ValidationSampling):
     def _draw(self, module: TextToImageModule) -> Tensor:
         """The images of each prompt, of the same seeds on every device, uint8."""
         model, seeds = module.model(), list(range(self.images)) * len(self.prompts)
-        predictor = TextPredictor(model, model.encode(self.prompts).to(module.device))
         noise = ImageNoise(seeds, model.latent_shape(), module.device)
         wanted = torch.arange(len(self.prompts), device=module.device).repeat_interleave(self.images)
-        latents = sample(predictor, self.guidance, module.schedule, noise, self.sampler, wanted)
+        predictor = TextPredictor(model, model.encode(self.prompts).to(module.device), wanted)
+        latents = sample(predictor, self.guidance, module.schedule, noise, self.sampler)
         return to_uint8(model.decode(latents))
 
     def _obeyed(self, images: Tensor) -> list[bool]:

@@ -1,61 +1,46 @@
-"""The trackers of a comparison's guidances, which look on while its unguided images are drawn."""
+"""The posteriors of a comparison's guidances, which are tracked passively while its unguided images are drawn."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
-from dng_lightning.guidance import (
-    ClassifierFreeGuidance,
-    DynamicNegativeGuidance,
-    Guidance,
-    PositiveAndNegative,
-    Unguided,
-)
-from dng_lightning.guidance.naming import settings, unusual
+from dng_lightning.guidance import ClassifierFreeGuidance, Guidance, PositiveAndNegative, Unguided
+from dng_lightning.guidance.serialization import non_default_settings, settings_json
+from dng_lightning.posterior import CalibratedPosterior, Posterior, ReleasedPosterior, TrackedPosterior
 
-Tracking = DynamicNegativeGuidance | PositiveAndNegative
+TRACKED = (TrackedPosterior, ReleasedPosterior, CalibratedPosterior)
 
 
-def watched(guidances: Sequence[Guidance], unguided: Guidance) -> list[Tracking]:
-    """One guidance for each tracker in use whose base are the ``unguided`` images.
+def tracked_posteriors(guidances: Sequence[Guidance], unguided: Guidance) -> list[Posterior]:
+    """The posteriors that plain guidances track about the base of the ``unguided`` images, each once.
 
-    Scale and push say nothing where no image is pushed.
+    Their share of the guidance's push has no effect where no image is pushed.
     """
-    trackers = [_with(guidance, 0.0) for guidance in guidances if _looks_on(guidance, unguided)]
-    return list({tracker(guidance): guidance for guidance in trackers}.values())
+    found = {tracker(posterior): posterior for posterior in _plain(guidances, unguided)}
+    return list(found.values())
 
 
-def tracker(guidance: Tracking) -> str:
-    """What tells trackers apart, as JSON."""
-    return unusual(settings(_with(guidance, 1.0)))
+def tracker(posterior: Posterior) -> str:
+    """The settings that tell posteriors apart where nothing is pushed, as JSON."""
+    if isinstance(posterior, TrackedPosterior | CalibratedPosterior):
+        posterior = replace(posterior, guidance_shift_weight=type(posterior)().guidance_shift_weight)
+    return non_default_settings(settings_json(posterior))
 
 
-def label(guidance: Tracking) -> str:
-    """What makes a tracker another than the default one, short enough for a legend."""
-    inner = _tracking(guidance)
-    assert inner is not None
-    if inner.calibration:
-        return "fitted"
-    usual = asdict(DynamicNegativeGuidance(scale=0.0))
-    changed = (f"{name} {value}" for name, value in asdict(inner).items() if value != usual[name])
-    return ", ".join(changed) or "defaults"
+def label(posterior: Posterior) -> str:
+    """Its settings, short enough for a legend."""
+    if isinstance(posterior, CalibratedPosterior):
+        return "calibrated"
+    settings = json.loads(tracker(posterior))
+    name = settings.pop("class").removesuffix("Posterior").lower()
+    return ", ".join([name, *(f"{key} {value}" for key, value in settings.items())])
 
 
-def _looks_on(guidance: Guidance, unguided: Guidance) -> bool:
-    """Whether it has a tracker, and would leave the images as they are if it did not push."""
-    if _tracking(guidance) is None:
-        return False
-    if isinstance(guidance, PositiveAndNegative):
-        return unguided == ClassifierFreeGuidance(guidance.wanted_scale)
-    return unguided == Unguided()
-
-
-def _tracking(guidance: Guidance) -> DynamicNegativeGuidance | None:
-    inner = guidance.guidance if isinstance(guidance, PositiveAndNegative) else guidance
-    return inner if isinstance(inner, DynamicNegativeGuidance) else None
-
-
-def _with(guidance: Guidance, scale: float) -> Tracking:
-    inner = _tracking(guidance)
-    assert inner is not None
-    inner = replace(inner, scale=scale, own_push=1.0)
-    return replace(guidance, guidance=inner) if isinstance(guidance, PositiveAndNegative) else inner
+def _plain(guidances: Sequence[Guidance], unguided: Guidance) -> Iterator[Posterior]:
+    for guidance in guidances:
+        base: Guidance = Unguided()
+        if isinstance(guidance, PositiveAndNegative) and not guidance.independent:
+            base, guidance = ClassifierFreeGuidance(guidance.cfg_scale), guidance.guidance
+        posterior = getattr(guidance, "posterior", None)
+        if base == unguided and isinstance(posterior, TRACKED):
+            yield posterior

@@ -53,11 +53,10 @@ def spread(board: SummaryWriter, tag: str, values: Tensor, step: int) -> None:
 def trajectories(
     board: SummaryWriter,
     tag: str,
-    levels: Sequence[int],
+    times: Sequence[float],
     posterior: Tensor | None,
     scale: Tensor,
     forbidden: Sequence[bool],
-    noisiest: int,
     step: int,
 ) -> None:
     """Log posterior and guidance scale: a figure against t, and the spread of single numbers.
@@ -66,18 +65,16 @@ def trajectories(
         board: where to.
         tag: the figure is ``<tag>/trajectories``; the spread of the images' average scale ``<tag>/scale``, that of
             their last posterior ``<tag>/posterior``.
-        levels: see ``plots.trajectory_bands``, and so the next four.
+        times: see ``plots.trajectory_bands``, and so the next three.
         posterior: (N, S), or None.
         scale: (N, S).
         forbidden: (N,).
-        noisiest: T.
         step: of the training.
     """
     spread(board, f"{tag}/scale", scale.mean(1), step)
     if posterior is not None:
         spread(board, f"{tag}/posterior", posterior[:, -1], step)
-    figure = plots.trajectory_bands(levels, posterior, scale, forbidden, noisiest)
-    board.add_figure(f"{tag}/trajectories", figure, step)
+    board.add_figure(f"{tag}/trajectories", plots.trajectory_bands(times, posterior, scale, forbidden), step)
 
 
 def classes(

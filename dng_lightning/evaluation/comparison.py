@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dng_lightning.evaluation.drawn import Drawn
 from dng_lightning.evaluation.metrics import (
     forbidden_rate,
     kl_divergence,
@@ -23,6 +22,7 @@ from dng_lightning.evaluation.quality import (
     precision_recall,
 )
 from dng_lightning.evaluation.real import RealStatistics
+from dng_lightning.evaluation.sample_store import SampleStore
 
 LEAST = 4  # images that all measures together need: the third neighbour of one must exist
 COMPARED = 10_000  # images at most whose features are held in memory at once, for what needs them together
@@ -30,8 +30,8 @@ WIDEST = 256  # dimensions of features that have a Fréchet interval; with more 
 
 
 def measure(
-    drawn: Drawn,
-    unguided: Drawn | None,
+    drawn: SampleStore,
+    unguided: SampleStore | None,
     real: RealStatistics | None,
     classes: int,
     forbidden: Collection[int],
@@ -85,7 +85,7 @@ def measure(
     return measures | balance | _invasiveness(drawn, unguided, forbidden)
 
 
-def _quality(drawn: Drawn, kept: Tensor, real: RealStatistics, retained: list[int]) -> dict[str, float]:
+def _quality(drawn: SampleStore, kept: Tensor, real: RealStatistics, retained: list[int]) -> dict[str, float]:
     """Fréchet distances, KID, precision and recall."""
     moments, start = Moments(), 0
     held: list[Tensor] = []
@@ -114,7 +114,7 @@ def _quality(drawn: Drawn, kept: Tensor, real: RealStatistics, retained: list[in
     }
 
 
-def per_class(drawn: Drawn, real: RealStatistics | None, class_names: Collection[str]) -> list[dict[str, Any]]:
+def per_class(drawn: SampleStore, real: RealStatistics | None, class_names: Collection[str]) -> list[dict[str, Any]]:
     """Share, KID, precision and recall of each class by itself, where it has ``LEAST`` images.
 
     The shares are of all images, the rest is of the first ``COMPARED``.
@@ -132,7 +132,7 @@ def per_class(drawn: Drawn, real: RealStatistics | None, class_names: Collection
     return rows
 
 
-def _own_balance(counts: list[int], unguided: Drawn, forbidden: Collection[int]) -> dict[str, float]:
+def _own_balance(counts: list[int], unguided: SampleStore, forbidden: Collection[int]) -> dict[str, float]:
     """KL(unguided images that are not forbidden || generated): rejection draws the first, and guidance is to."""
     rest = torch.bincount(unguided.all("labels"), minlength=len(counts)).tolist()
     rest = [0 if label in forbidden else count for label, count in enumerate(rest)]
@@ -142,7 +142,7 @@ def _own_balance(counts: list[int], unguided: Drawn, forbidden: Collection[int])
     return {"kl_own": kl_to(counts, rest), "kl_own_low": low, "kl_own_high": high}
 
 
-def _invasiveness(drawn: Drawn, unguided: Drawn, forbidden: Collection[int]) -> dict[str, float]:
+def _invasiveness(drawn: SampleStore, unguided: SampleStore, forbidden: Collection[int]) -> dict[str, float]:
     """How far guidance moves the images that were never forbidden, beside the unguided ones of the same seeds.
 
     The root mean square difference of their pixels, of a range of 1, and the Euclidean distance of their features; both

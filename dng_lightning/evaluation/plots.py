@@ -66,26 +66,23 @@ def class_bars(
     return figure
 
 
-def trajectories(
-    levels: Sequence[int], posterior: Tensor | None, scale: Tensor, forbidden: Sequence[bool], noisiest: int
-) -> Figure:
+def trajectories(times: Sequence[float], posterior: Tensor | None, scale: Tensor, forbidden: Sequence[bool]) -> Figure:
     """Posterior and guidance scale against t, one line an image; red where the image ended up forbidden.
 
     Args:
-        levels: the level of each step, (S,).
+        times: t / T of each step, (S,).
         posterior: (N, S), or None if the guidance tracks none.
         scale: (N, S).
         forbidden: which images are forbidden, (N,).
-        noisiest: T.
     """
     figure = Figure(layout="constrained")
-    for axes, time, values in _against_time(figure, levels, posterior, scale, noisiest):
+    for axes, time, values in _against_time(figure, times, posterior, scale):
         _lines(axes, time, values, forbidden)
     return figure
 
 
 def trajectory_bands(
-    levels: Sequence[int], posterior: Tensor | None, scale: Tensor, forbidden: Sequence[bool], noisiest: int
+    times: Sequence[float], posterior: Tensor | None, scale: Tensor, forbidden: Sequence[bool]
 ) -> Figure:
     """As ``trajectories``, for many images: mean, median, 10 % to 90 % of the images, and eight single ones.
 
@@ -94,8 +91,8 @@ def trajectory_bands(
     red = [i for i, is_forbidden in enumerate(forbidden) if is_forbidden][:4]
     blue = [i for i, is_forbidden in enumerate(forbidden) if not is_forbidden][: 8 - len(red)]
     figure = Figure(layout="constrained")
-    for axes, time, values in _against_time(figure, levels, posterior, scale, noisiest):
-        values = values.double().cpu().clamp(min=1e-30)
+    for axes, time, values in _against_time(figure, times, posterior, scale):
+        values = values.cpu().double().clamp(min=1e-30)
         low, median, high = values.quantile(torch.tensor([0.1, 0.5, 0.9], dtype=values.dtype), dim=0).tolist()
         _lines(axes, time, values[blue + red], [False] * len(blue) + [True] * len(red))
         axes.fill_between(time, low, high, color="grey", alpha=0.3, lw=0, label="10 % to 90 % of the images")
@@ -110,7 +107,7 @@ def trajectory_bands(
 
 
 def _against_time(
-    figure: Figure, levels: Sequence[int], posterior: Tensor | None, scale: Tensor, noisiest: int
+    figure: Figure, times: Sequence[float], posterior: Tensor | None, scale: Tensor
 ) -> Iterator[tuple[Axes, list[float], Tensor]]:
     rows = [("posterior of the forbidden", posterior)] if posterior is not None else []
     rows += [("guidance scale", scale)]
@@ -122,7 +119,7 @@ def _against_time(
         if len(positive) and float(positive.min()) < 1e-2 * highest:
             axes.set_yscale("log")
             axes.set_ylim(max(float(positive.min()), 1e-6 * highest) / 2, 2 * highest)
-        yield axes, [level / noisiest for level in levels], values
+        yield axes, list(times), values
     axes.set_xlabel("t / T")
 
 

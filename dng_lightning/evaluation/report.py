@@ -7,7 +7,6 @@ from itertools import pairwise
 from typing import Any
 
 from dng_lightning.evaluation.metrics import wilson_interval
-from dng_lightning.guidance.naming import unscaled, unusual
 
 
 def class_table(labels: dict[str, list[int]], class_names: Sequence[str], forbidden: Collection[int]) -> str:
@@ -85,9 +84,7 @@ def by_method(rows: Rows) -> dict[str, list[Mapping[str, str]]]:
     Those are the settings of its guidance, the steps, the seeds, and the features that it was measured in.
     """
     several = [name for name in ("steps", "seeds", "features") if _differ(rows, name)]
-    # without the scale first: a usual one is left out, and that of what is wrapped would be taken for it
-    all_settings = [unscaled(json.loads(row.get("guidance") or "{}")) for row in rows]
-    settings = [json.loads(unusual(json.dumps(own))) for own in all_settings]
+    settings = [_without_scale(json.loads(row.get("guidance") or "{}"), row.get("scale")) for row in rows]
     found: dict[str, list[Mapping[str, str]]] = {}
     for row, own in zip(rows, settings, strict=True):
         siblings = [other for other, theirs in zip(settings, rows, strict=True) if theirs["method"] == row["method"]]
@@ -95,6 +92,14 @@ def by_method(rows: Rows) -> dict[str, list[Mapping[str, str]]]:
         told += [f"{row['steps']} steps" if n == "steps" else f"{n} {row[n]}" for n in several if row.get(n)]
         found.setdefault(", ".join(told), []).append(row)
     return found
+
+
+def _without_scale(settings: Mapping[str, Any], scale: str | None) -> dict[str, Any]:
+    """The settings without the row's scale, which is that of the guidance or of the one inside."""
+    if scale and "scale" in settings and float(settings["scale"]) == float(scale):
+        return {name: value for name, value in settings.items() if name != "scale"}
+    inner = settings.get("guidance")
+    return dict(settings) | ({"guidance": _without_scale(inner, scale)} if isinstance(inner, Mapping) else {})
 
 
 def _apart(own: Mapping[str, Any], siblings: Sequence[Mapping[str, Any]]) -> Iterator[str]:

@@ -31,10 +31,9 @@ MEASURES = {
 
 @dataclass(frozen=True)
 class Way:
-    """Levels t (S,), of T; of some images scale (N, S), posterior (N, S) or None, and which are forbidden (N,)."""
+    """Times t / T (S,); of some images scale (N, S), posterior (N, S) or None, and which are forbidden (N,)."""
 
-    levels: Sequence[int]
-    noisiest: int
+    times: Sequence[float]
     scale: Tensor
     posterior: Tensor | None
     forbidden: Sequence[bool]
@@ -52,8 +51,10 @@ def layout() -> board.Layout:
         | one("KL from what is retained of the unguided images", "kl_own")
         | one("KL from all classes evenly", "kl_uniform"),
         "Guidance": {
-            "Guidance scale against t (the noise is on the right), mean and its 95 % interval": board.band("way/scale"),
-            "Posterior of the forbidden against t, mean and its 95 % interval": board.band("way/posterior"),
+            "Guidance scale against 1,000 t / T (the noise is on the right), mean and its 95 % interval": board.band(
+                "way/scale"
+            ),
+            "Posterior of the forbidden against 1,000 t / T, mean and its 95 % interval": board.band("way/posterior"),
         }
         | one("Images moved that were never forbidden", "invasiveness"),
         "Quality": one("Fréchet distance to the retained real images", "fd_retained")
@@ -100,10 +101,10 @@ def write(
         if samples is not None:
             writer.add_image("samples/first_seeds", plots.framed_grid(*samples), step)
         if way is not None:
-            for place, level in enumerate(way.levels):
-                board.spread(writer, "way/scale", way.scale[:, place], level)
+            for place, time in enumerate(way.times):
+                board.spread(writer, "way/scale", way.scale[:, place], round(1000 * time))
                 if way.posterior is not None:
-                    board.spread(writer, "way/posterior", way.posterior[:, place], level)
-            figure = plots.trajectory_bands(way.levels, way.posterior, way.scale, way.forbidden, way.noisiest)
+                    board.spread(writer, "way/posterior", way.posterior[:, place], round(1000 * time))
+            figure = plots.trajectory_bands(way.times, way.posterior, way.scale, way.forbidden)
             writer.add_figure("way/trajectories", figure, step)
         board.hyperparameters(writer, settings)

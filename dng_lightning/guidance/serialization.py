@@ -49,15 +49,6 @@ def scale_of(guidance: Guidance) -> float | None:
     return next(inside, None) if own is None else own
 
 
-def unscaled(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings, read from JSON, without what ``scale_of`` gives: equal where guidances differ in that alone."""
-    if settings.get("scale") is None:
-        for name, value in settings.items():
-            if isinstance(value, dict) and unscaled(value) != value:
-                return settings | {name: unscaled(value)}
-    return settings | {"scale": None} if "scale" in settings else settings
-
-
 def wrapped(guidance: Guidance) -> list[Guidance]:
     """The guidances among its settings."""
     return [value for value in _fields(guidance).values() if isinstance(value, Guidance)]

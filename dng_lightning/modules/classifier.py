@@ -12,6 +12,7 @@ from torch.nn import functional
 from torchmetrics.classification import MulticlassAccuracy
 
 from dng_lightning.errors import SettingError
+from dng_lightning.kernel import NoiseLevel
 from dng_lightning.modules.trained import TrainedModule
 from dng_lightning.schedule import NoiseSchedule
 
@@ -84,18 +85,19 @@ class ClassifierModule(TrainedModule):
         """The probability of every class, (B, num_classes) float32; see ``classify``."""
         return self._judge(x).softmax(dim=1)
 
-    def log_posterior(self, x_t: Tensor, t: Tensor) -> Tensor:
+    def log_posterior(self, x_t: Tensor, level: NoiseLevel) -> Tensor:
         """Log p(c | x_t) of every class, in evaluation mode and full precision whatever the trainer runs in.
 
         Differentiable in ``x_t`` where gradients are on.
 
         Args:
             x_t: noisy images (B, C, H, W).
-            t: their levels (B,), in 1..T.
+            level: their noise level.
 
         Returns:
             (B, num_classes) float32.
         """
+        t = torch.full((len(x_t),), level.timestep + 1, dtype=torch.long, device=x_t.device)
         return self._judge(x_t, t).log_softmax(dim=1)
 
     @classmethod
@@ -119,6 +121,8 @@ class ClassifierModule(TrainedModule):
     def _judge(self, x: Tensor, t: Tensor | None = None) -> Tensor:
         was_training = self.net.training
         self.net.eval()
+        if self.device != x.device:
+            self.to(x.device)
         with torch.autocast(x.device.type, enabled=False):
             logits: Tensor = self(x.to(self.dtype), t).float()
         self.net.train(was_training)

@@ -6,10 +6,11 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Generator, Tensor, nn
 
+from dng_lightning import diffusers_format
 from dng_lightning.errors import SettingError, check_0_to_1
-from dng_lightning.modules import pretrained
+from dng_lightning.kernel import NoiseLevel
 from dng_lightning.modules.denoising import DenoisingModule
-from dng_lightning.parametrization import Prediction
+from dng_lightning.parametrization import Prediction, denoised_of, network_input
 from dng_lightning.schedule import LinearSchedule, NoiseSchedule
 
 
@@ -20,7 +21,7 @@ class DiffusionModule(DenoisingModule):
         net: ``net(x, t, class_labels) -> prediction``, with an attribute ``num_classes`` (0 if unconditional; else
             class ``num_classes`` is the null class). ``networks.UNet``, or any other by class path.
         schedule: the noise schedule; None for DDPM's linear one with 1,000 levels.
-        prediction: what the network predicts: eps, x0 or v.
+        prediction: what the network predicts: eps, x0, v, flow or edm.
         condition_dropout: share of the images that are trained with the null class, in [0, 1]; they teach the
             unconditional prediction, which is the base that negative guidance starts from.
         snr_gamma: weigh the levels by min-SNR-gamma (Hang et al., 2023, who take 5); None to weigh the errors of
@@ -63,10 +64,10 @@ class DiffusionModule(DenoisingModule):
         Raises:
             SettingError: as there, or diffusers is not installed, or the folder holds another kind of model.
         """
-        path = pretrained.find(name)
-        if path.name != pretrained.INDEX:
+        path = diffusers_format.find(name)
+        if path.name != diffusers_format.INDEX:
             return super().load(name)
-        found = pretrained.read(path)
+        found = diffusers_format.read(path)
         module = cls(found.net, found.schedule, found.prediction)
         module.net.to(memory_format=torch.contiguous_format)  # as diffusers has it, for its output to the last bit
         module.image_shape, module.class_names, module.seen_classes = found.image_shape, (), ()
@@ -77,19 +78,22 @@ class DiffusionModule(DenoisingModule):
         """The label that stands for "no class told"."""
         return int(self.net.num_classes)  # type: ignore[arg-type]  # an int, as the constructor checked
 
-    def forward(self, x_t: Tensor, t: Tensor, class_labels: Tensor | None = None) -> Tensor:
-        """The noise prediction eps in fp32.
+    def forward(self, x_t: Tensor, level: NoiseLevel, class_labels: Tensor | None = None) -> Tensor:
+        """The denoised prediction in fp32.
 
         Args:
             x_t: noisy images (B, C, H, W).
-            t: levels (B,) in 1..T.
+            level: their noise level.
             class_labels: (B,), or None for the null class.
         """
-        return self.schedule.to_eps(self._output(x_t, t, class_labels), x_t, t, self.prediction)
+        timesteps = torch.full((len(x_t),), level.timestep, device=x_t.device)
+        shown = network_input(x_t, level.alpha, level.sigma, self.prediction)
+        output = self._output(shown, timesteps, class_labels)
+        return denoised_of(output, x_t, level.alpha, level.sigma, self.prediction)
 
-    def _output(self, x_t: Tensor, t: Tensor, class_labels: Tensor | None) -> Tensor:
-        """What the network says, in fp32 whatever it computes in."""
-        output: Tensor = self.net(x_t.to(self.dtype), t - 1, class_labels if self.null_class else None)
+    def _output(self, shown: Tensor, timesteps: Tensor, class_labels: Tensor | None) -> Tensor:
+        """The network's output, in fp32 whatever it computes in."""
+        output: Tensor = self.net(shown.to(self.dtype), timesteps, class_labels if self.null_class else None)
         return output.float()
 
     def losses(self, images: Tensor, labels: Tensor, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
@@ -105,7 +109,8 @@ class DiffusionModule(DenoisingModule):
         """
         x_t, target, t, dropped = self.noised(images, self.condition_dropout, generator)
         labels = labels.masked_fill(dropped, self.null_class) if self.null_class else labels
-        return (self._output(x_t, t, labels) - target).square().flatten(1).mean(1), t
+        shown = network_input(x_t, *self.schedule.coefficients(t, x_t), self.prediction)
+        return (self._output(shown, self.schedule.timestep(t), labels) - target).square().flatten(1).mean(1), t
 
     def batch_losses(self, batch: tuple[Tensor, Tensor], generator: Generator | None) -> tuple[Tensor, Tensor]:
         """See ``losses``."""

@@ -1,19 +1,21 @@
 """Sampling from a trained model without the forbidden classes."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from dng_lightning import diffusers_format
+from dng_lightning.class_labels import labels_of
 from dng_lightning.errors import SettingError
+from dng_lightning.evaluation.runs import EvaluationRun, Samples
 from dng_lightning.guidance import DynamicNegativeGuidance, Guidance, Unguided
-from dng_lightning.guidance.naming import named
-from dng_lightning.modules import pretrained
+from dng_lightning.kernel import Variance
+from dng_lightning.modules.checkpoint_settings import load_settings
 from dng_lightning.modules.classifier import ClassifierModule
 from dng_lightning.modules.diffusion import DiffusionModule
-from dng_lightning.modules.image_sampler import ImageSampler, Samples
+from dng_lightning.modules.image_sampler import Draw, ImageSampler
 from dng_lightning.modules.matching import (
     check_classes,
     check_classifier,
@@ -23,17 +25,14 @@ from dng_lightning.modules.matching import (
     check_retrained,
     name_classes,
 )
-from dng_lightning.modules.passes import Pass
-from dng_lightning.observation import WithObserver
-from dng_lightning.predictors import (
+from dng_lightning.sampling import (
     ClassConditionalPredictor,
     NetworkPairPredictor,
     Predictor,
-    WithPosterior,
-    labels_of,
+    Sampler,
+    WithClassifier,
+    WithObserver,
 )
-from dng_lightning.sampling import Sampler
-from dng_lightning.kernel import Variance
 
 Classes = str | int | list[str | int]
 
@@ -64,11 +63,18 @@ class GuidedSampler(ImageSampler):
             for the others.
 
     Attributes:
-        beside: the checkpoint that a calibration of the guidance lies beside.
+        beside: the checkpoint whose folder holds the guidance's calibration.
+        classifier: labels the images.
+        observer: looks at the denoised images.
+        noisy_classifier: gives p(c | x_t).
 
     Raises:
         SettingError: a checkpoint cannot be used, a class is unknown to it, or a setting is out of its range.
     """
+
+    classifier: ClassifierModule | None
+    observer: ClassifierModule | None
+    noisy_classifier: ClassifierModule | None
 
     def __init__(
         self,
@@ -92,15 +98,19 @@ class GuidedSampler(ImageSampler):
         self.unguided = Unguided()
         self.model = DiffusionModule.load(checkpoint)
         self.schedule, self.chain_shape = self.model.schedule, self.model.image_shape
-        self.beside = pretrained.find((negative_checkpoints or [checkpoint])[0])
-        self.guidance: Guidance = (guidance or DynamicNegativeGuidance()).beside(self.beside)
-        self.guidances: list[Guidance] = [method.beside(self.beside) for method in guidances or []] or [self.guidance]
+        self.beside = diffusers_format.find((negative_checkpoints or [checkpoint])[0])
+        folder = self.beside.parent
+        self.guidance: Guidance = load_settings(guidance or DynamicNegativeGuidance(), folder)
+        self.guidances: list[Guidance] = [load_settings(method, folder) for method in guidances or []] or [
+            self.guidance
+        ]
         self.model.schedule.levels(steps)  # refuses too many steps now, not after minutes
         negatives = [DiffusionModule.load(name) for name in negative_checkpoints or []]
         self.negatives = torch.nn.ModuleList(negatives)
-        self.classifier: ClassifierModule | None = ClassifierModule.load(classifier) if classifier else None
-        self.observer: ClassifierModule | None = ClassifierModule.load(observer) if observer else None
-        self.observer_name = pretrained.name_of(observer) if observer else None
+        # out of the module tree: the trainer's precision is not for what judges images
+        object.__setattr__(self, "classifier", ClassifierModule.load(classifier) if classifier else None)
+        object.__setattr__(self, "observer", ClassifierModule.load(observer) if observer else None)
+        self.observer_name = diffusers_format.name_of(observer) if observer else None
         lookers = [looker for looker in (self.classifier, self.observer) if looker is not None]
         name_classes(self.model, [*negatives, *lookers], checkpoint)
         self.image_shape, self.class_names = self.model.image_shape, self.model.class_names
@@ -117,82 +127,76 @@ class GuidedSampler(ImageSampler):
         check_classes(self.forbidden, self.wanted, [self.guidance, *self.guidances])
         if self.wanted and not self.model.null_class:
             raise SettingError(f"{checkpoint} is unconditional: it cannot be asked for a class")
-        self.checkpoint, self.classifier_name = checkpoint, Path(classifier or "").stem
+        self.checkpoint, self.judge_name = checkpoint, diffusers_format.name_of(classifier) if classifier else ""
         if self.classifier:
             check_classifier(self.classifier, self.model, f"classifier {classifier}", checkpoint)
         if self.observer:
             check_classifier(self.observer, self.model, f"observer {observer}", checkpoint)
-        self.noisy_classifier = ClassifierModule.load(noisy_classifier, noisy=True) if noisy_classifier else None
-        self.noisy_classifier_name = pretrained.name_of(noisy_classifier) if noisy_classifier else None
+        noisy = ClassifierModule.load(noisy_classifier, noisy=True) if noisy_classifier else None
+        object.__setattr__(self, "noisy_classifier", noisy)
+        self.noisy_classifier_name = diffusers_format.name_of(noisy_classifier) if noisy_classifier else None
         if self.noisy_classifier:
             check_noisy(self.noisy_classifier, self.model, str(noisy_classifier), checkpoint)
         self.retrained = DiffusionModule.load(retrained) if retrained else None
-        self.retrained_name = pretrained.name_of(retrained) if retrained else None
+        self.retrained_name = diffusers_format.name_of(retrained) if retrained else None
         if self.retrained:
             check_retrained(self.retrained, self.model, str(retrained), checkpoint, self.forbidden)
         if compile:
             for network in (self.model, self.retrained, *self.negatives):
                 if network is not None:
                     network.net.compile()
-        self.todo = self.passes()
+        self.draws = self.all_draws()
 
     @property
     def folder(self) -> Path:
         """See ``ImageSampler.folder``."""
-        return pretrained.find(self.checkpoint).parent
+        return diffusers_format.find(self.checkpoint).parent
 
-    def predictor(self, guidance: Guidance | None = None) -> Predictor:
-        """The predictor over the loaded networks.
+    @property
+    def judge(self) -> ClassifierModule | None:
+        """See ``ImageSampler.judge``."""
+        return self.classifier
 
-        Args:
-            guidance: what it shall serve; None for the module's own.
-        """
+    def predictor(self, guidance: Guidance, class_labels: Tensor | None = None) -> Predictor:
+        """See ``ImageSampler.predictor``."""
         null = self.model.null_class
         predictor: Predictor = (
-            NetworkPairPredictor(self.model, list(self.negatives), null or None)
+            NetworkPairPredictor(self.model, list(self.negatives), null or None, class_labels)
             if self.negatives
-            else ClassConditionalPredictor(self.model, null, self.forbidden)
+            else ClassConditionalPredictor(self.model, null, self.forbidden, class_labels)
         )
-        needs = (guidance or self.guidance).needs
+        needs = guidance.needs()
         if needs.classifier and self.noisy_classifier:
-            predictor = WithPosterior(predictor, self.noisy_classifier.log_posterior, self.forbidden)
-        if needs.observed:
-            predictor = WithObserver(predictor, self._observe, self.model.schedule)
+            predictor = WithClassifier(predictor, self.noisy_classifier.log_posterior, self.forbidden)
+        if needs.observer is not None:
+            predictor = WithObserver(predictor, self._observe)
         return predictor
 
-    def _observe(self, x0_hat: Tensor) -> Tensor:
+    def _observe(self, denoised: Tensor) -> Tensor:
         """The observer's probabilities of the forbidden classes, (B, K)."""
-        looker = self.observer or self.classifier
-        assert looker
-        return looker.probabilities(x0_hat.clamp(-1, 1))[:, self.forbidden]
+        observer = self.observer or self.classifier
+        assert observer  # as the constructor checked
+        return observer.probabilities(denoised.clamp(-1, 1))[:, self.forbidden]
 
-    def draw(
-        self, seeds: Sequence[int], guidance: Guidance | None = None, model: DiffusionModule | None = None
-    ) -> Samples:
-        """Draw one image a seed.
-
-        Args:
-            seeds: >= 0.
-            guidance: another method than the module's own.
-            model: another model than the module's own, for unguided images.
-        """
-        if model is None:
-            return super().draw(seeds, guidance)
-        return self.draw_from(NetworkPairPredictor(model, [], model.null_class or None), seeds, guidance)
-
-    def passes(self) -> list[Pass]:
-        """What ``dng test`` draws: unguided images, those of each guidance, and those of the retrained model."""
-        passes = [Pass("Unguided", Unguided())]
+    def all_draws(self) -> list[Draw]:
+        """Unguided images, those of each guidance, and those of the retrained model."""
+        draws = super().all_draws()[:1]
         for guidance in self.guidances:
             if not isinstance(guidance, Unguided):
-                told = self.noisy_classifier_name if guidance.needs.classifier else None
-                shown = self.observer_name if guidance.needs.observed else None
-                passes.append(Pass(named(guidance), guidance, checkpoint=told, observer=shown))
+                needs = guidance.needs()
+                networks = {
+                    "checkpoint": self.noisy_classifier_name if needs.classifier else None,
+                    "observer": self.observer_name if needs.observer is not None else None,
+                }
+                draws.append(Draw.of(guidance, **networks))
         if self.retrained:
-            passes.append(Pass("Retrained", Unguided(), True, self.retrained_name))
-        return passes
+            run = EvaluationRun.reference("Retrained", checkpoint=str(self.retrained_name))
+            draws.append(Draw(run, Unguided(), retrained=True))
+        return draws
 
-    def test_step(self, batch: Tensor, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Samples]:
-        """The images of a batch of seeds, drawn as the pass says."""
-        todo = self.todo[dataloader_idx]
-        return {"samples": self.draw(batch.tolist(), todo.guidance, self.retrained if todo.retrained else None)}
+    def test_step(self, batch: Tensor, batch_idx: int, dataloader_idx: int = 0) -> Samples:
+        """The images of a batch of seeds, from the retrained model where the draw says so."""
+        if not self.draws[dataloader_idx].retrained or self.retrained is None:
+            return super().test_step(batch, batch_idx, dataloader_idx)
+        predictor = NetworkPairPredictor(self.retrained, [], self.retrained.null_class or None)
+        return self.draw_from(predictor, batch.tolist(), Unguided())

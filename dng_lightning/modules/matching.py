@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from dng_lightning.errors import SettingError
 from dng_lightning.guidance import Guidance
-from dng_lightning.guidance.naming import named
+from dng_lightning.guidance.serialization import display_name
 from dng_lightning.modules.classifier import ClassifierModule
 from dng_lightning.modules.diffusion import DiffusionModule
 from dng_lightning.modules.trained import TrainedModule
@@ -72,7 +72,7 @@ def check_retrained(
 
 def check_classes(forbidden: Sequence[int], wanted: Sequence[int], guidances: Sequence[Guidance]) -> None:
     """Refuse to avoid nothing, or all that is wanted, by a guidance that avoids something."""
-    if not any(guidance.needs.negatives for guidance in guidances):
+    if not any(guidance.needs().negatives for guidance in guidances):
         return
     if not forbidden:
         raise SettingError("forbidden names no class: name one, or set the guidance to Unguided")
@@ -82,11 +82,13 @@ def check_classes(forbidden: Sequence[int], wanted: Sequence[int], guidances: Se
 
 def check_needs(guidance: Guidance, observer: str | None, noisy_classifier: str | None, wanted: bool) -> None:
     """Refuse a guidance that needs a classifier or a wanted class, where none is named, or a text, which none has."""
-    if guidance.needs.attending is not None:
-        raise SettingError(f"{named(guidance)} acts in the attention to a text: it is for the TextToImageSampler")
-    if guidance.needs.classifier and not noisy_classifier:
-        raise SettingError(f"{named(guidance)} needs a noisy_classifier: name its checkpoint")
-    if guidance.needs.observed and not observer:
-        raise SettingError(f"{named(guidance)} needs a classifier to look at the images: name one as observer")
-    if guidance.needs.wanted and not wanted:
-        raise SettingError(f'{named(guidance)} guides toward a class: set wanted to one, or to "all"')
+    if guidance.needs().attention is not None:
+        raise SettingError(
+            f"{display_name(guidance)} acts in the attention to a text: it is for the TextToImageSampler"
+        )
+    if guidance.needs().classifier and not noisy_classifier:
+        raise SettingError(f"{display_name(guidance)} needs a noisy_classifier: name its checkpoint")
+    if guidance.needs().observer is not None and not observer:
+        raise SettingError(f"{display_name(guidance)} needs a classifier to look at the images: name one as observer")
+    if guidance.needs().class_labels and not wanted:
+        raise SettingError(f'{display_name(guidance)} guides toward a class: set wanted to one, or to "all"')

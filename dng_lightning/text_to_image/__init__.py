@@ -1,26 +1,29 @@
-"""The same guidances on diffusers' latent text-to-image models (extra ``text-to-image``)."""
+"""The same guidances on diffusers' latent text-to-image models (extra ``text-to-image``).
 
-from dng_lightning.text_to_image.autoencoder import AutoencoderModule
-from dng_lightning.text_to_image.model import TextToImageModel
-from dng_lightning.text_to_image.observers import ClassifierObserver, PromptObserver
-from dng_lightning.text_to_image.pipelines import guided
-from dng_lightning.text_to_image.predictor import TextPredictor
-from dng_lightning.text_to_image.prompts import Prompts
-from dng_lightning.text_to_image.reader import AttributeReader
-from dng_lightning.text_to_image.sampler import TextToImageSampler
-from dng_lightning.text_to_image.training import TextToImageModule
-from dng_lightning.text_to_image.vision_language import VisionLanguageObserver
+Names are imported when they are first used: ``guided`` needs neither Lightning nor torchvision.
+"""
 
-__all__ = [
-    "AttributeReader",
-    "AutoencoderModule",
-    "ClassifierObserver",
-    "PromptObserver",
-    "Prompts",
-    "TextPredictor",
-    "TextToImageModel",
-    "TextToImageModule",
-    "TextToImageSampler",
-    "VisionLanguageObserver",
-    "guided",
-]
+import importlib
+from typing import Any
+
+PUBLIC = {
+    "AttributeClassifier": "attribute_classifier",
+    "AutoencoderModule": "autoencoder",
+    "ClassifierObserver": "observers",
+    "PromptObserver": "observers",
+    "Prompts": "prompts",
+    "TextPredictor": "predictor",
+    "TextToImageModel": "model",
+    "TextToImageModule": "training",
+    "TextToImageSampler": "sampler",
+    "VisionLanguageObserver": "vision_language",
+    "guided": "pipelines",
+}
+
+__all__ = list(PUBLIC)  # names are fetched by __getattr__
+
+
+def __getattr__(name: str) -> Any:
+    if name not in PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{PUBLIC[name]}"), name)

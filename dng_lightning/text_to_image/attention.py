@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dng_lightning.guidance.base import Attending
+from dng_lightning.interfaces import AttentionEdit
 
 
-class AwayFrom:
+class NAGAttnProcessor:
     """An attention processor that does what another one does, but for the first images of a batch.
 
     What it makes of their text goes through ``attending``; attention to the image itself is as it was.
@@ -23,7 +23,9 @@ class AwayFrom:
         active: for each text, the numbers of the images that it counts for.
     """
 
-    def __init__(self, inner: Any, attending: Attending, images: int, texts: Tensor, active: Sequence[Tensor]) -> None:
+    def __init__(
+        self, inner: Any, attending: AttentionEdit, images: int, texts: Tensor, active: Sequence[Tensor]
+    ) -> None:
         self.inner, self.attending, self.images, self.texts, self.active = inner, attending, images, texts, active
 
     def __call__(
@@ -76,16 +78,18 @@ def as_it_is(x: Tensor) -> Tensor:
 
 
 @contextmanager
-def away_from(unet: Any, attending: Attending, images: int, texts: Tensor, active: Sequence[Tensor]) -> Iterator[None]:
+def away_from(
+    unet: Any, attending: AttentionEdit, images: int, texts: Tensor, active: Sequence[Tensor]
+) -> Iterator[None]:
     """While it lasts, the first ``images`` of a batch through the U-Net attend to their text like this.
 
-    See ``AwayFrom`` for the arguments. Where no text is active for any image, nothing changes.
+    See ``NAGAttnProcessor`` for the arguments. Where no text is active for any image, nothing changes.
     """
     if not any(map(len, active)):
         yield
         return
     before = unet.attn_processors
-    made = {name: AwayFrom(inner, attending, images, texts, active) for name, inner in before.items()}
+    made = {name: NAGAttnProcessor(inner, attending, images, texts, active) for name, inner in before.items()}
     try:
         unet.set_attn_processor(made)
         with torch.compiler.set_stance("force_eager"):  # else compiled anew at each call, for each new processor

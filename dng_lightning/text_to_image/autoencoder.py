@@ -10,7 +10,7 @@ from dng_lightning.data.captioned_digits import Captioned
 from dng_lightning.errors import SettingError, check_at_least_0
 from dng_lightning.modules.trained import TrainedModule
 from dng_lightning.text_to_image import networks
-from dng_lightning.text_to_image.reader import AttributeReader
+from dng_lightning.text_to_image.attribute_classifier import AttributeClassifier
 
 
 class AutoencoderModule(TrainedModule):
@@ -25,7 +25,7 @@ class AutoencoderModule(TrainedModule):
             halves the sides.
         kl_weight: see above, >= 0; the more, the less a small error of a latent shows.
         reader: classifiers that validation asks whether drawn again a picture still shows what it is of, see
-            ``AttributeReader.load``; None for none.
+            ``AttributeClassifier.load``; None for none.
         optimizer: makes the optimiser from the parameters.
         scheduler: makes the learning-rate schedule, stepped at each training step; None for a constant rate.
         compile: compile the network (needs a C++ compiler on CPUs).
@@ -54,7 +54,7 @@ class AutoencoderModule(TrainedModule):
         self.kl_weight, self.compile_net = kl_weight, compile
         self.optimizer, self.scheduler = optimizer, scheduler
         # in a list, so that it is neither averaged nor stored
-        self.readers = [AttributeReader.load(reader)] if reader else []
+        self.readers = [AttributeClassifier.load(reader)] if reader else []
 
     def setup(self, stage: str) -> None:
         """Take over the facts about the data; compile the network if asked.

@@ -1,13 +1,13 @@
 """Any guidance as a guider of diffusers' modular pipelines.
 
     from diffusers import DDPMScheduler, ModularPipeline
-    from dng_lightning.guidance import DynamicNegativeGuidance, PositiveAndNegative
+    from dng_lightning import DynamicNegativeGuidance, PositiveAndNegative, TrackedPosterior
     from dng_lightning.text_to_image.guider import Guider
 
     pipeline = ModularPipeline.from_pretrained("stabilityai/stable-diffusion-xl-base-1.0")
     pipeline.load_components()
     pipeline.update_components(scheduler=DDPMScheduler.from_config(pipeline.scheduler.config))
-    guidance = PositiveAndNegative(DynamicNegativeGuidance(scale=5, prior=0.01), wanted_scale=5)
+    guidance = PositiveAndNegative(DynamicNegativeGuidance(5, TrackedPosterior(prior=0.01)), cfg_scale=5)
     pipeline.update_components(guider=Guider(guidance, pipeline))
     images = pipeline(prompt="a medieval feast", negative_prompt="roasted meat", output="images")
     print(pipeline.guider.hosted.trajectories.posterior)  # (images, steps)
@@ -22,11 +22,14 @@ import torch
 from torch import Tensor, nn
 
 from dng_lightning.errors import SettingError
-from dng_lightning.guidance.base import Guidance, Needs, Predictions
-from dng_lightning.guidance.naming import settings
-from dng_lightning.predictors import ALL, Predictor, levels
-from dng_lightning.text_to_image.encoded import Empty, Encoded
-from dng_lightning.text_to_image.hosting import Hosted
+from dng_lightning.guidance.base import Guidance
+from dng_lightning.guidance.serialization import settings_json
+from dng_lightning.interfaces import Needs, Predictions
+from dng_lightning.kernel import NoiseLevel
+from dng_lightning.parametrization import denoised_of
+from dng_lightning.sampling.predictors import ALL, Predictor
+from dng_lightning.text_to_image.scheduler_bridge import PipelineGuidance
+from dng_lightning.text_to_image.text_embeddings import NullEmbedding, TextEmbeddings
 
 try:
     import transformers  # noqa: F401  # what diffusers' text encoders are
@@ -48,7 +51,7 @@ class Guider(BaseGuidance):
     Args:
         guidance: the method.
         pipeline: a ``StableDiffusionXLModularPipeline`` with its components; its scheduler as for ``guided``.
-        eta: what the pipeline is called with, for a ``DDIMScheduler``; see ``Hosted``.
+        eta: what the pipeline is called with, for a ``DDIMScheduler``; see ``PipelineGuidance``.
 
     Attributes:
         hosted: what knows the scale and the posterior along the chain, in its ``trajectories``.
@@ -66,19 +69,19 @@ class Guider(BaseGuidance):
             raise SettingError(f"a Guider goes with a {PIPELINE}; got a {kind}")
         if not (pipeline.unet and pipeline.text_encoder and pipeline.text_encoder_2 and pipeline.scheduler):
             raise SettingError("the pipeline has not all of its components yet: pipeline.load_components() first")
-        self.hosted = Hosted(pipeline, guidance, eta)
+        self.hosted = PipelineGuidance(pipeline, guidance, eta)
         config = {
-            "guidance": json.loads(settings(guidance)),
+            "guidance": json.loads(settings_json(guidance)),
             "eta": eta,
         }  # for whoever reads it: no guider can be made of it
         self.register_to_config(**config)  # type: ignore[no-untyped-call]
         with torch.no_grad():
-            self.empty = Empty(StableDiffusionXLTextEncoderStep.encode_prompt(pipeline, ""))
+            self.empty = NullEmbedding(StableDiffusionXLTextEncoderStep.encode_prompt(pipeline, ""))
 
     @property
     def needs(self) -> Needs:
         """What the guidance does, or nothing where the pipeline has switched guiders off."""
-        return self.hosted.guidance.needs if self._enabled else Needs(negatives=False)
+        return self.hosted.guidance.needs() if self._enabled else Needs()
 
     @property
     def num_conditions(self) -> int:
@@ -105,7 +108,7 @@ class Guider(BaseGuidance):
         needs, (prompts, negatives) = self.needs, data["prompt_embeds"]
         batches = [self._prepare_batch(data, 0, "pred_cond")]
         if self._enabled:
-            self.empty.check(self.hosted.guidance, None if negatives is None else Encoded(negatives))
+            self.empty.check(self.hosted.guidance, None if negatives is None else TextEmbeddings(negatives))
         if needs.negatives:
             batches.append(self._prepare_batch(data, 1, "pred_uncond"))
         if needs.null:
@@ -129,16 +132,17 @@ class Guider(BaseGuidance):
         """What the scheduler is given, of the U-Net's answers (B, C, H, W)."""
         if not self._enabled:
             return GuiderOutput(pred=pred_cond, pred_cond=pred_cond, pred_uncond=pred_uncond)
-        x_t, t, hosted = self._x_t.float(), levels(self._x_t, int(self._timestep) + 1), self.hosted
+        x_t, hosted = self._x_t.float(), self.hosted
+        level = hosted.schedule.level(int(self._timestep) + 1)
 
-        def eps(output: Tensor) -> Tensor:
-            return hosted.schedule.to_eps(output.float(), x_t, t, hosted.prediction)
+        def denoised(output: Tensor) -> Tensor:
+            return denoised_of(output.float(), x_t, level.alpha, level.sigma, hosted.prediction)
 
-        base = eps(pred_cond)
+        base = denoised(pred_cond)
         negatives = base.new_empty(len(base), 0, *base.shape[1:])
         if pred_uncond is not None:
-            negatives = eps(pred_uncond).unsqueeze(1)
-        predictions = Predictions(base, negatives, null=None if pred_null is None else eps(pred_null))
+            negatives = denoised(pred_uncond).unsqueeze(1)
+        predictions = Predictions(base, negatives, null=None if pred_null is None else denoised(pred_null))
         pred = hosted.guide(Evaluated(predictions), x_t, self._timestep).to(pred_cond.dtype)
         return GuiderOutput(pred=pred, pred_cond=pred_cond, pred_uncond=pred_uncond)
 
@@ -153,11 +157,12 @@ class Evaluated(Predictor):
         predictions: with a single forbidden condition, or none where nothing is avoided.
     """
 
-    classes = 1
+    conditions = 1
 
     def __init__(self, predictions: Predictions) -> None:
         self.predictions = predictions
+        self.class_labels = torch.empty(0)  # each image has its prompt
 
-    def predict(self, x_t: Tensor, t: int, needs: Needs = ALL, wanted: Tensor | None = None) -> Predictions:
+    def predict(self, x_t: Tensor, level: NoiseLevel, needs: Needs = ALL) -> Predictions:
         """See ``Predictor.predict``."""
         return self.predictions

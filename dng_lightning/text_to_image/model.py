@@ -4,17 +4,17 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
+from dng_lightning import diffusers_format
 from dng_lightning.errors import SettingError, reason
-from dng_lightning.modules import pretrained
-from dng_lightning.text_to_image.extra import libraries, quiet
+from dng_lightning.kernel import NoiseLevel
+from dng_lightning.parametrization import denoised_of
+from dng_lightning.text_to_image.optional_deps import PIPELINES, inform, libraries, quiet
 from dng_lightning.text_to_image.prompts import Prompts
 
 Precision = Literal["fp32", "bf16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
 
 
@@ -44,8 +44,8 @@ class TextToImageModel(nn.Module):
         super().__init__()
         self.unet, self.vae = pipeline.unet, pipeline.vae
         self.encoders = [pipeline]  # in a list, so that they stay where they are: they are needed but once
-        self.schedule = pretrained.schedule_of(pipeline.scheduler)
-        self.prediction = pretrained.PREDICTIONS[pipeline.scheduler.config.prediction_type]
+        self.schedule = diffusers_format.schedule_of(pipeline.scheduler)
+        self.prediction = diffusers_format.PREDICTIONS[pipeline.scheduler.config.prediction_type]
         channels = self.vae.config.latent_channels
         if (self.unet.config.in_channels, self.unet.config.out_channels) != (channels, channels):
             raise SettingError("its U-Net takes or gives more than latents (inpainting, depth, a variance)")
@@ -69,7 +69,7 @@ class TextToImageModel(nn.Module):
         if precision not in DTYPES:
             raise SettingError(f"precision must be fp32 or bf16; got {precision}")
         diffusers = libraries()
-        folder = pretrained.find(name, "DiffusionPipeline", UNUSED).parent
+        folder = diffusers_format.find(name, "DiffusionPipeline", UNUSED).parent
         try:
             kind = diffusers.DiffusionPipeline.load_config(folder).get("_class_name")
             if kind not in PIPELINES:
@@ -127,7 +127,7 @@ class TextToImageModel(nn.Module):
                 if len(pieces) > read:
                     lost = pipeline.tokenizer.decode(pipeline.tokenizer.convert_tokens_to_ids(pieces[read:]))
                     said = f"The prompt {_short(text)!r} is cut after {read} tokens: {_short(lost)!r} is not read."
-                    rank_zero_info(said)
+                    inform(said)
             one_each = {"num_images_per_prompt": 1, "do_classifier_free_guidance": False}
             tokens, _, *pooled = pipeline.encode_prompt(texts, device=pipeline.text_encoder.device, **one_each)
         whole = pooled[0] if pooled else None
@@ -135,19 +135,20 @@ class TextToImageModel(nn.Module):
             tokens[-1], whole[-1] = 0, 0
         return Prompts(tuple(wanted), tuple(negative), tokens, whole)
 
-    def forward(self, x_t: Tensor, t: Tensor, tokens: Tensor, pooled: Tensor | None = None) -> Tensor:
-        """The noise prediction, (B, C, H, W) fp32.
+    def forward(self, x_t: Tensor, level: NoiseLevel, tokens: Tensor, pooled: Tensor | None = None) -> Tensor:
+        """The denoised prediction, (B, C, H, W) fp32.
 
         Args:
             x_t: noisy latents (B, C, H, W).
-            t: their levels (B,), in 1..T.
+            level: their noise level.
             tokens: the prompt of each as encoded, (B, length, width).
-            pooled: the same as a whole, (B, width), where the model is told.
+            pooled: the same as a whole, (B, width), for models that take it (SDXL).
         """
         dtype = self.unet.dtype
-        told = None if pooled is None else {"text_embeds": pooled.to(dtype), "time_ids": self._size(x_t).to(dtype)}
-        output = self.unet(x_t.to(dtype), t - 1, tokens.to(dtype), added_cond_kwargs=told).sample
-        return self.schedule.to_eps(output.float(), x_t, t, self.prediction)
+        added = None if pooled is None else {"text_embeds": pooled.to(dtype), "time_ids": self._size(x_t).to(dtype)}
+        timesteps = torch.full((len(x_t),), level.timestep, device=x_t.device)
+        output = self.unet(x_t.to(dtype), timesteps, tokens.to(dtype), added_cond_kwargs=added).sample
+        return denoised_of(output.float(), x_t, level.alpha, level.sigma, self.prediction)
 
     def decode(self, latents: Tensor) -> Tensor:
         """The images of ``latents``, (B, 3, height, width), about [-1, 1], not clamped."""

@@ -1,12 +1,12 @@
 """Any guidance in a stock pipeline of diffusers'.
 
     from diffusers import DDPMScheduler, StableDiffusionPipeline
-    from dng_lightning.guidance import DynamicNegativeGuidance, PositiveAndNegative
+    from dng_lightning import DynamicNegativeGuidance, PositiveAndNegative, TrackedPosterior
     from dng_lightning.text_to_image import guided
 
     pipeline = StableDiffusionPipeline.from_pretrained("stable-diffusion-v1-5/stable-diffusion-v1-5")
     pipeline.scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
-    guidance = PositiveAndNegative(DynamicNegativeGuidance(scale=5, prior=0.01), wanted_scale=7.5)
+    guidance = PositiveAndNegative(DynamicNegativeGuidance(5, TrackedPosterior(prior=0.01)), cfg_scale=7.5)
     with guided(pipeline, guidance) as hosted:
         images = pipeline("a medieval feast", negative_prompt="roasted meat").images
     print(hosted.trajectories.posterior)  # (images, steps)
@@ -24,14 +24,14 @@ from torch import Tensor
 
 from dng_lightning.errors import SettingError
 from dng_lightning.guidance.base import Guidance
-from dng_lightning.guidance.naming import named
-from dng_lightning.text_to_image.encoded import Empty, Encoded, EncodedPredictor
-from dng_lightning.text_to_image.hosting import Hosted
-from dng_lightning.text_to_image.model import PIPELINES
+from dng_lightning.guidance.serialization import display_name
+from dng_lightning.text_to_image.optional_deps import PIPELINES
+from dng_lightning.text_to_image.scheduler_bridge import PipelineGuidance
+from dng_lightning.text_to_image.text_embeddings import EmbeddingPredictor, NullEmbedding, TextEmbeddings
 
 
 @contextmanager
-def guided(pipeline: Any, guidance: Guidance, eta: float = 1.0) -> Iterator[Hosted]:
+def guided(pipeline: Any, guidance: Guidance, eta: float = 1.0) -> Iterator[PipelineGuidance]:
     """As long as it lasts, a pipeline draws its images with a guidance, each away from its ``negative_prompt``.
 
     The pipeline is called as ever. Its ``guidance_scale`` must be above 1, for else it reads no negative prompt, and
@@ -41,7 +41,7 @@ def guided(pipeline: Any, guidance: Guidance, eta: float = 1.0) -> Iterator[Host
         pipeline: a ``StableDiffusionPipeline`` or ``StableDiffusionXLPipeline`` with a ``DDPMScheduler``, or with a
             ``DDIMScheduler``, which is exact where the steps divide its timesteps.
         guidance: the method.
-        eta: what the pipeline is called with, for a ``DDIMScheduler``; see ``Hosted``.
+        eta: what the pipeline is called with, for a ``DDIMScheduler``; see ``PipelineGuidance``.
 
     Yields:
         what knows the scale and the posterior along the chain, in its ``trajectories``.
@@ -54,7 +54,7 @@ def guided(pipeline: Any, guidance: Guidance, eta: float = 1.0) -> Iterator[Host
         raise SettingError(f"guided goes with a {' or a '.join(PIPELINES)}; got a {kind}")
     if pipeline.text_encoder is None:
         raise SettingError("guided reads the empty prompt: give the pipeline its text_encoder")
-    unet, hosted = pipeline.unet, Hosted(pipeline, guidance, eta)
+    unet, hosted = pipeline.unet, PipelineGuidance(pipeline, guidance, eta)
     before, ours = vars(unet).get("forward"), GuidedForward(pipeline, hosted)
 
     def check(*call: Any) -> None:
@@ -80,11 +80,11 @@ class GuidedForward:
         hosted: the guidance.
     """
 
-    def __init__(self, pipeline: Any, hosted: Hosted) -> None:
+    def __init__(self, pipeline: Any, hosted: PipelineGuidance) -> None:
         self.pipeline, self.hosted, self.network = pipeline, hosted, pipeline.unet.forward
         where = {"device": pipeline._execution_device, "num_images_per_prompt": 1}
         with torch.no_grad():
-            self.empty = Empty(pipeline.encode_prompt("", do_classifier_free_guidance=True, **where))
+            self.empty = NullEmbedding(pipeline.encode_prompt("", do_classifier_free_guidance=True, **where))
 
     def __call__(
         self,
@@ -105,14 +105,16 @@ class GuidedForward:
         if timestep_cond is not None or "image_embeds" in added:
             raise SettingError("guided knows neither models that are told a guidance scale nor prompts that are images")
         sides = 2 if self.pipeline.do_classifier_free_guidance else 1
-        if sides == 1 and guidance.needs.negatives:
-            raise SettingError(f"{named(guidance)} avoids something: call the pipeline with a guidance_scale above 1")
+        if sides == 1 and guidance.needs().negatives:
+            raise SettingError(
+                f"{display_name(guidance)} avoids something: call the pipeline with a guidance_scale above 1"
+            )
         count = len(sample) // sides
-        told = Encoded(encoder_hidden_states, added.get("text_embeds"))
+        told = TextEmbeddings(encoder_hidden_states, added.get("text_embeds"))
         negatives, prompts = told[slice(-count)] if sides == 2 else None, told[slice(-count, None)]
         self.empty.check(guidance, negatives)
 
-        def network(x_t: Tensor, timesteps: Tensor, texts: Encoded) -> Tensor:
+        def network(x_t: Tensor, timesteps: Tensor, texts: TextEmbeddings) -> Tensor:
             xl = (
                 {"text_embeds": texts.pooled, "time_ids": added["time_ids"][-1:].expand(len(x_t), -1)}
                 if added
@@ -122,7 +124,6 @@ class GuidedForward:
             output: Tensor = self.network(x_t.to(sample.dtype), timesteps, texts.tokens, return_dict=False, **more)[0]
             return output
 
-        schedule, prediction = self.hosted.schedule, self.hosted.prediction
-        predictor = EncodedPredictor(network, schedule, prediction, prompts, negatives, self.empty.null)
+        predictor = EmbeddingPredictor(network, self.hosted.prediction, prompts, negatives, self.empty.null)
         output = self.hosted.guide(predictor, sample[-count:], timestep)
         return (torch.cat([output.to(sample.dtype)] * sides),)

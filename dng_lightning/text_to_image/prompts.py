@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from dng_lightning.errors import SettingError
-from dng_lightning.guidance import Guidance
-from dng_lightning.guidance.naming import named
+from dng_lightning.guidance.base import Guidance
+from dng_lightning.guidance.serialization import display_name
+from dng_lightning.text_to_image.optional_deps import inform
 
 
 @dataclass(frozen=True)
@@ -60,11 +60,11 @@ def texts_of(prompt: str | Sequence[str], negative_prompt: str | Sequence[str] |
         if negative.count(text) > 1:
             raise SettingError(f"negative_prompt {text!r} is named twice")
         if text in wanted:
-            rank_zero_info(f"{text!r} is both wanted and avoided: nothing is pushed away from itself")
+            inform(f"{text!r} is both wanted and avoided: nothing is pushed away from itself")
     return wanted, negative
 
 
-def check_told(guidance: Guidance, observer: bool = False) -> None:
+def check_guidance(guidance: Guidance, observer: bool = False) -> None:
     """Refuse a guidance that must be told what only a classifier knows, or an observer.
 
     Args:
@@ -74,7 +74,7 @@ def check_told(guidance: Guidance, observer: bool = False) -> None:
     Raises:
         SettingError: it is one.
     """
-    if guidance.needs.classifier:
-        raise SettingError(f"{named(guidance)} needs a classifier, and there is none of prompts: name another")
-    if guidance.needs.observed and not observer:
-        raise SettingError(f"{named(guidance)} needs somebody to look at the images: set observer or reader")
+    if guidance.needs().classifier:
+        raise SettingError(f"{display_name(guidance)} needs a classifier, and there is none of prompts: name another")
+    if guidance.needs().observer is not None and not observer:
+        raise SettingError(f"{display_name(guidance)} needs somebody to look at the images: set observer or reader")

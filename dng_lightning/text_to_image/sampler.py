@@ -2,39 +2,44 @@
 
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
+from dng_lightning import diffusers_format
 from dng_lightning.data.captioned_digits import CaptionedDigits
 from dng_lightning.errors import SettingError
 from dng_lightning.evaluation.asked import Asked, Wanted
 from dng_lightning.evaluation.kinds import Kinds
+from dng_lightning.evaluation.runs import Labels
 from dng_lightning.guidance import (
+    CFGNegativePrompt,
     ClassifierFreeGuidance,
     DynamicNegativeGuidance,
     Guidance,
     PositiveAndNegative,
-    SwappedNegative,
 )
-from dng_lightning.guidance.naming import named, titled
-from dng_lightning.modules import pretrained
-from dng_lightning.modules.image_sampler import ImageSampler
-from dng_lightning.observation import WithObserver
-from dng_lightning.predictors import Predictor
-from dng_lightning.sampling import Sampler
+from dng_lightning.guidance.serialization import display_name, display_name_with_scale
 from dng_lightning.kernel import Variance
-from dng_lightning.text_to_image.judge import PromptJudge
+from dng_lightning.modules.checkpoint_settings import load_settings
+from dng_lightning.modules.image_sampler import ImageSampler
+from dng_lightning.posterior import TrackedPosterior
+from dng_lightning.sampling import Predictor, Sampler, WithObserver
+from dng_lightning.text_to_image.attribute_classifier import AttributeClassifier
 from dng_lightning.text_to_image.model import Precision, TextToImageModel
 from dng_lightning.text_to_image.observers import PromptObserver
 from dng_lightning.text_to_image.predictor import TextPredictor
-from dng_lightning.text_to_image.prompts import check_told, texts_of
-from dng_lightning.text_to_image.reader import AttributeReader
+from dng_lightning.text_to_image.prompt_classifier import PromptClassifier
+from dng_lightning.text_to_image.prompts import check_guidance, texts_of
 
 FREE = ClassifierFreeGuidance(scale=7.5)  # Stable Diffusion's usual scale
-SWAPPED = SwappedNegative(scale=7.5)  # what diffusers' pipelines do with a negative prompt, on that scale
+NEGATIVE_PROMPT = CFGNegativePrompt(scale=7.5)  # what diffusers' pipelines do with a negative prompt, on that scale
 
 # What the authors took for "Medieval feast" (their table 3, as others quote it), on diffusers' usual scale.
 AUTHORS = PositiveAndNegative(
-    DynamicNegativeGuidance(scale=27, prior=0.01, temperature=0.2, offset=0.004, offset_inside=True, floor=1e-6), 7.5
+    DynamicNegativeGuidance(
+        27, TrackedPosterior(prior=0.01, temperature=0.2, offset=0.004, offset_inside=True, p_min=1e-6)
+    ),
+    7.5,
 )
 
 
@@ -61,7 +66,7 @@ class TextToImageSampler(ImageSampler):
         save_memory: attend in slices, decode images one by one and in tiles; slower.
         observer: looks at the images for a guidance that asks which negative prompts are emerging; None for the
             ``reader``, if there is one.
-        reader: classifiers that say what images of coloured digits show, see ``AttributeReader.load``: they label the
+        reader: classifiers that say what images of coloured digits show, see ``AttributeClassifier.load``: they label the
             images of one prompt by what its negative prompts name, and say without any which images obey their prompt;
             None for no labels.
         compile: compile the U-Net (needs a C++ compiler on CPUs); pays from some hundred images on.
@@ -69,6 +74,9 @@ class TextToImageSampler(ImageSampler):
     Raises:
         SettingError: the checkpoint or the reader cannot be used, or a setting is out of its range.
     """
+
+    reader: AttributeClassifier | None
+    classifier: PromptClassifier | None
 
     def __init__(
         self,
@@ -95,38 +103,42 @@ class TextToImageSampler(ImageSampler):
         self.unguided = unguided or FREE
         given = guidance or (AUTHORS if negative else self.unguided)
         self.model = TextToImageModel.load(checkpoint, precision)
-        usual: list[Guidance] = [SWAPPED] if negative else []
-        found = pretrained.find(checkpoint, "DiffusionPipeline")
+        usual: list[Guidance] = [NEGATIVE_PROMPT] if negative else []
+        found = diffusers_format.find(checkpoint, "DiffusionPipeline")
         self.checkpoint, self.home = checkpoint, found.parent
-        self.guidance = given.beside(found)
-        self.guidances = [method.beside(found) for method in guidances or []] or [self.guidance]
-        self.compared = [method.beside(found) for method in (usual if compared is None else compared)]
+        self.guidance = load_settings(given, found.parent)
+        self.guidances = [load_settings(method, found.parent) for method in guidances or []] or [self.guidance]
+        self.compared = [load_settings(method, found.parent) for method in (usual if compared is None else compared)]
         self.schedule, self.chain_shape = self.model.schedule, self.model.latent_shape(height, width)
         self.schedule.levels(steps)  # refuses too many steps now, not after minutes
         looked_at = observer is not None or reader is not None
         avoiding = {"guidance": [self.guidance], "guidances": self.guidances, "compared": self.compared}
         for setting, method in ((setting, method) for setting, methods in avoiding.items() for method in methods):
-            check_told(method, looked_at)
-            if method.needs.avoids and not negative:
-                raise SettingError(f"{named(method)} avoids something: set negative_prompt, or {setting} to null")
-            method.start(Tensor(1, *self.chain_shape), len(negative))  # refuses priors that do not fit
-        if len(set(map(titled, self.compared))) < len(self.compared):
+            check_guidance(method, looked_at)
+            if method.needs().avoids and not negative:
+                raise SettingError(
+                    f"{display_name(method)} avoids something: set negative_prompt, or {setting} to null"
+                )
+            method.start(torch.empty(1, *self.chain_shape), len(negative))  # refuses priors that do not fit
+        if len(set(map(display_name_with_scale, self.compared))) < len(self.compared):
             raise SettingError("compared names a method twice: give them other scales, by which they are told apart")
-        check_told(self.unguided, looked_at)
-        if self.unguided.needs.avoids:
-            raise SettingError(f"unguided is {named(self.unguided)}, which avoids something: name another")
+        check_guidance(self.unguided, looked_at)
+        if self.unguided.needs().avoids:
+            raise SettingError(f"unguided is {display_name(self.unguided)}, which avoids something: name another")
         self.prompts = self.model.encode(wanted, negative)
         self.class_names, self.forbidden = (*wanted, *negative, ""), self.prompts.forbidden
         self.wanted = list(range(len(wanted)))
         pixels = self.model.pixels
         self.image_shape = (self.model.vae.config.out_channels, *(pixels * side for side in self.chain_shape[1:]))
-        self.reader = self._load(reader)
-        self.classifier: PromptJudge | None = None
+        # out of the module tree: the trainer's precision is not for what judges images
+        object.__setattr__(self, "reader", self._load(reader))
+        object.__setattr__(self, "classifier", None)
         self._told: Kinds | None = None
         if self.reader is not None:
             self._told = asked = _asked(wanted, negative)
-            self.classifier = PromptJudge(self.reader, asked) if isinstance(asked, Asked) else None
-        self.classifier_name = f"{Path(reader or '').name}-reader"
+            judge = PromptClassifier(self.reader, asked) if isinstance(asked, Asked) else None
+            object.__setattr__(self, "classifier", judge)
+        self.judge_name = f"{Path(reader or '').name}-reader"
         self.observer = observer
         if observer is not None:
             observer.check(negative, self.image_shape)
@@ -134,15 +146,15 @@ class TextToImageSampler(ImageSampler):
             self.model.save_memory()
         if compile:
             self.model.unet.compile()
-        self.todo = self.passes()
+        self.draws = self.all_draws()
 
-    def _load(self, reader: str | None) -> AttributeReader | None:
+    def _load(self, reader: str | None) -> AttributeClassifier | None:
         """Who says what is in the images, if anybody."""
         if reader is None:
             return None
         if self.image_shape != CaptionedDigits.image_shape:
             raise SettingError(f"a reader knows images of {CaptionedDigits.image_shape}, not {self.image_shape}")
-        return AttributeReader.load(reader)
+        return AttributeClassifier.load(reader)
 
     @property
     def folder(self) -> Path:
@@ -154,28 +166,35 @@ class TextToImageSampler(ImageSampler):
         """What the prompts are about, if a reader can tell."""
         return self._told or super().kinds
 
-    def judged(self, images: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """See ``ImageSampler.judged``."""
-        if self.classifier:
-            return self.classifier.judge(images)
-        return None, None, self.reader.read(images) if self.reader else None
+    @property
+    def judge(self) -> PromptClassifier | None:
+        """See ``ImageSampler.judge``."""
+        return self.classifier
 
-    def predictor(self, guidance: Guidance | None = None) -> Predictor:
+    def label(self, images: Tensor) -> Labels | None:
+        """See ``ImageSampler.label``."""
+        return self.classifier.label(images) if self.classifier else None
+
+    def read(self, images: Tensor) -> Tensor | None:
+        """See ``ImageSampler.read``."""
+        return self.reader.read(images) if self.reader else None
+
+    def predictor(self, guidance: Guidance, class_labels: Tensor | None = None) -> Predictor:
         """See ``ImageSampler.predictor``."""
-        predictor: Predictor = TextPredictor(self.model, self.prompts.to(self.device))
-        if (guidance or self.guidance).needs.observed and (self.observer or self.classifier):
-            predictor = WithObserver(predictor, self._observe, self.schedule)
+        predictor: Predictor = TextPredictor(self.model, self.prompts.to(self.device), class_labels)
+        if guidance.needs().observer is not None and (self.observer or self.classifier):
+            predictor = WithObserver(predictor, self._observe)
         return predictor
 
-    def _observe(self, x0_hat: Tensor) -> Tensor:
+    def _observe(self, denoised: Tensor) -> Tensor:
         """The probability that the decoded images show what each negative prompt names, (B, K)."""
-        images = self.decoded(x0_hat).clamp(-1, 1)
+        images = self.decode(denoised).clamp(-1, 1)
         if self.observer is not None:
             return self.observer.probabilities(images, self.prompts.negative)
         assert self.classifier
         return self.classifier.emerging(images)
 
-    def decoded(self, x_0: Tensor) -> Tensor:
+    def decode(self, x_0: Tensor) -> Tensor:
         """What the model's decoder makes of the latents."""
         return self.model.decode(x_0)
 

@@ -14,8 +14,8 @@ from dng_lightning.parametrization import Prediction
 from dng_lightning.schedule import LinearSchedule, NoiseSchedule
 from dng_lightning.text_to_image import networks
 from dng_lightning.text_to_image.autoencoder import AutoencoderModule
-from dng_lightning.text_to_image.extra import libraries
 from dng_lightning.text_to_image.model import TextToImageModel
+from dng_lightning.text_to_image.optional_deps import libraries
 from dng_lightning.text_to_image.tokenizer import captions_tokenizer
 
 SCALED_BY = 4096  # training images at most that the latents' scale is measured on
@@ -120,7 +120,7 @@ class TextToImageModule(DenoisingModule):
         x_t, target, t, dropped = self.noised(x_0, self.caption_dropout, generator)
         empty = networks.tokens(self.tokenizer, [""]).to(mean.device)
         told = self.text_encoder(torch.where(dropped.unsqueeze(1), empty, tokens)).last_hidden_state
-        output = self.net(x_t, t - 1, told).sample.float()
+        output = self.net(x_t, self.schedule.timestep(t), told).sample.float()
         return (output - target).square().flatten(1).mean(1), t
 
     def validation_step(self, batch: Captioned, batch_idx: int) -> None:
@@ -173,7 +173,7 @@ class TextToImageModule(DenoisingModule):
             images = self.trainer.datamodule.part("train").images[:SCALED_BY]  # type: ignore[attr-defined]
             with torch.autocast(self.device.type, enabled=False):
                 found = [networks.moments(self.vae, to_float(part.to(self.device))) for part in images.split(256)]
-            mean, deviation = (torch.cat(parts).double() for parts in zip(*found, strict=True))
+            mean, deviation = (torch.cat(parts).cpu().double() for parts in zip(*found, strict=True))
             variance = mean.square().mean() - mean.mean().square() + deviation.square().mean()
             self.scale = float(variance.rsqrt())
         return self.scale

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from dng_lightning.data.pixels import to_uint8
 from dng_lightning.errors import SettingError, reason
-from dng_lightning.text_to_image.extra import quiet
 from dng_lightning.text_to_image.model import DTYPES, Precision
 from dng_lightning.text_to_image.observers import PromptObserver
+from dng_lightning.text_to_image.optional_deps import quiet
 
 QUESTION = "Does this image show {}? Answer with one word, yes or no."
 MOST_TOKENS = 8  # of an answer; it takes one, and a full stop

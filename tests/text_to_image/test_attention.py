@@ -25,7 +25,7 @@ from dng_lightning.guidance.base import Needs
 from dng_lightning.observation import WithObserver
 from dng_lightning.sampling import ImageNoise, Sampler, sample
 from dng_lightning.text_to_image import TextPredictor, TextToImageModel, TextToImageSampler
-from dng_lightning.text_to_image.attention import AwayFrom, away_from
+from dng_lightning.text_to_image.attention import NAGAttnProcessor, away_from
 
 pytest.importorskip("diffusers", reason="diffusers is not installed (extra text-to-image)")
 pytest.importorskip("transformers", reason="transformers is not installed (extra text-to-image)")
@@ -81,7 +81,7 @@ def test_it_is_the_formula_on_the_outputs_before_the_projection(inner: Any, norm
     images, texts, negatives = images.double(), texts.double(), negatives.double()
     guidance = NormalizedAttention(Unguided(), 3.0, 4.0, 0.6, norm)
     active = [torch.tensor([0, 2]), torch.tensor([2])]  # both for image 2, none for image 1; 3 and 4 are no base
-    attn.set_processor(AwayFrom(inner, guidance.attending, 3, negatives, active))
+    attn.set_processor(NAGAttnProcessor(inner, guidance.attending, 3, negatives, active))
     found = attn(images, encoder_hidden_states=texts)
     ratios = []
     for i, told in enumerate([[0], [], [0, 1], [], []]):
@@ -99,7 +99,7 @@ def test_attention_to_the_image_itself_is_as_it_was():
     attn = processors.Attention(12, heads=3, dim_head=4)
     images = torch.randn(2, 7, 12)
     expected = attn(images)
-    attn.set_processor(AwayFrom(attn.processor, STRONG.attending, 2, torch.randn(1, 6, 12), [torch.arange(2)]))
+    attn.set_processor(NAGAttnProcessor(attn.processor, STRONG.attending, 2, torch.randn(1, 6, 12), [torch.arange(2)]))
     assert torch.equal(attn(images), expected)
 
 

@@ -14,7 +14,7 @@ from dng_lightning import shipped
 from dng_lightning.callbacks import Export, PipelineExport
 from dng_lightning.errors import SettingError
 from dng_lightning.guidance import ClassifierFreeGuidance
-from dng_lightning.modules import pretrained
+from dng_lightning import diffusers_format
 from dng_lightning.sampling import ImageNoise, Sampler, sample
 from dng_lightning.schedule import CosineSchedule, KarrasSchedule, LinearSchedule, NoiseSchedule
 from dng_lightning.text_to_image import AutoencoderModule, TextPredictor, TextToImageModel, TextToImageModule, networks
@@ -115,7 +115,7 @@ def test_the_committed_configuration_is_small_and_ships(committed: TextToImageMo
 )
 def test_diffusers_scheduler_has_our_levels(schedule: NoiseSchedule, kind: str | None):
     scheduler = networks.scheduler(schedule, "v")
-    theirs = pretrained.schedule_of(scheduler)
+    theirs = diffusers_format.schedule_of(scheduler)
     for mine, its in ((schedule.alpha, theirs.alpha), (schedule.sigma, theirs.sigma)):
         torch.testing.assert_close(its, mine, rtol=1e-4, atol=0)  # a beta of .999 in single precision
     assert scheduler.config.prediction_type == "v_prediction"

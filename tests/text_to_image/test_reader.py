@@ -9,7 +9,7 @@ from dng_lightning.data.attributes import VALUES
 from dng_lightning.errors import SettingError
 from dng_lightning.modules import ClassifierModule
 from dng_lightning.networks import ImageClassifier
-from dng_lightning.text_to_image import AttributeReader
+from dng_lightning.text_to_image import AttributeClassifier
 
 pytest.importorskip("diffusers", reason="diffusers is not installed (extra text-to-image)")
 
@@ -27,7 +27,7 @@ def classifiers(**others: tuple[str, ...]) -> dict[str, ClassifierModule]:
 
 def test_each_attribute_is_read_by_its_classifier():
     each, x = classifiers(), torch.rand(6, 3, 32, 32) * 2 - 1
-    reader = AttributeReader(each)
+    reader = AttributeClassifier(each)
     read = reader.read(x)
     assert (read.shape, read.dtype) == ((6, 4), torch.int64)
     for column, probabilities, (name, classifier) in zip(read.T, reader.probabilities(x), each.items(), strict=True):
@@ -40,7 +40,7 @@ def test_each_attribute_is_read_by_its_classifier():
 
 def test_they_are_found_by_the_beginning_of_their_names(fitted, place: Path, in_place: Path):
     fitted("captioned_digits_autoencoder")
-    reader = AttributeReader.load("captioned-digits")
+    reader = AttributeClassifier.load("captioned-digits")
     for name, classifier in zip(reader.names, reader.classifiers, strict=True):
         found = ClassifierModule.load(f"captioned-digits-{name}")
         assert classifier.state_dict().keys() == found.state_dict().keys()
@@ -49,8 +49,8 @@ def test_they_are_found_by_the_beginning_of_their_names(fitted, place: Path, in_
 
 def test_a_classifier_of_something_else_is_refused():
     with pytest.raises(SettingError, match=r"^the classifier of the colour knows cyan, pink: name another$"):
-        AttributeReader(classifiers(colour=("cyan", "pink")))
+        AttributeClassifier(classifiers(colour=("cyan", "pink")))
     some = classifiers()
     del some["thickness"]
     with pytest.raises(SettingError, match=r"^the classifier of the thickness knows nothing: name another$"):
-        AttributeReader(some)
+        AttributeClassifier(some)

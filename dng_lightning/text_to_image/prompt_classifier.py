@@ -5,10 +5,11 @@ from torch import Tensor, nn
 
 from dng_lightning.data.attributes import VALUES
 from dng_lightning.evaluation.asked import Asked
-from dng_lightning.text_to_image.reader import AttributeReader
+from dng_lightning.evaluation.runs import Labels
+from dng_lightning.text_to_image.attribute_classifier import AttributeClassifier
 
 
-class PromptJudge(nn.Module):
+class PromptClassifier(nn.Module):
     """Sorts images into the kinds that some prompts are about; what a ``ClassifierModule`` is for classes.
 
     Args:
@@ -20,7 +21,7 @@ class PromptJudge(nn.Module):
         class_names: of the kinds.
     """
 
-    def __init__(self, reader: AttributeReader, asked: Asked) -> None:
+    def __init__(self, reader: AttributeClassifier, asked: Asked) -> None:
         super().__init__()
         self.net, self.asked = reader, asked
         self.class_names = asked.names
@@ -30,20 +31,21 @@ class PromptJudge(nn.Module):
         """Where the classifiers are."""
         return next(self.parameters()).device
 
-    def judge(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The kind of each image (B,), the probability of what was read of it (B,), and all that was read (B, 4).
+    def label(self, x: Tensor) -> Labels:
+        """The kind of each image, the probability of what was read of it, and all that was read, (B, 4).
 
         Args:
             x: (B, 3, 32, 32) in [-1, 1].
         """
         best = [p.max(1) for p in self.net.probabilities(x)]
-        read = torch.stack([found.indices for found in best], 1)
-        told = [found.values for name, found in zip(VALUES, best, strict=True) if name in self.asked.avoided]
-        return self.asked.labels(read), torch.stack(told, 1).prod(1), read
+        attributes = torch.stack([found.indices for found in best], 1)
+        seen = [found.values for name, found in zip(VALUES, best, strict=True) if name in self.asked.avoided]
+        return Labels(self.asked.labels(attributes), torch.stack(seen, 1).prod(1), attributes)
 
     def classify(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The first two of ``judge``."""
-        return self.judge(x)[:2]
+        """The kinds and their probabilities, (B,) each."""
+        found = self.label(x)
+        return found.labels, found.confidence
 
     def emerging(self, x: Tensor) -> Tensor:
         """The probability of what each negative prompt names, (B, K): of all of its attributes."""

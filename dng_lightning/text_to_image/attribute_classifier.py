@@ -11,7 +11,7 @@ from dng_lightning.errors import SettingError
 from dng_lightning.modules.classifier import ClassifierModule
 
 
-class AttributeReader(nn.Module):
+class AttributeClassifier(nn.Module):
     """The classifiers of all attributes; their features side by side are what pictures are compared in.
 
     Args:

@@ -12,11 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-ARRAYS = ("pixels", "labels", "features", "watched", "way", "read")
+from dng_lightning.errors import SettingError
+
+ARRAYS = ("pixels", "labels", "features", "posteriors", "trajectories", "attributes")
 BLOCK = 1000  # images that are looked at together
 
 
-class Drawn:
+class SampleStore:
     """Images, labels and features of a range of seeds, below one folder.
 
     Args:
@@ -38,9 +40,9 @@ class Drawn:
         pixels: Tensor,
         labels: Tensor,
         features: Tensor,
-        watched: Tensor,
-        way: Tensor | None = None,
-        read: Tensor | None = None,
+        posteriors: Tensor | None = None,
+        trajectories: Tensor | None = None,
+        attributes: Tensor | None = None,
     ) -> None:
         """Keep one batch.
 
@@ -49,30 +51,40 @@ class Drawn:
             pixels: uint8 (B, C, H, W).
             labels: (B,).
             features: (B, d).
-            watched: what trackers said of the images at some levels, (B, W); W may be 0.
-            way: what the guidance did at each step, (B, S, ...); None for nothing.
-            read: all that was read in the images, (B, ...), where the label is not all; None for nothing.
+            posteriors: of passive trackers, (B, ...); None for none.
+            trajectories: what the guidance did at each step, (B, S, ...); None for nothing.
+            attributes: all that was read in the images, (B, ...), where the label is not all; None for nothing.
         """
         parts = self.folder / "parts"
         parts.mkdir(parents=True, exist_ok=True)
         nothing = torch.zeros(len(pixels), 0)
-        way, read = nothing if way is None else way, nothing if read is None else read
-        values = (pixels, labels, features.float(), watched.float(), way.float(), read)
-        batch = {name: value.cpu() for name, value in zip(ARRAYS, values, strict=True)}
+        values = (pixels, labels, features, posteriors, trajectories, attributes)
+        batch = {name: (nothing if v is None else v).cpu() for name, v in zip(ARRAYS, values, strict=True)}
         torch.save(batch | {"seeds": torch.tensor(seeds)}, parts / f"{seeds[0]}.pt")
 
     def merge(self) -> None:
-        """Order everything that was written by seed; call it once, when all processes are done."""
+        """Order everything that was written by seed; call it once, when all processes are done.
+
+        Raises:
+            SettingError: images of some seeds are missing, as where processes do not share a file system.
+        """
         arrays: dict[str, np.memmap] = {}
+        missing = set(self.seeds)
         for part in (self.folder / "parts").glob("*.pt"):
             batch = torch.load(part, weights_only=True)
             rows = (batch["seeds"] - self.seeds.start).numpy()
+            missing -= set(batch["seeds"].tolist())
             for name in ARRAYS:
                 values = batch[name].numpy()
                 if name not in arrays:
                     shape, path = (len(self.seeds), *values.shape[1:]), self.folder / f"{name}.npy"
                     arrays[name] = np.lib.format.open_memmap(path, mode="w+", dtype=values.dtype, shape=shape)
                 arrays[name][rows] = values
+        if missing:
+            raise SettingError(
+                f"{self.folder} lacks the images of {len(missing)} of {len(self.seeds)} seeds, of {min(missing)} first: "
+                "all processes must write to one file system (--trainer.default_root_dir)"
+            )
         for array in arrays.values():
             array.flush()
         shutil.rmtree(self.folder / "parts")
@@ -84,7 +96,7 @@ class Drawn:
             return
         for name in ("pixels", "labels"):
             np.save(self.folder / f"{name}.npy", self.first(name, count).numpy())
-        for name in ("features", "watched", "way", "read"):
+        for name in ARRAYS[2:]:
             (self.folder / f"{name}.npy").unlink()
 
     def clear(self) -> None:

@@ -7,6 +7,8 @@ from typing import Any
 
 from dng_lightning.errors import SettingError
 
+PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")  # those that are known here
+
 
 def libraries() -> Any:
     """Diffusers, with transformers beside it.
@@ -41,3 +43,10 @@ def quiet() -> Iterator[None]:
             library.utils.logging.enable_progress_bar()
         for logger, level in zip(loggers, before, strict=True):
             logger.setLevel(level)
+
+
+def inform(message: str) -> None:
+    """Tell the user something, once for all processes."""
+    from lightning.pytorch.utilities import rank_zero_info  # imported here, for it takes seconds
+
+    rank_zero_info(message)
