@@ -29,7 +29,6 @@ from dng_lightning.guidance.serialization import (
     non_default_settings,
     scale_of,
     settings_json,
-    unscaled,
     wrapped,
 )
 from dng_lightning.posterior import (
@@ -97,15 +96,6 @@ def test_the_scale_is_the_own_one_or_that_of_what_is_inside():
     assert scale_of(NormalizedAttention(NegativePrompting(3.0), 4.0)) == 4.0
     assert scale_of(Unguided()) is None
     assert [type(inner) for inner in wrapped(AdaptiveNegative(DNG()))] == [DNG]
-
-
-def test_settings_without_the_scale_are_equal_where_guidances_differ_in_that_alone():
-    def plain(guidance: Guidance) -> dict[str, object]:
-        return unscaled(json.loads(settings_json(guidance)))
-
-    assert plain(LimitedInterval(DNG(2.0))) == plain(LimitedInterval(DNG(3.0)))
-    assert plain(LimitedInterval(DNG(2.0))) != plain(LimitedInterval(DNG(2.0), 0.5))
-    assert plain(DNG(2.0)) != plain(DNG(2.0, ReleasedPosterior()))
 
 
 # --- settings as JSON ---
