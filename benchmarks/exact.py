@@ -1,24 +1,24 @@
 """Exact mixtures and every guidance to run on them: the one place that mixture_table.py and mixture_figure.py draw on.
 
-A new method is a line in ``avoiding``, or in ``toward_wanted``, and a line in ``FIGURE`` if it is to have a panel.
+A new method is a line in ``avoiding``, or in ``toward_class``, and a line in ``FIGURE`` if it is to have a panel.
 """
 
 import math
 import sys
-from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from mixture import BatchNoise, GaussianMixture, across, near, ring
 
 from dng_lightning.guidance import (
     AdaptiveNegative,
     AdaptiveProjectedGuidance,
+    CFGNegativePrompt,
     CFGPlusPlus,
     ClassifierFreeGuidance,
     ClassifierGuidance,
@@ -26,14 +26,12 @@ from dng_lightning.guidance import (
     ContrastiveCFG,
     DynamicGeoGuide,
     DynamicNegativeGuidance,
+    DynamicSafeDenoiser,
     FeedbackGuidance,
     GeoGuide,
     Guidance,
-    Guided,
     LimitedInterval,
     NegativePrompting,
-    OracleNegativeGuidance,
-    OracleSafeDenoiser,
     PerpNeg,
     PositiveAndNegative,
     SafeDenoiser,
@@ -41,11 +39,11 @@ from dng_lightning.guidance import (
     SafetyGuidedFlow,
     ShieldedDiffusion,
     SignedNegative,
-    Step,
-    SwappedNegative,
     Unguided,
 )
-from dng_lightning.sampling import Sampler, sample
+from dng_lightning.interfaces import Guided, Predictions, Step
+from dng_lightning.posterior import ClassifierPosterior, ObserverPosterior, Posterior, TrackedPosterior
+from dng_lightning.sampling import Recorder, Sampler, sample
 from dng_lightning.schedule import LinearSchedule
 
 STD = 0.3
@@ -64,6 +62,13 @@ class Method:
     eta: float = 1.0
 
 
+class LastStep(Recorder):
+    """Keeps the last step of a chain."""
+
+    def record(self, step: Step, x_t: Tensor, x_s: Tensor, predictions: Predictions, guided: Guided) -> None:
+        self.step, self.x_t, self.guided = step, x_t, guided
+
+
 @dataclass(frozen=True)
 class Problem:
     """A mixture to draw from without some of its classes.
@@ -75,7 +80,7 @@ class Problem:
         steps: the numbers of sampling steps that the table goes through.
         count: samples a method.
         rows: what is compared, each part by the name of its row.
-        wanted: the class that all samples shall show, or None.
+        class_label: the class that all samples shall show, or None.
     """
 
     title: str
@@ -84,20 +89,20 @@ class Problem:
     steps: Sequence[int]
     count: int
     rows: Sequence[Callable[["Problem"], dict[str, Method]]]
-    wanted: int | None = None
+    class_label: int | None = None
 
     @property
     def retained(self) -> list[int]:
         """The components of the true conditional."""
         members = self.mixture.members
-        given = members[-1 if self.wanted is None else self.wanted]
+        given = members[-1 if self.class_label is None else self.class_label]
         return (given & ~members[list(self.forbidden)].any(0)).nonzero().squeeze(1).tolist()
 
     @property
     def prior(self) -> float:
         """The share of what is forbidden in what would be drawn without guidance."""
         weights, members = self.mixture.weights, self.mixture.members
-        given = members[-1 if self.wanted is None else self.wanted]
+        given = members[-1 if self.class_label is None else self.class_label]
         return 1 - float(weights[self.retained].sum() / weights[given].sum())
 
     def references(self, count: int = 256) -> Tensor:
@@ -130,55 +135,54 @@ class Problem:
         Returns:
             The samples (N, D); how many network evaluations each took a step; and how far the posterior that the
             guidance went by was from the exact one before the last step, as a mean over the samples. That is nan if it
-            goes by none, or by that within a wanted class, which is another.
+            goes by none, or by that within a class that is asked for, which is another.
         """
-        count, guidance = count or self.count, method.guidance
-        predictor, noise = (
-            self.mixture.predictor(guidance, self.forbidden),
-            BatchNoise((count, self.mixture.dimensions)),
-        )
-        wanted = None if self.wanted is None else torch.full((count,), self.wanted)
-        seen: deque[tuple[Step, Guided, Tensor]] = deque(maxlen=2)
-        sampler = Sampler(steps, method.eta)
-        x_0 = sample(
-            predictor, guidance, self.mixture.schedule, noise, sampler, wanted, lambda *step: seen.append(step)
-        )
-        (_, _, x_t), (step, guided, _) = seen
-        off = math.nan
-        if guided.posterior is not None and wanted is None:
-            exact = self.mixture.posterior(x_t, step.t, self.forbidden)
-            off = float((guided.posterior - exact).sum(1).abs().mean())
-        return x_0, predictor.evaluations / (count * steps), off
+        count, guidance, last = count or self.count, method.guidance, LastStep()
+        labels = None if self.class_label is None else torch.full((count,), self.class_label)
+        predictor = self.mixture.predictor(guidance, self.forbidden, labels)
+        noise, sampler = BatchNoise((count, self.mixture.dimensions)), Sampler(steps, method.eta)
+        x_0 = sample(predictor, guidance, self.mixture.schedule, noise, sampler, [last])
+        posterior, off = last.guided.posterior, math.nan
+        if posterior is not None and labels is None:
+            exact = self.mixture.posterior(last.x_t, last.step.level, self.forbidden)
+            off = float((posterior - exact).sum(1).abs().mean())
+        return x_0, predictor.nfe / (count * steps), off
+
+
+def dynamic(posterior: Posterior) -> DynamicNegativeGuidance:
+    """At scale 1."""
+    return DynamicNegativeGuidance(posterior=posterior)
 
 
 def avoiding(problem: Problem) -> dict[str, Method]:
     """Every method that avoids something."""
-    prior, references = problem.prior, problem.references()
+    tracked, references = TrackedPosterior(problem.prior), problem.references()
     guidances = {
         "Unguided": Unguided(),
         "Negative prompting, scale 0.5": NegativePrompting(0.5),
         "Negative prompting, scale 2": NegativePrompting(2.0),
         "Negative prompting, scale 2, noise 0.5–5": LimitedInterval(NegativePrompting(2.0), low=0.5, high=5.0),
-        "Swapped negative, scale 3": SwappedNegative(3.0),
+        "CFG with the negative prompt, scale 3": CFGNegativePrompt(3.0),
         "Composable NOT, scale 2": ComposableNot(2.0),
         "Signed negative, scale 2": SignedNegative(2.0),
         "Perp-Neg, scale 2": PerpNeg(2.0),
         "Safe Latent Diffusion, scale 2": SafeLatentDiffusion(2.0),
         "Contrastive CFG, scale 2, tau 0.3": ContrastiveCFG(2.0, tau=0.3),
         "Contrastive CFG, scale 8, tau 3": ContrastiveCFG(8.0, tau=3.0),
-        "DNG, scale 1": DynamicNegativeGuidance(prior=prior),
-        "DNG, scale 3": DynamicNegativeGuidance(3.0, prior=prior),
-        "DNG, scale 1, own push 0.5": DynamicNegativeGuidance(prior=prior, own_push=0.5),
-        "DNG, scale 1, against the rest": DynamicNegativeGuidance(prior=prior, against="rest"),
-        "DNG, scale 1, only of what emerges": AdaptiveNegative(DynamicNegativeGuidance(prior=prior)),
-        "DNG, scale 1, exact posterior": OracleNegativeGuidance(),
+        "DNG, scale 1": dynamic(tracked),
+        "DNG, scale 3": DynamicNegativeGuidance(3.0, tracked),
+        "DNG, scale 1, guidance shift weight 0.5": dynamic(replace(tracked, guidance_shift_weight=0.5)),
+        "DNG, scale 1, against the complement": dynamic(replace(tracked, reference="complement")),
+        "DNG, scale 1, only of what emerges": dynamic(ObserverPosterior(tracked)),
+        "Negative prompting, scale 2, only of what emerges": AdaptiveNegative(NegativePrompting(2.0)),
+        "DNG, scale 1, exact posterior": dynamic(ClassifierPosterior()),
         "Classifier guidance, exact": ClassifierGuidance(),
         "Classifier guidance, exact, on the mean": ClassifierGuidance(rule="mean"),
         "Classifier guidance, exact, without odds": ClassifierGuidance(goal="away"),
         "GeoGuide, exact classifier": GeoGuide(),
         "GeoGuide by differences": GeoGuide(source="differences"),
-        "GeoGuide with tracked odds": DynamicGeoGuide(prior=prior),
-        "Safe Denoiser, 256 references, exact odds": near(OracleSafeDenoiser, references),
+        "GeoGuide with tracked odds": DynamicGeoGuide(posterior=tracked),
+        "Safe Denoiser, 256 references, exact odds": near(DynamicSafeDenoiser, references),
         "Safe Denoiser, 256 references, as released": near(SafeDenoiser, references),
         "SPELL, 256 references": near(ShieldedDiffusion, references),
         "Safety-Guided Flow, 256 references": near(SafetyGuidedFlow, references),
@@ -188,17 +192,16 @@ def avoiding(problem: Problem) -> dict[str, Method]:
 
 def deterministic(problem: Problem) -> dict[str, Method]:
     """The bias of a posterior that is tracked along a deterministic sampler, and its correction."""
+    tracked = TrackedPosterior(problem.prior)
     return {
-        "DNG, scale 1, eta 0": Method(DynamicNegativeGuidance(prior=problem.prior), eta=0.0),
-        "DNG, scale 1, eta 0, divergence 1": Method(
-            DynamicNegativeGuidance(prior=problem.prior, divergence=1), eta=0.0
-        ),
+        "DNG, scale 1, eta 0": Method(dynamic(tracked), eta=0.0),
+        "DNG, scale 1, eta 0, divergence 1": Method(dynamic(replace(tracked, divergence=1)), eta=0.0),
     }
 
 
-def toward_wanted(problem: Problem) -> dict[str, Method]:
-    """What a wanted class adds: a sharper one to avoid something in, and the methods that avoid nothing."""
-    sharpened = PositiveAndNegative(DynamicNegativeGuidance(prior=problem.prior), wanted_scale=2.0)
+def toward_class(problem: Problem) -> dict[str, Method]:
+    """What a class that is asked for adds: a sharper one to avoid something in, and the methods that avoid nothing."""
+    sharpened = PositiveAndNegative(dynamic(TrackedPosterior(problem.prior)), cfg_scale=2.0)
     return {
         "DNG, scale 1, after classifier-free guidance 2": Method(sharpened),
         "Avoiding nothing: classifier-free guidance, scale 3": Method(ClassifierFreeGuidance(3.0)),
@@ -210,13 +213,14 @@ def toward_wanted(problem: Problem) -> dict[str, Method]:
 
 def kernels(problem: Problem) -> dict[str, Method]:
     """What the kernel of a class may be compared with, on images that are left alone and on guided ones."""
-    prior = problem.prior
+    tracked = TrackedPosterior(problem.prior)
+    complement = replace(tracked, reference="complement")
     guidances = {
-        "Unguided, tracked": DynamicNegativeGuidance(0.0, prior=prior),
-        "Unguided, tracked against the rest": DynamicNegativeGuidance(0.0, prior=prior, against="rest"),
-        "DNG, scale 1": DynamicNegativeGuidance(prior=prior),
-        "DNG, scale 1, against the rest": DynamicNegativeGuidance(prior=prior, against="rest"),
-        "DNG, scale 1, exact posterior": OracleNegativeGuidance(),
+        "Unguided, tracked": DynamicNegativeGuidance(0.0, tracked),
+        "Unguided, tracked against the complement": DynamicNegativeGuidance(0.0, complement),
+        "DNG, scale 1": dynamic(tracked),
+        "DNG, scale 1, against the complement": dynamic(replace(tracked, reference="complement")),
+        "DNG, scale 1, exact posterior": dynamic(ClassifierPosterior()),
     }
     return {name: Method(guidance) for name, guidance in guidances.items()}
 
@@ -237,14 +241,14 @@ PROBLEMS = [
     TWO,
     Problem("Two modes in 64-D, one forbidden", modes(across(PAIR, 64)), [0], (250,), 2048, [avoiding]),
     Problem("Eight modes on a ring in 64-D, one forbidden", modes(ring(3.0, 8, 64)), [0], (250,), 2048, [avoiding]),
-    Problem(  # where something is wanted the forms of negative prompting part
-        "Eight modes on a ring in 2-D, two wanted, one of them forbidden with its other neighbour",
+    Problem(  # where a class is asked for the forms of negative prompting part
+        "Eight modes on a ring in 2-D, a class of two, one of them forbidden with its other neighbour",
         modes(ring(3.0, 8, 2), classes=[[0, 1], [1, 2]]),
         [1],
         (250,),
         4096,
-        [avoiding, toward_wanted],
-        wanted=0,
+        [avoiding, toward_class],
+        class_label=0,
     ),
     Problem(
         "Few steps: what the kernel is compared with; two modes in 2-D", modes(PAIR), [0], (20, 50), 4096, [kernels]

@@ -1,4 +1,4 @@
-"""The 2-D mixture under each method, beside the true conditional: python tests/benchmarks/mixture_figure.py [PNG]."""
+"""The 2-D mixture under each method, beside the true conditional: python benchmarks/mixture_figure.py [PNG]."""
 
 import sys
 from io import BytesIO
@@ -20,10 +20,10 @@ def panel(axes: Axes, title: str, x_0: Tensor) -> None:
     counts, moved, _ = TWO.measure(x_0)
     kept = sum(counts[component] for component in TWO.retained)
     for component, mean in enumerate(TWO.mixture.means.tolist()):
-        wanted = component in TWO.retained
-        fill = (
-            {"fc": "none", "ec": "0.45", "ls": (0, (3, 2))} if wanted else {"fc": FORBIDDEN, "ec": "none", "alpha": 0.2}
-        )
+        retained = component in TWO.retained
+        fill = {"fc": FORBIDDEN, "ec": "none", "alpha": 0.2}
+        if retained:
+            fill = {"fc": "none", "ec": "0.45", "ls": (0, (3, 2))}
         axes.add_patch(Circle((mean[0], mean[1]), 3 * STD, lw=0.8, **fill))
     forbidden = ~torch.isin(TWO.mixture.nearest(x_0), torch.tensor(TWO.retained))
     for which, colour in ((~forbidden, KEPT), (forbidden, FORBIDDEN)):
