@@ -60,7 +60,7 @@ class ClassifierGuidance(Guidance):
 
     def needs(self, state: None = None, step: Step | None = None) -> Needs:
         """The gradients, and no forbidden prediction."""
-        return Needs(null=self.unconditional, classifier="gradient")
+        return Needs(null=self.unconditional, class_labels=self.goal == "class", classifier="gradient")
 
     def guide(self, predictions: Predictions, state: None, step: Step) -> Guided:
         """The prediction moved along the gradient."""

@@ -59,9 +59,9 @@ class GeoGuide(Guidance):
 
     def needs(self, state: None = None, step: Step | None = None) -> Needs:
         """The gradients, or the predictions whose differences stand for them."""
-        if self.source == "classifier":
-            return Needs(classifier="gradient")
         to_class = self.goal == "class"
+        if self.source == "classifier":
+            return Needs(class_labels=to_class, classifier="gradient")
         needs = Needs(negatives=not to_class, null=to_class, class_labels=to_class)
         return replace(needs, classifier="posterior") if self.goal == "allowed" else needs
 
