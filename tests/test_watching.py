@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from dng_lightning.calibration import CalibratedTracker
+from dng_lightning.guidance.watching import Evidence, Watching
 from mixture import BatchNoise, GaussianMixture, Trajectory, trajectory
 
-from dng_lightning.calibration import CalibratedTracker
 from dng_lightning.guidance import (
     ClassifierFreeGuidance,
     DynamicNegativeGuidance,
@@ -12,7 +13,6 @@ from dng_lightning.guidance import (
     PositiveAndNegative,
     Unguided,
 )
-from dng_lightning.guidance.watching import Evidence, Watching
 from dng_lightning.sampling import Sampler
 from dng_lightning.schedule import LinearSchedule
 

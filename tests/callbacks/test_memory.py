@@ -2,7 +2,6 @@ import sys
 
 import pytest
 import torch
-
 from dng_lightning.callbacks.memory import PeakMemory
 
 CPU = torch.device("cpu")

@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 import torch
+from dng_lightning.evaluation.drawn import Drawn
 from torch import Tensor
 
 from dng_lightning.evaluation import comparison, drawn
 from dng_lightning.evaluation.comparison import LEAST, measure, per_class
-from dng_lightning.evaluation.drawn import Drawn
 from dng_lightning.evaluation.metrics import kl_divergence, kl_interval, kl_to, total_variation, wilson_interval
 from dng_lightning.evaluation.quality import frechet_distance, frechet_interval, kernel_distance, precision_recall
 from dng_lightning.evaluation.real import RealStatistics

@@ -3,10 +3,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from dng_lightning.evaluation.drawn import ARRAYS, Drawn
 from torch import Tensor
 
 from dng_lightning.evaluation import drawn
-from dng_lightning.evaluation.drawn import ARRAYS, Drawn
 
 SEEDS = range(100, 111)
 VALUES = {

@@ -2,7 +2,6 @@ import json
 
 import pytest
 import torch
-
 from dng_lightning.evaluation.foretold import halfway, judged, kept
 
 

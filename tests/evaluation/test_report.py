@@ -3,12 +3,12 @@ import math
 from typing import Any
 
 import pytest
+from dng_lightning.guidance.naming import settings
+from dng_lightning.timing import Timing
 
 from dng_lightning.evaluation.metrics import wilson_interval
 from dng_lightning.evaluation.report import by_method, equal_safety, results_markdown, results_table, safety_table
 from dng_lightning.guidance import DynamicNegativeGuidance, PositiveAndNegative
-from dng_lightning.guidance.naming import settings
-from dng_lightning.timing import Timing
 
 
 def row(method: str, forbidden: float, kl: float, fd: float | str = "", **more: Any) -> dict[str, str]:
