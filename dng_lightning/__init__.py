@@ -9,6 +9,7 @@ The public names of the modules below can be imported from here, each when it is
 """
 
 import importlib
+import importlib.util
 from typing import Any
 
 __version__ = "0.1.0"
@@ -18,7 +19,9 @@ PUBLIC = ("guidance", "posterior", "sampling", "schedule", "kernel", "interfaces
 
 
 def __getattr__(name: str) -> Any:
-    for module in () if name.startswith("_") else PUBLIC:
+    # `from dng_lightning import shipped` asks here first: a module of that name is no public name to look for
+    is_module = importlib.util.find_spec(f"{__name__}.{name}") is not None
+    for module in () if name.startswith("_") or is_module else PUBLIC:
         public = importlib.import_module(f"{__name__}.{module}")
         if name in public.__all__:
             return getattr(public, name)

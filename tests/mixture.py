@@ -176,9 +176,19 @@ class BatchNoise:
         return torch.randn(self.shape, generator=self.generator, dtype=self.dtype)
 
 
-def near(method: type[ReferenceGuidance], images: Tensor, **settings: object) -> ReferenceGuidance:
-    """``method`` with ``images`` (N, ...) for references."""
-    return method(references=References(images), **settings)
+class SixDraws(References):
+    """References of whatever shape is asked for."""
+
+    def __init__(self) -> None:
+        super().__init__(torch.empty(0), "six draws")
+
+    def like(self, x: Tensor) -> References:
+        return References(BatchNoise((6, *x.shape[1:]), seed=9)().to(x.dtype))
+
+
+def near(method: type[ReferenceGuidance], images: Tensor | None = None, **settings: object) -> ReferenceGuidance:
+    """``method`` with ``images`` (N, ...) for references, or with six draws of whatever shape is asked for."""
+    return method(references=SixDraws() if images is None else References(images), **settings)
 
 
 class Trajectory(Recorder):

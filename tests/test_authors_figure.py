@@ -1,12 +1,9 @@
 """The benchmark that lays a study beside the authors' own."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
 from authors_figure import METHODS, main, table
 
 # DNG, negative prompting and Safe Latent Diffusion, each at two scales

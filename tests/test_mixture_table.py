@@ -1,18 +1,16 @@
 """The benchmark of exact mixtures runs, and its record holds what it compares."""
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from exact import FIGURE, PROBLEMS, TWO, Problem, methods
+from mixture_table import COLUMNS, INTRODUCTION, heading, row
 
 from dng_lightning import guidance
 from dng_lightning.guidance import Guidance
 
-sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
-from exact import FIGURE, PROBLEMS, TWO, Problem, methods
-from mixture_table import COLUMNS, INTRODUCTION, heading, row
-
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 each_problem = pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem: problem.title)
 
 
@@ -27,7 +25,7 @@ def test_every_row_can_be_measured(problem: Problem):
 
 @each_problem
 def test_the_record_has_every_row(problem: Problem):
-    text = (Path(__file__).parent / "benchmarks" / "mixture.md").read_text()
+    text = (BENCHMARKS / "mixture.md").read_text()
     assert text.startswith(INTRODUCTION)
     for steps in problem.steps:
         table = text.partition(f"\n{heading(problem, steps)}\n\n")[2].partition("\n\n")[0].splitlines()

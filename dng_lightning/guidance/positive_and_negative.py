@@ -71,8 +71,9 @@ class PositiveAndNegative(GuidanceWrapper):
         if not self.independent:
             return self.guidance.update(state, step, x_t, x_s, sharpened, guided)
         # The posterior compares c- with everything; the push stays what it was, about the other base.
-        plain = replace(predictions, denoised=require_null(predictions), divergence=None)
-        guided = replace(guided, denoised=plain.denoised + (guided.denoised - sharpened.denoised))
+        null = require_null(predictions)
+        plain = replace(predictions, denoised=null, negatives=_about(null, predictions), divergence=None)
+        guided = replace(guided, denoised=null + (guided.denoised - sharpened.denoised))
         return self.guidance.update(state, step, x_t, x_s, plain, guided)
 
     def sharpened(self, predictions: Predictions) -> Predictions:
@@ -85,7 +86,11 @@ class PositiveAndNegative(GuidanceWrapper):
             negatives = torch.lerp(null.unsqueeze(1), predictions.negatives, w)
             divergence = None if predictions.divergence is None else w * predictions.divergence
             return replace(predictions, denoised=base, negatives=negatives, divergence=divergence)
-        away = predictions.negatives - null.unsqueeze(1)
-        if predictions.active is not None:  # inactive negatives equal the base, before and after
-            away = away * per_image(predictions.active, away)
+        away = _about(null, predictions) - null.unsqueeze(1)
         return replace(predictions, denoised=base, negatives=base.unsqueeze(1) + away, divergence=None)
+
+
+def _about(null: Tensor, predictions: Predictions) -> Tensor:
+    """The negatives (B, K, ...) for ``null`` as their base: those that are not active equal it."""
+    negatives, active = predictions.negatives, predictions.active
+    return negatives if active is None else torch.where(per_image(active, negatives), negatives, null.unsqueeze(1))

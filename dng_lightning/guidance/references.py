@@ -20,6 +20,7 @@ class References:
     def __init__(self, images: Tensor, source: str | Path = "") -> None:
         self.images, self.source = images, source
         self._reached: dict[float, float] = {}
+        self._copies: dict[tuple[torch.device, torch.dtype], References] = {}
 
     def like(self, x: Tensor) -> "References":
         """The same on the device and in the precision of ``x`` (B, ...).
@@ -33,7 +34,10 @@ class References:
             )
         if (self.images.device, self.images.dtype) == (x.device, x.dtype):
             return self
-        return References(self.images.to(x.device, x.dtype), self.source)
+        key = x.device, x.dtype
+        if key not in self._copies:  # once for all batches, with what is found out about the images
+            self._copies[key] = References(self.images.to(*key), self.source)
+        return self._copies[key]
 
     @cached_property
     def neighbours(self) -> Tensor:

@@ -70,24 +70,25 @@ class SafeLatentDiffusion(Guidance):
 
     def guide(self, predictions: Predictions, state: Tensor, step: Step) -> Guided:
         """The prediction that it starts from, less the masked and scaled differences."""
-        base = predictions.denoised
+        base, level = predictions.denoised, step.level
         scale = self.scale if step.index >= self.warmup else 0.0
         pulled = base if self.cfg_scale is None else torch.lerp(require_null(predictions), base, self.cfg_scale)
         # at pure noise every eps prediction is x_t itself, and gamma is 0
-        to_denoised = step.level.sigma / step.level.alpha if step.level.alpha else 0.0
-        push = scale * to_denoised * self._gamma(predictions, state, step)
+        momentum = self.momentum_scale * (level.sigma / level.alpha if level.alpha else 0.0) * state
+        push = scale * (self._masked(predictions, step) + momentum)
         return Guided(pulled + push, base.new_full((len(base),), scale))
 
     def update(
         self, state: Tensor, step: Step, x_t: Tensor, x_s: Tensor, predictions: Predictions, guided: Guided
     ) -> Tensor:
         """The momentum after the step."""
-        return self.momentum_decay * state + (1 - self.momentum_decay) * self._gamma(predictions, state, step)
-
-    def _gamma(self, predictions: Predictions, nu: Tensor, step: Step) -> Tensor:
         to_eps = step.level.alpha / step.level.sigma
-        base, negatives = predictions.denoised, predictions.negatives
-        difference = to_eps * predictions.differences
+        gamma = to_eps * self._masked(predictions, step) + self.momentum_scale * state
+        return self.momentum_decay * state + (1 - self.momentum_decay) * gamma
+
+    def _masked(self, predictions: Predictions, step: Step) -> Tensor:
+        """The sum in gamma, of differences of denoised predictions, (B, ...)."""
+        difference = step.level.alpha / step.level.sigma * predictions.differences
         mask = (self.mask_scale * difference.abs()).clamp(max=1) * (difference < self.threshold)
-        origin = base if self.cfg_scale is None else require_null(predictions)
-        return to_eps * (mask * (origin.unsqueeze(1) - negatives)).sum(1) + self.momentum_scale * nu
+        origin = predictions.denoised if self.cfg_scale is None else require_null(predictions)
+        return (mask * (origin.unsqueeze(1) - predictions.negatives)).sum(1)

@@ -5,15 +5,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from mixture import BatchNoise, GaussianMixture, trajectory
+from by_hand import FOUR, LINEAR, denoised_from, step_at, update
+from mixture import BatchNoise, trajectory
 
 from dng_lightning.errors import SettingError
-from dng_lightning.guidance import AdaptiveProjectedGuidance, ClassifierFreeGuidance, Predictions, Step, Unguided
+from dng_lightning.guidance import AdaptiveProjectedGuidance, ClassifierFreeGuidance, Unguided
+from dng_lightning.interfaces import Predictions
 from dng_lightning.sampling import Sampler
-from dng_lightning.schedule import LinearSchedule
-
-LINEAR = LinearSchedule()
-FOUR = GaussianMixture(LINEAR, [[-1.5, 0.0], [1.5, 0.0], [0.0, 1.5], [0.0, -1.5]], [0.2, 0.3, 0.4, 0.5])
 
 
 @pytest.mark.parametrize(
@@ -26,21 +24,20 @@ def test_it_is_the_algorithm_of_the_paper_on_denoised_predictions(scale, momentu
     x = draw()
     state, running, shortened = guidance.start(x, 1), np.zeros((4, 9)), 0
     for index, t in enumerate((800, 600, 400, 200)):
-        base = draw()
-        null, x_s = base + 0.5 * draw(), draw()
-        given, alpha, sigma = Predictions(base, base.unsqueeze(1), null=null), LINEAR.alpha[t], LINEAR.sigma[t]
-        step = Step(index, 4, t, t - 200, LINEAR.transition(t, t - 200))
+        level, eps = LINEAR.level(t), draw()
+        eps_null, x_s = eps + 0.5 * draw(), draw()
+        denoised, denoised_null = (denoised_from(each, x, level) for each in (eps, eps_null))
+        given, step = Predictions(denoised, denoised.unsqueeze(1), null=denoised_null), step_at(t, t - 200, index, 4)
         guided = guidance.guide(given, state, step)
-        d_wanted, d_null = (((x - sigma * eps) / alpha).flatten(1).numpy() for eps in (base, null))
-        running = d_wanted - d_null + momentum * running
+        d_class, d_null = (each.flatten(1).numpy() for each in (denoised, denoised_null))
+        running = d_class - d_null + momentum * running
         lengths = np.sqrt((running**2).sum(1, keepdims=True))
         shortened += int((lengths > threshold).sum())
         short = running * np.minimum(1, threshold / lengths)
-        along = (short * d_wanted).sum(1, keepdims=True) / (d_wanted**2).sum(1, keepdims=True) * d_wanted
-        expected = d_wanted + (scale - 1) * (short - along + eta * along)
-        denoised = ((x - sigma * guided.eps) / alpha).flatten(1).numpy()
-        np.testing.assert_allclose(denoised, expected, rtol=0, atol=1e-9)
-        state, x = guidance.observe(state, step, x, x_s, given), x_s
+        along = (short * d_class).sum(1, keepdims=True) / (d_class**2).sum(1, keepdims=True) * d_class
+        expected = d_class + (scale - 1) * (short - along + eta * along)
+        np.testing.assert_allclose(guided.denoised.flatten(1).numpy(), expected, rtol=0, atol=1e-9)
+        state, x = update(guidance, state, step, x, x_s, given), x_s
     assert (shortened > 0) == (threshold < 1e9)
 
 
@@ -54,7 +51,7 @@ def test_without_momentum_threshold_and_projection_it_is_classifier_free_guidanc
     torch.testing.assert_close(*runs, rtol=0, atol=1e-9)
 
 
-def test_at_scale_1_it_is_the_wanted_class_bit_for_bit():
+def test_at_scale_1_it_is_the_class_bit_for_bit():
     runs = [
         trajectory(FOUR, guidance, [0], Sampler(50), BatchNoise((64, 2)), 2).x_0
         for guidance in (AdaptiveProjectedGuidance(1.0), Unguided())
@@ -64,8 +61,8 @@ def test_at_scale_1_it_is_the_wanted_class_bit_for_bit():
 
 def test_equal_predictions_and_a_black_image_are_no_trouble():
     zero = torch.zeros(2, 3)
-    guidance, step = AdaptiveProjectedGuidance(), Step(0, 1, 500, 0, LINEAR.transition(500, 0))
-    assert torch.equal(guidance.guide(Predictions(zero, zero, null=zero), guidance.start(zero, 1), step).eps, zero)
+    guidance, step = AdaptiveProjectedGuidance(), step_at(500, 0, count=1)
+    assert torch.equal(guidance.guide(Predictions(zero, zero, null=zero), guidance.start(zero, 1), step).denoised, zero)
 
 
 @pytest.mark.parametrize(

@@ -1,18 +1,18 @@
 """Classifier-free guidance and CFG++: their ends bit for bit, and the known answer for Gaussians."""
 
+from itertools import pairwise
+
 import pytest
 import torch
+from by_hand import FOUR, LINEAR, eps_of, step_at
 from mixture import BatchNoise, GaussianMixture, trajectory
 
 from dng_lightning.errors import SettingError
-from dng_lightning.guidance import CFGPlusPlus, ClassifierFreeGuidance, Needs, Predictions, Step, Unguided
-from dng_lightning.predictors import ClassConditionalPredictor
-from dng_lightning.sampling import Sampler, sample
-from dng_lightning.schedule import LinearSchedule
+from dng_lightning.guidance import CFGPlusPlus, ClassifierFreeGuidance, Unguided
+from dng_lightning.interfaces import Needs, Predictions
+from dng_lightning.sampling import ClassConditionalPredictor, Sampler, sample
 
-LINEAR = LinearSchedule()
-FOUR = GaussianMixture(LINEAR, [[-1.5, 0.0], [1.5, 0.0], [0.0, 1.5], [0.0, -1.5]], [0.2, 0.3, 0.4, 0.5])
-STEP = Step(0, 10, 500, 490, LINEAR.transition(500, 490))
+STEP = step_at()
 
 
 def given() -> Predictions:
@@ -20,9 +20,9 @@ def given() -> Predictions:
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
-def test_scale_0_is_unconditional_and_scale_1_is_the_wanted_class_bit_for_bit(eta):
-    def images(guidance, wanted):
-        return trajectory(FOUR, guidance, [0], Sampler(50, eta=eta), BatchNoise((64, 2)), wanted).x_0
+def test_scale_0_is_unconditional_and_scale_1_is_the_class_bit_for_bit(eta):
+    def images(guidance, label):
+        return trajectory(FOUR, guidance, [0], Sampler(50, eta=eta), BatchNoise((64, 2)), label).x_0
 
     assert torch.equal(images(ClassifierFreeGuidance(1.0), 2), images(Unguided(), 2))
     assert torch.equal(images(ClassifierFreeGuidance(0.0), 2), images(Unguided(), None))
@@ -33,59 +33,59 @@ def test_scale_0_is_unconditional_and_scale_1_is_the_wanted_class_bit_for_bit(et
 def test_the_prediction_is_the_formula(method, scale):
     p = given()
     guided = method(scale).guide(p, None, STEP)
-    torch.testing.assert_close(guided.eps, p.null + scale * (p.base - p.null), rtol=0, atol=1e-6)
+    torch.testing.assert_close(guided.denoised, p.null + scale * (p.denoised - p.null), rtol=0, atol=1e-6)
     assert (guided.scale == torch.full((5,), scale)).all()
 
 
-def test_beyond_1_it_goes_on_from_the_wanted_prediction():
+def test_beyond_1_it_goes_on_from_the_prediction_of_the_class():
     p = given()
-    eps = ClassifierFreeGuidance(7.5).guide(p, None, STEP).eps
-    torch.testing.assert_close(eps, p.null + 7.5 * (p.base - p.null), rtol=0, atol=1e-5)
+    denoised = ClassifierFreeGuidance(7.5).guide(p, None, STEP).denoised
+    torch.testing.assert_close(denoised, p.null + 7.5 * (p.denoised - p.null), rtol=0, atol=1e-5)
 
 
 def test_of_two_gaussians_of_one_width_it_makes_one_further_on():
     # N(m)^w N(0)^(1-w) of equal widths is N(w m), and this at every noise level alike
     whole, class_1 = (GaussianMixture(LINEAR, [mean], 0.3) for mean in ([0.0, 0.0], [0.5, -0.2]))
 
-    def model(x_t, t, labels):
-        return torch.where((labels == 0).unsqueeze(1), whole.eps(x_t, t), class_1.eps(x_t, t))
+    def model(x_t, level, labels):
+        return torch.where((labels == 0).unsqueeze(1), whole.denoised(x_t, level), class_1.denoised(x_t, level))
 
-    predictor, wanted = ClassConditionalPredictor(model, 0, []), torch.ones(4096, dtype=torch.long)
-    x_0 = sample(predictor, ClassifierFreeGuidance(3.0), LINEAR, BatchNoise((4096, 2)), Sampler(200), wanted)
+    predictor = ClassConditionalPredictor(model, 0, [], torch.ones(4096, dtype=torch.long))
+    x_0 = sample(predictor, ClassifierFreeGuidance(3.0), LINEAR, BatchNoise((4096, 2)), Sampler(200))
     torch.testing.assert_close(x_0.mean(0), torch.tensor([1.5, -0.6]), rtol=0, atol=0.02)  # 4 sigma of the mean
     torch.testing.assert_close(x_0.std(0), torch.tensor([0.3, 0.3]), rtol=0, atol=0.02)
-    assert predictor.evaluations == 2 * 200 * 4096
+    assert predictor.nfe == 2 * 200 * 4096
 
 
 def test_cfg_plus_plus_goes_back_with_the_unconditional_noise():
     """Algorithm 2 of the paper, written out, beside the package's run."""
     run = trajectory(FOUR, CFGPlusPlus(0.6), [0], Sampler(25, eta=0.0), BatchNoise((64, 2)), 1)
     x = run.x[0].double()
-    for number, (t, s) in enumerate(zip(run.levels[:-1], run.levels[1:], strict=True)):
-        level = torch.full((64,), t)
-        null, toward = FOUR.eps(x, level), FOUR.eps(x, level, torch.ones_like(level))
-        x_0 = (x - LINEAR.sigma[t] * (null + 0.6 * (toward - null))) / LINEAR.alpha[t]
-        x = LINEAR.alpha[s] * x_0 + LINEAR.sigma[s] * null
+    for number, (t, s) in enumerate(pairwise(run.levels)):
+        labels = torch.ones(64, dtype=torch.long)
+        null, toward = (eps_of(FOUR.denoised(x, t, asked), x, t) for asked in (None, labels))
+        x_0 = (x - t.sigma * (null + 0.6 * (toward - null))) / t.alpha
+        x = s.alpha * x_0 + s.sigma * null
         torch.testing.assert_close(run.x[number + 1].double(), x, rtol=0, atol=1e-4)  # fp32 states, over 25 steps
 
 
 def test_cfg_plus_plus_at_0_is_unconditional():
     runs = [
-        trajectory(FOUR, guidance, [0], Sampler(25, eta=0.0), BatchNoise((64, 2)), wanted).x_0
-        for guidance, wanted in ((CFGPlusPlus(0.0), 1), (Unguided(), None))
+        trajectory(FOUR, guidance, [0], Sampler(25, eta=0.0), BatchNoise((64, 2)), label).x_0
+        for guidance, label in ((CFGPlusPlus(0.0), 1), (Unguided(), None))
     ]
     torch.testing.assert_close(*runs, rtol=0, atol=1e-4)  # alpha x0_hat + sigma eps is x_t up to rounding
 
 
 @pytest.mark.parametrize("guidance", [ClassifierFreeGuidance(), CFGPlusPlus()])
-def test_without_a_wanted_class_nothing_is_drawn(guidance):
+def test_without_a_class_nothing_is_drawn(guidance):
     predictor = FOUR.shared([0])
-    with pytest.raises(SettingError, match="guides toward a class: say which are wanted"):
+    with pytest.raises(SettingError, match="guides toward a class: give the predictor its class_labels"):
         sample(predictor, guidance, LINEAR, BatchNoise((2, 2)))
-    assert predictor.evaluations == 0
-    assert guidance.needs == Needs(negatives=False, null=True, wanted=True)
+    assert predictor.nfe == 0
+    assert guidance.needs() == Needs(null=True, class_labels=True)
     with pytest.raises(SettingError, match="the unconditional prediction is missing"):
-        guidance.guide(Predictions(given().base, given().negatives), None, STEP)
+        guidance.guide(Predictions(given().denoised, given().negatives), None, STEP)
 
 
 @pytest.mark.parametrize("bad", [-0.1, 1.1, float("nan")])

@@ -4,7 +4,8 @@ import math
 
 import pytest
 import torch
-from mixture import BatchNoise, GaussianMixture, Trajectory, trajectory
+from by_hand import FOUR, LINEAR, MEANS
+from mixture import BatchNoise, GaussianMixture, Trajectory, near, trajectory
 
 from dng_lightning.errors import SettingError
 from dng_lightning.guidance import (
@@ -14,33 +15,36 @@ from dng_lightning.guidance import (
     Guidance,
     LimitedInterval,
     NegativePrompting,
-    OracleNegativeGuidance,
     PositiveAndNegative,
+    SafeDenoiser,
     SafeLatentDiffusion,
+    SafetyGuidedFlow,
     Unguided,
 )
-from dng_lightning.guidance.watching import Evidence
+from dng_lightning.posterior import CalibratedPosterior, ClassifierPosterior, Timing, TrackedPosterior
 from dng_lightning.sampling import Sampler, sample
-from dng_lightning.schedule import LinearSchedule, NoiseSchedule
-from dng_lightning.timing import Timing
+from dng_lightning.schedule import NoiseSchedule, RectifiedFlowSchedule
 
-LINEAR = LinearSchedule()
-MEANS = [[-1.5, 0.0], [1.5, 0.0], [0.0, 1.5], [0.0, -1.5]]
-FOUR = GaussianMixture(LINEAR, MEANS, [0.2, 0.3, 0.4, 0.5])
+TRACKED = TrackedPosterior(0.2)
 METHODS = [
     NegativePrompting(2.0),
     SafeLatentDiffusion(2.0),
-    DynamicNegativeGuidance(2.0, prior=0.2, own_push=0.5),
-    DynamicNegativeGuidance(2.0, prior=0.2, timing=Timing(0.5, 0.4)),
-    OracleNegativeGuidance(2.0),
+    DynamicNegativeGuidance(2.0, TrackedPosterior(0.2, guidance_shift_weight=0.5)),
+    DynamicNegativeGuidance(2.0, TrackedPosterior(0.2, timing=Timing(0.5, 0.4))),
+    DynamicNegativeGuidance(2.0, ClassifierPosterior()),
     AdaptiveProjectedGuidance(2.0),
-    PositiveAndNegative(DynamicNegativeGuidance(2.0, prior=0.2), 2.0),
+    PositiveAndNegative(DynamicNegativeGuidance(2.0, TRACKED), 2.0),
 ]
 
 
 def run(guidance: Guidance, mixture: GaussianMixture = FOUR, steps: int = 40) -> Trajectory:
-    wanted = 1 if guidance.needs.wanted else None
-    return trajectory(mixture, guidance, [0], Sampler(steps), BatchNoise((64, 2)), wanted)
+    label = 1 if guidance.needs().class_labels else None
+    return trajectory(mixture, guidance, [0], Sampler(steps), BatchNoise((64, 2)), label)
+
+
+def noise_levels(*numbers: int) -> list[float]:
+    """sigma / alpha of levels of the linear schedule."""
+    return [float(LINEAR.sigma[t] / LINEAR.alpha[t]) for t in numbers]
 
 
 @pytest.mark.parametrize("guidance", METHODS, ids=lambda guidance: type(guidance).__name__)
@@ -53,17 +57,18 @@ def test_an_interval_of_all_levels_changes_nothing(guidance):
 
 @pytest.mark.parametrize("guidance", METHODS, ids=lambda guidance: type(guidance).__name__)
 def test_an_interval_that_no_level_is_in_gives_the_base(guidance):
-    within, neutral = run(LimitedInterval(guidance, 1e6)), 1.0 if guidance.neutral else 0.0
-    plain = PositiveAndNegative(Unguided()) if guidance.needs.wanted else Unguided()
+    within, neutral = run(LimitedInterval(guidance, 1e6)), guidance.identity_scale
+    plain = PositiveAndNegative(Unguided()) if guidance.needs().class_labels else Unguided()
     assert torch.equal(within.x, run(plain).x)
     assert (within.scale == neutral).all()
 
 
 def test_it_acts_at_the_noise_levels_above_low_up_to_high():
-    low, high = (float(LINEAR.sigma[t] / LINEAR.alpha[t]) for t in (300, 600))
+    low, high = noise_levels(300, 600)
     within = run(LimitedInterval(NegativePrompting(2.0), low, high))
-    acted = [t for t, scale in zip(within.levels, within.scale, strict=False) if (scale == 2).all()]
-    idle = [t for t, scale in zip(within.levels, within.scale, strict=False) if (scale == 0).all()]
+    numbers = [level.timestep + 1 for level in within.levels]
+    acted = [t for t, scale in zip(numbers, within.scale, strict=False) if (scale == 2).all()]
+    idle = [t for t, scale in zip(numbers, within.scale, strict=False) if (scale == 0).all()]
     assert acted == list(range(600, 300, -25))  # high is in, low is not
     assert idle == [*range(1000, 600, -25), *range(300, 0, -25)]
 
@@ -76,31 +81,47 @@ def test_an_interval_means_the_same_noise_on_any_path():
     torch.testing.assert_close(here.x_0, there.x_0, rtol=0, atol=2e-3)  # fp32 states of up to 160 on the one
 
 
-def test_outside_the_wanted_class_is_the_base_and_not_the_null():
+def test_it_begins_where_a_flow_starts():
+    flow = GaussianMixture(RectifiedFlowSchedule(), MEANS, [0.2, 0.3, 0.4, 0.5])
+    scale = run(LimitedInterval(NegativePrompting(2.0), 0.5), flow).scale[:, 0]
+    assert scale[0] == 2
+    assert scale[-1] == 0
+    assert run(LimitedInterval(NegativePrompting(2.0), 0.0, 4.0), flow).scale[0, 0] == 0
+
+
+@pytest.mark.parametrize("method", [SafetyGuidedFlow, SafeDenoiser])
+def test_it_confines_guidance_by_references(method):
+    settings = {"gamma": 0.5} if method is SafetyGuidedFlow else {"bandwidth": 1.0, "threshold": 0.0}
+    low, high = noise_levels(450, 850)
+    scale = run(LimitedInterval(near(method, torch.zeros(1, 2) + 0.5, **settings), low, high), steps=10).scale
+    # ten steps: they start from 1000, 900, ..., 100
+    assert [bool(each.all()) for each in scale] == [2 <= i <= 5 for i in range(10)]
+
+
+def test_outside_the_prediction_of_the_class_is_the_base_and_not_the_null():
     guidance = LimitedInterval(ClassifierFreeGuidance(4.0), 0.5, 2.0)
     x = run(guidance)
-    predictor, t = FOUR.shared([0]), x.levels[0]
-    step = LINEAR.transition(t, x.levels[1])
-    wanted = predictor.predict(x.x[0], t, guidance.needs, torch.ones(64, dtype=torch.long)).base
+    predictor, kernel = FOUR.shared([0], torch.ones(64, dtype=torch.long)), x.steps[0].kernel
+    denoised = predictor.predict(x.x[0], kernel.level, guidance.needs()).denoised
     noise = BatchNoise((64, 2))
     noise()
-    assert torch.equal(x.x[1], step.mean(x.x[0], wanted) + step.variance**0.5 * noise())
+    assert torch.equal(x.x[1], kernel.mean(x.x[0], denoised) + kernel.std * noise())
 
 
-@pytest.mark.parametrize("own_push", [0.0, 0.4, 1.0])
-def test_the_tracker_goes_on_observing_outside_where_there_is_no_push_of_its_own(own_push):
-    dynamic = DynamicNegativeGuidance(3.0, prior=0.2, own_push=own_push)
-    within, watching = run(LimitedInterval(dynamic, 1e6)), run(DynamicNegativeGuidance(0.0, prior=0.2))
+@pytest.mark.parametrize("weight", [0.0, 0.4, 1.0])
+def test_the_posterior_is_tracked_outside_as_well_where_there_is_no_push(weight):
+    dynamic = DynamicNegativeGuidance(3.0, TrackedPosterior(0.2, guidance_shift_weight=weight))
+    within, watching = run(LimitedInterval(dynamic, 1e6)), run(DynamicNegativeGuidance(0.0, TRACKED))
     assert torch.equal(within.posterior, watching.posterior)
     assert within.posterior.std() > 0.1
 
 
-def evaluations(guidance: Guidance) -> float:
-    """Of the network, for an image."""
-    predictor = FOUR.predictor(guidance, [0])
-    wanted = torch.ones(8, dtype=torch.long) if guidance.needs.wanted else None
-    sample(predictor, guidance, LINEAR, BatchNoise((8, 2)), Sampler(40), wanted)
-    return predictor.evaluations / 8
+def nfe(guidance: Guidance) -> float:
+    """Evaluations of the network, for an image."""
+    labels = torch.ones(8, dtype=torch.long) if guidance.needs().class_labels else None
+    predictor = FOUR.predictor(guidance, [0], labels)
+    sample(predictor, guidance, LINEAR, BatchNoise((8, 2)), Sampler(40))
+    return predictor.nfe / 8
 
 
 @pytest.mark.parametrize(
@@ -112,24 +133,17 @@ def evaluations(guidance: Guidance) -> float:
         (LimitedInterval(NegativePrompting(), 0.0, 1e6), 40 + 12),
         (SafeLatentDiffusion(), 80),
         (DynamicNegativeGuidance(), 80),
+        (DynamicNegativeGuidance(posterior=CalibratedPosterior([[0, 1.0, 0.0]])), 80),
+        (LimitedInterval(DynamicNegativeGuidance(), 0.0, 1e6), 80),
         (PositiveAndNegative(DynamicNegativeGuidance(), 2.0), 120),
         (AdaptiveProjectedGuidance(), 80),
-        (OracleNegativeGuidance(), 80),  # to go on showing its posterior
+        (DynamicNegativeGuidance(posterior=ClassifierPosterior()), 80),  # to go on showing its posterior
         (Unguided(), 40),
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_only_a_guidance_that_looks_on_has_its_evaluations_outside(guidance, expected):
-    low, high = (float(LINEAR.sigma[t] / LINEAR.alpha[t]) for t in (300, 600))
-    assert evaluations(LimitedInterval(guidance, low, high)) == expected
-
-
-def test_a_guidance_says_whether_it_observes():
-    observing = [SafeLatentDiffusion(), DynamicNegativeGuidance(), AdaptiveProjectedGuidance(), Evidence()]
-    assert all(guidance.observes for guidance in observing)
-    assert not any(guidance.observes for guidance in (Unguided(), NegativePrompting(), ClassifierFreeGuidance()))
-    assert LimitedInterval(observing[0]).observes
-    assert not LimitedInterval(NegativePrompting()).observes
+def test_only_a_guidance_that_is_updated_has_its_evaluations_outside(guidance, expected):
+    assert nfe(LimitedInterval(guidance, *noise_levels(300, 600))) == expected
 
 
 @pytest.mark.parametrize(("low", "high"), [(-1.0, 1.0), (1.0, 1.0), (2.0, 1.0), (math.nan, 1.0), (0.0, math.nan)])

@@ -1,14 +1,13 @@
 """Its formula token by token, what it asks for and when, and who refuses it."""
 
 import math
-from pathlib import Path
 
 import pytest
 import torch
+from by_hand import LINEAR, nth_step
 from mixture import BatchNoise, GaussianMixture
 from torch import Tensor
 
-from dng_lightning.callbacks import GuidedSampling
 from dng_lightning.errors import SettingError
 from dng_lightning.guidance import (
     AdaptiveNegative,
@@ -18,24 +17,13 @@ from dng_lightning.guidance import (
     NegativePrompting,
     NormalizedAttention,
     PositiveAndNegative,
-    Predictions,
-    Step,
     Unguided,
 )
-from dng_lightning.guidance.base import Needs
-from dng_lightning.guidance.naming import named, scale_of
-from dng_lightning.modules import GuidedSampler
+from dng_lightning.guidance.serialization import display_name, scale_of
+from dng_lightning.interfaces import Needs, Predictions
 from dng_lightning.sampling import sample
-from dng_lightning.schedule import LinearSchedule
 
-LINEAR = LinearSchedule()
 NAG = NormalizedAttention(Unguided())
-
-
-def at(index: int, count: int = 10) -> Step:
-    levels = LINEAR.levels(count)
-    t, s = levels[index], levels[index + 1]
-    return Step(index, count, t, s, LINEAR.transition(t, s))
 
 
 def tokens(seed: int) -> Tensor:
@@ -48,7 +36,7 @@ def tokens(seed: int) -> Tensor:
 @pytest.mark.parametrize("norm", ["l1", "l2"])
 def test_it_is_the_papers_formula_token_by_token(norm):
     plus, minus = tokens(0), 1.5 * tokens(1)
-    found = NormalizedAttention(Unguided(), 5.0, 4.0, 0.25, norm).attending(plus, minus - plus)
+    found = NormalizedAttention(Unguided(), 5.0, 4.0, 0.25, norm).edit(plus, minus - plus)
     ratios = []
     for image in range(3):
         for token in range(40):
@@ -67,14 +55,14 @@ def test_it_is_the_papers_formula_token_by_token(norm):
 
 def test_several_forbidden_texts_add_up():
     plus, first, second = tokens(0), tokens(1), tokens(2)
-    both = NormalizedAttention(Unguided(), 3.0, 1e9, 1.0).attending(plus, (first - plus) + (second - plus))
+    both = NormalizedAttention(Unguided(), 3.0, 1e9, 1.0).edit(plus, (first - plus) + (second - plus))
     torch.testing.assert_close(both, 5 * plus - 2 * first - 2 * second, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("norm", ["l1", "l2"])
 def test_no_token_grows_by_more_than_tau(norm):
     plus, minus = tokens(0), tokens(1)
-    found = NormalizedAttention(Unguided(), 50.0, 1.7, 1.0, norm).attending(plus, minus - plus)
+    found = NormalizedAttention(Unguided(), 50.0, 1.7, 1.0, norm).edit(plus, minus - plus)
     order = int(norm[1])
     torch.testing.assert_close(found.norm(order, -1), 1.7 * plus.norm(order, -1))
 
@@ -82,18 +70,18 @@ def test_no_token_grows_by_more_than_tau(norm):
 def test_without_a_push_everything_stays_as_it_is_bit_for_bit():
     plus, away = tokens(0).float(), tokens(1).float()
     for idle in (NormalizedAttention(Unguided(), 1.0), NormalizedAttention(Unguided(), alpha=0.0)):
-        assert torch.equal(idle.attending(plus, away), plus)
+        assert torch.equal(idle.edit(plus, away), plus)
     for alpha in (0.3, 0.7, 1.0):  # nor where all is said alike
-        assert torch.equal(NormalizedAttention(Unguided(), alpha=alpha).attending(plus, torch.zeros_like(plus)), plus)
+        assert torch.equal(NormalizedAttention(Unguided(), alpha=alpha).edit(plus, torch.zeros_like(plus)), plus)
 
 
 @pytest.mark.parametrize("norm", ["l1", "l2"])
 def test_tokens_of_zeros_are_left_finite(norm):
     zero, one = torch.zeros(1, 1, 4), torch.ones(1, 1, 4)
     guidance = NormalizedAttention(Unguided(), 2.0, norm=norm, alpha=1.0)
-    assert torch.equal(guidance.attending(zero, one), zero)  # tau times nothing
-    assert torch.equal(guidance.attending(one, one), zero)
-    assert torch.equal(guidance.attending(zero, zero), zero)
+    assert torch.equal(guidance.edit(zero, one), zero)  # tau times nothing
+    assert torch.equal(guidance.edit(one, one), zero)
+    assert torch.equal(guidance.edit(zero, zero), zero)
 
 
 # --- when ---
@@ -102,34 +90,34 @@ def test_tokens_of_zeros_are_left_finite(norm):
 @pytest.mark.parametrize(("end", "count", "steps"), [(1.0, 4, 4), (0.75, 4, 3), (0.5, 5, 3), (0.1, 4, 1), (0.0, 4, 0)])
 def test_it_acts_on_the_first_steps(end: float, count: int, steps: int):
     guidance = NormalizedAttention(Unguided(), 4.0, end=end)
-    asked = [guidance.asks(None, at(i, count)) for i in range(count)]
-    assert [needs.attending is not None for needs in asked] == [i < steps for i in range(count)]
+    asked = [guidance.needs(None, nth_step(i, count)) for i in range(count)]
+    assert [needs.attention is not None for needs in asked] == [i < steps for i in range(count)]
     given = Predictions(torch.ones(2, 1), torch.empty(2, 0, 1))
-    guided = [guidance.guide(given, None, at(i, count)) for i in range(count)]
+    guided = [guidance.guide(given, None, nth_step(i, count)) for i in range(count)]
     assert [g.scale.tolist() for g in guided] == [[4.0 if i < steps else 1.0] * 2 for i in range(count)]
-    assert all(torch.equal(g.eps, given.base) for g in guided)
+    assert all(torch.equal(g.denoised, given.denoised) for g in guided)
 
 
 def test_it_asks_for_what_the_other_needs_and_for_its_attention():
-    assert Unguided().needs == Needs(negatives=False)
-    assert NAG.needs == Needs(negatives=False, attending=NAG.attending)
-    assert NAG.needs.avoids
-    assert not Needs(negatives=False).avoids
+    assert Unguided().needs() == Needs()
+    assert NAG.needs() == Needs(attention=NAG.edit)
+    assert NAG.needs().avoids
+    assert not Needs().avoids
     around = NormalizedAttention(ClassifierFreeGuidance(7.5))
-    assert around.needs == Needs(negatives=False, null=True, wanted=True, attending=around.attending)
+    assert around.needs() == Needs(null=True, class_labels=True, attention=around.edit)
     for outer in (PositiveAndNegative(NAG, 7.5), AdaptiveNegative(NAG), LimitedInterval(NAG, 0.5)):
-        assert outer.needs.attending == NAG.attending
-    assert named(around) == "NormalizedAttention(ClassifierFreeGuidance)"
+        assert outer.needs().attention == NAG.edit
+    assert display_name(around) == "NormalizedAttention(ClassifierFreeGuidance)"
     assert scale_of(around) == 5.0
 
 
-def test_outside_an_interval_the_base_is_plain_also_where_a_tracker_looks_on():
+def test_outside_an_interval_the_base_is_plain_also_where_a_posterior_is_tracked():
+    steps = [nth_step(i) for i in range(10)]
     for inner in (Unguided(), NegativePrompting(), DynamicNegativeGuidance()):
         guidance = LimitedInterval(NormalizedAttention(inner), 0.5, 5.0)
         state = guidance.start(torch.empty(1, 1), 1)
-        acts = [guidance.asks(state, at(i)).attending is not None for i in range(10)]
-        inside = [0.5 < at(i).transition.sigma_t / at(i).transition.alpha_t <= 5.0 for i in range(10)]
-        assert acts == inside
+        acts = [guidance.needs(state, step).attention is not None for step in steps]
+        assert acts == [0.5 < step.level.sigma / step.level.alpha <= 5.0 for step in steps]
         assert 0 < sum(acts) < 10
 
 
@@ -153,11 +141,7 @@ def test_settings_out_of_range_are_refused(setting, reason):
         NormalizedAttention(Unguided(), **setting)
 
 
-def test_where_there_is_no_text_one_line_says_so(tiny_checkpoint: Path):
+def test_where_there_is_no_text_one_line_says_so():
     mixture = GaussianMixture(LINEAR, [[-1.5, 0.0], [1.5, 0.0]], 0.3)
     with pytest.raises(SettingError, match="NormalizedAttention acts in the attention to a text: it needs a TextPred"):
         sample(mixture.shared([0]), NAG, LINEAR, BatchNoise((2, 2)))
-    with pytest.raises(SettingError, match=r"NormalizedAttention\(Unguided\) acts in .* is for the TextToImageSampler"):
-        GuidedSampler(str(tiny_checkpoint), guidance=NAG, classifier=None)
-    with pytest.raises(SettingError, match="GuidedSampling has no texts: NormalizedAttention is not for it"):
-        GuidedSampling(guidance=NAG)

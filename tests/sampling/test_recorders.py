@@ -1,11 +1,13 @@
-"""What is noted along a chain leaves the images as they are, and is what the guidance itself would say."""
+"""What is noted along a chain leaves the images as they are, and is what the guidance itself would say.
+
+What several posteriors see together, and of classifier-free guidance's images, is in test_passive_tracking.py.
+"""
 
 import pytest
 import torch
 from mixture import BatchNoise, GaussianMixture, trajectory
 
 from dng_lightning.guidance import (
-    ClassifierFreeGuidance,
     DynamicNegativeGuidance,
     Guidance,
     LimitedInterval,
@@ -16,7 +18,6 @@ from dng_lightning.posterior import (
     CalibratedPosterior,
     ClassifierPosterior,
     ConstantPosterior,
-    Posterior,
     ReleasedPosterior,
     TrackedPosterior,
 )
@@ -87,52 +88,6 @@ def test_guided_images_stay_as_they_are(guidance, sampler):
     mixture = four()
     x_0, _ = draw(mixture, guidance, [0, 2], sampler, PassiveTracking(POSTERIORS))
     assert torch.equal(x_0, trajectory(mixture, guidance, [0, 2], sampler, BatchNoise((64, 2))).x_0)
-
-
-def test_images_of_a_class_stay_as_they_are():
-    mixture, tracking, labels = four(), PassiveTracking([TrackedPosterior(0.2)]), torch.full((64,), 1)
-    predictor, guidance = mixture.shared([0], labels), ClassifierFreeGuidance(2.0)
-    x_0 = sample(predictor, guidance, LINEAR, BatchNoise((64, 2)), Sampler(20), [tracking])
-    assert torch.equal(x_0, trajectory(mixture, guidance, [], Sampler(20), BatchNoise((64, 2)), 1).x_0)
-    assert tracking.log_prob.shape == (64, 20, 1, 1)
-
-
-def test_the_posteriors_stand_in_their_order():
-    posteriors: list[Posterior] = [TrackedPosterior(prior=0.3), TrackedPosterior(prior=0.01)]
-    there, back = PassiveTracking(posteriors), PassiveTracking(posteriors[::-1])
-    for tracking in (there, back):
-        draw(four(), Unguided(), [0], Sampler(10), tracking)
-    assert torch.equal(there.log_prob, back.log_prob.flip(2))
-    expected = torch.tensor([0.3, 0.01]).double().view(1, 2, 1).expand(64, 2, 1)
-    torch.testing.assert_close(there.log_prob[:, 0].exp(), expected)
-
-
-@pytest.mark.filterwarnings("ignore:a posterior tracked")
-def test_without_noise_the_divergence_is_given_to_the_posteriors_that_ask_for_probes():
-    """One that does not is as biased as it would be alone."""
-    posteriors = [TrackedPosterior(0.2, divergence=probes) for probes in (0, 1)]
-    tracking, deterministic = PassiveTracking(posteriors), Sampler(20, eta=0.0)
-    draw(four(), Unguided(), [0], deterministic, tracking)
-    alone = [
-        trajectory(four(), DynamicNegativeGuidance(0.0, posterior), [0], deterministic, BatchNoise((64, 2))).posterior
-        for posterior in posteriors
-    ]
-    found = tracking.log_prob.transpose(0, 1).exp()
-    torch.testing.assert_close(found, torch.stack(alone, 2), rtol=1e-6, atol=1e-9)
-    assert (alone[0][-1] - alone[1][-1]).abs().max() > 0.1
-
-
-@pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS)
-def test_the_state_of_a_calibrated_posterior_is_the_log_ratio_that_it_reads(sampler):
-    posterior = CalibratedPosterior(CALIBRATION, p_max=0.9)
-    tracking = PassiveTracking([ConstantPosterior(0.2), posterior])
-    draw(four(), Unguided(), [2, 0], sampler, tracking)
-    log_ratio = tracking.state(1)
-    assert log_ratio.shape == (64, 40, 2)
-    assert not log_ratio[:, 0].any()
-    assert log_ratio.abs().max() > 10
-    for index, level in enumerate(tracking.levels):
-        assert torch.equal(posterior.read(log_ratio[:, index], level), tracking.log_prob[:, index, 1])
 
 
 def test_a_recorder_forgets_the_last_chain():
