@@ -48,6 +48,11 @@ class FeatureExtractor(ABC):
         self.net = net
         self.fingerprint = fingerprint(net)
 
+    @property
+    def device(self) -> torch.device:
+        """Of the network."""
+        return next(self.net.parameters()).device
+
     def __call__(self, pixels: Tensor) -> Tensor:
         """Features of images, on the network's device.
 

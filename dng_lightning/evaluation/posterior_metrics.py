@@ -14,7 +14,7 @@ KEY = ["tracker", "t/T", "seeds", "steps"]
 
 def halfway(times: Sequence[float]) -> int:
     """The place of the time that is nearest to half of the first."""
-    return min(range(len(times)), key=lambda place: abs(times[place] - times[0] / 2))
+    return min(range(len(times)), key=lambda place: round(abs(times[place] - times[0] / 2), 6))
 
 
 def halfway_and_end(log_prob: Tensor, times: Sequence[float]) -> Tensor:

@@ -212,10 +212,10 @@ def _batches(images: ImageTensors, size: int, what: str) -> Iterator[tuple[Tenso
 
 def _confusion(data: ImageDataModule, extractor: FeatureExtractor, classifier: Judge, batch_size: int = 500) -> Tensor:
     """Test images by true class (rows) and by what the classifier calls them, int64 (K, K)."""
-    classes, device = len(data.class_names), next(extractor.net.parameters()).device
+    classes = len(data.class_names)
     confusion = torch.zeros(classes**2, dtype=torch.int64)
     for pixels, labels, _ in _batches(data.part("test"), batch_size, "classifier's errors"):
-        seen = classifier.label(to_float(pixels.to(device))).labels.cpu()
+        seen = classifier.label(to_float(pixels.to(extractor.device))).labels.cpu()
         confusion += torch.bincount(labels * classes + seen, minlength=len(confusion))
     return confusion.view(classes, classes)
 

@@ -120,9 +120,9 @@ def _apart(own: Mapping[str, Any], siblings: Sequence[Mapping[str, Any]]) -> Ite
         values = [other.get(name) for other in siblings]
         if all(other == value for other in values):
             continue
-        inside = [other for other in values if isinstance(other, Mapping)]
-        if isinstance(value, Mapping) and len(inside) == len(values):
-            yield from _apart(value, inside)
+        if isinstance(value, Mapping) and all(other is None or isinstance(other, Mapping) for other in values):
+            usual = {"class": value.get("class")} if len(value) > 1 else {}  # what a sibling has that does not say it
+            yield from _apart(value, [other or usual for other in values])
         else:
             text = "none" if value is None else str(value)
             yield f"{name} {text}" if len(text) < 20 else f"{name} #{values.index(value) + 1}"

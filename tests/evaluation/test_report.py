@@ -6,7 +6,8 @@ from result_rows import CURVE, row
 
 from dng_lightning.evaluation.report import by_method, equal_safety, results_markdown, results_table, safety_table
 from dng_lightning.guidance import DynamicNegativeGuidance, PositiveAndNegative
-from dng_lightning.posterior import Timing
+from dng_lightning.guidance.serialization import non_default_settings, settings_json
+from dng_lightning.posterior import Timing, TrackedPosterior
 
 
 def found(rows: list[dict[str, str]]) -> dict[tuple[str, float], dict[str, float]]:
@@ -56,7 +57,12 @@ def test_settings_of_guidances_inside_are_told_apart_by_what_is_unusual():
         return row("P(D)", 0.01, 0.1, scale=scale, guidance=settings)
 
     rows = [told(), told(2.0), told(offset=0.001), told(timing=Timing(0.6, 0.5, 0.01)), told(prior=0.2, p_min=0.1)]
-    assert list(by_method(rows)) == ["P(D)", "P(D), offset 0.001", "P(D), timing #4", "P(D), p_min 0.1, prior 0.2"]
+    assert list(by_method(rows)) == [
+        "P(D)",
+        "P(D), offset 0.001",
+        "P(D), p_0 0.01, t0 0.6, t1 0.5",
+        "P(D), p_min 0.1, prior 0.2",
+    ]
 
 
 def test_distances_in_other_features_are_others():
@@ -159,7 +165,7 @@ def test_the_table_at_equal_safety():
 def test_the_table_of_the_terminal():
     lines = results_table([row("Unguided", 0.1, 0.05), row("DNG", 0.004, 0.125, 1.5, scale=2)]).splitlines()
     assert len({len(line) for line in lines}) == 1
-    assert lines[1].split() == ["Unguided", "–", "1000", "10.00", "(8.29–12.01)", "0.050", *["–"] * 6, "100"]
+    assert lines[1].split() == ["Unguided", "–", "1000", "10.00", "(8.29–12.02)", "0.050", *["–"] * 6, "100"]
     assert lines[2].split()[:5] == ["DNG", "2", "1000", "0.40", "(0.16–1.02)"]
     assert lines[2].split()[5:] == ["0.125", "–", "1.500", "1.23", "0.750", "0.625", "0.125", "100"]
 
