@@ -43,8 +43,8 @@ AVOIDED = {"GuidedSampler": "forbidden", "TextToImageSampler": "negative_prompt"
 def _discard_init_args(parser: Any, before: Any, now: Any) -> None:
     """Forget the settings of a class that another class replaces.
 
-    jsonargparse keeps those whose names the new class knows as well: `--model.guidance NegativePrompting` would take the
-    scale of the method in the configuration, whose scale means something else.
+    jsonargparse keeps those whose names the new class has as well: `--model.guidance NegativePrompting` would take the
+    scale of the configuration's method, which means something else.
     """
     if before and "init_args" in before and before["class_path"].split(".")[-1] != now["class_path"].split(".")[-1]:
         before["init_args"] = Namespace()

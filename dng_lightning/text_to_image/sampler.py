@@ -65,9 +65,9 @@ class TextToImageSampler(ImageSampler):
         save_memory: attend in slices, decode images one by one and in tiles; slower.
         observer: looks at the images for a guidance that asks which negative prompts are emerging; None for the
             ``reader``, if there is one.
-        reader: classifiers that say what images of coloured digits show, see ``AttributeClassifier.load``: they label
-            the images of one prompt by what its negative prompts name, and say without any which images obey their prompt;
-            None for no labels.
+        reader: classifiers of the attributes of coloured digits, see ``AttributeClassifier.load``: they label the
+            images of one prompt by what its negative prompts name, and without any say which images are what their
+            prompt asks for; None for no labels.
         compile: compile the U-Net (needs a C++ compiler on CPUs); pays from some hundred images on.
 
     Raises:
