@@ -343,10 +343,7 @@ def test_an_interruption_between_files_leaves_no_row_twice(
 
 def test_another_tracker_is_judged_too(dng: Dng, settings: list[str], whole: Path, passes: list[str], tmp_path: Path):
     folder = shutil.copytree(whole, tmp_path / "copy")
-    more = (
-        GUIDANCES[:-1]
-        + ", {class_path: DynamicNegativeGuidance, init_args: {scale: 3.0, posterior: {class_path: TrackedPosterior, init_args: {prior: 0.3}}}}]"
-    )
+    more = f"{GUIDANCES[:-1]}, {WITH_PRIOR % (3.0, POSTERIOR % 0.3)}]"
     dng("test", *settings, f"--model.guidances={more}", f"--trainer.default_root_dir={folder}")
     assert passes == ["Unguided"] * 3 + ["DynamicNegativeGuidance"] * 3
     assert compared(folder)[:5] == compared(whole)
@@ -491,7 +488,7 @@ def test_a_filter_that_lets_few_or_no_images_pass(dng: Dng, settings: list[str],
 def test_cost_is_the_mean_of_all_images_and_leaves_out_what_is_not_theirs(
     dng: Dng, settings: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """Evaluations differ from batch to batch, a first batch compiles, and posteriors are tracked with unguided images."""
+    """Evaluations differ between batches, a first batch compiles, and posteriors are tracked with unguided images."""
     draw, drawn = GuidedSampler.draw, list[str]()
 
     def slow_or_fast(self: GuidedSampler, seeds: list[int], guidance: Guidance) -> Samples:
