@@ -14,7 +14,6 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from dng_lightning import (
     callbacks,
     data,
-    diffusers_format,
     guidance,
     modules,
     networks,
@@ -138,7 +137,7 @@ class DNGCLI(LightningCLI):
             return "logs"
         forbidden = model.init_args[avoided]
         names = [file_name(name) for name in (forbidden if isinstance(forbidden, list) else [forbidden or "nothing"])]
-        folder = f"results/{_model_name(model.init_args.checkpoint)}-without-{'-'.join(names)}"
+        folder = f"results/{shipped.name_of(model.init_args.checkpoint)}-without-{'-'.join(names)}"
         if self.subcommand == "predict":
             guidance = model.init_args.guidance
             method = f"-{guidance.class_path.rsplit('.', 1)[-1]}" if guidance else ""
@@ -160,12 +159,3 @@ class DNGCLI(LightningCLI):
         except (yaml.YAMLError, UnicodeDecodeError, LookupError, TypeError, AttributeError):
             return True  # a write that was interrupted, or another's file
         return bool(before != now)
-
-
-def _model_name(checkpoint: str) -> str:
-    """What a checkpoint is called; of one that is not there, the last part of its name."""
-    is_here = "/" not in checkpoint or Path(checkpoint).exists()
-    try:
-        return diffusers_format.name_of(checkpoint) if is_here else Path(checkpoint).name
-    except SettingError:
-        return Path(checkpoint).name

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, RandomSampler, Sampler
+from torch.utils.data import DataLoader, DistributedSampler, RandomSampler, Sampler, TensorDataset
 
 from dng_lightning.class_labels import label_of
 from dng_lightning.data.pixels import to_float
@@ -29,7 +29,7 @@ SPLIT_SEED = 0
 Classes = list[str | int] | str | int | None
 
 
-class ImageTensors(Dataset[Arrays]):
+class ImageTensors(TensorDataset):
     """Images and labels in memory; the loader asks for a whole batch of indices at once.
 
     Args:
@@ -38,23 +38,16 @@ class ImageTensors(Dataset[Arrays]):
     """
 
     def __init__(self, images: Tensor, labels: Tensor) -> None:
+        super().__init__(images, labels)
         self.images, self.labels = images, labels
 
-    def __len__(self) -> int:
-        """The number of images."""
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> Arrays:
-        """One image (C, H, W) and its label ()."""
-        return self.images[index], self.labels[index]
-
-    def __getitems__(self, indices: list[int]) -> Arrays:
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, ...]:
         """One batch, already collated: an indexing call per batch instead of one per image."""
         chosen = torch.as_tensor(indices)
         return self.images[chosen], self.labels[chosen]
 
 
-class TrainingLoader(DataLoader[Arrays]):
+class TrainingLoader(DataLoader[Any]):
     """Continues a resumed epoch where its checkpoint was saved; the order is the sampler's, which knows the epoch."""
 
     data: "ImageDataModule"
@@ -110,12 +103,10 @@ class ImageDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         check_at_least(1, **{"data.batch_size": batch_size})
-        self.root = Path(root)
-        self.batch_size = batch_size
+        self.root, self.download = Path(root), download
+        self.batch_size, self.num_workers = batch_size, num_workers
         self.validation = self.usual_validation if validation is None else validation
         self.flip = self.usual_flip if flip is None else flip
-        self.download = download
-        self.num_workers = num_workers
         self._seen_classes = kept(only, without, len(self.class_names), "class", self._label_of)
         self._parts: dict[str, ImageTensors] = {}
 
@@ -165,7 +156,7 @@ class ImageDataModule(LightningDataModule):
             self._parts = {}
             raise SettingError(f"{type(self).__name__} in {self.root} has no training image of the classes asked for.")
 
-    def train_dataloader(self) -> DataLoader[Arrays]:
+    def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled; the incomplete last batch is dropped unless it is the only one.
 
         Under a trainer the order depends on the seed and the epoch alone, and resumes within an epoch.
@@ -180,11 +171,11 @@ class ImageDataModule(LightningDataModule):
         loader.data = self
         return loader
 
-    def val_dataloader(self) -> DataLoader[Arrays]:
+    def val_dataloader(self) -> DataLoader[Any]:
         """The held-out training images, in order."""
         return DataLoader(self._parts["val"], **self._loading())
 
-    def test_dataloader(self) -> DataLoader[Arrays]:
+    def test_dataloader(self) -> DataLoader[Any]:
         """The official test images, in order."""
         return DataLoader(self._parts["test"], **self._loading())
 
@@ -228,7 +219,7 @@ class ImageDataModule(LightningDataModule):
 
     def _is_there(self) -> bool:
         """Whether the files are where `_read` will look; damaged ones count, so that reading can name them."""
-        raise NotImplementedError
+        return True
 
     def _fetch(self) -> object:
         return self.source(str(self.root), download=True)

@@ -46,10 +46,9 @@ class CaptionedTensors(ImageTensors):
         labels: int64 (N, 4).
     """
 
-    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, ...]:
         """Images, labels, and the indices themselves, int64 (B,)."""
-        chosen = torch.as_tensor(indices)
-        return self.images[chosen], self.labels[chosen], chosen
+        return *super().__getitems__(indices), torch.as_tensor(indices)
 
 
 class CaptionedDigits(MNIST):

@@ -148,10 +148,10 @@ class DiffusionModule(BaseDiffusionModule):
         path = diffusers_format.find(name)
         if path.name != diffusers_format.INDEX:
             return super().load(name)
-        found = diffusers_format.read(path)
-        module = cls(found.net, found.schedule, found.prediction)
+        net, schedule, prediction, image_shape = diffusers_format.read(path)
+        module = cls(net, schedule, prediction)
         module.net.to(memory_format=torch.contiguous_format)  # as diffusers has it, for its output to the last bit
-        module.image_shape, module.class_names, module.seen_classes = found.image_shape, (), ()
+        module.image_shape, module.class_names, module.seen_classes = image_shape, (), ()
         return module.eval().requires_grad_(False)
 
     @property

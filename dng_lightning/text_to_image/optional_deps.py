@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from dng_lightning.errors import SettingError
+from dng_lightning.errors import require
 
 PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")  # those that are known here
 
@@ -16,12 +16,8 @@ def libraries() -> Any:
     Raises:
         SettingError: one of them is not installed.
     """
-    try:
-        import diffusers  # an extra, and slow to import
-        import transformers  # noqa: F401  # what diffusers' text encoders are
-    except ImportError as error:
-        raise SettingError("text-to-image needs an extra: pip install 'dng-lightning[text-to-image]'") from error
-    return diffusers
+    require("transformers", "text-to-image", "text-to-image")  # diffusers' text encoders are of its classes
+    return require("diffusers", "text-to-image", "text-to-image")
 
 
 @contextmanager

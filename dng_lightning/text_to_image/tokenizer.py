@@ -3,7 +3,7 @@
 from typing import Any
 
 from dng_lightning.data.captions import VOCABULARY
-from dng_lightning.errors import SettingError
+from dng_lightning.errors import require
 
 BEGIN, END, PADDING, UNKNOWN = "<|startoftext|>", "<|endoftext|>", "<|padding|>", "<|unknown|>"
 LENGTH = 16  # of a caption, with its begin and end: 14, and two to spare
@@ -20,11 +20,9 @@ def captions_tokenizer() -> Any:
     Raises:
         SettingError: transformers is not installed.
     """
-    try:
-        from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-        from transformers import PreTrainedTokenizerFast
-    except ImportError as error:
-        raise SettingError("a tokenizer needs transformers: pip install 'dng-lightning[text-to-image]'") from error
+    transformers = require("transformers", "a tokenizer", "text-to-image")
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors  # comes with transformers
+
     numbers = {word: number for number, word in enumerate((PADDING, BEGIN, END, UNKNOWN, *VOCABULARY))}
     tokenizer = Tokenizer(models.WordLevel(numbers, unk_token=UNKNOWN))
     tokenizer.normalizer = normalizers.Lowercase()
@@ -32,7 +30,7 @@ def captions_tokenizer() -> Any:
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{BEGIN} $A {END}", special_tokens=[(BEGIN, numbers[BEGIN]), (END, numbers[END])]
     )
-    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+    return transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         model_max_length=LENGTH,
         bos_token=BEGIN,

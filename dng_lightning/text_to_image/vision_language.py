@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from dng_lightning.data.pixels import to_uint8
-from dng_lightning.errors import SettingError, reason
+from dng_lightning.errors import SettingError, reason, require
 from dng_lightning.text_to_image.model import DTYPES, Precision
 from dng_lightning.text_to_image.observers import PromptObserver
 from dng_lightning.text_to_image.optional_deps import quiet
@@ -46,7 +46,7 @@ class VisionLanguageModel:
         Raises:
             SettingError: there is none, it is something else, or the extra is not installed.
         """
-        transformers = _transformers()
+        transformers = require("transformers", "text-to-image", "text-to-image")
         try:
             with quiet():
                 model = transformers.AutoModelForImageTextToText.from_pretrained(name, dtype=DTYPES[precision])
@@ -128,12 +128,3 @@ class VisionLanguageObserver(PromptObserver):
         if word is None:
             raise SettingError(f"{self.name} was asked {question!r} and said {answer!r}, not yes or no: ask otherwise")
         return word[1].lower() == "yes"
-
-
-def _transformers() -> Any:
-    try:
-        import diffusers  # noqa: F401  # the extra is both
-        import transformers  # an extra, and slow to import
-    except ImportError as error:
-        raise SettingError("text-to-image needs an extra: pip install 'dng-lightning[text-to-image]'") from error
-    return transformers
