@@ -319,7 +319,7 @@ def test_a_training_whose_samples_cannot_be_guided(dng: Dng, capsys):
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("--data.only=unicorn", "Digits has no class 'unicorn'"),
+        ("--data.only=unicorn", "no class 'unicorn'; Digits knows 0, 1, 2"),
         ("--data.batch_size=0", "batch_size"),
         ("--model.condition_dropout=2", "condition_dropout must be between 0 and 1"),
         ("--model.schedule.steps=0", "linear schedule needs steps >= 1"),
