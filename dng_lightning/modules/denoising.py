@@ -9,7 +9,7 @@ from torch import Generator, Tensor
 
 from dng_lightning.errors import SettingError
 from dng_lightning.modules.trained import TrainedModule
-from dng_lightning.parametrization import Prediction
+from dng_lightning.parametrization import NEEDS_SIGNAL, Prediction
 from dng_lightning.schedule import NoiseSchedule
 
 
@@ -18,12 +18,15 @@ class DenoisingModule(TrainedModule, ABC):
 
     Args:
         schedule: the noise schedule.
-        prediction: what the network predicts: eps, x0 or v.
+        prediction: what the network predicts: eps, x0, v, flow or edm.
         snr_gamma: weigh the levels by min-SNR-gamma (Hang et al., 2023, who take 5); None to weigh the errors of
             what is predicted alike (Ho et al.'s simple loss). Validation always does that.
         optimizer: makes the optimiser from the parameters.
         scheduler: makes the learning-rate schedule, stepped at each training step; None for a constant rate.
         compile: compile the network for training.
+
+    Raises:
+        SettingError: a setting is out of its range, or the schedule starts where the prediction has no meaning.
     """
 
     def __init__(
@@ -38,6 +41,11 @@ class DenoisingModule(TrainedModule, ABC):
         super().__init__()
         if snr_gamma is not None and not snr_gamma > 0:
             raise SettingError(f"snr_gamma must be above 0, or null; got {snr_gamma}")
+        if prediction in NEEDS_SIGNAL and float(schedule.alpha[-1]) == 0:
+            raise SettingError(
+                f"prediction {prediction} has no denoised prediction at pure noise, where this schedule starts: "
+                "take flow, v or x0, or a rectified flow with u_max below 1"
+            )
         self.schedule = schedule
         self.prediction: Prediction = prediction
         self.snr_gamma = snr_gamma
