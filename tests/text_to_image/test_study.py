@@ -75,12 +75,10 @@ def test_the_values_are_those_of_the_images(written: Path, in_place: Path):
     data.setup()
     real, moments = data.part("train"), Moments()
     moments.update(module.classifier.net.features(real.images[real.labels != 7] / 127.5 - 1))
-    seen = [module.label(to_uint8(samples.images) / 127.5 - 1) for samples in drawn]
-    assert seen[0] is not None
+    seen = [module.classifier.label(to_uint8(samples.images) / 127.5 - 1) for samples in drawn]
     fine = seen[0].labels != 7
     for row, samples, labels in zip(shown, drawn, seen, strict=True):
         read = module.classifier.net.read(to_uint8(samples.images) / 127.5 - 1)
-        assert labels is not None
         assert labels.attributes is not None
         assert torch.equal(labels.attributes, read)
         assert torch.equal(labels.labels, read[:, 0])
@@ -114,8 +112,8 @@ def test_the_tracker_is_judged_by_what_the_unguided_images_became(written: Path,
     assert json.loads(end["tracker"])["prior"] == 0.2
     idle = module.draw(range(N), PositiveAndNegative(DynamicNegativeGuidance(0.0, TrackedPosterior(prior=0.2)), 2.0))
     assert idle.posterior is not None
-    labels = module.label(to_uint8(idle.images) / 127.5 - 1)
-    assert labels is not None
+    assert module.classifier is not None
+    labels = module.classifier.label(to_uint8(idle.images) / 127.5 - 1)
     quality = posterior_quality(idle.posterior[:, -1].sum(1), labels.labels == 7)
     assert float(end["brier"]) == pytest.approx(quality.brier, rel=1e-3)
     assert (halfway["t/T"], end["t/T"]) == ("0.5", "0")
@@ -125,7 +123,7 @@ def test_tables_and_figures_have_what_is_new(
     written: Path, in_place: Path, dng: Dng, capsys: pytest.CaptureFixture[str]
 ):
     text = (written / "results.md").read_text()
-    assert "| prompt obeyed | KL of what was left open |" in text
+    assert "| prompt obeyed, % | KL of what was left open |" in text
     assert "Without a seven; seeds 0–7, 4 steps." in text
     for name in ("tradeoff", "histograms", "samples", "calibration"):
         assert (written / f"{name}.png").exists()
