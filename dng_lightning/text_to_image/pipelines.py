@@ -118,6 +118,7 @@ class GuidedForward:
         rows = torch.arange(len(x_t), device=x_t.device)
 
         def denoiser(x_t: Tensor, level: NoiseLevel, rows: Tensor | None) -> Tensor:
+            assert rows is not None
             asked, more = texts[rows], None
             if added:
                 more = {"text_embeds": asked.pooled, "time_ids": added["time_ids"][-1:].expand(len(x_t), -1)}
