@@ -88,8 +88,8 @@ class NoiseSchedule:
         """
         if prediction in NEEDS_SIGNAL and float(self.alpha[-1]) == 0:
             raise SettingError(
-                f"the schedule ends in pure noise, of which no denoised prediction follows from {prediction}: take a "
-                "network that predicts v, x0 or flow, or a schedule that ends before"
+                f"the schedule ends in pure noise, and prediction {prediction} has no denoised prediction at pure "
+                "noise: take v, x0 or flow, or a schedule that ends before"
             )
 
     def coefficients(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
