@@ -2,7 +2,6 @@
 
 import itertools
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -25,6 +24,7 @@ from dng_lightning import (
     text_to_image,
 )
 from dng_lightning.errors import SettingError
+from dng_lightning.files import file_name
 from dng_lightning.modules.trained import reading
 
 # What is imported can be named in a configuration by its class name alone.
@@ -43,8 +43,8 @@ AVOIDED = {"GuidedSampler": "forbidden", "TextToImageSampler": "negative_prompt"
 def _discard_init_args(parser: Any, before: Any, now: Any) -> None:
     """Forget the settings of a class that another class replaces.
 
-    jsonargparse keeps those whose names the new class knows as well: `--model.guidance NegativePrompting` would take the
-    scale of the method in the configuration, whose scale means something else.
+    jsonargparse keeps those whose names the new class has as well: `--model.guidance NegativePrompting` would take the
+    scale of the configuration's method, which means something else.
     """
     if before and "init_args" in before and before["class_path"].split(".")[-1] != now["class_path"].split(".")[-1]:
         before["init_args"] = Namespace()
@@ -145,7 +145,7 @@ class DNGCLI(LightningCLI):
         if self.subcommand not in RESULTS or not avoided:
             return "logs"
         forbidden = model.init_args[avoided]
-        names = [_file_name(name) for name in (forbidden if isinstance(forbidden, list) else [forbidden or "nothing"])]
+        names = [file_name(name) for name in (forbidden if isinstance(forbidden, list) else [forbidden or "nothing"])]
         folder = f"results/{_model_name(model.init_args.checkpoint)}-without-{'-'.join(names)}"
         if self.subcommand == "predict":
             guidance = model.init_args.guidance
@@ -180,8 +180,3 @@ def _model_name(checkpoint: str) -> str:
         )
     except SettingError:
         return Path(checkpoint).name
-
-
-def _file_name(text: str | int) -> str:
-    """A class or a prompt as part of a file's name."""
-    return re.sub(r"[^\w-]+", "_", str(text))[:40]

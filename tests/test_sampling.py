@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from dng_lightning.predictors import ClassConditionalPredictor, Predictor, WithPosterior
 from mixture import BatchNoise, GaussianMixture, across, ring, trajectory
 from torch import Tensor
 
@@ -22,7 +23,6 @@ from dng_lightning.guidance import (
     Unguided,
 )
 from dng_lightning.posterior import PosteriorTracker
-from dng_lightning.predictors import ClassConditionalPredictor, Predictor, WithPosterior
 from dng_lightning.sampling import ImageNoise, Sampler, sample
 from dng_lightning.schedule import CosineSchedule, LinearSchedule, NoiseSchedule
 

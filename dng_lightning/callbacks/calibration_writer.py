@@ -56,7 +56,7 @@ class CalibrationWriter(Callback):
         claim_draws(module, self)
         module.draws, data.passes = module.all_draws()[:1], 1
         self.folder = Path(trainer.default_root_dir)
-        self.store = SampleStore(self.folder / "drawn", data.seeds)
+        self.store, self.label = SampleStore(self.folder / "drawn", data.seeds), module.judge.label
         self.tracking = PassiveTracking([UNCALIBRATED])
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -64,19 +64,16 @@ class CalibrationWriter(Callback):
         if trainer.is_global_zero:
             self.store.clear()
         trainer.strategy.barrier("cleared")
-        module = sampler_of(pl_module, self)
-        images = -(-len(self.store.seeds) // trainer.world_size)
+        module, images = sampler_of(pl_module, self), -(-len(self.store.seeds) // trainer.world_size)
         self.progress = SamplingProgress(trainer, images, module.sampler.steps)
         module.recorders = [self.progress, self.tracking]
 
     def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
         """Keep labels and log ratios."""
-        module, samples = sampler_of(pl_module, self), outputs["samples"]
+        samples = outputs["samples"]
         pixels = to_uint8(samples.images)
-        found = module.label(to_float(pixels))
-        assert found is not None  # setup refuses a module without a judge
-        none = torch.zeros(len(pixels), 0)
-        self.store.write(samples.seeds, pixels, found.labels, none, self.tracking.state(0))
+        labels = self.label(to_float(pixels)).labels  # of the pixels that are kept
+        self.store.write(samples.seeds, pixels, labels, torch.zeros(len(pixels), 0), self.tracking.state(0))
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Fit, judge and write."""
@@ -88,44 +85,46 @@ class CalibrationWriter(Callback):
         levels, schedule = self.tracking.levels, pl_module.schedule
         log_ratio = self.store.all("posteriors").double()
         became = self.store.all("labels").unsqueeze(1) == torch.tensor(pl_module.forbidden)
-        half = len(became) // 2
-        # log SNR of every tenth of the levels, from the noisiest that has one to the first above the data
+        fitted, unseen = log_ratio.tensor_split(2)
+        became_fitted, became_unseen = became.tensor_split(2)
+
+        # Fit: log SNR of every tenth of the levels, from the noisiest that has one to the first above the data
         chosen = [schedule.level(max(1, round(schedule.T * i / KNOTS))) for i in range(KNOTS, -1, -1)]
         knots = [level.log_snr for level in chosen if math.isfinite(level.log_snr)]
-        rows = fit_calibration(log_ratio[:half], levels, became[:half], knots)
-        posterior, unseen = CalibratedPosterior(rows), log_ratio[half:]
-        calibrated = [posterior.read(unseen[:, i], level) for i, level in enumerate(levels)]
-        tracked = became[:half].double().mean().log() + unseen
+        posterior = CalibratedPosterior(fit_calibration(fitted, levels, became_fitted, knots))
+
+        # Judge, on the other half
+        tracked = (became_fitted.double().mean().log() + unseen).unbind(1)
         posteriors = {
-            "as tracked": [at_most(log_p, posterior.p_max).exp() for log_p in tracked.unbind(1)],
-            "calibrated": [log_p.exp() for log_p in calibrated],
+            "as tracked": [at_most(log_p, posterior.p_max).exp() for log_p in tracked],
+            "calibrated": [posterior.read(unseen[:, i], level).exp() for i, level in enumerate(levels)],
         }
-        self._judge(posteriors, became[half:], [schedule.fraction(level) for level in levels])
-        settings = {"calibration": rows, "guidance_shift_weight": self.guidance_shift_weight}
+        self._judge(posteriors, became_unseen, [schedule.fraction(level) for level in levels])
+
+        # Write the overlay, also to where a guidance with `calibration: checkpoint` looks, unless the model is shipped
+        settings = {"calibration": posterior.calibration, "guidance_shift_weight": self.guidance_shift_weight}
         guidance = {"scale": self.scale, "posterior": {"class_path": "CalibratedPosterior", "init_args": settings}}
         overlay = {"guidance": {"class_path": "DynamicNegativeGuidance", "init_args": guidance}}
-        overlay = {"model": {"class_path": "GuidedSampler", "init_args": overlay}}
-        text = yaml.safe_dump(overlay, sort_keys=False, default_flow_style=None, width=120)
-        for path in (self.folder / "calibration.yaml", *self._beside(pl_module.beside)):
+        text = yaml.safe_dump(
+            {"model": {"class_path": "GuidedSampler", "init_args": overlay}},
+            sort_keys=False,
+            default_flow_style=None,
+            width=120,
+        )
+        beside = [] if shipped.ships(pl_module.beside) else [pl_module.beside.with_name("calibration.yaml")]
+        for path in (self.folder / "calibration.yaml", *beside):
             path.write_text(text)
             print(f"written to {path}")
 
-    def _beside(self, path: Path) -> list[Path]:
-        """Where a guidance with ``calibration: checkpoint`` looks; nowhere for a model that ships with the package."""
-        return [] if shipped.ships(path) else [path.with_name("calibration.yaml")]
-
     def _judge(self, posteriors: dict[str, list[Tensor]], became: Tensor, times: list[float]) -> None:
         """At every tenth of the way and at the end, all classes together."""
-        judged: dict[str, Any] = {"n": len(became)}
         places = sorted({round(i * (len(times) - 1) / 10) for i in range(11)})
+        judged: dict[str, Any] = {"n": len(became)}
         ends = {}
         for name, posterior in posteriors.items():
-            for place in places:
-                quality = posterior_quality(posterior[place].flatten(), became.flatten())
-                scores = {"auc": quality.auc, "brier": round(quality.brier, 5)}
-                judged.setdefault(name, {})[f"{times[place]:.3g}"] = scores
-                ends[name] = quality
-        mean = {name: sum(v["brier"] for v in judged[name].values()) / len(places) for name in posteriors}
-        print(", ".join(f"mean Brier score {name}: {value:.4f}" for name, value in mean.items()))
+            found = {place: posterior_quality(posterior[place].flatten(), became.flatten()) for place in places}
+            judged[name] = {f"{times[i]:.3g}": {"auc": q.auc, "brier": round(q.brier, 5)} for i, q in found.items()}
+            ends[name] = found[places[-1]]
+            print(f"mean Brier score {name}: {sum(q.brier for q in found.values()) / len(found):.4f}")
         (self.folder / "calibration.json").write_text(json.dumps(judged, indent=1) + "\n")
         curves.calibration(ends).savefig(self.folder / "calibration.png", dpi=120)

@@ -2,10 +2,8 @@
 
 import csv
 import json
-import os
-import re
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +16,14 @@ from dng_lightning.callbacks.progress import SamplingProgress
 from dng_lightning.callbacks.requirements import sampler_of, seeds_of
 from dng_lightning.data.pixels import from_png, to_float, to_png, to_uint8
 from dng_lightning.evaluation import plots
-from dng_lightning.evaluation.metrics import wilson_interval
-from dng_lightning.evaluation.report import class_table, cost_table
+from dng_lightning.evaluation.report import class_table, cost_table, share_with_interval
 from dng_lightning.evaluation.runs import Samples
+from dng_lightning.files import file_name, write_whole
 from dng_lightning.guidance import Guidance
 from dng_lightning.guidance.serialization import display_name, display_name_with_scale
 from dng_lightning.modules.image_sampler import ImageSampler
+
+Records = list[dict[str, Any]]
 
 
 class ImageWriter(BasePredictionWriter):
@@ -49,19 +49,17 @@ class ImageWriter(BasePredictionWriter):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find out which images are finished."""
         super().setup(trainer, pl_module, stage)
-        self.folder, module, seeds = (
-            Path(trainer.default_root_dir),
-            sampler_of(pl_module, self),
-            seeds_of(trainer, self),
-        )
-        seeds.finished = {seed for seed in seeds.seeds if self._is_finished(trainer, module, seed)}
+        module, seeds = sampler_of(pl_module, self), seeds_of(trainer, self)
+        self.folder, self.shown_seeds = Path(trainer.default_root_dir), seeds.seeds[: self.shown]
+        self.name, self.baselines = display_name(module.guidance), _baselines(module)
+        self.finished = seeds.finished = {seed for seed in seeds.seeds if self._is_finished(seed)}
         trainer.strategy.barrier("finished images")  # nobody writes before everybody has looked
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show the progress, all images together."""
-        module, seeds = sampler_of(pl_module, self), seeds_of(trainer, self)
-        new = [seed for seed in seeds.seeds if seed not in seeds.finished]
-        images = len(new) + sum(self._is_shown(trainer, seed) for seed in new) * len(_beside(module))
+        module, seeds = sampler_of(pl_module, self), seeds_of(trainer, self).seeds
+        new = [seed for seed in seeds if seed not in self.finished]
+        images = len(new) + sum(seed in self.shown_seeds for seed in new) * len(self.baselines)
         self.progress = SamplingProgress(trainer, -(-images // trainer.world_size), module.sampler.steps)
         module.recorders = [self.progress]
 
@@ -87,137 +85,131 @@ class ImageWriter(BasePredictionWriter):
     ) -> None:
         """Write a batch's images and records, those that they are compared with first."""
         module = sampler_of(pl_module, self)
-        pixels = self._pixels(display_name(module.guidance), prediction)
-        new = [seed for seed in prediction.seeds if seed not in seeds_of(trainer, self).finished]
-        shown = [seed for seed in new if self._is_shown(trainer, seed)]
-        for name, method in _beside(module).items() if shown else ():
+        pixels = self._pixels(self.name, prediction)
+        new = [seed for seed in prediction.seeds if seed not in self.finished]
+        shown = [seed for seed in new if seed in self.shown_seeds]
+        for name, method in self.baselines.items() if shown else ():
             self.began = time.perf_counter()
             twins = module.draw(shown, method)
-            self._write(twins, self._pixels(name, twins), shown, module, self.folder / _file_name(name), set())
-        self._write(prediction, pixels, new, module, self.folder, set(shown))
+            self._write(self._folder(name), twins, self._pixels(name, twins), module, shown)
+        self._write(self.folder, prediction, pixels, module, new, shown)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Summarise what is finished, once all devices are done (or interrupted)."""
         trainer.strategy.barrier("all images")
         if not trainer.is_global_zero or not isinstance(pl_module, ImageSampler):
             return
-        paths = (self._record(seed) for seed in seeds_of(trainer, self).seeds)
-        records = [json.loads(path.read_text()) for path in paths if path.exists()]
-        if records:
-            self._summarise(records, [r for r in records if self._is_shown(trainer, r["seed"])], pl_module)
+        records = self._records(seeds_of(trainer, self).seeds)
+        if not records:
+            return
+        shown = [record for record in records if record["seed"] in self.shown_seeds]
+        others = {name: self._records([r["seed"] for r in shown], self._folder(name)) for name in self.baselines}
+        self._write_table(records, pl_module)
+        if shown:
+            self._write_figures({**others, self.name: shown}, pl_module)
+        self._print(
+            {**{f"{len(own)} {name}": own for name, own in others.items() if own}, self.name: records}, pl_module
+        )
 
     def _pixels(self, name: str, samples: Samples) -> Tensor:
         """The images once they are there, and the clock stopped for a method that drew them."""
         pixels, drawn = to_uint8(samples.images).cpu(), len(samples.seeds)
-        images, evaluations, seconds = self.costs.get(name, (0, 0.0, 0.0))
-        seconds += time.perf_counter() - self.began
-        self.costs[name] = images + drawn, evaluations + drawn * samples.nfe, seconds
+        images, nfe, seconds = self.costs.get(name, (0, 0.0, 0.0))
+        self.costs[name] = images + drawn, nfe + drawn * samples.nfe, seconds + time.perf_counter() - self.began
         return pixels
 
     def _write(
         self,
-        samples: Samples,
-        images: Tensor,
-        new: list[int],
-        module: ImageSampler,
         folder: Path,
-        with_trajectory: set[int],
+        samples: Samples,
+        pixels: Tensor,
+        module: ImageSampler,
+        new: Collection[int],
+        with_trajectory: Collection[int] = (),
     ) -> None:
+        """Write those of the images that are ``new``: the others were drawn again to keep a device busy."""
         (folder / "records").mkdir(parents=True, exist_ok=True)
-        found = module.label(to_float(images).to(module.device))  # of the pixels that are written
-        for i, (seed, pixels) in enumerate(zip(samples.seeds, images, strict=True)):
-            if seed not in new:  # drawn again to keep a device busy
+        images = to_float(pixels).to(samples.images.device)  # of the pixels that are written
+        found = module.judge.label(images) if module.judge else None
+        attributes = found.attributes if found else module.read(images)
+        for i, seed in enumerate(samples.seeds):
+            if seed not in new:
                 continue
             record: dict[str, Any] = {"seed": seed, "wanted": module.wanted_label(seed)}
             if found is not None:
                 record |= {"label": int(found.labels[i]), "confidence": round(float(found.confidence[i]), 6)}
-            attributes = module.read(to_float(images).to(module.device)) if found is None else found.attributes
             if attributes is not None:
                 record["read"] = attributes[i].tolist()
-            if samples.posterior is not None:
-                record["posterior"] = float(samples.posterior[i, -1].sum())
+            posteriors = None if samples.posterior is None else samples.posterior[i].sum(1).tolist()
+            if posteriors:
+                record["posterior"] = posteriors[-1]
             if seed in with_trajectory:
-                times = [module.schedule.fraction(level) for level in samples.levels]
-                record |= {"times": times, "scales": samples.scale[i].tolist()}
-                record["posteriors"] = samples.posterior[i].sum(1).tolist() if samples.posterior is not None else None
-            _replace(folder / f"{seed:08d}.png", to_png(pixels))
-            _replace(folder / "records" / f"{seed:08d}.json", json.dumps(record).encode())
+                record |= {"times": samples.times, "scales": samples.scale[i].tolist(), "posteriors": posteriors}
+            write_whole(folder / f"{seed:08d}.png", to_png(pixels[i]))
+            write_whole(self._record(seed, folder), json.dumps(record).encode())
 
-    def _summarise(self, records: list[dict[str, Any]], shown: list[dict[str, Any]], module: ImageSampler) -> None:
-        kinds, conditions = module.kinds, module.class_names
+    def _write_table(self, records: Records, module: ImageSampler) -> None:
         with (self.folder / "labels.csv").open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["seed", "label", "confidence", "posterior", "wanted"])
             for record in records:
-                pairs = ((kinds.names, record.get("label")), (conditions, record["wanted"]))
-                texts = ["" if number is None else names[number] for names, number in pairs]
-                row = [record["seed"], texts[0], record.get("confidence", ""), record.get("posterior", ""), texts[1]]
-                writer.writerow(row)
-        columns, beside = {display_name(module.guidance): records}, _beside(module)
-        if shown:
-            panels = {display_name(module.guidance): self._grid(shown, module, self.folder)}
-            for name in reversed(beside):
-                below = _file_name(name)
-                twins = [json.loads(self._record(record["seed"], below).read_text()) for record in shown]
-                columns = {f"{len(twins)} {name}": twins, **columns}
-                panels = {name: self._grid(twins, module, self.folder / below), **panels}
-            plots.side_by_side(panels).savefig(self.folder / "grid.png", dpi=150)
-            scale = torch.tensor([record["scales"] for record in shown])
-            tracked = all(record["posteriors"] for record in shown)
-            posterior = torch.tensor([record["posteriors"] for record in shown]) if tracked else None
-            is_forbidden = [record.get("label") in module.kinds.forbidden for record in shown]
-            figure = plots.trajectories(shown[0]["times"], posterior, scale, is_forbidden)
-            figure.savefig(self.folder / "trajectories.png", dpi=150)
+                pairs = ((module.kinds.names, record.get("label")), (module.class_names, record["wanted"]))
+                label, wanted = ("" if number is None else names[number] for names, number in pairs)
+                numbers = record.get("confidence", ""), record.get("posterior", "")
+                writer.writerow([record["seed"], label, *numbers, wanted])
+
+    def _write_figures(self, columns: dict[str, Records], module: ImageSampler) -> None:
+        """The images of all methods side by side, and the trajectories of the module's own, which come last."""
+        marked = {name: [r.get("label") in module.kinds.forbidden for r in own] for name, own in columns.items()}
+        panels = {}
+        for name, records in columns.items():
+            folder = self.folder if name == self.name else self._folder(name)
+            images = [from_png(folder / f"{record['seed']:08d}.png") for record in records]
+            panels[name] = plots.framed_grid(torch.stack(images), marked[name])
+        plots.side_by_side(panels).savefig(self.folder / "grid.png", dpi=150)
+        shown = columns[self.name]
+        scale, tracked = torch.tensor([record["scales"] for record in shown]), [r["posteriors"] for r in shown]
+        posterior = torch.tensor(tracked) if all(tracked) else None
+        figure = plots.trajectories(shown[0]["times"], posterior, scale, marked[self.name])
+        figure.savefig(self.folder / "trajectories.png", dpi=150)
+
+    def _print(self, columns: dict[str, Records], module: ImageSampler) -> None:
+        kinds, records = module.kinds, columns[self.name]
         if module.judge is not None:
-            labels = {name: [record["label"] for record in rows] for name, rows in columns.items()}
+            labels = {name: [record["label"] for record in own] for name, own in columns.items()}
             print(class_table(labels, kinds.names, kinds.forbidden))
-            if module.wanted and kinds.names == tuple(conditions):
+            if module.wanted and kinds.names == tuple(module.class_names):
                 agreed = sum(record["label"] == record["wanted"] for record in records)
-                low, high = wilson_interval(agreed, len(records))
-                share = f"{agreed / len(records):.1%} [{low:.1%}, {high:.1%}]"
+                share = share_with_interval(agreed, len(records))
                 print(f"the classifier sees the wanted class in {agreed} of {len(records)} images, {share}")
-        for name, rows in columns.items():
-            seen = [(record["read"], record["wanted"]) for record in rows if "read" in record]
+        for name, own in columns.items():
+            seen = [(record["read"], record["wanted"]) for record in own if "read" in record]
             if seen and (words := kinds.summary(*map(torch.tensor, zip(*seen, strict=True)))):
                 print(f"{name}: {words}")
         if self.costs:  # where nothing is left to be drawn there are none
-            print(
-                cost_table(
-                    {name: self.costs[name] for name in (*beside, display_name(module.guidance)) if name in self.costs}
-                )
-            )
+            print(cost_table({name: self.costs[name] for name in (*self.baselines, self.name) if name in self.costs}))
         print(f"written to {self.folder}")
 
-    def _grid(self, records: list[dict[str, Any]], module: ImageSampler, folder: Path) -> Tensor:
-        images = torch.stack([from_png(folder / f"{record['seed']:08d}.png") for record in records])
-        return plots.framed_grid(images, [record.get("label") in module.kinds.forbidden for record in records])
-
-    def _is_finished(self, trainer: Trainer, module: ImageSampler, seed: int) -> bool:
+    def _is_finished(self, seed: int) -> bool:
         """Whether nothing is missing of an image; it may be shown now and not have been when it was drawn."""
-        if not self._record(seed).exists() or not self._is_shown(trainer, seed):
+        if not self._record(seed).exists() or seed not in self.shown_seeds:
             return self._record(seed).exists()
-        has_twins = all(self._record(seed, _file_name(name)).exists() for name in _beside(module))
+        has_twins = all(self._record(seed, self._folder(name)).exists() for name in self.baselines)
         return has_twins and "times" in json.loads(self._record(seed).read_text())
 
-    def _is_shown(self, trainer: Trainer, seed: int) -> bool:
-        return seed - seeds_of(trainer, self).seeds.start < self.shown
+    def _folder(self, name: str) -> Path:
+        """Where the images of a method go that the module's own is compared with."""
+        return self.folder / file_name(name)
 
-    def _record(self, seed: int, *below: str) -> Path:
-        return Path(self.folder, *below, "records", f"{seed:08d}.json")
+    def _record(self, seed: int, folder: Path | None = None) -> Path:
+        return (folder or self.folder) / "records" / f"{seed:08d}.json"
+
+    def _records(self, seeds: Sequence[int], folder: Path | None = None) -> Records:
+        paths = (self._record(seed, folder) for seed in seeds)
+        return [json.loads(path.read_text()) for path in paths if path.exists()]
 
 
-def _beside(module: ImageSampler) -> dict[str, Guidance]:
+def _baselines(module: ImageSampler) -> dict[str, Guidance]:
     """What the images of a module are shown beside, each method by its name."""
     methods = {"unguided": module.unguided} | {display_name_with_scale(method): method for method in module.compared}
     return {name: method for name, method in methods.items() if method != module.guidance}
-
-
-def _file_name(name: str) -> str:
-    return re.sub(r"[^\w-]+", "_", name)
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file in one step, so that no reader ever sees half of it."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_bytes(content)
-    part.replace(path)

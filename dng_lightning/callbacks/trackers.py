@@ -40,7 +40,8 @@ def _plain(guidances: Sequence[Guidance], unguided: Guidance) -> Iterator[Poster
     for guidance in guidances:
         base: Guidance = Unguided()
         if isinstance(guidance, PositiveAndNegative) and not guidance.independent:
-            base, guidance = ClassifierFreeGuidance(guidance.cfg_scale), guidance.guidance
+            scale, guidance = guidance.cfg_scale, guidance.guidance
+            base = base if scale == 1 else ClassifierFreeGuidance(scale)
         posterior = getattr(guidance, "posterior", None)
         if base == unguided and isinstance(posterior, TRACKED):
             yield posterior

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dng_lightning.evaluation import sample_store
+from dng_lightning.evaluation.kinds import Kinds
 from dng_lightning.evaluation.metrics import (
     forbidden_rate,
     kl_divergence,
@@ -30,13 +32,11 @@ WIDEST = 256  # dimensions of features that have a Fréchet interval; with more 
 
 
 def measure(
-    drawn: SampleStore,
+    store: SampleStore,
     unguided: SampleStore | None,
-    real: RealStatistics | None,
-    classes: int,
-    forbidden: Collection[int],
+    reference: RealStatistics | None,
+    kinds: Kinds,
     reject: bool = False,
-    retained: Collection[int] | None = None,
 ) -> dict[str, Any]:
     """The measures of a set of images.
 
@@ -44,119 +44,118 @@ def measure(
     which take all, have no interval.
 
     Args:
-        drawn: the images.
+        store: the images.
         unguided: those of the same seeds without guidance; None to leave out how far they moved, and whether the
             classes keep the balance that they had there among those that are not forbidden.
-        real: what they are compared with; None to leave out what needs it.
-        classes: number of them.
-        forbidden: labels.
+        reference: statistics of real images; None to leave out what needs them.
+        kinds: what the images are sorted into.
         reject: throw the images away that the classifier calls forbidden, first; one at least must be left. That none
             of these is forbidden is no finding, and has no interval.
-        retained: labels of what the images shall be spread over evenly; None for all that are not forbidden.
 
     Returns:
         Columns of ``results.csv``, without those that fewer than ``LEAST`` images do not allow.
     """
-    labels = drawn.all("labels")
-    wanted = sorted(retained if retained is not None else set(range(classes)) - set(forbidden))
-    others = set(range(classes)) - set(wanted)
-    is_forbidden = torch.isin(labels, torch.tensor(sorted(forbidden)))
-    kept = ~is_forbidden if reject else torch.ones_like(is_forbidden)
+    labels, classes = store.all("labels"), len(kinds.names)
+    others = set(range(classes)) - set(kinds.retained)
+    kept = ~kinds.are_forbidden(labels) if reject else torch.ones_like(labels, dtype=torch.bool)
     counts = torch.bincount(labels[kept], minlength=classes).tolist()
-    rate, low, high = forbidden_rate(counts, forbidden)
-    interval = {} if reject else {"forbidden_low": low, "forbidden_high": high}
-    kl_low, kl_high = kl_interval(counts, others)
+    rate, *bounds = forbidden_rate(counts, kinds.forbidden)
+
+    # The balance of the classes
     measures: dict[str, Any] = {
         "n": sum(counts),
         "forbidden": rate,
-        **interval,
+        **({} if reject else _interval("forbidden", bounds)),
         "kl": kl_divergence(counts, others),
-        "kl_low": kl_low,
-        "kl_high": kl_high,
+        **_interval("kl", kl_interval(counts, others)),
         "kl_uniform": kl_divergence(counts),
         "tv": total_variation(counts, others),
         "histogram": " ".join(map(str, counts)),
     }
-    if real is not None and sum(counts) >= LEAST:
-        measures |= _quality(drawn, kept, real, wanted)
-    if unguided is None:
-        return measures
-    balance = {} if reject else _own_balance(counts, unguided, forbidden)  # that of rejection is the balance itself
-    return measures | balance | _invasiveness(drawn, unguided, forbidden)
+    if kinds.columns:
+        measures |= kinds.measures(store.all("attributes")[kept])
+
+    # Beside real images, and beside the unguided ones
+    if reference is not None and sum(counts) >= LEAST:
+        measures |= _quality(store, kept, reference, sorted(kinds.retained))
+    if unguided is not None:
+        fine = ~kinds.are_forbidden(unguided.all("labels"))
+        if not reject:  # the balance of rejection is the balance itself
+            measures |= _own_balance(counts, torch.bincount(unguided.all("labels")[fine], minlength=classes).tolist())
+        measures |= _invasiveness(store, unguided, fine)
+    return measures
 
 
-def _quality(drawn: SampleStore, kept: Tensor, real: RealStatistics, retained: list[int]) -> dict[str, float]:
+def _quality(store: SampleStore, kept: Tensor, reference: RealStatistics, retained: list[int]) -> dict[str, float]:
     """Fréchet distances, KID, precision and recall."""
-    moments, start = Moments(), 0
+    moments = Moments()
     held: list[Tensor] = []
-    for features in drawn.blocks("features"):
-        wanted = features[kept[start : start + len(features)]]
-        moments.update(wanted)
+    for features, own in zip(store.blocks("features"), torch.split(kept, sample_store.BLOCK), strict=True):
+        moments.update(features[own])
         if sum(len(part) for part in held) < COMPARED:
-            held.append(wanted)
-        start += len(features)
+            held.append(features[own])
     features = torch.cat(held)[:COMPARED]
-    _, mean, covariance = real.moments(retained)
-    _, mean_all, covariance_all = real.moments(range(len(real.class_names)))
-    distance = frechet_distance(moments.mean, moments.covariance, mean, covariance)
+    _, mean, covariance = reference.moments(retained)
+    _, *of_all = reference.moments(range(len(reference.class_names)))
     interval: dict[str, float] = {}
     if moments.n == len(features) and features.shape[1] <= WIDEST:  # that of the first images is not that of all
-        low, high = frechet_interval(features, mean, covariance)
-        interval = {"fd_low": low, "fd_high": high}
-    precision, recall = precision_recall(real.features(retained), features)
+        interval = _interval("fd", frechet_interval(features, mean, covariance))
+    real = reference.features(retained)
     return {
-        "fd_retained": distance,
+        "fd_retained": frechet_distance(moments.mean, moments.covariance, mean, covariance),
         **interval,
-        "fd_all": frechet_distance(moments.mean, moments.covariance, mean_all, covariance_all),
-        "kid": kernel_distance(real.features(retained), features),
-        "precision": precision,
-        "recall": recall,
+        "fd_all": frechet_distance(moments.mean, moments.covariance, *of_all),
+        **_neighbours(real, features),
     }
 
 
-def per_class(drawn: SampleStore, real: RealStatistics | None, class_names: Collection[str]) -> list[dict[str, Any]]:
+def _neighbours(real: Tensor, generated: Tensor) -> dict[str, float]:
+    """KID, precision and recall of features."""
+    precision, recall = precision_recall(real, generated)
+    return {"kid": kernel_distance(real, generated), "precision": precision, "recall": recall}
+
+
+def per_class(
+    store: SampleStore, reference: RealStatistics | None, class_names: Collection[str]
+) -> list[dict[str, Any]]:
     """Share, KID, precision and recall of each class by itself, where it has ``LEAST`` images.
 
     The shares are of all images, the rest is of the first ``COMPARED``.
     """
-    labels = drawn.all("labels")
-    features = drawn.first("features", COMPARED)
+    labels, features = store.all("labels"), store.first("features", COMPARED)
     rows = []
     for label, name in enumerate(class_names):
         own = features[labels[: len(features)] == label]
         row: dict[str, Any] = {"class": name, "share": float((labels == label).float().mean())}
-        if real is not None and len(own) >= LEAST and len(theirs := real.features([label])) >= LEAST:
-            precision, recall = precision_recall(theirs, own)
-            row |= {"kid": kernel_distance(theirs, own), "precision": precision, "recall": recall}
+        if reference is not None and min(len(own), len(real := reference.features([label]))) >= LEAST:
+            row |= _neighbours(real, own)
         rows.append(row)
     return rows
 
 
-def _own_balance(counts: list[int], unguided: SampleStore, forbidden: Collection[int]) -> dict[str, float]:
+def _own_balance(counts: list[int], unguided: list[int]) -> dict[str, float]:
     """KL(unguided images that are not forbidden || generated): rejection draws the first, and guidance is to."""
-    rest = torch.bincount(unguided.all("labels"), minlength=len(counts)).tolist()
-    rest = [0 if label in forbidden else count for label, count in enumerate(rest)]
-    if not any(rest):
+    if not any(unguided):
         return {}
-    low, high = kl_to_interval(counts, rest)
-    return {"kl_own": kl_to(counts, rest), "kl_own_low": low, "kl_own_high": high}
+    return {"kl_own": kl_to(counts, unguided), **_interval("kl_own", kl_to_interval(counts, unguided))}
 
 
-def _invasiveness(drawn: SampleStore, unguided: SampleStore, forbidden: Collection[int]) -> dict[str, float]:
+def _invasiveness(store: SampleStore, unguided: SampleStore, fine: Tensor) -> dict[str, float]:
     """How far guidance moves the images that were never forbidden, beside the unguided ones of the same seeds.
 
     The root mean square difference of their pixels, of a range of 1, and the Euclidean distance of their features; both
     averaged over the images.
     """
-    fine = ~torch.isin(unguided.all("labels"), torch.tensor(sorted(forbidden)))
-    pixels, features, start = [], [], 0
-    arrays = (drawn.blocks("pixels"), unguided.blocks("pixels"), drawn.blocks("features"), unguided.blocks("features"))
-    for x, x_0, f, f_0 in zip(*arrays, strict=True):
-        own = fine[start : start + len(x)]
-        pixels.append(((x.float() - x_0.float()) / 255).square().flatten(1).mean(1).sqrt()[own])
-        features.append((f - f_0).norm(dim=1)[own])
-        start += len(x)
     if not bool(fine.any()):
         return {}
-    moved = {"invasiveness": float(torch.cat(pixels).mean())}
-    return moved | ({"invasiveness_features": float(torch.cat(features).mean())} if f.shape[1] else {})
+    pixels, features = [], []
+    for x, x_0 in zip(store.blocks("pixels"), unguided.blocks("pixels"), strict=True):
+        pixels.append(((x.float() - x_0.float()) / 255).square().flatten(1).mean(1).sqrt())
+    for f, f_0 in zip(store.blocks("features"), unguided.blocks("features"), strict=True):
+        features.append((f - f_0).norm(dim=1))
+    moved = {"invasiveness": float(torch.cat(pixels)[fine].mean())}
+    return moved | ({"invasiveness_features": float(torch.cat(features)[fine].mean())} if f.shape[1] else {})
+
+
+def _interval(name: str, bounds: Collection[float]) -> dict[str, float]:
+    return dict(zip((f"{name}_low", f"{name}_high"), bounds, strict=True))

@@ -35,11 +35,11 @@ COLUMNS = [
 ]
 KEY = ["method", "guidance", "seeds", "steps", "features"]
 CLASS_COLUMNS = [*KEY, "class", "share", "kid", "precision", "recall"]
-NO_FEATURES = "none"
 SHOWN = 24  # images of each method that samples.png shows
 PLOTTED = 1000  # images whose trajectories are plotted on TensorBoard
 
 UNGUIDED = EvaluationRun.reference("Unguided")
+REJECTION = EvaluationRun.reference("Rejection")
 
 
 class Evaluator:
@@ -54,6 +54,7 @@ class Evaluator:
         extractor: features that images are compared in; None to leave out what needs real images.
         reference: statistics of real images in these features; None to leave out what needs them.
         unguided: the run of the unguided images; None where they are not drawn.
+        trackers: of the posteriors that are tracked passively while these are drawn: settings to short name.
         about: what the TensorBoard runs have in common, such as the model.
 
     Raises:
@@ -70,39 +71,41 @@ class Evaluator:
         extractor: FeatureExtractor | None = None,
         reference: RealStatistics | None = None,
         unguided: EvaluationRun | None = UNGUIDED,
+        trackers: Mapping[str, str] | None = None,
         about: Mapping[str, Any] | None = None,
     ) -> None:
         if not kinds.retained:
             raise SettingError("model.forbidden names every class: leave one to be drawn")
         if extractor is not None and len(seeds) < LEAST:
             raise SettingError(f"precision and recall need {LEAST} images; got {len(seeds)}: raise data.n")
-        self.folder, self.seeds, self.steps, self.kinds, self.label = folder, seeds, steps, kinds, label
-        self.extractor, self.reference, self.unguided, self.about = extractor, reference, unguided, dict(about or {})
+        self.folder, self.seeds, self.kinds, self.label = folder, seeds, kinds, label
+        self.extractor, self.reference, self.unguided = extractor, reference, unguided
+        self.trackers, self.about, self.times = dict(trackers or {}), dict(about or {}), [1.0]
+        self.drawing = {"seeds": f"{seeds.start}-{seeds.stop - 1}", "steps": str(steps)}
         self.results = Table(folder / "results.csv", [*COLUMNS, *kinds.columns], KEY)
         self.classes = Table(folder / "classes.csv", CLASS_COLUMNS, [*KEY, "class"])
         self.posteriors = Table(folder / "posterior.csv", posterior_metrics.COLUMNS, posterior_metrics.KEY)
 
-    def identity(self, run: EvaluationRun) -> dict[str, Any]:
-        """The columns of a row that say what was drawn."""
-        features = self.extractor.name if self.extractor else NO_FEATURES
-        own = {"method": run.method, "scale": run.scale, "guidance": run.settings, "features": features}
-        return own | self._drawing()
+    def identity(self, run: EvaluationRun) -> dict[str, str]:
+        """The values of ``KEY``, by which a row is found again."""
+        features = self.extractor.name if self.extractor else "none"
+        return {"method": run.method, "guidance": run.settings, **self.drawing, "features": features}
 
     def is_done(self, run: EvaluationRun) -> bool:
-        """Whether the run has its row."""
-        row = self.identity(run)
-        return any(all(str(row[name]) == done[name] for name in KEY) for done in self.results.rows())
+        """Whether the run has its row; the unguided one also those of the posteriors tracked with it."""
+        tracked = [self.posteriors.has({"tracker": name, **self.drawing}) for name in self.trackers]
+        return self.results.has(self.identity(run)) and (run != self.unguided or all(tracked))
 
-    def is_tracked(self, tracker: str) -> bool:
-        """Whether the posterior of these settings has its rows."""
-        row = self._drawing() | {"tracker": tracker}
-        return any(row.items() <= done.items() for done in self.posteriors.rows())
+    def unfinished(self, runs: Sequence[EvaluationRun]) -> list[EvaluationRun]:
+        """Those that are not done; the unguided one, too, if others are to be compared with images that are lost."""
+        todo = [run for run in runs if not self.is_done(run)]
+        if self.unguided is None or self.unguided in todo or not todo or self.store(self.unguided).is_complete:
+            return todo
+        return [self.unguided, *todo]
 
     def store(self, run: EvaluationRun) -> SampleStore:
         """Where the run's images are."""
-        key = json.dumps([self.identity(run)[name] for name in KEY])
-        name = f"{run.method}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
-        return SampleStore(self.folder / "drawn" / name, self.seeds)
+        return SampleStore(self.folder / "drawn" / f"{run.method}-{_hash(self.identity(run), 12)}", self.seeds)
 
     def add(self, run: EvaluationRun, samples: Samples, tracked: Tensor | None = None) -> None:
         """Keep a batch of images, labelled.
@@ -110,48 +113,38 @@ class Evaluator:
         Args:
             run: that drew them.
             samples: the batch.
-            tracked: log probabilities of passively tracked posteriors, (B, S, W, K); None for none.
+            tracked: log probabilities of the passively tracked posteriors, (B, S, W, K); None for none.
         """
-        pixels = to_uint8(samples.images)
+        pixels, self.times = to_uint8(samples.images), list(samples.times)
         found = self.label(to_float(pixels))  # of the pixels that are kept, as the features are
         features = self.extractor(pixels) if self.extractor else torch.zeros(len(pixels), 0)
-        if tracked is not None:
-            tracked = posterior_metrics.halfway_and_end(tracked, samples.levels)
+        posteriors = None if tracked is None else posterior_metrics.halfway_and_end(tracked, samples.times)
         trajectories = None
         if run.scale is not None:
             parts = [samples.scale, *([] if samples.posterior is None else [samples.posterior.sum(2)])]
             trajectories = torch.stack(parts, 2).float()
         store = self.store(run)
-        store.write(samples.seeds, pixels, found.labels, features, tracked, trajectories, found.attributes)
+        store.write(samples.seeds, pixels, found.labels, features, posteriors, trajectories, found.attributes)
 
-    def finish(
-        self, run: EvaluationRun, cost: Cost, times: Sequence[float], trackers: Mapping[str, str] | None = None
-    ) -> None:
+    def finish(self, run: EvaluationRun, cost: Cost) -> None:
         """Measure a run whose images are all there, and write its rows.
-
-        Args:
-            run: that drew them.
-            cost: of its images.
-            times: t / T of its steps, (S,).
-            trackers: of the posteriors that were tracked, settings to short name, in their order.
 
         Raises:
             SettingError: images are missing.
         """
         store = self.store(run)
         store.merge()
-        measures = self._measures(run)
-        rows = [self.identity(run) | measures | cost.columns()]
+        unguided = self.store(self.unguided) if self.unguided else None
+        measures = measure(store, unguided, self.reference, self.kinds)
+        rows = [{"scale": run.scale} | self.identity(run) | measures | cost.columns()]
         if run == self.unguided:
-            passed = 1 - measures["forbidden"]
-            if passed:
-                rejection = self._measures(run, reject=True)
-                rows.append(self.identity(EvaluationRun.reference("Rejection")) | rejection | cost.columns(passed))
-            if trackers:
-                self._judge(store, trackers, times)
-        identity = {name: rows[0][name] for name in KEY}
-        self.classes.add([identity | row for row in per_class(store, self.reference, self.kinds.names)])
-        self._log(run, rows, times)
+            if passed := 1 - measures["forbidden"]:
+                rejected = measure(store, unguided, self.reference, self.kinds, reject=True)
+                rows.append(self.identity(REJECTION) | rejected | cost.columns(passed))
+            self._judge_trackers(store)
+        classes = per_class(store, self.reference, self.kinds.names)
+        self.classes.add([self.identity(run) | row for row in classes])
+        self._log(store, rows)
         store.keep_only(SHOWN, everything=run == self.unguided)
         self.results.add(rows)
 
@@ -161,79 +154,61 @@ class Evaluator:
         Args:
             runs: those whose images are shown, where they are there.
         """
-        rows, names, forbidden = self.results.rows(), self.kinds.names, self.kinds.forbidden
+        rows, kinds = self.results.rows(), self.kinds
         curves.tradeoff(rows).savefig(self.folder / "tradeoff.png", dpi=150)
-        curves.class_histograms(rows, names, forbidden).savefig(self.folder / "histograms.png", dpi=110)
-        samples = []
-        for run in runs:
-            store = self.store(run)
-            if store.is_complete:
-                marked = [int(label) in forbidden for label in store.first("labels", SHOWN)]
-                samples.append((run.label, store.first("pixels", SHOWN), marked))
+        curves.class_histograms(rows, kinds.names, kinds.forbidden).savefig(self.folder / "histograms.png", dpi=110)
+        stores = [(run.label, self.store(run)) for run in runs]
+        samples = [(label, *self._first_images(store)) for label, store in stores if store.is_complete]
         if samples:
             curves.sample_rows(samples).savefig(self.folder / "samples.png", dpi=110)
         (self.folder / "results.md").write_text(results_markdown(rows, self._notes()))
 
     def summary(self) -> str:
-        """The tables, for the terminal."""
+        """The tables, for the terminal; empty if there is no row."""
         rows = self.results.rows()
-        if not rows:
-            return ""
-        texts = [*self._notes(), results_table(rows), safety_table(rows), f"written to {self.folder}"]
-        return "\n".join(text for text in texts if text)
+        texts = [*self._notes(), results_table(rows), safety_table(rows), f"written to {self.folder}"] if rows else []
+        return "\n".join(filter(None, texts))
 
-    def _drawing(self) -> dict[str, str]:
-        return {"seeds": f"{self.seeds.start}-{self.seeds.stop - 1}", "steps": str(self.steps)}
-
-    def _measures(self, run: EvaluationRun, reject: bool = False) -> dict[str, Any]:
-        """All measures of a run's images; with ``reject`` of those that are not forbidden."""
-        kinds, store = self.kinds, self.store(run)
-        unguided = self.store(self.unguided) if self.unguided else None
-        found = measure(store, unguided, self.reference, len(kinds.names), kinds.forbidden, reject, kinds.retained)
-        if not kinds.columns:
-            return found
-        allowed = ~torch.isin(store.all("labels"), torch.tensor(kinds.forbidden))
-        return found | kinds.measures(store.all("attributes")[allowed if reject else slice(None)])
-
-    def _judge(self, store: SampleStore, trackers: Mapping[str, str], times: Sequence[float]) -> None:
+    def _judge_trackers(self, store: SampleStore) -> None:
         """Measure the passively tracked posteriors."""
-        became = torch.isin(store.all("labels"), torch.tensor(self.kinds.forbidden))
-        middle = min(times, key=lambda time: abs(time - times[0] / 2))
-        rows, ends = posterior_metrics.posterior_rows(store.all("posteriors"), became, list(trackers), [middle, 0.0])
-        self.posteriors.add([row | self._drawing() for row in rows])
-        lines = {
-            f"{number}: {name}": end for number, (name, end) in enumerate(zip(trackers.values(), ends, strict=True), 1)
-        }
-        curves.calibration(lines).savefig(self.folder / "calibration.png", dpi=120)
+        if not self.trackers:
+            return
+        became, posteriors = self.kinds.are_forbidden(store.all("labels")), store.all("posteriors")
+        rows, ends = posterior_metrics.posterior_rows(posteriors, became, list(self.trackers), self.times)
+        self.posteriors.add([row | self.drawing for row in rows])
+        names = (f"{number}: {name}" for number, name in enumerate(self.trackers.values(), 1))
+        curves.calibration(dict(zip(names, ends, strict=True))).savefig(self.folder / "calibration.png", dpi=120)
 
-    def _log(self, run: EvaluationRun, rows: Sequence[dict[str, Any]], times: Sequence[float]) -> None:
+    def _log(self, store: SampleStore, rows: Sequence[dict[str, Any]]) -> None:
         """A TensorBoard run for each row; the first is of the images as they were drawn."""
-        kinds, store = self.kinds, self.store(run)
-        labels, trajectories = store.first("labels", PLOTTED), store.first("trajectories", PLOTTED)
-        is_forbidden = [label in kinds.forbidden for label in labels.tolist()]
-        grid = store.first("pixels", SHOWN), is_forbidden[:SHOWN]
-        seen = None
+        kinds, trajectories = self.kinds, store.first("trajectories", PLOTTED)
+        shown, way = self._first_images(store), None
         if trajectories.shape[1]:
             posterior = trajectories[..., 1] if trajectories.shape[2] > 1 else None
-            seen = result_board.Way(times, trajectories[..., 0], posterior, is_forbidden)
-        about = {"n": len(self.seeds), "steps": self.steps, "features": rows[0]["features"]} | self.about
+            is_forbidden = kinds.are_forbidden(store.first("labels", PLOTTED)).tolist()
+            way = result_board.Way(self.times, trajectories[..., 0], posterior, is_forbidden)
         reference = {}
         if self.unguided:
-            found = torch.bincount(self.store(self.unguided).all("labels"), minlength=len(kinds.names))
-            reference = {"Unguided": found.tolist()}
+            labels = self.store(self.unguided).all("labels")
+            reference = {"Unguided": torch.bincount(labels, minlength=len(kinds.names)).tolist()}
         for row in rows:
             own = {name: value for name, value in json.loads(row["guidance"]).items() if name != "class"}
-            settings = {"method": row["method"], "scale": row["scale"]} | own | about
+            about = {"n": len(self.seeds), "steps": int(row["steps"]), "features": row["features"]} | self.about
+            settings = {"method": row["method"], "scale": row.get("scale")} | own | about
             counts = {row["method"]: list(map(int, row["histogram"].split()))} | reference
-            key = hashlib.sha256(json.dumps([row[name] for name in KEY]).encode()).hexdigest()[:6]
-            folder = self.folder / "board" / "-".join(filter(None, [row["method"], str(row["scale"] or ""), key]))
-            shown = grid if row is rows[0] else None
-            result_board.write(folder, settings, row, counts, kinds.names, kinds.forbidden, shown, seen)
+            parts = row["method"], str(row.get("scale") or ""), _hash({name: row[name] for name in KEY}, 6)
+            folder = self.folder / "board" / "-".join(filter(None, parts))
+            images = shown if row is rows[0] else None
+            result_board.write(folder, settings, row, counts, kinds.names, kinds.forbidden, images, way)
+
+    def _first_images(self, store: SampleStore) -> tuple[Tensor, list[bool]]:
+        """Some images, uint8, and which of them are forbidden."""
+        return store.first("pixels", SHOWN), self.kinds.are_forbidden(store.first("labels", SHOWN)).tolist()
 
     def _notes(self) -> list[str]:
-        forbidden = ", ".join(self.kinds.names[label] for label in self.kinds.forbidden)
-        forbidden = str(self.about.get("forbidden", forbidden))
-        notes = [f"Without {forbidden}; seeds {self.seeds.start}–{self.seeds.stop - 1}, {self.steps} steps."]
+        forbidden = self.about.get("forbidden") or ", ".join(self.kinds.names[label] for label in self.kinds.forbidden)
+        seeds = self.drawing["seeds"].replace("-", "–")
+        notes = [f"Without {forbidden}; seeds {seeds}, {self.drawing['steps']} steps."]
         if self.reference is not None:
             hits, total = self.reference.floor(self.kinds.forbidden)
             notes.append(
@@ -241,3 +216,7 @@ class Evaluator:
                 f"{hits} of {total} held-out real images of the retained classes forbidden: its floor."
             )
         return notes
+
+
+def _hash(identity: Mapping[str, str], digits: int) -> str:
+    return hashlib.sha256(json.dumps([identity[name] for name in KEY]).encode()).hexdigest()[:digits]

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from dng_lightning.data.pixels import to_float
 from dng_lightning.errors import SettingError, reason
+from dng_lightning.evaluation.runs import Labels
 
 
 class Judge(Protocol):
@@ -22,12 +23,8 @@ class Judge(Protocol):
     def class_names(self) -> tuple[str, ...]:
         """What the labels are called."""
 
-    @property
-    def device(self) -> torch.device:
-        """Where images are to be."""
-
-    def classify(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Labels int64 (B,) of images (B, C, H, W) in [-1, 1], and their probabilities float32 (B,)."""
+    def label(self, x: Tensor) -> Labels:
+        """What it sees in images (B, C, H, W) in [-1, 1], on whatever device they are."""
 
 
 class FeatureExtractor(ABC):
@@ -50,6 +47,11 @@ class FeatureExtractor(ABC):
         self.name, self.num_features = name, num_features
         self.net = net
         self.fingerprint = fingerprint(net)
+
+    @property
+    def device(self) -> torch.device:
+        """Of the network."""
+        return next(self.net.parameters()).device
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """Features of images, on the network's device.

@@ -4,6 +4,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -29,6 +30,10 @@ class Kinds:
         """The classes of a data set, of which all that are not forbidden are retained."""
         retained = tuple(label for label in range(len(names)) if label not in forbidden)
         return cls(tuple(names), tuple(forbidden), retained)
+
+    def are_forbidden(self, labels: Tensor) -> Tensor:
+        """Which images are to be avoided, bool (N,), by their ``labels`` (N,)."""
+        return torch.isin(labels, torch.tensor(self.forbidden, dtype=labels.dtype, device=labels.device))
 
     @property
     def columns(self) -> tuple[str, ...]:

@@ -11,20 +11,14 @@ from torch import Tensor
 from dng_lightning.errors import SettingError
 
 
-def wilson_interval(successes: int, trials: int, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson's score interval of a share (Wilson, 1927); 95 % at the default ``z``.
+def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
+    """95 % score interval of a share (Wilson, 1927): its lower and upper bound in [0, 1]; (0, 1) for no trials."""
+    from scipy.stats import binomtest  # takes a second to import
 
-    Returns:
-        Its lower and upper bound, in [0, 1]; (0, 1) for no trials.
-    """
     if trials == 0:
         return 0.0, 1.0
-    share = successes / trials
-    centre = share + z**2 / (2 * trials)
-    spread = z * math.sqrt(share * (1 - share) / trials + z**2 / (4 * trials**2))
-    scale = 1 + z**2 / trials
-    # rounding would miss the bounds where all trials went one way
-    return (centre - spread) / scale if successes else 0.0, (centre + spread) / scale if successes < trials else 1.0
+    interval = binomtest(successes, trials).proportion_ci(method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def forbidden_rate(counts: Sequence[int], forbidden: Collection[int]) -> tuple[float, float, float]:

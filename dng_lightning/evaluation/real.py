@@ -91,7 +91,7 @@ class RealStatistics:
             covariances=_full(_upper(covariances.float())),  # as they come back from a file
             samples=torch.cat(samples).half(),
             sample_labels=train.labels[kept],
-            confusion=_confusion(data, classifier, batch_size),
+            confusion=_confusion(data, extractor, classifier, batch_size),
         )
 
     @classmethod
@@ -111,7 +111,7 @@ class RealStatistics:
         counts = torch.bincount(data.part("train").labels, minlength=len(data.class_names))
         ours = (type(data).__name__, extractor.name, extractor.fingerprint, counts.tolist())
         if kept and (kept.data, kept.extractor, kept.fingerprint, kept.counts.tolist()) == ours:
-            return replace(kept, confusion=_confusion(data, classifier))
+            return replace(kept, confusion=_confusion(data, extractor, classifier))
         return cls.compute(data, extractor, classifier)
 
     def moments(self, labels: Collection[int]) -> tuple[int, Tensor, Tensor]:
@@ -146,20 +146,16 @@ class RealStatistics:
             SettingError: the images have other classes or another shape, or the features are others.
         """
         mend = "make them anew from that data set with --data.real"
-        if self.class_names != tuple(class_names):
-            raise SettingError(f"the statistics are of {self.data}, which has other classes than the model: {mend}")
-        if self.image_shape != tuple(image_shape):
-            shapes = f"{self.image_shape} instead of {tuple(image_shape)}"
-            raise SettingError(f"the statistics are of {self.data}, of images {shapes}: {mend}")
-        if self.extractor != extractor.name:
-            raise SettingError(
-                f"the statistics hold features of {self.extractor}, not of {extractor.name}: choose that one, or {mend}"
-            )
-        if self.means.shape[1] != extractor.num_features:
-            sizes = f"{self.means.shape[1]} features instead of {extractor.num_features}"
-            raise SettingError(f"the statistics hold {sizes} of {extractor.name}: {mend}")
-        if self.fingerprint != extractor.fingerprint:
-            raise SettingError(f"the statistics were made with other weights of {extractor.name}: {mend}")
+        shape, width = tuple(image_shape), self.means.shape[1]
+        problems = {
+            f"are of {self.data}, which has other classes than the model": self.class_names != tuple(class_names),
+            f"are of {self.data}, of images {self.image_shape} instead of {shape}": self.image_shape != shape,
+            f"hold features of {self.extractor}, not of {extractor.name}": self.extractor != extractor.name,
+            f"hold {width} features instead of {extractor.num_features}": width != extractor.num_features,
+            f"were made with other weights of {extractor.name}": self.fingerprint != extractor.fingerprint,
+        }
+        for problem in (problem for problem, is_there in problems.items() if is_there):
+            raise SettingError(f"the statistics {problem}: {mend}")
 
     def save(self, path: str | Path) -> None:
         """Write a ``.pt`` of plain tensors and strings; of the covariances their upper triangles."""
@@ -214,12 +210,12 @@ def _batches(images: ImageTensors, size: int, what: str) -> Iterator[tuple[Tenso
             bar.update(len(places))
 
 
-def _confusion(data: ImageDataModule, classifier: Judge, batch_size: int = 500) -> Tensor:
+def _confusion(data: ImageDataModule, extractor: FeatureExtractor, classifier: Judge, batch_size: int = 500) -> Tensor:
     """Test images by true class (rows) and by what the classifier calls them, int64 (K, K)."""
     classes = len(data.class_names)
     confusion = torch.zeros(classes**2, dtype=torch.int64)
     for pixels, labels, _ in _batches(data.part("test"), batch_size, "classifier's errors"):
-        seen = classifier.classify(to_float(pixels.to(classifier.device)))[0].cpu()
+        seen = classifier.label(to_float(pixels.to(extractor.device))).labels.cpu()
         confusion += torch.bincount(labels * classes + seen, minlength=len(confusion))
     return confusion.view(classes, classes)
 

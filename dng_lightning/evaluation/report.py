@@ -17,22 +17,19 @@ def class_table(labels: dict[str, list[int]], class_names: Sequence[str], forbid
         class_names: name of each label.
         forbidden: labels to be avoided.
     """
-    width = max(11, *(len(name) for name in class_names))
-    columns = {name: max(len(name), 22) for name in labels}
-    lines = [" " * width + "".join(f"  {name:>{size}}" for name, size in columns.items())]
-    for label, class_name in enumerate(class_names):
-        cells = []
-        for name, size in columns.items():
-            count = labels[name].count(label)
-            share = count / len(labels[name])
-            cells.append(f"  {'█' * min(9, round(36 * share)):>{size - 13}}{count:6d} {share:6.1%}")
-        lines.append(f"{class_name + (' ✗' if label in forbidden else ''):>{width}}" + "".join(cells))
-    shares = []
-    for name, size in columns.items():
-        count, total = sum(label in forbidden for label in labels[name]), len(labels[name])
-        low, high = wilson_interval(count, total)
-        shares.append(f"  {f'{count / total:.1%} [{low:.1%}, {high:.1%}]':>{size}}")
-    return "\n".join([*lines, f"{'forbidden':>{width}}" + "".join(shares)])
+    table = [["", *labels]]
+    for label, name in enumerate(class_names):
+        counts = [(drawn.count(label), len(drawn)) for drawn in labels.values()]
+        shares = [f"{'█' * min(9, round(36 * n / total))}{n:6d} {n / total:6.1%}" for n, total in counts]
+        table.append([name + (" ✗" if label in forbidden else ""), *shares])
+    hits = [(sum(label in forbidden for label in drawn), len(drawn)) for drawn in labels.values()]
+    return _aligned([*table, ["forbidden", *(share_with_interval(n, total) for n, total in hits)]])
+
+
+def share_with_interval(hits: int, total: int) -> str:
+    """A share of images with its Wilson interval, in per cent."""
+    low, high = wilson_interval(hits, total)
+    return f"{hits / total:.1%} [{low:.1%}, {high:.1%}]"
 
 
 def cost_table(costs: Mapping[str, tuple[int, float, float]]) -> str:
@@ -41,11 +38,9 @@ def cost_table(costs: Mapping[str, tuple[int, float, float]]) -> str:
     Args:
         costs: for each method's name the images that it drew, and the network evaluations and seconds that it took.
     """
-    width = max(11, *map(len, costs))
-    lines = [" " * width + f"{'network evaluations an image':>30}{'images a second, a device':>28}"]
-    for name, (images, evaluations, seconds) in costs.items():
-        lines.append(f"{name:>{width}}{evaluations / images:>30.4g}{images / seconds:>28.3g}")
-    return "\n".join(lines)
+    table = [["", "network evaluations an image", "images a second, a device"]]
+    table += [[name, f"{nfe / n:.4g}", f"{n / seconds:.3g}"] for name, (n, nfe, seconds) in costs.items()]
+    return _aligned(table)
 
 
 Rows = Sequence[Mapping[str, str]]
@@ -53,29 +48,46 @@ Rows = Sequence[Mapping[str, str]]
 
 REFERENCES = ("Unguided", "Rejection", "Retrained")  # points, not curves
 SAFETY = (0.005, 0.01, 0.02)
-MEASURES = {"kl": "KL", "kl_own": "KL own", "fd_retained": "Fréchet", "invasiveness": "moved"}
+COLUMNS = {  # head of each column, its name in ``results.csv``, its factor and format
+    "scale": ("scale", 1, "g"),
+    "N": ("n", 1, ".0f"),
+    "forbidden, %": ("forbidden", 100, ".2f"),
+    "KL to even": ("kl", 1, ".3f"),
+    "KL to own¹": ("kl_own", 1, ".3f"),
+    "Fréchet distance": ("fd_retained", 1, ".3f"),
+    "KID ×1000": ("kid", 1000, ".2f"),
+    "precision": ("precision", 1, ".3f"),
+    "recall": ("recall", 1, ".3f"),
+    "moved": ("invasiveness", 1, ".3f"),
+    "evaluations": ("evaluations", 1, ".0f"),
+    "prompt obeyed, %": ("obeyed", 100, ".1f"),
+    "KL of what was left open": ("kl_open", 1, ".3f"),
+}
+MEASURES = ("kl", "kl_own", "fd_retained", "invasiveness")  # that are compared at equal safety
+FOOTNOTE = "¹ To the balance of the unguided images that are not forbidden, which rejection would draw."
 
 
 def results_table(rows: Rows) -> str:
     """The rows of a ``results.csv``, for the terminal."""
-    names = _names(rows)
-    wide = max([28, *(len(name) + 1 for name in names)])
-    head = f"{'method':<{wide}}{'scale':>7}{'n':>7}{'forbidden':>11}{'95 % interval':>17}{'KL':>8}{'KL own':>8}"
-    lines = [head + f"{'Fréchet':>10}{'precision':>11}{'recall':>8}{'moved':>8}{'evals':>8}"]
-    for name, row in zip(names, rows, strict=True):
-        bounds = [_number(row, f"forbidden_{side}", ".1%") for side in ("low", "high")]
-        interval = f"[{', '.join(bounds)}]" if row.get("forbidden_low") else "–"
-        text = f"{name:<{wide}}{row['scale'] or '–':>7}{row['n']:>7}"
-        text += f"{float(row['forbidden']):>11.2%}{interval:>17}"
-        text += f"{float(row['kl']):>8.3f}{_number(row, 'kl_own', '.3f'):>8}"
-        text += f"{_number(row, 'fd_retained', '.3f'):>10}{_number(row, 'precision', '.3f'):>11}"
-        text += f"{_number(row, 'recall', '.3f'):>8}{_number(row, 'invasiveness', '.3f'):>8}"
-        lines.append(text + f"{float(row['evaluations']):>8.0f}")
-    if any(row.get("obeyed") for row in rows):
-        lines = [
-            f"{line}{cell:>9}" for line, cell in zip(lines, ["obeyed", *(_obeyed(row) for row in rows)], strict=True)
-        ]
-    return "\n".join(lines)
+    return _aligned(_results(rows, ("forbidden",)))
+
+
+def safety_table(rows: Rows) -> str:
+    """``equal_safety`` as a table; empty if no method has a curve."""
+    return _aligned(_safety(rows))
+
+
+def results_markdown(rows: Rows, notes: Sequence[str] = ()) -> str:
+    """The rows of a ``results.csv`` and their values at equal safety as Markdown.
+
+    Args:
+        rows: of the CSV.
+        notes: paragraphs before the tables.
+    """
+    paragraphs = [*notes, _markdown(_results(rows, [name for name, *_ in COLUMNS.values()])), FOOTNOTE]
+    if found := _safety(rows):
+        paragraphs += ["At equal safety (interpolated):", _markdown(found)]
+    return "\n\n".join(paragraphs) + "\n"
 
 
 def by_method(rows: Rows) -> dict[str, list[Mapping[str, str]]]:
@@ -104,13 +116,13 @@ def _without_scale(settings: Mapping[str, Any], scale: str | None) -> dict[str, 
 
 def _apart(own: Mapping[str, Any], siblings: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """What is unusual of the settings in which siblings differ; a value too long to be shown by its number."""
-    for name, value in own.items():
+    for name, value in sorted(own.items()):
         values = [other.get(name) for other in siblings]
         if all(other == value for other in values):
             continue
-        inside = [other for other in values if isinstance(other, Mapping)]
-        if isinstance(value, Mapping) and len(inside) == len(values):
-            yield from _apart(value, inside)
+        if isinstance(value, Mapping) and all(other is None or isinstance(other, Mapping) for other in values):
+            usual = {"class": value.get("class")} if len(value) > 1 else {}  # what a sibling has that does not say it
+            yield from _apart(value, [other or usual for other in values])
         else:
             text = "none" if value is None else str(value)
             yield f"{name} {text}" if len(text) < 20 else f"{name} #{values.index(value) + 1}"
@@ -141,63 +153,39 @@ def equal_safety(rows: Rows, levels: Sequence[float] = SAFETY) -> list[dict[str,
     return found
 
 
-def safety_table(rows: Rows) -> str:
-    """``equal_safety`` as a table, methods down and levels across; empty if no method has a curve."""
-    found = equal_safety(rows)
-    methods = list(dict.fromkeys(result["method"] for result in found if len(result) > 2))
-    if not methods:
-        return ""
-    wide = max([28, *(len(method) + 1 for method in methods)])
-    levels = "".join(f"{f'at {level:.1%} forbidden':>{9 * len(MEASURES)}}" for level in SAFETY)
-    names = "".join(f"{name:>9}" for name in MEASURES.values())
-    lines = [f"{'':<{wide}}{levels}", f"{'equal safety':<{wide}}{names * len(SAFETY)}"]
-    for method in methods:
-        cells = ""
-        for level in SAFETY:
-            (result,) = [r for r in found if r["method"] == method and r["forbidden"] == level]
-            cells += "".join(f"{result[name]:>9.3f}" if name in result else f"{'–':>9}" for name in MEASURES)
-        lines.append(f"{method:<{wide}}{cells}")
-    return "\n".join(lines)
+def _results(rows: Rows, with_interval: Collection[str]) -> list[list[str]]:
+    """Heads and cells of those columns that all tables have, or that have a value."""
+    shown = {h: c for h, c in COLUMNS.items() if c[0] not in ("obeyed", "kl_open") or any(r.get(c[0]) for r in rows)}
+    cells = [[_cell(row, *column, column[0] in with_interval) for column in shown.values()] for row in rows]
+    return [["method", *shown], *([name, *own] for name, own in zip(_names(rows), cells, strict=True))]
 
 
-def results_markdown(rows: Rows, notes: Sequence[str] = ()) -> str:
-    """The rows of a ``results.csv`` and their values at equal safety as Markdown.
-
-    Args:
-        rows: of the CSV.
-        notes: paragraphs before the tables.
-    """
-    lines = [*(f"{note}\n" for note in notes)]
-    heads = ["method", "scale", "N", "forbidden, %", "KL to even", "KL to own¹", "Fréchet distance", "KID ×1000"]
-    in_words = any(row.get("obeyed") for row in rows)
-    heads += ["precision", "recall", "moved", "evaluations"]
-    heads += ["prompt obeyed", "KL of what was left open"] if in_words else []
-    lines += [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
-    for name, row in zip(_names(rows), rows, strict=True):
-        bounds = [100 * float(row[name]) for name in ("forbidden_low", "forbidden_high") if row.get(name)]
-        rate = f"{100 * float(row['forbidden']):.2f}" + (f" ({bounds[0]:.2f}–{bounds[1]:.2f})" if bounds else "")
-        kl, own, fd = (_with_interval(row, name) for name in ("kl", "kl_own", "fd_retained"))
-        kid = f"{1000 * float(row['kid']):.2f}" if row.get("kid") else "–"
-        cells = [name, row["scale"] or "–", row["n"], rate, kl, own, fd, kid]
-        cells += [_number(row, measure, ".3f") for measure in ("precision", "recall", "invasiveness")]
-        cells.append(f"{float(row['evaluations']):.0f}")
-        cells += [_obeyed(row), _number(row, "kl_open", ".3f")] if in_words else []
-        lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", "¹ To the balance of the unguided images that are not forbidden, which rejection would draw."]
+def _safety(rows: Rows) -> list[list[str]]:
     found = [result for result in equal_safety(rows) if len(result) > 2]
-    if found:
-        heads = ["method", "forbidden, %", "KL to even", "KL to own¹", "Fréchet distance", "moved"]
-        lines += ["", "At equal safety (interpolated):", "", f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
-        for result in found:
-            values = [f"{result[name]:.3f}" if name in result else "–" for name in MEASURES]
-            lines.append(f"| {result['method']} | {100 * result['forbidden']:g} | {' | '.join(values)} |")
-    return "\n".join(lines) + "\n"
+    heads = [head for head, (name, *_) in COLUMNS.items() if name in MEASURES]
+    table = [["method", "forbidden, %", *heads]] if found else []
+    for result in found:
+        values = [f"{result[name]:.3f}" if name in result else "–" for name in MEASURES]
+        table.append([result["method"], f"{100 * result['forbidden']:g}", *values])
+    return table
 
 
-def _with_interval(row: Mapping[str, str], name: str) -> str:
-    low, high = (f"{name.removesuffix('_retained')}_{side}" for side in ("low", "high"))
-    bounds = f" ({float(row[low]):.3f}–{float(row[high]):.3f})" if row.get(low) else ""
-    return _number(row, name, ".3f") + bounds
+def _cell(row: Mapping[str, str], name: str, factor: float, form: str, with_interval: bool) -> str:
+    names = [name, *(f"{name.removesuffix('_retained')}_{side}" for side in ("low", "high"))]
+    value, low, high = (format(factor * float(row[n]), form) if row.get(n) else "" for n in names)
+    return f"{value} ({low}–{high})" if with_interval and low else value or "–"
+
+
+def _aligned(table: Sequence[Sequence[str]]) -> str:
+    """A table with its first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = ([f"{first:<{widths[0]}}", *map(str.rjust, cells, widths[1:])] for first, *cells in table)
+    return "\n".join("  ".join(line) for line in lines)
+
+
+def _markdown(table: Sequence[Sequence[str]]) -> str:
+    head, *lines = [f"| {' | '.join(cells)} |" for cells in table]
+    return "\n".join([head, "|" + "---|" * len(table[0]), *lines])
 
 
 def _names(rows: Rows) -> list[str]:
@@ -211,13 +199,5 @@ def _differ(rows: Rows, name: str) -> bool:
     return len({row[name] for row in rows if row.get(name)}) > 1
 
 
-def _obeyed(row: Mapping[str, str]) -> str:
-    return _number(row, "obeyed", ".1%")
-
-
 def _rate(row: Mapping[str, str]) -> float:
     return max(float(row["forbidden"]), 0.5 / float(row["n"]))
-
-
-def _number(row: Mapping[str, str], name: str, form: str) -> str:
-    return format(float(row[name]), form) if row.get(name) else "–"

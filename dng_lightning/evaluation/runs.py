@@ -6,8 +6,6 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from dng_lightning.kernel import NoiseLevel
-
 
 @dataclass(frozen=True)
 class EvaluationRun:
@@ -41,7 +39,7 @@ class Samples:
     Attributes:
         seeds: one an image.
         images: x_0, (B, C, H, W), about [-1, 1], not clamped.
-        levels: the level that each step starts from, (S,).
+        times: t / T of the level that each step starts from, (S,), falling from 1.
         scale: guidance scale at each step, (B, S).
         posterior: of each forbidden condition before each step, (B, S, K); None without one.
         nfe: network evaluations an image.
@@ -49,7 +47,7 @@ class Samples:
 
     seeds: Sequence[int]
     images: Tensor
-    levels: Sequence[NoiseLevel]
+    times: Sequence[float]
     scale: Tensor
     posterior: Tensor | None
     nfe: float

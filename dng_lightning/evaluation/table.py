@@ -1,11 +1,13 @@
 """Rows of results in a CSV file that grows as they come."""
 
 import csv
-from collections.abc import Callable, Mapping, Sequence
+import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from dng_lightning.errors import SettingError
+from dng_lightning.files import write_whole
 
 
 class Table:
@@ -15,24 +17,17 @@ class Table:
         path: of the file; its folder exists by the time that something is added.
         columns: in their order.
         key: those that tell rows apart.
-        renew: makes the rows of a file that an earlier version wrote, in which new columns are empty, into today's.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        columns: Sequence[str],
-        key: Sequence[str],
-        renew: Callable[[list[dict[str, str]]], list[dict[str, str]]] = list,
-    ) -> None:
-        self.path, self.columns, self.key, self.renew = path, list(columns), list(key), renew
+    def __init__(self, path: Path, columns: Sequence[str], key: Sequence[str]) -> None:
+        self.path, self.columns, self.key = path, list(columns), list(key)
 
     def rows(self) -> list[dict[str, str]]:
         """What is in the file, in the order in which it was added; nothing if there is none."""
         if not self.path.exists():
             return []
         with self.path.open(newline="") as file:
-            return self.renew([{name: row.get(name) or "" for name in self.columns} for row in csv.DictReader(file)])
+            return [{name: row.get(name) or "" for name in self.columns} for row in csv.DictReader(file)]
 
     def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Add rows in one step, numbers to six digits; one takes the place of an earlier one of the same key.
@@ -44,12 +39,15 @@ class Table:
         for row in rows:
             texts = {k: f"{v:.6g}" if isinstance(v, float) else "" if v is None else str(v) for k, v in row.items()}
             table[self._key(texts)] = texts
-        part = self.path.with_suffix(".part")
-        with part.open("w", newline="") as file:
-            writer = csv.DictWriter(file, self.columns)
-            writer.writeheader()
-            writer.writerows(table.values())
-        part.replace(self.path)
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, self.columns)
+        writer.writeheader()
+        writer.writerows(table.values())
+        write_whole(self.path, text.getvalue().encode())
+
+    def has(self, row: Mapping[str, Any]) -> bool:
+        """Whether there is a row with these values."""
+        return any(row.items() <= found.items() for found in self.rows())
 
     def _key(self, row: Mapping[str, str]) -> tuple[str, ...]:
         return tuple(row.get(name, "") for name in self.key)

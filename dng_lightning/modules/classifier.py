@@ -12,6 +12,7 @@ from torch.nn import functional
 from torchmetrics.classification import MulticlassAccuracy
 
 from dng_lightning.errors import SettingError
+from dng_lightning.evaluation.runs import Labels
 from dng_lightning.kernel import NoiseLevel
 from dng_lightning.modules.trained import TrainedModule
 from dng_lightning.schedule import NoiseSchedule
@@ -80,6 +81,10 @@ class ClassifierModule(TrainedModule):
         confidence, labels = self.probabilities(x).max(dim=1)
         return labels, confidence
 
+    def label(self, x: Tensor) -> Labels:
+        """The same as ``classify`` gives, for an evaluation."""
+        return Labels(*self.classify(x))
+
     @torch.no_grad()
     def probabilities(self, x: Tensor) -> Tensor:
         """The probability of every class, (B, num_classes) float32; see ``classify``."""
@@ -121,7 +126,7 @@ class ClassifierModule(TrainedModule):
     def _judge(self, x: Tensor, t: Tensor | None = None) -> Tensor:
         was_training = self.net.training
         self.net.eval()
-        if self.device != x.device:
+        if next(self.net.parameters()).device != x.device:
             self.to(x.device)
         with torch.autocast(x.device.type, enabled=False):
             logits: Tensor = self(x.to(self.dtype), t).float()

@@ -95,54 +95,56 @@ class GuidedSampler(ImageSampler):
         compile: bool = False,
     ) -> None:
         super().__init__(Sampler(steps, eta, variance, clip))
-        self.unguided = Unguided()
-        self.model = DiffusionModule.load(checkpoint)
+
+        # The networks
+        self.checkpoint, self.model = checkpoint, DiffusionModule.load(checkpoint)
         self.schedule, self.chain_shape = self.model.schedule, self.model.image_shape
-        self.beside = diffusers_format.find((negative_checkpoints or [checkpoint])[0])
-        folder = self.beside.parent
-        self.guidance: Guidance = load_settings(guidance or DynamicNegativeGuidance(), folder)
-        self.guidances: list[Guidance] = [load_settings(method, folder) for method in guidances or []] or [
-            self.guidance
-        ]
-        self.model.schedule.levels(steps)  # refuses too many steps now, not after minutes
+        self.schedule.levels(steps)  # refuses too many steps now, not after minutes
         negatives = [DiffusionModule.load(name) for name in negative_checkpoints or []]
         self.negatives = torch.nn.ModuleList(negatives)
-        # out of the module tree: the trainer's precision is not for what judges images
-        object.__setattr__(self, "classifier", ClassifierModule.load(classifier) if classifier else None)
-        object.__setattr__(self, "observer", ClassifierModule.load(observer) if observer else None)
-        self.observer_name = diffusers_format.name_of(observer) if observer else None
-        lookers = [looker for looker in (self.classifier, self.observer) if looker is not None]
-        name_classes(self.model, [*negatives, *lookers], checkpoint)
+        self.retrained = DiffusionModule.load(retrained) if retrained else None
+        self.keep_apart(
+            classifier=ClassifierModule.load(classifier) if classifier else None,
+            observer=ClassifierModule.load(observer) if observer else None,
+            noisy_classifier=ClassifierModule.load(noisy_classifier, noisy=True) if noisy_classifier else None,
+        )
+        self.judge_name, self.observer_name, self.noisy_classifier_name, self.retrained_name = (
+            diffusers_format.name_of(name) if name else ""
+            for name in (classifier, observer, noisy_classifier, retrained)
+        )
+
+        # The guidances, with what lies beside the checkpoint
+        self.beside = diffusers_format.find((negative_checkpoints or [checkpoint])[0])
+        given = [guidance or DynamicNegativeGuidance(), *(guidances or [])]
+        self.guidance, *others = (load_settings(method, self.beside.parent) for method in given)
+        self.unguided, self.guidances = Unguided(), others or [self.guidance]
+
+        # The classes
+        judges = {f"classifier {classifier}": self.classifier, f"observer {observer}": self.observer}
+        known = {name: judge for name, judge in judges.items() if judge is not None}
+        name_classes(self.model, [*negatives, *known.values()], checkpoint)
         self.image_shape, self.class_names = self.model.image_shape, self.model.class_names
         seen = self.model.seen_classes
-        self.forbidden = labels_of(
-            forbidden, self.class_names, range(len(self.class_names)) if self.negatives else seen
-        )
-        check_negatives(negatives, self.model, checkpoint, self.forbidden)
-        for method in [self.guidance, *self.guidances]:
-            check_needs(method, observer or classifier, noisy_classifier, wanted not in (None, []))
-            method.start(torch.empty(1, *self.image_shape), len(self.forbidden))  # refuses priors that do not fit
+        self.forbidden = labels_of(forbidden, self.class_names, range(len(self.class_names)) if negatives else seen)
         wanted = [] if wanted is None else list(map(str, seen)) if wanted == "all" else wanted
         self.wanted = labels_of(wanted, self.class_names, seen)
+
+        # Whether all of them go together
+        check_negatives(negatives, self.model, checkpoint, self.forbidden)
+        for method in [self.guidance, *self.guidances]:
+            check_needs(method, bool(known), self.noisy_classifier is not None, bool(self.wanted))
+            method.start(torch.empty(1, *self.image_shape), len(self.forbidden))  # refuses priors that do not fit
         check_classes(self.forbidden, self.wanted, [self.guidance, *self.guidances])
         if self.wanted and not self.model.null_class:
             raise SettingError(f"{checkpoint} is unconditional: it cannot be asked for a class")
-        self.checkpoint, self.judge_name = checkpoint, diffusers_format.name_of(classifier) if classifier else ""
-        if self.classifier:
-            check_classifier(self.classifier, self.model, f"classifier {classifier}", checkpoint)
-        if self.observer:
-            check_classifier(self.observer, self.model, f"observer {observer}", checkpoint)
-        noisy = ClassifierModule.load(noisy_classifier, noisy=True) if noisy_classifier else None
-        object.__setattr__(self, "noisy_classifier", noisy)
-        self.noisy_classifier_name = diffusers_format.name_of(noisy_classifier) if noisy_classifier else None
+        for name, judge in known.items():
+            check_classifier(judge, self.model, name, checkpoint)
         if self.noisy_classifier:
-            check_noisy(self.noisy_classifier, self.model, str(noisy_classifier), checkpoint)
-        self.retrained = DiffusionModule.load(retrained) if retrained else None
-        self.retrained_name = diffusers_format.name_of(retrained) if retrained else None
+            check_noisy(self.noisy_classifier, self.model, f"noisy_classifier {noisy_classifier}", checkpoint)
         if self.retrained:
-            check_retrained(self.retrained, self.model, str(retrained), checkpoint, self.forbidden)
+            check_retrained(self.retrained, self.model, f"retrained {retrained}", checkpoint, self.forbidden)
         if compile:
-            for network in (self.model, self.retrained, *self.negatives):
+            for network in (self.model, self.retrained, *negatives):
                 if network is not None:
                     network.net.compile()
         self.draws = self.all_draws()
@@ -184,13 +186,11 @@ class GuidedSampler(ImageSampler):
         for guidance in self.guidances:
             if not isinstance(guidance, Unguided):
                 needs = guidance.needs()
-                networks = {
-                    "checkpoint": self.noisy_classifier_name if needs.classifier else None,
-                    "observer": self.observer_name if needs.observer is not None else None,
-                }
-                draws.append(Draw.of(guidance, **networks))
+                noisy = self.noisy_classifier_name if needs.classifier else ""
+                observer = self.observer_name if needs.observer is not None else ""
+                draws.append(Draw.of(guidance, checkpoint=noisy, observer=observer))
         if self.retrained:
-            run = EvaluationRun.reference("Retrained", checkpoint=str(self.retrained_name))
+            run = EvaluationRun.reference("Retrained", checkpoint=self.retrained_name)
             draws.append(Draw(run, Unguided(), retrained=True))
         return draws
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 from lightning import Callback, LightningModule
-from torch import Tensor
+from torch import Tensor, nn
 
 from dng_lightning.evaluation.features import Judge
 from dng_lightning.evaluation.kinds import Kinds
-from dng_lightning.evaluation.runs import EvaluationRun, Labels, Samples
+from dng_lightning.evaluation.runs import EvaluationRun, Samples
 from dng_lightning.guidance import Guidance
 from dng_lightning.guidance.serialization import display_name, non_default_settings, scale_of, settings_json
 from dng_lightning.sampling import ImageNoise, Predictor, Recorder, Sampler, Trajectories, sample
@@ -87,6 +87,11 @@ class ImageSampler(LightningModule, ABC):
         self.draws_owner: Callback | None = None
         self.recorders: list[Recorder] = []
 
+    def keep_apart(self, **networks: nn.Module | None) -> None:
+        """Set attributes out of the module tree: the trainer's precision is not for what judges images."""
+        for name, network in networks.items():
+            object.__setattr__(self, name, network)
+
     @property
     @abstractmethod
     def folder(self) -> Path:
@@ -101,10 +106,6 @@ class ImageSampler(LightningModule, ABC):
     def judge(self) -> Judge | None:
         """The classifier that labels the images; None for no labels."""
         return None
-
-    def label(self, images: Tensor) -> Labels | None:
-        """What the judge sees in ``images`` (B, C, H, W) in [-1, 1]; None without one."""
-        return Labels(*self.judge.classify(images)) if self.judge else None
 
     def read(self, images: Tensor) -> Tensor | None:
         """All that is read in ``images`` (B, C, H, W) in [-1, 1] without a judge, (B, ...); None for nothing."""
@@ -149,8 +150,8 @@ class ImageSampler(LightningModule, ABC):
         with self._precision():
             every = [seen, *self.recorders, *recorders]
             images = self.decode(sample(predictor, guidance, self.schedule, noise, self.sampler, every))
-        nfe = predictor.nfe / len(seeds)
-        return Samples(list(seeds), images, seen.levels, seen.scale, seen.posterior, nfe)
+        times = [self.schedule.fraction(level) for level in seen.levels]
+        return Samples(list(seeds), images, times, seen.scale, seen.posterior, predictor.nfe / len(seeds))
 
     def all_draws(self) -> list[Draw]:
         """What ``dng test`` draws: unguided images, and those of each guidance."""

@@ -50,13 +50,11 @@ def check_classifier(classifier: ClassifierModule, model: DiffusionModule, name:
 
 def check_noisy(classifier: ClassifierModule, model: DiffusionModule, name: str, model_name: str) -> None:
     """Refuse a noise-conditional classifier that judges other images than the model makes."""
-    assert classifier.schedule
-    name = f"noisy_classifier {name}"
     if classifier.class_names != model.class_names or classifier.seen_classes != model.seen_classes:
         raise SettingError(f"{name} was trained on other classes than {model_name}: name another")
     if classifier.image_shape != model.image_shape:
         raise SettingError(f"{name} judges images of {classifier.image_shape}, not {model.image_shape}")
-    if not classifier.schedule.agrees(model.schedule):
+    if classifier.schedule is None or not classifier.schedule.agrees(model.schedule):
         raise SettingError(f"{name} was trained with another noise schedule than {model_name}: name another")
 
 
@@ -65,9 +63,9 @@ def check_retrained(
 ) -> None:
     """Refuse a model of other images, or one that was trained with a ``forbidden`` class."""
     if (retrained.image_shape, retrained.class_names) != (model.image_shape, model.class_names):
-        raise SettingError(f"retrained {name} makes other images than {model_name}: name another, or null")
+        raise SettingError(f"{name} makes other images than {model_name}: name another, or null")
     if set(retrained.seen_classes) & set(forbidden):
-        raise SettingError(f"retrained {name} was trained with a forbidden class: name another, or null")
+        raise SettingError(f"{name} was trained with a forbidden class: name another, or null")
 
 
 def check_classes(forbidden: Sequence[int], wanted: Sequence[int], guidances: Sequence[Guidance]) -> None:
@@ -80,15 +78,14 @@ def check_classes(forbidden: Sequence[int], wanted: Sequence[int], guidances: Se
         raise SettingError("every wanted class is forbidden: name others, or set the guidance to Unguided")
 
 
-def check_needs(guidance: Guidance, observer: str | None, noisy_classifier: str | None, wanted: bool) -> None:
+def check_needs(guidance: Guidance, observer: bool, noisy_classifier: bool, wanted: bool) -> None:
     """Refuse a guidance that needs a classifier or a wanted class, where none is named, or a text, which none has."""
-    if guidance.needs().attention is not None:
-        raise SettingError(
-            f"{display_name(guidance)} acts in the attention to a text: it is for the TextToImageSampler"
-        )
-    if guidance.needs().classifier and not noisy_classifier:
-        raise SettingError(f"{display_name(guidance)} needs a noisy_classifier: name its checkpoint")
-    if guidance.needs().observer is not None and not observer:
-        raise SettingError(f"{display_name(guidance)} needs a classifier to look at the images: name one as observer")
-    if guidance.needs().class_labels and not wanted:
-        raise SettingError(f'{display_name(guidance)} guides toward a class: set wanted to one, or to "all"')
+    needs, name = guidance.needs(), display_name(guidance)
+    if needs.attention is not None:
+        raise SettingError(f"{name} acts in the attention to a text: it is for the TextToImageSampler")
+    if needs.classifier and not noisy_classifier:
+        raise SettingError(f"{name} needs a noisy_classifier: name its checkpoint")
+    if needs.observer is not None and not observer:
+        raise SettingError(f"{name} needs a classifier to look at the images: name one as observer")
+    if needs.class_labels and not wanted:
+        raise SettingError(f'{name} guides toward a class: set wanted to one, or to "all"')

@@ -1,11 +1,14 @@
 """What is noted while a chain is sampled; a recorder never changes the images."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from dng_lightning.guidance.positive_and_negative import PositiveAndNegative
+from dng_lightning.guidance.unguided import Unguided
 from dng_lightning.interfaces import Guided, Needs, Predictions, Step
 from dng_lightning.kernel import NoiseLevel
 from dng_lightning.posterior import Posterior
@@ -73,15 +76,17 @@ class PassiveTracking(Recorder):
 
     Args:
         posteriors: at least one.
+        cfg_scale: of the classifier-free guidance that draws the images; a posterior sees all branches with it, as in
+            ``PositiveAndNegative``. 1 for the predictions as they are.
     """
 
-    def __init__(self, posteriors: Sequence[Posterior]) -> None:
-        self.posteriors = list(posteriors)
+    def __init__(self, posteriors: Sequence[Posterior], cfg_scale: float = 1.0) -> None:
+        self.posteriors, self.drawn_by = list(posteriors), PositiveAndNegative(Unguided(), cfg_scale)
 
     @property
     def needs(self) -> Needs:  # type: ignore[override]  # an attribute of the others
         """What all of the posteriors need."""
-        needs = Needs()
+        needs = Needs(null=self.drawn_by.cfg_scale != 1)
         for posterior in self.posteriors:
             needs = needs | posterior.needs()
         return needs
@@ -95,11 +100,12 @@ class PassiveTracking(Recorder):
 
     def record(self, step: Step, x_t: Tensor, x_s: Tensor, predictions: Predictions, guided: Guided) -> None:
         """Note each posterior before the step, and update it."""
+        predictions = self.drawn_by.sharpened(predictions)
         pairs = list(zip(self.posteriors, self.states, strict=True))
         self.levels.append(step.level)
         self._log_probs.append(torch.stack([p.log_prob(predictions, state, step) for p, state in pairs], 1))
         self._states.append(self.states)
-        without = Predictions(predictions.denoised, predictions.negatives, predictions.null)
+        without = replace(predictions, divergence=None)
         self.states = [
             posterior.update(
                 state,

@@ -26,11 +26,6 @@ class PromptClassifier(nn.Module):
         self.net, self.asked = reader, asked
         self.class_names = asked.names
 
-    @property
-    def device(self) -> torch.device:
-        """Where the classifiers are."""
-        return next(self.parameters()).device
-
     def label(self, x: Tensor) -> Labels:
         """The kind of each image, the probability of what was read of it, and all that was read, (B, 4).
 
@@ -41,11 +36,6 @@ class PromptClassifier(nn.Module):
         attributes = torch.stack([found.indices for found in best], 1)
         seen = [found.values for name, found in zip(VALUES, best, strict=True) if name in self.asked.avoided]
         return Labels(self.asked.labels(attributes), torch.stack(seen, 1).prod(1), attributes)
-
-    def classify(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The kinds and their probabilities, (B,) each."""
-        found = self.label(x)
-        return found.labels, found.confidence
 
     def emerging(self, x: Tensor) -> Tensor:
         """The probability of what each negative prompt names, (B, K): of all of its attributes."""

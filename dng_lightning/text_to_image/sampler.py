@@ -10,7 +10,6 @@ from dng_lightning.data.captioned_digits import CaptionedDigits
 from dng_lightning.errors import SettingError
 from dng_lightning.evaluation.asked import Asked, Wanted
 from dng_lightning.evaluation.kinds import Kinds
-from dng_lightning.evaluation.runs import Labels
 from dng_lightning.guidance import (
     CFGNegativePrompt,
     ClassifierFreeGuidance,
@@ -66,9 +65,9 @@ class TextToImageSampler(ImageSampler):
         save_memory: attend in slices, decode images one by one and in tiles; slower.
         observer: looks at the images for a guidance that asks which negative prompts are emerging; None for the
             ``reader``, if there is one.
-        reader: classifiers that say what images of coloured digits show, see ``AttributeClassifier.load``: they label
-            the images of one prompt by what its negative prompts name, and say without any which images obey their prompt;
-            None for no labels.
+        reader: classifiers of the attributes of coloured digits, see ``AttributeClassifier.load``: they label the
+            images of one prompt by what its negative prompts name, and without any say which images are what their
+            prompt asks for; None for no labels.
         compile: compile the U-Net (needs a C++ compiler on CPUs); pays from some hundred images on.
 
     Raises:
@@ -130,14 +129,12 @@ class TextToImageSampler(ImageSampler):
         self.wanted = list(range(len(wanted)))
         pixels = self.model.pixels
         self.image_shape = (self.model.vae.config.out_channels, *(pixels * side for side in self.chain_shape[1:]))
-        # out of the module tree: the trainer's precision is not for what judges images
-        object.__setattr__(self, "reader", self._load(reader))
-        object.__setattr__(self, "classifier", None)
+        self.keep_apart(reader=self._load(reader), classifier=None)
         self._told: Kinds | None = None
         if self.reader is not None:
             self._told = asked = _asked(wanted, negative)
             judge = PromptClassifier(self.reader, asked) if isinstance(asked, Asked) else None
-            object.__setattr__(self, "classifier", judge)
+            self.keep_apart(classifier=judge)
         self.judge_name = f"{Path(reader or '').name}-reader"
         self.observer = observer
         if observer is not None:
@@ -170,10 +167,6 @@ class TextToImageSampler(ImageSampler):
     def judge(self) -> PromptClassifier | None:
         """See ``ImageSampler.judge``."""
         return self.classifier
-
-    def label(self, images: Tensor) -> Labels | None:
-        """See ``ImageSampler.label``."""
-        return self.classifier.label(images) if self.classifier else None
 
     def read(self, images: Tensor) -> Tensor | None:
         """See ``ImageSampler.read``."""

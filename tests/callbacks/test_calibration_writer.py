@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from dng_lightning.guidance.watching import Evidence
 from running import Dng
 
 from dng_lightning.data.pixels import from_png
 from dng_lightning.evaluation.metrics import posterior_quality
 from dng_lightning.guidance import DynamicNegativeGuidance, Unguided
-from dng_lightning.guidance.watching import Evidence
 from dng_lightning.modules import GuidedSampler
 
 N, STEPS = 40, 10

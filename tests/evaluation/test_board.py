@@ -74,7 +74,7 @@ def test_a_histogram_keeps_empty_classes(writer: SummaryWriter):
 
 def test_trajectories_average_the_scale_and_take_the_last_posterior(writer: SummaryWriter):
     posterior, scale = torch.tensor([[0.1, 0.2], [0.1, 0.6]]), torch.tensor([[1.0, 3.0], [2.0, 6.0]])
-    board.trajectories(writer, "guidance", [4, 2], posterior, scale, [False, True], 4, 7)
+    board.trajectories(writer, "guidance", [1.0, 0.5], posterior, scale, [False, True], 7)
     events = written(writer)
     assert scalar(events, "guidance/posterior_mean") == pytest.approx(0.4)
     assert scalar(events, "guidance/scale_mean") == pytest.approx(3)
@@ -88,7 +88,7 @@ def test_bands_and_a_few_single_images():
     scale = torch.arange(11.0)[:, None] * torch.tensor([1.0, 2.0]) + 5  # eleven images, two steps
     scale[10] *= 10
     forbidden = [False] * 9 + [True] * 2
-    figure = plots.trajectory_bands([10, 5], None, scale, forbidden, 10)
+    figure = plots.trajectory_bands([1.0, 0.5], None, scale, forbidden)
     (axes,) = figure.axes
     drawn = {str(line.get_label()): line for line in axes.lines if len(line.get_xdata())}
     assert drawn["median"].get_ydata() == pytest.approx([10, 15])
@@ -104,7 +104,7 @@ def test_bands_and_a_few_single_images():
 def test_a_wide_range_is_drawn_whole_on_a_logarithmic_axis():
     posterior = torch.full((20, 3), 1e-3)
     posterior[19] = 0.9  # not among the eight that are drawn
-    figure = plots.trajectory_bands([3, 2, 1], posterior, posterior, [False] * 20, 3)
+    figure = plots.trajectory_bands([1.0, 0.67, 0.33], posterior, posterior, [False] * 20)
     for axes in figure.axes:
         assert axes.get_yscale() == "log"
         assert axes.get_ylim()[0] < 1e-3

@@ -6,14 +6,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from dng_lightning.evaluation import comparison, drawn
+from dng_lightning.evaluation import comparison, sample_store
 from dng_lightning.evaluation.comparison import LEAST, measure, per_class
-from dng_lightning.evaluation.drawn import Drawn
+from dng_lightning.evaluation.kinds import Kinds
 from dng_lightning.evaluation.metrics import kl_divergence, kl_interval, kl_to, total_variation, wilson_interval
 from dng_lightning.evaluation.quality import frechet_distance, frechet_interval, kernel_distance, precision_recall
 from dng_lightning.evaluation.real import RealStatistics
+from dng_lightning.evaluation.sample_store import SampleStore
 
 CLASSES, FORBIDDEN, WIDTH = 4, [1], 6
+KINDS = Kinds.of_classes("abcd", FORBIDDEN)
 LABELS = torch.tensor([0, 1, 2, 3] * 20 + [0] * 15 + [1] * 5)
 N = len(LABELS)
 
@@ -22,11 +24,11 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def images(folder: Path, labels: Tensor = LABELS, seed: int = 1, pixels: Tensor | None = None) -> Drawn:
+def images(folder: Path, labels: Tensor = LABELS, seed: int = 1, pixels: Tensor | None = None) -> SampleStore:
     features = normal(len(labels), WIDTH, seed=seed) + labels.unsqueeze(1)
     pixels = torch.full((len(labels), 1, 4, 4), 100, dtype=torch.uint8) if pixels is None else pixels
-    found = Drawn(folder / str(seed), range(len(labels)))
-    found.write(range(len(labels)), pixels, labels, features, torch.zeros(len(labels), 0))
+    found = SampleStore(folder / str(seed), range(len(labels)))
+    found.write(range(len(labels)), pixels, labels, features)
     found.merge()
     return found
 
@@ -71,9 +73,9 @@ def check(found: dict[str, Any], expected: dict[str, float]) -> None:
 
 @pytest.mark.parametrize("block", [7, 1000])
 def test_every_measure_by_itself(block: int, real: RealStatistics, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(drawn, "BLOCK", block)
+    monkeypatch.setattr(sample_store, "BLOCK", block)
     own = images(tmp_path)
-    found = measure(own, own, real, CLASSES, FORBIDDEN)
+    found = measure(own, own, real, KINDS)
     counts = [35, 25, 20, 20]
     low, high = wilson_interval(25, 100)
     kl_low, kl_high = kl_interval(counts, FORBIDDEN)
@@ -93,9 +95,9 @@ def test_every_measure_by_itself(block: int, real: RealStatistics, tmp_path: Pat
 def test_rejection_drops_exactly_the_forbidden(
     block: int, real: RealStatistics, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(drawn, "BLOCK", block)
+    monkeypatch.setattr(sample_store, "BLOCK", block)
     own = images(tmp_path)
-    found = measure(own, own, real, CLASSES, FORBIDDEN, reject=True)
+    found = measure(own, own, real, KINDS, reject=True)
     assert (found["n"], found["forbidden"], found["histogram"]) == (75, 0, "35 0 20 20")
     assert not {"forbidden_low", "forbidden_high", "kl_own"} & set(found)  # the filter is its own judge
     check(found, {"kl": kl_divergence([35, 0, 20, 20], FORBIDDEN)})
@@ -104,7 +106,7 @@ def test_rejection_drops_exactly_the_forbidden(
 
 def test_two_forbidden_classes(real: RealStatistics, tmp_path: Path):
     own = images(tmp_path)
-    found = measure(own, own, real, CLASSES, [3, 1])
+    found = measure(own, own, real, Kinds.of_classes("abcd", [3, 1]))
     check(found, {"forbidden": 0.45, "kl": kl_divergence([35, 25, 20, 20], [1, 3])})
     check(found, expected_quality(own.all("features"), real, [0, 2]))
 
@@ -114,27 +116,27 @@ def test_invasiveness_is_how_far_images_moved_that_needed_not(
     block: int, real: RealStatistics, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """Half of a fine image's pixels move by 51 of 255, a forbidden one's all the way; what it became does not count."""
-    monkeypatch.setattr(drawn, "BLOCK", block)
+    monkeypatch.setattr(sample_store, "BLOCK", block)
     before = torch.full((N, 1, 4, 4), 100, dtype=torch.uint8)
     after = before.clone()
     after[:, :, :2] += 51
     after[LABELS == 1] = 255
     unguided, own = images(tmp_path, pixels=before), images(tmp_path, LABELS.roll(1), seed=2, pixels=after)
-    found = measure(own, unguided, real, CLASSES, FORBIDDEN)
+    found = measure(own, unguided, real, KINDS)
     moved = (own.all("features") - unguided.all("features")).norm(dim=1)[LABELS != 1].mean()
     check(found, {"invasiveness": 0.2 * 0.5**0.5, "invasiveness_features": float(moved)})
 
 
 def test_no_invasiveness_where_all_were_forbidden(real: RealStatistics, tmp_path: Path):
-    found = measure(images(tmp_path), images(tmp_path, torch.ones(N).long(), seed=2), real, CLASSES, FORBIDDEN)
+    found = measure(images(tmp_path), images(tmp_path, torch.ones(N).long(), seed=2), real, KINDS)
     assert "invasiveness" not in found
 
 
 def test_without_real_images(tmp_path: Path):
-    own = Drawn(tmp_path, range(N))
-    own.write(range(N), torch.zeros(N, 1, 4, 4).byte(), LABELS, torch.zeros(N, 0), torch.zeros(N, 0))
+    own = SampleStore(tmp_path, range(N))
+    own.write(range(N), torch.zeros(N, 1, 4, 4).byte(), LABELS, torch.zeros(N, 0))
     own.merge()
-    found = measure(own, own, None, CLASSES, FORBIDDEN)
+    found = measure(own, own, None, KINDS)
     assert found["forbidden"] == 0.25
     assert found["invasiveness"] == 0
     assert not {"fd_retained", "kid", "precision", "invasiveness_features"} & set(found)
@@ -143,7 +145,7 @@ def test_without_real_images(tmp_path: Path):
 @pytest.mark.parametrize("left", [1, 2, 3, 4])
 def test_what_few_images_do_not_allow_is_left_out(left: int, real: RealStatistics, tmp_path: Path):
     own = images(tmp_path, torch.tensor([2] * left + [1] * 6))
-    found = measure(own, own, real, CLASSES, FORBIDDEN, reject=True)
+    found = measure(own, own, real, KINDS, reject=True)
     assert found["n"] == left
     assert ({"fd_retained", "kid", "precision", "recall"} <= set(found)) == (left >= LEAST)
     assert "kl_low" in found
@@ -151,16 +153,16 @@ def test_what_few_images_do_not_allow_is_left_out(left: int, real: RealStatistic
 
 def test_features_held_at_once_are_bounded(real: RealStatistics, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The Fréchet distance takes all images; what compares each with each takes the first, which give no interval."""
-    monkeypatch.setattr(drawn, "BLOCK", 8)
+    monkeypatch.setattr(sample_store, "BLOCK", 8)
     monkeypatch.setattr(comparison, "COMPARED", 30)
     own = images(tmp_path)
-    found = measure(own, own, real, CLASSES, FORBIDDEN)
+    found = measure(own, own, real, KINDS)
     check(found, {"fd_retained": expected_quality(own.all("features"), real, [0, 2, 3])["fd_retained"]})
     first = expected_quality(own.all("features")[:30], real, [0, 2, 3])
     check(found, {name: first[name] for name in ("kid", "precision", "recall")})
     assert not {"fd_low", "fd_high"} & set(found)
     monkeypatch.setattr(comparison, "COMPARED", N)
-    found = measure(own, own, real, CLASSES, FORBIDDEN)
+    found = measure(own, own, real, KINDS)
     assert found["fd_low"] < found["fd_retained"] < found["fd_high"]
 
 
@@ -168,7 +170,7 @@ def test_wide_features_have_no_interval(real: RealStatistics, tmp_path: Path, mo
     """It would take hours in Inception's 2,048 dimensions."""
     own = images(tmp_path)
     monkeypatch.setattr(comparison, "WIDEST", WIDTH - 1)
-    found = measure(own, own, real, CLASSES, FORBIDDEN)
+    found = measure(own, own, real, KINDS)
     assert "fd_retained" in found
     assert not {"fd_low", "fd_high"} & set(found)
 

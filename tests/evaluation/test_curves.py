@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
-from test_report import CURVE, row
+from result_rows import CURVE, points, row
 
 from dng_lightning.evaluation import curves
 from dng_lightning.evaluation.metrics import PosteriorQuality, wilson_interval
@@ -28,11 +28,6 @@ def drawn(figure: Figure) -> torch.Tensor:
 
 def containers(axes: Axes) -> dict[str, ErrorbarContainer]:
     return {str(found.get_label()): found for found in axes.containers if isinstance(found, ErrorbarContainer)}
-
-
-def points(found: ErrorbarContainer) -> list[tuple[float, float]]:
-    line = found.lines[0]
-    return [(float(x), float(y)) for x, y in zip(line.get_xdata(), line.get_ydata(), strict=True)]
 
 
 # --- trade-off ---

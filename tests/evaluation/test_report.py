@@ -1,28 +1,13 @@
 import json
 import math
-from typing import Any
 
 import pytest
+from result_rows import CURVE, row
 
-from dng_lightning.evaluation.metrics import wilson_interval
 from dng_lightning.evaluation.report import by_method, equal_safety, results_markdown, results_table, safety_table
 from dng_lightning.guidance import DynamicNegativeGuidance, PositiveAndNegative
-from dng_lightning.guidance.naming import settings
-from dng_lightning.timing import Timing
-
-
-def row(method: str, forbidden: float, kl: float, fd: float | str = "", **more: Any) -> dict[str, str]:
-    """A row of a `results.csv` with 1,000 images."""
-    told = {"method": method, "scale": "", "n": 1000, "seeds": "0-999", "steps": 50, "forbidden": forbidden} | more
-    low, high = wilson_interval(round(forbidden * int(told["n"])), int(told["n"]))
-    told |= {"forbidden_low": low, "forbidden_high": high, "kl": kl, "kl_low": 0.9 * kl, "kl_high": 1.1 * kl}
-    if fd:
-        told |= {"fd_retained": fd, "fd_low": 0.8 * float(fd), "fd_high": 1.2 * float(fd), "kid": 0.00123}
-        told |= {"precision": 0.75, "recall": 0.625, "invasiveness": 0.125}
-    return {name: str(value) for name, value in {"evaluations": 100, "fd_retained": "", **told}.items()}
-
-
-CURVE = [row("DNG", 0.04, 0.1, 2), row("DNG", 0.0025, 0.3, 4), row("DNG", 0.01, 0.2, 8)]
+from dng_lightning.guidance.serialization import non_default_settings, settings_json
+from dng_lightning.posterior import Timing, TrackedPosterior
 
 
 def found(rows: list[dict[str, str]]) -> dict[tuple[str, float], dict[str, float]]:
@@ -65,12 +50,19 @@ def test_the_scale_of_a_wrapped_guidance_is_the_methods():
 
 
 def test_settings_of_guidances_inside_are_told_apart_by_what_is_unusual():
-    def told(**given: object) -> dict[str, str]:
-        guidance = PositiveAndNegative(DynamicNegativeGuidance(**given), 1.5)  # type: ignore[arg-type]
-        return row("P(D)", 0.01, 0.1, guidance=settings(guidance))
+    def told(scale: float = 1.0, **given: object) -> dict[str, str]:
+        posterior = TrackedPosterior(**given)  # type: ignore[arg-type]
+        guidance = PositiveAndNegative(DynamicNegativeGuidance(scale, posterior), 1.5)
+        settings = non_default_settings(settings_json(guidance))
+        return row("P(D)", 0.01, 0.1, scale=scale, guidance=settings)
 
-    rows = [told(), told(scale=2.0), told(offset=0.001), told(timing=Timing(0.6, 0.5, 1.0)), told(prior=0.2, floor=0.1)]
-    assert list(by_method(rows)) == ["P(D)", "P(D), offset 0.001", "P(D), timing #4", "P(D), floor 0.1, prior 0.2"]
+    rows = [told(), told(2.0), told(offset=0.001), told(timing=Timing(0.6, 0.5, 0.01)), told(prior=0.2, p_min=0.1)]
+    assert list(by_method(rows)) == [
+        "P(D)",
+        "P(D), offset 0.001",
+        "P(D), p_0 0.01, t0 0.6, t1 0.5",
+        "P(D), p_min 0.1, prior 0.2",
+    ]
 
 
 def test_distances_in_other_features_are_others():
@@ -82,7 +74,7 @@ def test_distances_in_other_features_are_others():
     rows += [row("DNG", 0.1, 0.1, 90, features="inception-2048")]
     assert list(by_method(rows)) == ["DNG, features mnist-classifier", "DNG, features inception-2048"]
     told = ["DNG, mnist-classifier", "DNG, mnist-classifier", "DNG, inception-2048"]
-    assert [line[:28].strip() for line in results_table(rows).splitlines()[1:]] == told
+    assert [line[:28].split("  ")[0] for line in results_table(rows).splitlines()[1:]] == told
     assert [cells(line)[0] for line in results_markdown(rows).splitlines()[2:5]] == told
 
 
@@ -144,24 +136,38 @@ def test_curves_of_other_steps_and_seeds_are_others():
 
 
 def test_the_table_at_equal_safety():
-    lines = safety_table([*CURVE, row("NP", 0.5, 0.1)]).splitlines()
-    assert len(lines) == 3  # NP has no value to show
-    low, middle, high = "0.250 – 6.000 0.125", "0.200 – 8.000 0.125", "0.150 – 5.000 0.125"
-    assert lines[2].split() == ["DNG", *low.split(), *middle.split(), *high.split()]
-    assert [part.strip() for part in lines[0].split("forbidden")] == ["at 0.5%", "at 1.0%", "at 2.0%", ""]
-    half = safety_table([row("DNG", 0.008, 0.1), row("DNG", 0.012, 0.2)]).splitlines()[2].split()
-    assert half[1:5] == half[9:] == ["–"] * 4
-    assert half[6:9] == ["–"] * 3  # there is no distance
-    assert len({len(line) for line in lines[1:]}) == 1
+    head, *lines = safety_table([*CURVE, row("NP", 0.5, 0.1)]).splitlines()  # NP has no value to show
+    assert head.split() == [
+        "method",
+        "forbidden,",
+        "%",
+        "KL",
+        "to",
+        "even",
+        "KL",
+        "to",
+        "own¹",
+        "Fréchet",
+        "distance",
+        "moved",
+    ]
+    assert [line.split() for line in lines] == [
+        ["DNG", "0.5", "0.250", "–", "6.000", "0.125"],
+        ["DNG", "1", "0.200", "–", "8.000", "0.125"],
+        ["DNG", "2", "0.150", "–", "5.000", "0.125"],
+    ]
+    assert len({len(line) for line in (head, *lines)}) == 1
+    (half,) = safety_table([row("DNG", 0.008, 0.1), row("DNG", 0.012, 0.2)]).splitlines()[1:]
+    assert half.split()[:2] == ["DNG", "1"]
+    assert half.split()[3:] == ["–"] * 3  # there is no distance
 
 
 def test_the_table_of_the_terminal():
     lines = results_table([row("Unguided", 0.1, 0.05), row("DNG", 0.004, 0.125, 1.5, scale=2)]).splitlines()
     assert len({len(line) for line in lines}) == 1
-    unguided = ["Unguided", "–", "1000", "10.00%", "[8.3%,", "12.0%]", "0.050", *["–"] * 5, "100"]
-    assert lines[1].split() == unguided
-    assert lines[2].split()[:6] == ["DNG", "2", "1000", "0.40%", "[0.2%,", "1.0%]"]
-    assert lines[2].split()[6:] == ["0.125", "–", "1.500", "0.750", "0.625", "0.125", "100"]
+    assert lines[1].split() == ["Unguided", "–", "1000", "10.00", "(8.29–12.02)", "0.050", *["–"] * 6, "100"]
+    assert lines[2].split()[:5] == ["DNG", "2", "1000", "0.40", "(0.16–1.02)"]
+    assert lines[2].split()[5:] == ["0.125", "–", "1.500", "1.23", "0.750", "0.625", "0.125", "100"]
 
 
 def test_a_rate_without_an_interval():
@@ -169,7 +175,7 @@ def test_a_rate_without_an_interval():
     rejection = row("Rejection", 0, 0.05) | {"forbidden_low": "", "forbidden_high": ""}
     head, line = results_table([rejection]).splitlines()
     assert len(head) == len(line)
-    assert line.split()[3:6] == ["0.00%", "–", "0.050"]
+    assert line.split()[3:5] == ["0.00", "0.050"]
     assert cells(results_markdown([rejection]).splitlines()[2])[3] == "0.00"
 
 
@@ -208,8 +214,8 @@ def test_the_divergence_to_the_model_s_own_balance():
         for rate, kl in ((0.01, 0.05), (0.04, 0.03))
     ]
     assert found(rows)["DNG", 0.02]["kl_own"] == pytest.approx(0.04)
-    assert results_table(rows).splitlines()[1].split()[6:8] == ["0.100", "0.050"]
-    assert safety_table(rows).splitlines()[2].split()[-4:-2] == ["0.100", "0.040"]
+    assert results_table(rows).splitlines()[1].split()[5:7] == ["0.100", "0.050"]
+    assert safety_table(rows).splitlines()[2].split()[2:4] == ["0.100", "0.040"]
     text = results_markdown(rows)
     assert cells(text.splitlines()[2])[5] == "0.050 (0.025–0.100)"
     assert "| DNG | 2 | 0.100 | 0.040 | – | – |" in text

@@ -110,7 +110,7 @@ def test_an_unconditional_network_is_told_nothing():
     net.num_classes = 0
     module = DiffusionModule(net)
     module.losses(*images(4))
-    module(torch.zeros(2, 1, 8, 8), torch.ones(2, dtype=torch.long), torch.zeros(2, dtype=torch.long))
+    module(torch.zeros(2, 1, 8, 8), module.schedule.level(1), torch.zeros(2, dtype=torch.long))
     assert [labels for _, _, labels in net.told] == [None, None]
 
 
@@ -189,32 +189,37 @@ def test_a_bound_that_cannot_be(gamma: float):
 
 
 @pytest.mark.parametrize("schedule", [LinearSchedule(), CosineSchedule()])
-@pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
-def test_a_perfect_network_of_any_kind_gives_the_noise(schedule: NoiseSchedule, prediction: Prediction):
-    x_0, noise = torch.rand(50, 1, 8, 8) * 2 - 1, torch.randn(50, 1, 8, 8)
-    t = torch.linspace(20, schedule.T, 50).long()
-    x_t = schedule.add_noise(x_0, t, noise)
-    module = DiffusionModule(Knowing(schedule.target(x_0, t, noise, prediction)), schedule, prediction)
-    eps = module(x_t, t)
-    assert eps.dtype == torch.float32
-    assert torch.allclose(eps, noise, atol=1e-3)
+@pytest.mark.parametrize("prediction", ["eps", "x0", "v", "flow", "edm"])
+def test_a_perfect_network_of_any_prediction_gives_the_image(schedule: NoiseSchedule, prediction: Prediction):
+    """As an error of the noise, since a denoised prediction of eps is off by sigma / alpha times as much."""
+    x_0, noise = torch.rand(5, 1, 8, 8) * 2 - 1, torch.randn(5, 1, 8, 8)
+    for t in torch.linspace(20, schedule.T, 50).long():
+        times, level = t.expand(5), schedule.level(int(t))
+        x_t = schedule.add_noise(x_0, times, noise)
+        module = DiffusionModule(Knowing(schedule.target(x_0, times, noise, prediction)), schedule, prediction)
+        denoised = module(x_t, level)
+        assert denoised.dtype == torch.float32
+        assert torch.allclose(level.alpha / level.sigma * (denoised - x_0), torch.zeros_like(x_0), atol=1e-3)
 
 
-def test_the_three_kinds_share_one_optimum():
+def test_all_predictions_share_one_optimum():
     """Each network's error, as an error of the noise, is its own error by a factor that the schedule gives."""
     schedule = LinearSchedule()
-    x_0, noise, t = torch.rand(9, 1, 4, 4), torch.randn(9, 1, 4, 4), torch.arange(100, 1000, 100)
-    x_t, wrong = schedule.add_noise(x_0, t, noise), 0.1 * torch.randn(9, 1, 4, 4)
-    alpha, sigma = schedule.coefficients(t, x_0)
-    for prediction, factor in (("eps", 1), ("x0", -alpha / sigma), ("v", alpha)):
-        answer = schedule.target(x_0, t, noise, prediction) + wrong  # type: ignore[arg-type]
-        module = DiffusionModule(Knowing(answer), schedule, prediction)  # type: ignore[arg-type]
-        assert torch.allclose(module(x_t, t) - noise, factor * wrong, atol=1e-4)
+    x_0, noise, wrong = torch.rand(9, 1, 4, 4), torch.randn(9, 1, 4, 4), 0.1 * torch.randn(9, 1, 4, 4)
+    for number in range(100, 1000, 100):
+        t, level = torch.full((9,), number), schedule.level(number)
+        x_t = schedule.add_noise(x_0, t, noise)
+        for prediction, factor in (("eps", 1.0), ("x0", -level.alpha / level.sigma), ("v", level.alpha)):
+            answer = schedule.target(x_0, t, noise, prediction) + wrong  # type: ignore[arg-type]
+            module = DiffusionModule(Knowing(answer), schedule, prediction)  # type: ignore[arg-type]
+            error = -level.alpha / level.sigma * (module(x_t, level) - x_0)
+            assert torch.allclose(error, factor * wrong, atol=1e-4)
 
 
 def test_bfloat16_networks_give_float32():
     module = DiffusionModule(UNet(1, 10, [8], 1, [], 1)).to(torch.bfloat16)
-    assert module(torch.randn(2, 1, 8, 8), torch.tensor([1, 1000])).dtype == torch.float32
+    for t in (1, 1000):
+        assert module(torch.randn(2, 1, 8, 8), module.schedule.level(t)).dtype == torch.float32
 
 
 # --- networks ---
@@ -296,11 +301,13 @@ def test_another_library_s_network_by_class_path(tmp_path: Path):
     cli = run(["fit", f"--config={tmp_path / 'mine.yaml'}", *QUIET])
     loaded = DiffusionModule.load(str(tmp_path))
     assert type(loaded.net.network).__name__ == "UNet2DModel"
-    x, t, labels = torch.randn(3, 1, 8, 8), torch.tensor([1, 500, 1000]), torch.tensor([0, 9, 10])
+    x, labels = torch.randn(3, 1, 8, 8), torch.tensor([0, 9, 10])
     with torch.no_grad():
-        assert torch.allclose(loaded(x, t, labels), cli.model.eval()(x, t, labels), atol=1e-5)
-        assert torch.equal(loaded(x, t)[2], loaded(x, t, labels)[2])  # 10 is the null class
-        assert not torch.equal(loaded(x, t)[0], loaded(x, t, labels)[0])
+        for level in map(loaded.schedule.level, (1, 500, 1000)):
+            own, given = (level.alpha / level.sigma * m(x, level, labels) for m in (loaded, cli.model.eval()))
+            assert torch.allclose(own, given, atol=1e-5)  # as noise
+            assert torch.equal(loaded(x, level)[2], loaded(x, level, labels)[2])  # 10 is the null class
+            assert not torch.equal(loaded(x, level)[0], loaded(x, level, labels)[0])
     sampler = GuidedSampler(str(tmp_path), classifier=None, steps=2)
     assert sampler.draw([0, 1]).images.isfinite().all()
 

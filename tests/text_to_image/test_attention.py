@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from dng_lightning.observation import WithObserver
 from tiny_diffusion import tiny
 from torch import Tensor
 
@@ -22,7 +23,6 @@ from dng_lightning.guidance import (
     Unguided,
 )
 from dng_lightning.guidance.base import Needs
-from dng_lightning.observation import WithObserver
 from dng_lightning.sampling import ImageNoise, Sampler, sample
 from dng_lightning.text_to_image import TextPredictor, TextToImageModel, TextToImageSampler
 from dng_lightning.text_to_image.attention import NAGAttnProcessor, away_from

@@ -1,6 +1,6 @@
 """One table and one figure of a study that removes each class once, a folder of `dng test` a class.
 
-usage: python -m dng_lightning.evaluation.by_class FOLDER ... [--safety SHARE ...] [--write NAME]
+usage: python scripts/by_class.py FOLDER ... [--safety SHARE ...] [--write NAME]
 
 Writes NAME.csv, NAME.md (the methods at equal safety) and NAME.png; see mnist_all_digits.yaml.
 """
@@ -107,7 +107,7 @@ def _cell(result: Mapping[str, Any]) -> str:
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(prog="python -m dng_lightning.evaluation.by_class", description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folders", nargs="+", type=Path)
     parser.add_argument("--safety", nargs="+", type=share, default=SAFETY, help="shares to compare at (%(default)s)")
     parser.add_argument("--write", type=Path, default=Path("by-class"))

@@ -1,23 +1,25 @@
 """What each setting of a guidance does to what it leaves and to the balance of the classes, the others kept fixed.
 
-usage: python -m dng_lightning.evaluation.sensitivity FOLDER ... [--method METHOD] [--write PNG]
+usage: python scripts/sensitivity.py FOLDER ... [--method METHOD] [--write PNG]
 
 The folders are those of `dng test`, which may differ in their steps; see mnist_sensitivity.yaml.
 """
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from textwrap import fill
 from typing import Any
 
 from matplotlib.figure import Figure
 
+from dng_lightning import guidance
 from dng_lightning.errors import SettingError
 from dng_lightning.evaluation.curves import LABELS, plain_numbers, points
 from dng_lightning.evaluation.report import Rows
 from dng_lightning.evaluation.table import read
+from dng_lightning.guidance.serialization import settings_json
 
 Settings = Mapping[str, Any]
 
@@ -33,7 +35,7 @@ def lines(rows: Rows) -> dict[str, list[tuple[Any, Mapping[str, str]]]]:
     Raises:
         SettingError: no two rows differ in one setting alone.
     """
-    told = [{**json.loads(row["guidance"]), "steps": int(row["steps"])} for row in rows]
+    told = [{**_settings(json.loads(row["guidance"])), "steps": int(row["steps"])} for row in rows]
     neighbours = [[_only_difference(one, other) for other in told] for one in told]
     centre = max(range(len(rows)), key=lambda place: sum(map(bool, neighbours[place])), default=None)
     if centre is None or not any(neighbours[centre]):
@@ -65,6 +67,22 @@ def figure(rows: Rows) -> Figure:
     return figure
 
 
+def _settings(own: Settings) -> dict[str, Any]:
+    """All settings of a guidance and of what is inside; a table holds those that differ from the defaults."""
+    kind = getattr(guidance, own.get("class", ""), None)
+    usual = json.loads(settings_json(kind())) if kind else {}
+    return dict(_flat(usual)) | dict(_flat(own))
+
+
+def _flat(settings: Settings) -> Iterator[tuple[str, Any]]:
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            yield name, value.get("class")
+            yield from _flat({key: inner for key, inner in value.items() if key != "class"})
+        else:
+            yield name, value
+
+
 def _only_difference(one: Settings, other: Settings) -> str | None:
     """The name of the one setting in which they differ."""
     names = [name for name in {**one, **other} if one.get(name) != other.get(name)]
@@ -81,7 +99,7 @@ def _order(value: Any) -> tuple[bool, float, str]:
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(prog="python -m dng_lightning.evaluation.sensitivity", description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folders", nargs="+", type=Path)
     parser.add_argument("--method", default="DynamicNegativeGuidance")
     parser.add_argument("--write", type=Path, default=Path("sensitivity.png"))

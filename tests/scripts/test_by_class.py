@@ -4,13 +4,13 @@ import csv
 from pathlib import Path
 from typing import Any
 
+import by_class
 import pytest
 import yaml
-from test_report import row
+from result_rows import row
 from test_sensitivity import table
 
 from dng_lightning.data.pixels import from_png
-from dng_lightning.evaluation import by_class
 
 
 @pytest.fixture

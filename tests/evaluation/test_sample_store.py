@@ -3,24 +3,24 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
-from dng_lightning.evaluation import drawn
-from dng_lightning.evaluation.drawn import ARRAYS, Drawn
+from dng_lightning.errors import SettingError
+from dng_lightning.evaluation import sample_store
+from dng_lightning.evaluation.sample_store import ARRAYS, SampleStore
 
 SEEDS = range(100, 111)
 VALUES = {
     "pixels": torch.arange(11 * 3 * 2 * 2).remainder(256).to(torch.uint8).view(11, 3, 2, 2),
     "labels": torch.arange(11) % 4,
     "features": torch.arange(11 * 5.0).view(11, 5) / 7,
-    "watched": torch.arange(11 * 2.0).view(11, 2) / 3,
-    "way": torch.arange(11 * 6.0).view(11, 3, 2) / 9,
-    "read": torch.arange(11 * 4).view(11, 4) % 7,
+    "posteriors": torch.arange(11 * 2.0).view(11, 2) / 3,
+    "trajectories": torch.arange(11 * 6.0).view(11, 3, 2) / 9,
+    "attributes": torch.arange(11 * 4).view(11, 4) % 7,
 }
 
 
-def written(folder: Path, batches: list[list[int]]) -> Drawn:
-    images = Drawn(folder, SEEDS)
+def written(folder: Path, batches: list[list[int]]) -> SampleStore:
+    images = SampleStore(folder, SEEDS)
     for seeds in batches:
         rows = torch.tensor(seeds) - SEEDS.start
         images.write(seeds, *(VALUES[name][rows] for name in ARRAYS))
@@ -40,7 +40,7 @@ def written(folder: Path, batches: list[list[int]]) -> Drawn:
 def test_the_seeds_are_in_order_whatever_the_batches(
     batches: list[list[int]], block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(drawn, "BLOCK", block)
+    monkeypatch.setattr(sample_store, "BLOCK", block)
     images = written(tmp_path / "images", batches)
     assert not images.is_complete
     images.merge()
@@ -56,17 +56,16 @@ def test_the_seeds_are_in_order_whatever_the_batches(
     assert not (tmp_path / "images" / "parts").exists()
 
 
-def test_precision_of_what_is_kept(tmp_path: Path):
-    """Features of a network in half precision, and posteriors in double, are kept in single."""
-    images = Drawn(tmp_path, range(2))
-    images.write([0, 1], *_typed(torch.bfloat16, torch.float64))
-    images.merge()
-    assert images.all("features").dtype == images.all("watched").dtype == torch.float32
-
-
-def _typed(features: torch.dtype, watched: torch.dtype) -> list[Tensor]:
-    kinds = {"features": features, "watched": watched}
-    return [VALUES[name][:2].to(kinds.get(name, VALUES[name].dtype)) for name in ARRAYS]
+@pytest.mark.parametrize(
+    ("batches", "missing"), [([[100, 101, 102]], 8), ([list(SEEDS[::2])], 5), ([list(SEEDS[:-1])], 1)]
+)
+def test_images_that_did_not_arrive_are_missed(batches: list[list[int]], missing: int, tmp_path: Path):
+    """As of a process that writes to the disk of another machine; they would be black images of the first class."""
+    images = written(tmp_path, batches)
+    first = min(set(SEEDS) - {seed for batch in batches for seed in batch})
+    with pytest.raises(SettingError, match=f"lacks the images of {missing} of 11 seeds, first {first}: all processes"):
+        images.merge()
+    assert not images.is_complete
 
 
 def test_only_what_is_shown_is_kept(tmp_path: Path):
@@ -86,7 +85,7 @@ def test_only_what_is_shown_is_kept(tmp_path: Path):
 
 
 def test_an_interrupted_set_is_not_complete(tmp_path: Path):
-    assert not Drawn(tmp_path / "nothing", SEEDS).is_complete
+    assert not SampleStore(tmp_path / "nothing", SEEDS).is_complete
     assert not written(tmp_path / "parts", [[100, 101]]).is_complete
 
 

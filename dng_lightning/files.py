@@ -1,0 +1,17 @@
+"""Names of files, and files that are whole at any time."""
+
+import os
+import re
+from pathlib import Path
+
+
+def file_name(text: str | int) -> str:
+    """A class, a method or a prompt as part of a file's name."""
+    return re.sub(r"[^\w-]+", "_", str(text))[:60]
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file in one step, so that no reader ever sees half of it."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part.write_bytes(content)
+    part.replace(path)
