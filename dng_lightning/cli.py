@@ -11,23 +11,15 @@ import yaml
 from jsonargparse import Namespace, _typehints
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
-from dng_lightning import (
-    callbacks,
-    data,
-    guidance,
-    modules,
-    networks,
-    posterior,
-    schedule,
-    shipped,
-    text_to_image,
-)
+from dng_lightning import callbacks, data, guidance, modules, networks, posterior, schedule, shipped
 from dng_lightning.errors import SettingError
 from dng_lightning.files import file_name
 from dng_lightning.modules.trained import reading
+from dng_lightning.text_to_image import autoencoder, observers, sampler, training, vision_language
 
 # What is imported can be named in a configuration by its class name alone.
-__all__ = ["DNGCLI", "callbacks", "data", "guidance", "modules", "networks", "posterior", "schedule", "text_to_image"]
+NAMED = callbacks, data, guidance, modules, networks, posterior, schedule
+NAMED_IN_TEXT_TO_IMAGE = autoencoder, observers, sampler, training, vision_language
 
 # For each command what it continues in its folder, and which settings of the model may differ when it does.
 RESULTS = {
@@ -42,8 +34,8 @@ AVOIDED = {"GuidedSampler": "forbidden", "TextToImageSampler": "negative_prompt"
 def _discard_init_args(parser: Any, before: Any, now: Any) -> None:
     """Forget the settings of a class that another class replaces.
 
-    jsonargparse keeps those whose names the new class has as well: `--model.guidance NegativePrompting` would take the
-    scale of the configuration's method, which means something else.
+    jsonargparse keeps those whose names the new class knows as well: `--model.guidance NegativePrompting` would take
+    the scale of the method in the configuration, whose scale means something else.
     """
     if before and "init_args" in before and before["class_path"].split(".")[-1] != now["class_path"].split(".")[-1]:
         before["init_args"] = Namespace()  # type: ignore[no-untyped-call]

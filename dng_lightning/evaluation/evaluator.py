@@ -118,14 +118,18 @@ class Evaluator:
         """
         pixels, self.times = to_uint8(samples.images), list(samples.times)
         found = self.label(to_float(pixels))  # of the pixels that are kept, as the features are
-        features = self.extractor(pixels) if self.extractor else torch.zeros(len(pixels), 0)
-        posteriors = None if tracked is None else posterior_metrics.halfway_and_end(tracked, samples.times)
-        trajectories = None
+        arrays = {"pixels": pixels, "labels": found.labels}
+        if found.attributes is not None:
+            arrays["attributes"] = found.attributes
+        if self.extractor:
+            arrays["features"] = self.extractor(pixels)
+        if tracked is not None:
+            arrays["tracked"] = posterior_metrics.halfway_and_end(tracked, samples.times)
         if run.scale is not None:
-            parts = [samples.scale, *([] if samples.posterior is None else [samples.posterior.sum(2)])]
-            trajectories = torch.stack(parts, 2).float()
-        store = self.store(run)
-        store.write(samples.seeds, pixels, found.labels, features, posteriors, trajectories, found.attributes)
+            arrays["scales"] = samples.scale.float()
+            if samples.posterior is not None:
+                arrays["posterior"] = samples.posterior.sum(2).float()
+        self.store(run).write(samples.seeds, **arrays)
 
     def finish(self, run: EvaluationRun, cost: Cost) -> None:
         """Measure a run whose images are all there, and write its rows.
@@ -146,7 +150,8 @@ class Evaluator:
         classes = per_class(store, self.reference, self.kinds.names)
         self.classes.add([self.identity(run) | row for row in classes])
         self._log(store, rows)
-        store.keep_only(SHOWN, everything=run == self.unguided)
+        if run != self.unguided:  # others are compared with all of its images
+            store.keep_only(SHOWN, "pixels", "labels")
         self.results.add(rows)
 
     def write_figures(self, runs: Sequence[EvaluationRun]) -> None:
@@ -174,7 +179,7 @@ class Evaluator:
         """Measure the passively tracked posteriors."""
         if not self.trackers:
             return
-        became, posteriors = self.kinds.are_forbidden(store.all("labels")), store.all("posteriors")
+        became, posteriors = self.kinds.are_forbidden(store.all("labels")), store.all("tracked")
         rows, ends = posterior_metrics.posterior_rows(posteriors, became, list(self.trackers), self.times)
         self.posteriors.add([row | self.drawing for row in rows])
         names = (f"{number}: {name}" for number, name in enumerate(self.trackers.values(), 1))
@@ -182,12 +187,11 @@ class Evaluator:
 
     def _log(self, store: SampleStore, rows: Sequence[dict[str, Any]]) -> None:
         """A TensorBoard run for each row; the first is of the images as they were drawn."""
-        kinds, trajectories = self.kinds, store.first("trajectories", PLOTTED)
-        shown, way = self._first_images(store), None
-        if trajectories.shape[1]:
-            posterior = trajectories[..., 1] if trajectories.shape[2] > 1 else None
-            is_forbidden = kinds.are_forbidden(store.first("labels", PLOTTED)).tolist()
-            way = TrajectorySet(self.times, trajectories[..., 0], posterior, is_forbidden)
+        kinds, shown, way = self.kinds, self._first_images(store), None
+        if store.has("scales"):
+            scale, labels = store.first("scales", PLOTTED), store.first("labels", PLOTTED)
+            posterior = store.first("posterior", PLOTTED) if store.has("posterior") else None
+            way = TrajectorySet(self.times, scale, posterior, kinds.are_forbidden(labels).tolist())
         reference = {}
         if self.unguided:
             labels = self.store(self.unguided).all("labels")

@@ -148,7 +148,7 @@ class TrainedModule(LightningModule):
                 raise SettingError(f"the scheduler cannot warm up in {steps} steps: choose another length") from error
         else:
             schedule = self.scheduler(optimizer)
-        if isinstance(schedule, ReduceLROnPlateau):  # of the command line, which names what it looks at
+        if isinstance(schedule, ReduceLROnPlateau):
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "monitor": schedule.monitor}}
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

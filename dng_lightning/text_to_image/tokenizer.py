@@ -3,7 +3,7 @@
 from typing import Any
 
 from dng_lightning.data.captions import VOCABULARY
-from dng_lightning.errors import require
+from dng_lightning.errors import SettingError
 
 BEGIN, END, PADDING, UNKNOWN = "<|startoftext|>", "<|endoftext|>", "<|padding|>", "<|unknown|>"
 LENGTH = 16  # of a caption, with its begin and end: 14, and two to spare
@@ -20,9 +20,11 @@ def captions_tokenizer() -> Any:
     Raises:
         SettingError: transformers is not installed.
     """
-    transformers = require("transformers", "a tokenizer", "text-to-image")
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors  # comes with transformers
-
+    try:
+        from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+        from transformers import PreTrainedTokenizerFast
+    except ImportError as error:
+        raise SettingError("a tokenizer needs transformers: pip install 'dng-lightning[text-to-image]'") from error
     numbers = {word: number for number, word in enumerate((PADDING, BEGIN, END, UNKNOWN, *VOCABULARY))}
     tokenizer = Tokenizer(models.WordLevel(numbers, unk_token=UNKNOWN))
     tokenizer.normalizer = normalizers.Lowercase()
@@ -30,11 +32,6 @@ def captions_tokenizer() -> Any:
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{BEGIN} $A {END}", special_tokens=[(BEGIN, numbers[BEGIN]), (END, numbers[END])]
     )
-    return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        model_max_length=LENGTH,
-        bos_token=BEGIN,
-        eos_token=END,
-        pad_token=PADDING,
-        unk_token=UNKNOWN,
-    )
+    special = {"bos_token": BEGIN, "eos_token": END, "pad_token": PADDING, "unk_token": UNKNOWN}
+    settings = {"tokenizer_object": tokenizer, "model_max_length": LENGTH, **special}
+    return PreTrainedTokenizerFast(**settings)  # type: ignore[no-untyped-call]
