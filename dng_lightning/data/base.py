@@ -149,9 +149,9 @@ class ImageDataModule(LightningDataModule):
         held = held_out(labels, self.validation)
         parts = {"train": (images[~held], labels[~held]), "val": (images[held], labels[held]), "test": test}
         seen = torch.tensor(self._seen_classes)
-        for name, (part_images, part_labels) in parts.items():
-            kept = torch.isin(part_labels, seen)
-            self._parts[name] = ImageTensors(part_images[kept], part_labels[kept])
+        for name, (images, labels) in parts.items():
+            is_kept = torch.isin(labels, seen)
+            self._parts[name] = self._tensors(images[is_kept], labels[is_kept])
         if not len(self._parts["train"]):
             self._parts = {}
             raise SettingError(f"{type(self).__name__} in {self.root} has no training image of the classes asked for.")
@@ -164,8 +164,8 @@ class ImageDataModule(LightningDataModule):
         part = self._parts["train"]
         order: Sampler[int] = RandomSampler(part)
         if self.trainer is not None:  # what Lightning would take for several devices; it tells the sampler the epoch
-            ranks, rank, seed = self.trainer.world_size, self.trainer.global_rank, os.environ.get("PL_GLOBAL_SEED", 0)
-            order = DistributedSampler(part, num_replicas=ranks, rank=rank, seed=int(seed))
+            seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
+            order = DistributedSampler(part, self.trainer.world_size, self.trainer.global_rank, seed=seed)
         drop_last = len(order) >= self.batch_size  # type: ignore[arg-type]  # both of them have a length
         loader = TrainingLoader(part, sampler=order, drop_last=drop_last, **self._loading())
         loader.data = self
@@ -223,6 +223,10 @@ class ImageDataModule(LightningDataModule):
 
     def _fetch(self) -> object:
         return self.source(str(self.root), download=True)
+
+    def _tensors(self, images: Tensor, labels: Tensor) -> ImageTensors:
+        """A part's images, and what batches hold of its labels as `_read` gives them."""
+        return ImageTensors(images, labels)
 
     def _read(self) -> tuple[Arrays, Arrays]:
         """The official training and test part."""
