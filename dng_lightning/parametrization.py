@@ -12,6 +12,7 @@ from torch import Tensor
 from dng_lightning.kernel import NoiseLevel
 
 Prediction = Literal["eps", "x0", "v", "flow", "edm"]
+NEEDS_SIGNAL = ("eps", "edm")  # no denoised prediction follows from these at pure noise (alpha = 0)
 
 SIGMA_DATA = 0.5  # standard deviation of the data that EDM's preconditioning assumes (Karras et al., 2022, table 1)
 

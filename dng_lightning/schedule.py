@@ -80,6 +80,18 @@ class NoiseSchedule:
             for mine, theirs in ((self.alpha, other.alpha), (self.sigma, other.sigma))
         )
 
+    def check(self, prediction: Prediction) -> None:
+        """Refuse a network whose output says nothing of the image at the noisiest level.
+
+        Raises:
+            SettingError: the schedule ends in pure noise, where eps stands for no denoised prediction.
+        """
+        if prediction in ("eps", "edm") and float(self.alpha[-1]) == 0:
+            raise SettingError(
+                f"the schedule ends in pure noise, where a network that predicts {prediction} says nothing of the image: "
+                "take one that predicts v, x0 or flow"
+            )
+
     def coefficients(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """The alpha and sigma of the levels ``t`` (B,), on the device of ``like`` and shaped to multiply it."""
         shape = (-1, *[1] * (like.ndim - 1))

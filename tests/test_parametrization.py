@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from dng_lightning.kernel import NoiseLevel
 from dng_lightning.parametrization import (
+    NEEDS_SIGNAL,
     SIGMA_DATA,
     Prediction,
     denoised_of,
@@ -29,7 +30,6 @@ PATHS = {
     "rectified flow from pure noise": RectifiedFlowSchedule(40),
 }
 PREDICTIONS = get_args(Prediction)
-NEED_SIGNAL = ("eps", "edm")  # they say nothing of x_0 at pure noise
 
 paths, kinds, seeds = st.sampled_from(sorted(PATHS)), st.sampled_from(PREDICTIONS), st.integers(0, 2**31)
 
@@ -38,7 +38,7 @@ paths, kinds, seeds = st.sampled_from(sorted(PATHS)), st.sampled_from(PREDICTION
 @settings(max_examples=120, deadline=None)
 def test_a_network_that_learned_its_target_perfectly_gives_back_the_data_and_the_noise(path, kind, seed):
     schedule, generator = PATHS[path], torch.Generator().manual_seed(seed)
-    noisiest = schedule.T - (kind in NEED_SIGNAL and float(schedule.alpha[-1]) == 0)
+    noisiest = schedule.T - (kind in NEEDS_SIGNAL and float(schedule.alpha[-1]) == 0)
     t = torch.randint(1, noisiest + 1, (5,), generator=generator)
     x_0 = torch.randn(5, 1, 2, 2, dtype=torch.double, generator=generator)
     noise = torch.randn(5, 1, 2, 2, dtype=torch.double, generator=generator)
@@ -60,7 +60,7 @@ def test_a_network_that_learned_its_target_perfectly_gives_back_the_data_and_the
 @settings(max_examples=120, deadline=None)
 def test_output_of_and_denoised_of_are_inverse(path, kind, seed):
     schedule, generator = PATHS[path], torch.Generator().manual_seed(seed)
-    noisiest = schedule.T - (kind in NEED_SIGNAL and float(schedule.alpha[-1]) == 0)
+    noisiest = schedule.T - (kind in NEEDS_SIGNAL and float(schedule.alpha[-1]) == 0)
     level = schedule.level(int(torch.randint(1, noisiest + 1, (), generator=generator)))
     x_t, value = torch.randn(2, 3, 2, 4, dtype=torch.double, generator=generator)
     denoised = denoised_of(value, x_t, level.alpha, level.sigma, kind)

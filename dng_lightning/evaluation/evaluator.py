@@ -15,10 +15,11 @@ from torch import Tensor
 
 from dng_lightning.data.pixels import to_float, to_uint8
 from dng_lightning.errors import SettingError
-from dng_lightning.evaluation import curves, posterior_metrics, result_board
+from dng_lightning.evaluation import curves, posterior_metrics, tensorboard
 from dng_lightning.evaluation.comparison import LEAST, measure, per_class
 from dng_lightning.evaluation.features import FeatureExtractor
 from dng_lightning.evaluation.kinds import Kinds
+from dng_lightning.evaluation.plots import TrajectorySet
 from dng_lightning.evaluation.real import RealStatistics
 from dng_lightning.evaluation.report import results_markdown, results_table, safety_table
 from dng_lightning.evaluation.runs import Cost, EvaluationRun, Labels, Samples
@@ -190,7 +191,7 @@ class Evaluator:
         if store.has("scales"):
             scale, labels = store.first("scales", PLOTTED), store.first("labels", PLOTTED)
             posterior = store.first("posterior", PLOTTED) if store.has("posterior") else None
-            way = result_board.Way(self.times, scale, posterior, kinds.are_forbidden(labels).tolist())
+            way = TrajectorySet(self.times, scale, posterior, kinds.are_forbidden(labels).tolist())
         reference = {}
         if self.unguided:
             labels = self.store(self.unguided).all("labels")
@@ -203,7 +204,7 @@ class Evaluator:
             parts = row["method"], str(row.get("scale") or ""), _hash({name: row[name] for name in KEY}, 6)
             folder = self.folder / "board" / "-".join(filter(None, parts))
             images = shown if row is rows[0] else None
-            result_board.write(folder, settings, row, counts, kinds.names, kinds.forbidden, images, way)
+            tensorboard.write_result(folder, settings, row, counts, kinds.names, kinds.forbidden, images, way)
 
     def _first_images(self, store: SampleStore) -> tuple[Tensor, list[bool]]:
         """Some images, uint8, and which of them are forbidden."""
