@@ -125,7 +125,7 @@ def test_tables_and_figures_have_what_is_new(
     written: Path, in_place: Path, dng: Dng, capsys: pytest.CaptureFixture[str]
 ):
     text = (written / "results.md").read_text()
-    assert "| prompt obeyed | KL of what was left open |" in text
+    assert "| prompt obeyed, % | KL of what was left open |" in text
     assert "Without a seven; seeds 0–7, 4 steps." in text
     for name in ("tradeoff", "histograms", "samples", "calibration"):
         assert (written / f"{name}.png").exists()
