@@ -213,8 +213,7 @@ class Told(nn.Module):
 def test_the_posterior_is_the_network_s_at_the_level_that_networks_are_told():
     module = ClassifierModule(Told(), schedule=LinearSchedule())
     with torch.autocast("cpu", torch.bfloat16):
-        levels = [LinearSchedule().level(t) for t in (1, 2, 6)]
-        log_p = torch.cat([module.log_posterior(torch.zeros(1, 1, 4, 4), level) for level in levels])
+        log_p = torch.cat([module.log_posterior(torch.zeros(1, 1, 4, 4), LinearSchedule().level(t)) for t in (1, 2, 6)])
     assert module.net.training  # left as it was found
     assert log_p.dtype == torch.float32
     odds = torch.tensor([0.0, 1.0, 5.0]).exp()  # t - 1, against two classes with logit 0

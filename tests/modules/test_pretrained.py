@@ -11,11 +11,12 @@ import pytest
 import torch
 from running import CONFIGS, Dng
 
+from dng_lightning import posterior
 from dng_lightning.errors import SettingError
 from dng_lightning.guidance import DynamicNegativeGuidance
+from dng_lightning.kernel import NoiseLevel
 from dng_lightning.modules import ClassifierModule, DiffusionModule, GuidedSampler
 from dng_lightning.parametrization import denoised_of
-from dng_lightning.posterior import ReleasedPosterior
 from dng_lightning.schedule import LinearSchedule
 
 diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed (extra diffusers)")
@@ -60,11 +61,12 @@ def test_the_output_is_diffusers_own_to_the_last_bit(network: dict[str, Any], pa
     assert not module.training
     x_t = torch.randn(2, *module.image_shape)
     with torch.no_grad():
-        for level in map(module.schedule.level, (1, 1000)):
-            eps = net(x_t, torch.full((2,), level.timestep)).sample
-            expected = denoised_of(eps, x_t, level.alpha, level.sigma, "eps")
-            assert torch.equal(module(x_t, level), expected)
-            assert not torch.equal(module(x_t, module.schedule.level(500)), expected)
+        for t in (1, 1000):
+            level = module.schedule.level(t)
+            expected = net(x_t, t - 1).sample  # diffusers counts its timesteps from 0
+            assert torch.equal(module(x_t, level), denoised_of(expected, x_t, level.alpha, level.sigma, "eps"))
+        other = NoiseLevel(level.alpha, level.sigma, 500)
+        assert not torch.equal(module(x_t, other), module(x_t, level))
 
 
 def test_google_s_layout_has_everything_in_one_folder(tiny: Path):
@@ -75,7 +77,7 @@ def test_google_s_layout_has_everything_in_one_folder(tiny: Path):
         (tiny / part).rmdir()
     flat, x_t = DiffusionModule.load(str(tiny)), torch.randn(2, 1, 8, 8)
     with torch.no_grad():
-        for level in map(flat.schedule.level, (3, 700)):
+        for level in (flat.schedule.level(t) for t in (3, 700)):
             assert torch.equal(flat(x_t, level), expected(x_t, level))
 
 
@@ -115,8 +117,8 @@ def test_the_paper_s_pair_at_its_size(in_place: Path, dng: Dng, tmp_path: Path):
     folder = f"--trainer.default_root_dir={tmp_path / 'single'}"
     dng("fit", "--config=cifar10_only_airplane.yaml", *quick, "--trainer.limit_val_batches=0", folder)
     theirs = CONFIGS["cifar10_paper"]["model"]["init_args"]
-    assert theirs["guidances"][0]["init_args"] == {"scale": 5.0, "posterior": {"class_path": "ReleasedPosterior"}}
-    guidance = DynamicNegativeGuidance(5.0, ReleasedPosterior())
+    first = theirs["guidances"][0]["init_args"]
+    guidance = DynamicNegativeGuidance(**first | {"posterior": getattr(posterior, first["posterior"]["class_path"])()})
     pair = {"checkpoint": str(tmp_path / "base"), "negative_checkpoints": [str(tmp_path / "single")]}
     settings = {name: theirs[name] for name in ("forbidden", "variance")}
     drawn = GuidedSampler(**pair, **settings, guidance=guidance, steps=2, classifier=None).draw([0])

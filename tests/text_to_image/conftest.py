@@ -29,7 +29,7 @@ def capture_info(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What is said."""
     said: list[str] = []
     for name in ("model", "prompts"):
-        monkeypatch.setattr(f"dng_lightning.text_to_image.{name}.rank_zero_info", said.append)
+        monkeypatch.setattr(f"dng_lightning.text_to_image.{name}.inform", said.append)
     return said
 
 

@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from dng_lightning.observation import WithObserver
 from tiny_diffusion import tiny
 from torch import Tensor
 
@@ -22,10 +22,11 @@ from dng_lightning.guidance import (
     PositiveAndNegative,
     Unguided,
 )
-from dng_lightning.guidance.base import Needs
-from dng_lightning.sampling import ImageNoise, Sampler, sample
+from dng_lightning.interfaces import Needs
+from dng_lightning.posterior import ObserverPosterior
+from dng_lightning.sampling import ImageNoise, Sampler, WithObserver, sample
 from dng_lightning.text_to_image import TextPredictor, TextToImageModel, TextToImageSampler
-from dng_lightning.text_to_image.attention import NAGAttnProcessor, away_from
+from dng_lightning.text_to_image.attention import NAGAttnProcessor, edited_attention
 
 pytest.importorskip("diffusers", reason="diffusers is not installed (extra text-to-image)")
 pytest.importorskip("transformers", reason="transformers is not installed (extra text-to-image)")
@@ -81,7 +82,7 @@ def test_it_is_the_formula_on_the_outputs_before_the_projection(inner: Any, norm
     images, texts, negatives = images.double(), texts.double(), negatives.double()
     guidance = NormalizedAttention(Unguided(), 3.0, 4.0, 0.6, norm)
     active = [torch.tensor([0, 2]), torch.tensor([2])]  # both for image 2, none for image 1; 3 and 4 are no base
-    attn.set_processor(NAGAttnProcessor(inner, guidance.attending, 3, negatives, active))
+    attn.set_processor(NAGAttnProcessor(inner, guidance.edit, 3, negatives, active))
     found = attn(images, encoder_hidden_states=texts)
     ratios = []
     for i, told in enumerate([[0], [], [0, 1], [], []]):
@@ -99,7 +100,7 @@ def test_attention_to_the_image_itself_is_as_it_was():
     attn = processors.Attention(12, heads=3, dim_head=4)
     images = torch.randn(2, 7, 12)
     expected = attn(images)
-    attn.set_processor(NAGAttnProcessor(attn.processor, STRONG.attending, 2, torch.randn(1, 6, 12), [torch.arange(2)]))
+    attn.set_processor(NAGAttnProcessor(attn.processor, STRONG.edit, 2, torch.randn(1, 6, 12), [torch.arange(2)]))
     assert torch.equal(attn(images), expected)
 
 
@@ -140,20 +141,20 @@ def test_the_base_prediction_is_that_of_the_network_with_each_attention_by_hand(
     prompts = model.encode([PROMPT, "a one"], NEGATIVES)
     model.unet.double()
     guidance = NormalizedAttention(Unguided(), 9.0, tau, 0.7, norm)
-    predictor, x, wanted = TextPredictor(model, prompts), torch.randn(3, *model.latent_shape()), torch.tensor([1, 0, 1])
-    needs = Needs(null=True, attending=guidance.attending)
-    found, plain = (predictor.predict(x, 600, asked, wanted) for asked in (needs, Needs(null=True)))
-    with torch.no_grad(), all_by_hand(model.unet, guidance, prompts.tokens[[2, 3]].double(), 3) as ratios:
-        pooled = None if prompts.pooled is None else prompts.pooled[wanted]
-        expected = model(x, torch.full((3,), 600), prompts.tokens[wanted], pooled)
-    torch.testing.assert_close(found.base, expected, rtol=0, atol=1e-6)  # given in single precision
-    assert (found.base - plain.base).abs().max() > 1e-3
+    labels, level = torch.tensor([1, 0, 1]), model.schedule.level(600)
+    predictor, x = TextPredictor(model, prompts, labels), torch.randn(3, *model.latent_shape())
+    needs = Needs(negatives=True, null=True)
+    found, plain = (predictor.predict(x, level, asked) for asked in (replace(needs, attention=guidance.edit), needs))
+    with torch.no_grad(), all_by_hand(model.unet, guidance, prompts.texts.tokens[[2, 3]].double(), 3) as ratios:
+        expected = model(x, level, prompts.texts[labels])
+    torch.testing.assert_close(found.denoised, expected, rtol=0, atol=1e-6)  # given in single precision
+    assert (found.denoised - plain.denoised).abs().max() > 1e-3
     assert found.null is not None
     assert plain.null is not None
     for same, other in ((found.null, plain.null), (found.negatives, plain.negatives)):
         torch.testing.assert_close(same, other, rtol=0, atol=1e-6)  # they attend as ever
     assert (torch.cat(ratios) > tau).all() == (tau < 2)  # random texts are unlike, in all images alike
-    assert predictor.evaluations == 2 * 3 * 4
+    assert predictor.nfe == 2 * 3 * 4
 
 
 def test_without_a_push_it_is_the_plain_prediction_bit_for_bit(folder: Path):
@@ -166,21 +167,22 @@ def test_without_a_push_it_is_the_plain_prediction_bit_for_bit(folder: Path):
 
 def test_it_is_gone_after_each_call_even_one_that_fails(model: TextToImageModel):
     predictor, x = TextPredictor(model, model.encode([PROMPT], NEGATIVES)), torch.randn(2, *model.latent_shape())
-    before, plain = model.unet.attn_processors, predictor.predict(x, 600)
-    pushed = predictor.predict(x, 600, STRONG.needs)
-    assert not torch.equal(pushed.base, plain.base)
+    level = model.schedule.level(600)
+    before, plain = model.unet.attn_processors, predictor.predict(x, level)
+    pushed = predictor.predict(x, level, STRONG.needs())
+    assert not torch.equal(pushed.denoised, plain.denoised)
     with pytest.raises(RuntimeError):
-        predictor.predict(torch.randn(2, 9, 8, 8), 600, STRONG.needs)
+        predictor.predict(torch.randn(2, 9, 8, 8), level, STRONG.needs())
     after = model.unet.attn_processors
     assert [*map(id, after.values())] == [*map(id, before.values())]
-    assert torch.equal(predictor.predict(x, 600).base, plain.base)
-    assert torch.equal(predictor.predict(x, 600).negatives, plain.negatives)
+    assert torch.equal(predictor.predict(x, level).denoised, plain.denoised)
+    assert torch.equal(predictor.predict(x, level).negatives, plain.negatives)
 
 
 def test_texts_that_count_for_no_image_change_nothing(model: TextToImageModel):
     before = model.unet.attn_processors
     texts, none = torch.empty(2, 24, 16), torch.tensor([], dtype=torch.long)
-    with away_from(model.unet, STRONG.attending, 3, texts, [none, none]):
+    with edited_attention(model.unet, STRONG.edit, 3, texts, [none, none]):
         assert [*map(id, model.unet.attn_processors.values())] == [*map(id, before.values())]
 
 
@@ -191,13 +193,13 @@ def test_classifier_free_guidance_goes_on_top(folder: Path):
     expected = drawn(folder, NormalizedAttention(ClassifierFreeGuidance(7.5), 9.0, 1.2, 0.7))
     torch.testing.assert_close(drawn(folder, PositiveAndNegative(STRONG, 7.5)), expected, rtol=0, atol=1e-5)
     module = sampler_of(folder, STRONG)
-    x, wanted = torch.randn(2, *module.chain_shape), torch.zeros(2, dtype=torch.long)
-    around = NormalizedAttention(ClassifierFreeGuidance(7.5), 9.0, 1.2, 0.7)
-    given = module.predictor().predict(x, 600, around.needs, wanted)
-    plain = module.predictor().predict(x, 600, Needs(negatives=False, null=True), wanted)
+    x, labels = torch.randn(2, *module.chain_shape), torch.zeros(2, dtype=torch.long)
+    around, level = NormalizedAttention(ClassifierFreeGuidance(7.5), 9.0, 1.2, 0.7), module.schedule.level(600)
+    given = module.predictor(around, labels).predict(x, level, around.needs())
+    plain = module.predictor(around, labels).predict(x, level, Needs(null=True))
     assert given.null is not None
     torch.testing.assert_close(given.null, plain.null, rtol=0, atol=1e-6)
-    assert module.draw(SEEDS, around).evaluations == 2 * 4
+    assert module.draw(SEEDS, around).nfe == 2 * 4
 
 
 def test_it_may_end_at_a_noise_level_and_classifier_free_guidance_go_on(folder: Path):
@@ -214,24 +216,23 @@ def test_it_may_end_at_a_noise_level_and_classifier_free_guidance_go_on(folder: 
 
 def test_with_no_prompt_the_unconditional_prediction_stays_plain(model: TextToImageModel):
     predictor, x = TextPredictor(model, model.encode([PROMPT], NEGATIVES)), torch.randn(2, *model.latent_shape())
-    plain = predictor.predict(x, 600)
-    given = predictor.predict(x, 600, Needs(negatives=False, null=True, attending=STRONG.attending))
+    level = model.schedule.level(600)
+    plain = predictor.predict(x, level)
+    given = predictor.predict(x, level, Needs(null=True, attention=STRONG.edit))
     assert given.null is not None
-    torch.testing.assert_close(given.null, plain.base, rtol=0, atol=1e-6)
-    assert (given.base - plain.base).abs().max() > 1e-3
+    torch.testing.assert_close(given.null, plain.denoised, rtol=0, atol=1e-6)
+    assert (given.denoised - plain.denoised).abs().max() > 1e-3
 
 
 def test_what_an_observer_sees_emerging_is_all_that_is_avoided(model: TextToImageModel):
-    prompts, guidance = model.encode([PROMPT], NEGATIVES), AdaptiveNegative(STRONG, looks=[0.25])
-    told = torch.tensor([[1.0, 0.0], [0.0, 0.0], [1.0, 1.0]])
+    prompts, guidance = model.encode([PROMPT], NEGATIVES), AdaptiveNegative(STRONG, ObserverPosterior(None, [0.25]))
+    seen = torch.tensor([[1.0, 0.0], [0.0, 0.0], [1.0, 1.0]])
 
     def images(guidance: Guidance, negatives: list[int], seeds: list[int]) -> Tensor:
-        own = TextPredictor(model, prompts)
-        own.texts, own.classes = own.texts[negatives], len(negatives)
-        observed = WithObserver(own, lambda x0_hat: told, model.schedule)
-        wanted = torch.zeros(len(seeds), dtype=torch.long)
+        own = TextPredictor(model, prompts, torch.zeros(len(seeds), dtype=torch.long))
+        own.texts, own.conditions = own.texts[negatives], len(negatives)
         noise = ImageNoise(seeds, model.latent_shape())
-        return sample(observed, guidance, model.schedule, noise, Sampler(4), wanted)
+        return sample(WithObserver(own, lambda denoised: seen), guidance, model.schedule, noise, Sampler(4))
 
     found = images(guidance, [0, 1], SEEDS)
     assert torch.equal(found[1], images(Unguided(), [0, 1], SEEDS)[1])
@@ -259,7 +260,8 @@ def test_an_image_depends_on_its_seed_alone_and_less_memory_gives_the_same(folde
 def test_half_precision_attends_like_the_whole(folder: Path):
     exact, rough = (sampler_of(folder, STRONG, precision=precision) for precision in ("fp32", "bf16"))
     x = torch.randn(2, *exact.chain_shape)
-    near, far = (module.predictor().predict(x, 500, STRONG.needs).base for module in (rough, exact))
+    level = exact.schedule.level(500)
+    near, far = (module.predictor(STRONG).predict(x, level, STRONG.needs()).denoised for module in (rough, exact))
     torch.testing.assert_close(near, far, rtol=0, atol=0.05)
 
 

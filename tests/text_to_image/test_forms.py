@@ -11,14 +11,15 @@ from torch import Tensor
 
 from dng_lightning import shipped
 from dng_lightning.guidance import (
+    CFGNegativePrompt,
     ClassifierFreeGuidance,
     ComposableNot,
     Guidance,
     PerpNeg,
     SafeLatentDiffusion,
     SignedNegative,
-    SwappedNegative,
 )
+from dng_lightning.parametrization import output_of
 from dng_lightning.sampling import ImageNoise
 from dng_lightning.text_to_image import TextToImageSampler
 
@@ -27,7 +28,9 @@ pytest.importorskip("transformers", reason="transformers is not installed (extra
 
 PROMPT, NEGATIVE = "a red seven", "blue"
 SEEDS = [3, 14]
-FORMS = {form.__name__: form for form in (PerpNeg, ComposableNot, SignedNegative, SwappedNegative, SafeLatentDiffusion)}
+FORMS = {
+    form.__name__: form for form in (PerpNeg, ComposableNot, SignedNegative, CFGNegativePrompt, SafeLatentDiffusion)
+}
 
 
 def overlaid(name: str) -> Any:
@@ -74,11 +77,11 @@ def test_safe_latent_diffusion_is_diffusers_own(preset: str, folder: Path):
 
 def by_hand(form: Guidance, null: Tensor, wanted: Tensor, negatives: list[Tensor]) -> Tensor:
     w = form.scale  # type: ignore[attr-defined]  # they all have one
-    if isinstance(form, SwappedNegative):
+    if isinstance(form, CFGNegativePrompt):
         return wanted - (w - 1) * sum(negative - wanted for negative in negatives)
     if isinstance(form, ComposableNot):
         return null + w * (wanted - null - sum(negative - null for negative in negatives))
-    eps = null + form.wanted_scale * (wanted - null)  # type: ignore[attr-defined]
+    eps = null + form.cfg_scale * (wanted - null)  # type: ignore[attr-defined]
     for negative in negatives:
         push = negative - null
         if isinstance(form, PerpNeg):
@@ -90,15 +93,15 @@ def by_hand(form: Guidance, null: Tensor, wanted: Tensor, negatives: list[Tensor
 
 
 @pytest.mark.parametrize("negatives", [[NEGATIVE], [NEGATIVE, "green"]], ids=["one", "two"])
-@pytest.mark.parametrize("name", ["perp_neg", "composable_not", "signed_negative", "swapped_negative"])
+@pytest.mark.parametrize("name", ["perp_neg", "composable_not", "signed_negative", "cfg_negative_prompt"])
 def test_each_overlay_is_its_formula_of_the_prompts(name: str, negatives: list[str], folder: Path):
     form = overlaid(f"sd_{name}")
     module = TextToImageSampler(str(folder), PROMPT, negatives, form, steps=1, eta=0.0)
     x = float(module.schedule.sigma[-1]) * ImageNoise(SEEDS, module.chain_shape)()
     with torch.no_grad():
-        told = module.prompts.tokens
-        each = [module.model(x, torch.full((2,), 1000), told[[i, i]]) for i in range(len(told))]
-        wanted, *away, null = each
-        one_step = module.schedule.transition(1000, 0)
-        expected = module.decoded(one_step.x0_hat(x, by_hand(form, null, wanted, away)))
+        texts, level = module.prompts.texts, module.schedule.level(1000)
+        each = [module.model(x, level, texts[torch.tensor([i, i])]) for i in range(len(texts.tokens))]
+        wanted, *away, null = (output_of(denoised, x, level, "eps") for denoised in each)
+        eps = by_hand(form, null, wanted, away)
+        expected = module.decode((x - level.sigma * eps) / level.alpha)
     torch.testing.assert_close(module.draw(SEEDS).images, expected, rtol=0, atol=1e-4)

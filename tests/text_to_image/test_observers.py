@@ -3,6 +3,7 @@
 import shutil
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,9 @@ from dng_lightning.guidance import (
     SignedNegative,
     Unguided,
 )
-from dng_lightning.guidance.base import Needs
+from dng_lightning.interfaces import Needs
 from dng_lightning.modules import ClassifierModule
+from dng_lightning.posterior import ObserverPosterior, TrackedPosterior
 from dng_lightning.sampling import ImageNoise
 from dng_lightning.text_to_image import (
     ClassifierObserver,
@@ -74,33 +76,35 @@ def test_it_is_shown_decoded_images_and_the_negative_prompts(folder: Path):
     signed = SignedNegative(2.0, 3.0)
     for shown_scale in (1.0, 3.0):
         observer = Told([[1.0, 0.0], [0.0, 0.0], [0.0, 1.0]])
-        guidance = AdaptiveNegative(signed, looks=[0], shown_scale=shown_scale)
+        guidance = AdaptiveNegative(signed, ObserverPosterior(None, [0], observer_cfg_scale=shown_scale))
         module = sampler_of(folder, guidance, observer)
-        assert module.draw(SEEDS).evaluations == (4 * 2 * 3 + 3 * 2) / 3  # three steps with a negative for two images
+        assert module.draw(SEEDS).nfe == (4 * 2 * 3 + 3 * 2) / 3  # three steps with a negative for two images
         assert observer.asked == [NEGATIVES]
         x = float(module.schedule.sigma[-1]) * ImageNoise(SEEDS, module.chain_shape)()
-        given = module.predictor(Unguided()).predict(x, 1000, Needs(null=True), torch.zeros(3, dtype=torch.long))
+        predictor, level = module.predictor(Unguided(), torch.zeros(3, dtype=torch.long)), module.schedule.level(1000)
+        given = predictor.predict(x, level, Needs(null=True))
         assert given.null is not None
-        eps = given.null + shown_scale * (given.base - given.null)
-        expected = module.decoded(module.schedule.transition(1000, 0).x0_hat(x, eps)).clamp(-1, 1)
+        expected = module.decode(given.null + shown_scale * (given.denoised - given.null)).clamp(-1, 1)
         torch.testing.assert_close(observer.shown[0], expected, rtol=0, atol=1e-4)
 
 
 def test_where_nothing_emerges_it_is_classifier_free_guidance_and_else_the_signed_form(folder: Path):
     signed = SignedNegative(15.0, 7.5)
     nothing, everything = [[0.0, 0.0]] * 3, [[1.0, 1.0]] * 3
-    module = sampler_of(folder, AdaptiveNegative(signed, looks=[0]), Told(nothing))
+    module = sampler_of(folder, AdaptiveNegative(signed, ObserverPosterior(None, [0])), Told(nothing))
     torch.testing.assert_close(module.draw(SEEDS).images, module.draw(SEEDS, module.unguided).images, rtol=0, atol=1e-5)
-    module = sampler_of(folder, AdaptiveNegative(signed, looks=[0, 2]), Told(nothing, everything))
+    guidance = AdaptiveNegative(signed, ObserverPosterior(None, [0, 2]))
+    module = sampler_of(folder, guidance, Told(nothing, everything))
     late = module.draw(SEEDS)
     assert late.scale.tolist() == [[0.0] * 3 + [15.0]] * 3
-    assert late.evaluations == 3 * 2 + 4
+    assert late.nfe == 3 * 2 + 4
     assert (late.images - module.draw(SEEDS, module.unguided).images).abs().max() > 1e-3
 
 
 def test_any_guidance_takes_its_word(folder: Path):
-    for inner in (PositiveAndNegative(DynamicNegativeGuidance(prior=0.1), 3.0), NormalizedAttention(Unguided())):
-        guidance = AdaptiveNegative(inner, looks=[0], shown_scale=3.0)
+    seen = ObserverPosterior(None, [0], observer_cfg_scale=3.0)
+    tracked = DynamicNegativeGuidance(posterior=replace(seen, posterior=TrackedPosterior(prior=0.1)))
+    for guidance in (PositiveAndNegative(tracked, 3.0), AdaptiveNegative(NormalizedAttention(Unguided()), seen)):
         module = sampler_of(folder, guidance, Told([[1.0, 0.0], [0.0, 0.0], [0.0, 1.0]]))
         samples = module.draw(SEEDS)
         pushed = samples.scale[:, 1:] > 0
@@ -166,12 +170,12 @@ def test_it_is_read_when_it_is_asked_first_and_once(chat: Path, folder: Path, mo
 
     monkeypatch.setattr(vision_language.VisionLanguageModel, "load", load)
     observer = VisionLanguageObserver("somebody/chats", "Is {} there?")
-    module = sampler_of(folder, AdaptiveNegative(SignedNegative(2.0, 7.5), looks=[1, 2]), observer)
+    module = sampler_of(folder, AdaptiveNegative(SignedNegative(2.0, 7.5), ObserverPosterior(None, [1, 2])), observer)
     assert not loaded
     samples = module.draw(SEEDS)
     assert loaded == [("somebody/chats", "bf16")]
     assert asked == ["Is blue there?", "Is green there?"] * 3 * 2
-    assert samples.evaluations == 2 * 2 + 2 * 3  # one of two negatives at the last two steps
+    assert samples.nfe == 2 * 2 + 2 * 3  # one of two negatives at the last two steps
 
 
 @pytest.mark.parametrize(
@@ -234,6 +238,12 @@ def test_predict_negates_what_the_model_says_it_sees(
     monkeypatch.chdir(tmp_path)
     configs = ["--config=stable_diffusion", "--config=vl_dnp", f"--model.observer.model={chat}"]
     settings = [f"--model.checkpoint={folder}", "--model.steps=4", "--model.negative_prompt=[red, blue]", "--data.n=2"]
-    dng("predict", *configs, *settings, "--model.guidance.looks=[0, 2]", "--trainer.default_root_dir=here")
+    dng(
+        "predict",
+        *configs,
+        *settings,
+        "--model.guidance.posterior.observe_steps=[0, 2]",
+        "--trainer.default_root_dir=here",
+    )
     assert {"00000000.png", "00000001.png", "grid.png"} <= {path.name for path in Path("here").iterdir()}
-    assert "looks" in Path("here/config.yaml").read_text()
+    assert "observe_steps" in Path("here/config.yaml").read_text()

@@ -28,8 +28,9 @@ PROMPTS, SEEDS = ["a red seven", "a thin blue digit on white"], [3, 14]
 
 def ours(model: TextToImageModel, steps: int = 10) -> Tensor:
     """Latents of PROMPTS."""
-    predictor, noise = TextPredictor(model, model.encode(PROMPTS)), ImageNoise(SEEDS, model.latent_shape())
-    return sample(predictor, ClassifierFreeGuidance(3.0), model.schedule, noise, Sampler(steps), torch.arange(2))
+    predictor = TextPredictor(model, model.encode(PROMPTS), torch.arange(2))
+    noise = ImageNoise(SEEDS, model.latent_shape())
+    return sample(predictor, ClassifierFreeGuidance(3.0), model.schedule, noise, Sampler(steps))
 
 
 # --- what comes out ---

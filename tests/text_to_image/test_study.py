@@ -18,24 +18,27 @@ from dng_lightning.evaluation.metrics import kl_divergence, posterior_quality, w
 from dng_lightning.evaluation.quality import Moments, frechet_distance
 from dng_lightning.guidance import (
     AdaptiveNegative,
+    CFGNegativePrompt,
     ClassifierFreeGuidance,
     DynamicNegativeGuidance,
     NegativePrompting,
     PositiveAndNegative,
-    SwappedNegative,
 )
-from dng_lightning.guidance.base import Needs
+from dng_lightning.interfaces import Needs
+from dng_lightning.posterior import ObserverPosterior, TrackedPosterior
 from dng_lightning.text_to_image import TextToImageSampler
 
 N, STEPS = 8, 4
 FREE = ClassifierFreeGuidance(2.0)
-TRACKING = PositiveAndNegative(DynamicNegativeGuidance(1.0, 0.2), 2.0)
-ADAPTIVE = AdaptiveNegative(PositiveAndNegative(NegativePrompting(1.0), 2.0), looks=2, threshold=0.0)
+TRACKING = PositiveAndNegative(DynamicNegativeGuidance(1.0, TrackedPosterior(0.2)), 2.0)
+TWICE = ObserverPosterior(observe_steps=2, threshold=0.0)
+ADAPTIVE = AdaptiveNegative(PositiveAndNegative(NegativePrompting(1.0), 2.0), TWICE)
 GUIDANCES = """[
-  {class_path: PositiveAndNegative, init_args: {guidance: {class_path: DynamicNegativeGuidance,
-    init_args: {scale: 1.0, prior: 0.2}}, wanted_scale: 2.0}},
+  {class_path: PositiveAndNegative, init_args: {guidance: {class_path: DynamicNegativeGuidance, init_args: {scale: 1.0,
+    posterior: {class_path: TrackedPosterior, init_args: {prior: 0.2}}}}, cfg_scale: 2.0}},
   {class_path: AdaptiveNegative, init_args: {guidance: {class_path: PositiveAndNegative, init_args: {guidance:
-    {class_path: NegativePrompting, init_args: {scale: 1.0}}, wanted_scale: 2.0}}, looks: 2, threshold: 0.0}}]"""
+    {class_path: NegativePrompting, init_args: {scale: 1.0}}, cfg_scale: 2.0}},
+    posterior: {class_path: ObserverPosterior, init_args: {observe_steps: 2, threshold: 0.0}}}}]"""
 
 
 def sampler(
@@ -185,7 +188,7 @@ def test_predict_holds_images_of_many_prompts_against_their_own(
         ({"prompt": ["a seven", "a red one"]}, "a reader judges what is avoided by one prompt"),
         ({"negative": "roasted meat"}, "'roasted meat' is not understood"),
         ({"height": 48}, r"a reader knows images of \(3, 32, 32\), not \(3, 48, 32\)"),
-        ({"guidances": [SwappedNegative(2.0)], "negative": None}, "SwappedNegative avoids something"),
+        ({"guidances": [CFGNegativePrompt(2.0)], "negative": None}, "CFGNegativePrompt avoids something"),
     ],
 )
 def test_settings_that_cannot_be(settings: dict, message: str, captioned_place: Path, in_place: Path):
@@ -206,7 +209,7 @@ def test_comparisons_that_cannot_be(
     setting: str, message: str, captioned_place: Path, in_place: Path, dng: Dng, tmp_path: Path, capsys
 ):
     few = [f"--data.n={N}", "--model.steps=2", "--model.compile=false", f"--trainer.default_root_dir={tmp_path}"]
-    guidances = "--model.guidances=[{class_path: SwappedNegative}]"
+    guidances = "--model.guidances=[{class_path: CFGNegativePrompt}]"
     with pytest.raises(SystemExit):
         dng("test", "--config=captioned_digits_related", *few, guidances, setting)
     error = capsys.readouterr().err

@@ -11,14 +11,15 @@ from tiny_diffusion import tiny
 from torch import Tensor
 
 from dng_lightning.guidance import (
+    CFGNegativePrompt,
     ClassifierFreeGuidance,
     DynamicNegativeGuidance,
     Guidance,
     PositiveAndNegative,
-    SwappedNegative,
     Unguided,
 )
-from dng_lightning.guidance.base import Needs
+from dng_lightning.interfaces import Needs
+from dng_lightning.posterior import TrackedPosterior
 from dng_lightning.sampling import ImageNoise, Sampler, sample
 from dng_lightning.text_to_image import TextPredictor, TextToImageModel, TextToImageSampler
 
@@ -28,17 +29,18 @@ pytest.importorskip("transformers", reason="transformers is not installed (extra
 PROMPT, NEGATIVE = "a red seven", "blue"
 SEEDS = [3, 14]
 PREDICTIONS = ["epsilon", "v_prediction", "sample"]
-NEUTRAL = DynamicNegativeGuidance(prior=0.1)
+NEUTRAL = DynamicNegativeGuidance(posterior=TrackedPosterior(prior=0.1))
 
 
 def ours(
     model: TextToImageModel, guidance: Guidance, sampler: Sampler, prompt: str = PROMPT, negative: Sequence[str] = ()
 ) -> Tensor:
     """Latents of SEEDS."""
-    predictor, noise = TextPredictor(model, model.encode([prompt], negative)), ImageNoise(SEEDS, model.latent_shape())
+    predictor = TextPredictor(model, model.encode([prompt], negative), torch.zeros(2, dtype=torch.long))
+    noise = ImageNoise(SEEDS, model.latent_shape())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of eta = 0
-        return sample(predictor, guidance, model.schedule, noise, sampler, torch.zeros(2, dtype=torch.long))
+        return sample(predictor, guidance, model.schedule, noise, sampler)
 
 
 def theirs(pipeline: Any, model: TextToImageModel, scale: float, output: str = "latent", **settings: Any) -> Tensor:
@@ -90,7 +92,7 @@ def test_a_negative_in_the_place_of_the_empty_prompt_is_diffusers_negative_promp
     folder: Path, model: TextToImageModel
 ):
     pipeline = diffusers.StableDiffusionPipeline.from_pretrained(folder)
-    found = ours(model, SwappedNegative(7.5), Sampler(10, eta=0.0), negative=[NEGATIVE])
+    found = ours(model, CFGNegativePrompt(7.5), Sampler(10, eta=0.0), negative=[NEGATIVE])
     assert_same(found, theirs(pipeline, model, 7.5, negative_prompt=[NEGATIVE] * 2))
 
 
@@ -101,7 +103,7 @@ def test_sdxl_is_diffusers_own(prediction: str, tmp_path: Path):
     assert_same(ours(model, ClassifierFreeGuidance(7.5), Sampler(10, eta=0.0)), theirs(pipeline, model, 7.5))
     found = ours(model, ClassifierFreeGuidance(7.5), Sampler(10, eta=0.3))
     assert_same(found, theirs(pipeline, model, 7.5, eta=0.3))
-    found = ours(model, SwappedNegative(7.5), Sampler(10, eta=0.0), negative=[NEGATIVE])
+    found = ours(model, CFGNegativePrompt(7.5), Sampler(10, eta=0.0), negative=[NEGATIVE])
     assert_same(found, theirs(pipeline, model, 7.5, negative_prompt=[NEGATIVE] * 2))
     pipeline.scheduler = diffusers.DDPMScheduler.from_config(pipeline.scheduler.config)
     assert_same(ours(model, ClassifierFreeGuidance(7.5), Sampler(10)), theirs(pipeline, model, 7.5))
@@ -115,7 +117,7 @@ def test_images_are_what_diffusers_decodes(folder: Path):
     expected = theirs(pipeline, module.model, 7.5, "pt")
     assert samples.images.shape == (2, 3, 16, 16)
     torch.testing.assert_close(samples.images.clamp(-1, 1) / 2 + 0.5, expected, rtol=0, atol=1e-5)
-    assert samples.evaluations == 20  # prompt and empty prompt, ten steps
+    assert samples.nfe == 20  # prompt and empty prompt, ten steps
     assert expected.std() > 0.01
 
 
@@ -124,32 +126,33 @@ def test_images_are_what_diffusers_decodes(folder: Path):
 
 def test_all_that_is_asked_for_comes_from_one_forward(model: TextToImageModel):
     prompts = model.encode(["a", "b"], ["c", "d"])
-    assert (prompts.null, prompts.forbidden, len(prompts.tokens)) == (4, [2, 3], 5)
-    predictor, calls = TextPredictor(model, prompts), []
-    x, t = torch.randn(2, *model.latent_shape()), torch.tensor([600, 600])
+    assert (prompts.null, prompts.forbidden, len(prompts.texts.tokens)) == (4, [2, 3], 5)
+    predictor, calls = TextPredictor(model, prompts, torch.tensor([1, 0])), []
+    x, level = torch.randn(2, *model.latent_shape()), model.schedule.level(600)
     hook = model.unet.register_forward_hook(lambda *_: calls.append(1))
-    given = predictor.predict(x, 600, Needs(null=True), torch.tensor([1, 0]))
+    given = predictor.predict(x, level, Needs(negatives=True, null=True))
     hook.remove()
-    assert (len(calls), predictor.evaluations) == (1, 8)
+    assert (len(calls), predictor.nfe) == (1, 8)
     with torch.no_grad():
         for found, numbers in [
-            (given.base, [1, 0]),
+            (given.denoised, [1, 0]),
             (given.null, [4, 4]),
             (given.negatives[:, 0], [2, 2]),
             (given.negatives[:, 1], [3, 3]),
         ]:
-            torch.testing.assert_close(found, model(x, t, prompts.tokens[numbers]))
+            torch.testing.assert_close(found, model(x, level, prompts.texts[torch.tensor(numbers)]))
     active = torch.tensor([[False, True], [False, False]])
-    given = predictor.predict(x, 600, Needs(active=active), torch.tensor([1, 0]))
-    assert predictor.evaluations == 8 + 3
-    assert torch.equal(given.negatives[:, 0], given.base)
+    given = predictor.predict(x, level, Needs(negatives=True, active=active))
+    assert predictor.nfe == 8 + 3
+    assert torch.equal(given.negatives[:, 0], given.denoised)
 
 
 def test_half_precision_is_in_the_networks_alone(folder: Path):
     exact, rough = (TextToImageSampler(str(folder), PROMPT, NEGATIVE, NEUTRAL, precision=p) for p in ("fp32", "bf16"))
     assert (rough.model.unet.dtype, rough.model.vae.dtype) == (torch.bfloat16, torch.float32)
     x = torch.randn(2, *exact.chain_shape)
-    near, far = (module.predictor().predict(x, 500).base for module in (rough, exact))
+    level = exact.schedule.level(500)
+    near, far = (module.predictor(NEUTRAL).predict(x, level).denoised for module in (rough, exact))
     assert near.dtype == torch.float32
     torch.testing.assert_close(near, far, rtol=0, atol=0.05)
 
@@ -180,7 +183,7 @@ def test_identical_prompts_leave_the_posterior_at_the_prior(folder: Path, captur
 
 
 def test_a_negative_prompt_is_pushed_away_as_far_as_it_is_believed(folder: Path):
-    guidance = PositiveAndNegative(DynamicNegativeGuidance(scale=2, prior=0.3), 7.5)
+    guidance = PositiveAndNegative(DynamicNegativeGuidance(2, TrackedPosterior(prior=0.3)), 7.5)
     module = TextToImageSampler(str(folder), PROMPT, [NEGATIVE, "green"], guidance, steps=5)
     guided, plain = module.draw(SEEDS), module.draw(SEEDS, module.unguided)
     assert guided.posterior is not None
@@ -189,7 +192,7 @@ def test_a_negative_prompt_is_pushed_away_as_far_as_it_is_believed(folder: Path)
     torch.testing.assert_close(guided.scale.double(), 2 * total / (1 - total), rtol=1e-4, atol=1e-9)
     assert not torch.allclose(guided.posterior, guided.posterior[:, :1], rtol=1e-2)  # it learned something
     assert (guided.images - plain.images).abs().max() > 1e-3
-    assert guided.evaluations == 5 * 4
+    assert guided.nfe == 5 * 4
 
 
 def test_an_image_depends_on_its_seed_alone_and_prompts_take_turns(folder: Path):

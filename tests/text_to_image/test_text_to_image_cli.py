@@ -9,7 +9,7 @@ from running import Dng
 from tiny_diffusion import tiny
 
 from dng_lightning.data.pixels import from_png, to_uint8
-from dng_lightning.guidance import SwappedNegative
+from dng_lightning.guidance import CFGNegativePrompt
 from dng_lightning.text_to_image import TextToImageSampler
 
 pytest.importorskip("diffusers", reason="diffusers is not installed (extra text-to-image)")
@@ -28,11 +28,13 @@ def test_predict_writes_images_beside_those_without_the_negative(
     assert {"00000000.png", "00000001.png", "grid.png", "trajectories.png", "labels.csv", "unguided"} <= names
     assert (made / "00000000.png").read_bytes() != (made / "unguided" / "00000000.png").read_bytes()
     assert "a red/seven" in (made / "labels.csv").read_text()
-    twins = TextToImageSampler("model", "a red/seven", ["a blue one", "green"], steps=3).draw([1], SwappedNegative(7.5))
-    written = from_png(made / "SwappedNegative_scale_7_5" / "00000001.png").int()
+    twins = TextToImageSampler("model", "a red/seven", ["a blue one", "green"], steps=3).draw(
+        [1], CFGNegativePrompt(7.5)
+    )
+    written = from_png(made / "CFGNegativePrompt_scale_7_5" / "00000001.png").int()
     assert (written - to_uint8(twins.images)[0].int()).abs().max() <= 1
     costs = re.findall(r"^ *(\S.*?) {2,}(\d+) +([\d.e+]+)$", capsys.readouterr().out, re.MULTILINE)
-    methods = ["unguided", "SwappedNegative, scale 7.5", "PositiveAndNegative(DynamicNegativeGuidance)"]
+    methods = ["unguided", "CFGNegativePrompt, scale 7.5", "PositiveAndNegative(DynamicNegativeGuidance)"]
     assert [(name, int(evaluations)) for name, evaluations, _ in costs] == list(zip(methods, (6, 9, 12), strict=True))
     assert all(float(speed) > 0 for _, _, speed in costs)
     dng("predict", *settings, "--model.prompt=a red/seven", "--model.negative_prompt=[a blue one, green]")

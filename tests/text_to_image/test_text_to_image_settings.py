@@ -11,14 +11,15 @@ from tiny_diffusion import tiny
 
 from dng_lightning.errors import SettingError
 from dng_lightning.guidance import (
+    CFGNegativePrompt,
     ClassifierFreeGuidance,
     ClassifierGuidance,
     DynamicNegativeGuidance,
     Guidance,
     NegativePrompting,
     PositiveAndNegative,
-    SwappedNegative,
 )
+from dng_lightning.posterior import TrackedPosterior
 from dng_lightning.text_to_image import TextToImageModel, TextToImageSampler
 
 diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed (extra text-to-image)")
@@ -40,19 +41,21 @@ def test_without_a_negative_prompt_the_default_is_the_unguided_method(folder: Pa
     assert module.guidance == module.unguided == ClassifierFreeGuidance(7.5)
     method = TextToImageSampler(str(folder), PROMPT, NEGATIVE).guidance
     assert isinstance(method, PositiveAndNegative)
-    assert method.wanted_scale == 7.5
+    assert method.cfg_scale == 7.5
 
 
 def test_the_methods_that_are_shown_beside(folder: Path):
     def compared(negative: str | None, methods: list[Guidance] | None) -> list[Guidance]:
         return TextToImageSampler(str(folder), PROMPT, negative, compared=methods).compared
 
-    assert compared(NEGATIVE, None) == [SwappedNegative(7.5)]
+    assert compared(NEGATIVE, None) == [CFGNegativePrompt(7.5)]
     assert compared(None, None) == compared(NEGATIVE, []) == []
-    both: list[Guidance] = [SwappedNegative(3.0), SwappedNegative(7.5)]
+    both: list[Guidance] = [CFGNegativePrompt(3.0), CFGNegativePrompt(7.5)]
     assert compared(NEGATIVE, both) == both
     assert "or compared to null" in refused(folder, PROMPT, None, compared=both)
-    assert "compared names a method twice" in refused(folder, PROMPT, NEGATIVE, compared=[both[0], SwappedNegative(3)])
+    assert "compared names a method twice" in refused(
+        folder, PROMPT, NEGATIVE, compared=[both[0], CFGNegativePrompt(3)]
+    )
     assert "ClassifierGuidance needs a classifier" in refused(folder, PROMPT, "blue", compared=[ClassifierGuidance(1)])
 
 
@@ -68,14 +71,15 @@ def test_settings_that_cannot_be(folder: Path):
     assert "width must be a multiple of 4 pixels; got 0" in refused(folder, PROMPT, width=0)
     assert "steps must be between 1 and 1000" in refused(folder, PROMPT, steps=1001)
     assert "precision must be fp32 or bf16" in refused(folder, PROMPT, precision="fp8")
-    assert "2 forbidden classes sum to 1.2" in refused(folder, PROMPT, ["a", "b"], DynamicNegativeGuidance(prior=0.6))
+    priors = DynamicNegativeGuidance(posterior=TrackedPosterior(prior=0.6))
+    assert "2 forbidden conditions sum to 1.2" in refused(folder, PROMPT, ["a", "b"], priors)
 
 
 def test_a_prompt_that_is_too_long_is_cut_and_said(model: TextToImageModel, capture_info: list[str]):
     fits, long = "abcdefghijklmnopqrstuv", "abcdefghijklmnopqrstuvwxyz"  # of letters 22 are read, and two marks
     prompts = model.encode([fits, long])
     assert capture_info == [f"The prompt '{long}' is cut after 22 tokens: 'wxyz' is not read."]
-    assert not torch.equal(prompts.tokens[0], prompts.tokens[2])
+    assert not torch.equal(prompts.texts.tokens[0], prompts.texts.tokens[2])
 
 
 def test_folders_of_something_else(folder: Path, tmp_path: Path):
@@ -95,7 +99,7 @@ def test_models_of_another_kind(tmp_path: Path):
     inpainting = tiny(tmp_path / "inpainting", unet={"in_channels": 9})
     assert "its U-Net takes or gives more than latents" in refused(inpainting)
     pure = tiny(tmp_path / "pure", rescale_betas_zero_snr=True)
-    assert "a schedule needs alpha > 0" in refused(pure)
+    assert "a schedule needs alpha >= 0" in refused(pure)
 
 
 @pytest.mark.parametrize("library", ["diffusers", "transformers"])

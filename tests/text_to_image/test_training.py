@@ -33,8 +33,9 @@ def captioned(count: int) -> Captioned:
 
 def ours(model: TextToImageModel, steps: int = 10) -> Tensor:
     """Latents of PROMPTS."""
-    predictor, noise = TextPredictor(model, model.encode(PROMPTS)), ImageNoise(SEEDS, model.latent_shape())
-    return sample(predictor, ClassifierFreeGuidance(3.0), model.schedule, noise, Sampler(steps), torch.arange(2))
+    predictor = TextPredictor(model, model.encode(PROMPTS), torch.arange(2))
+    noise = ImageNoise(SEEDS, model.latent_shape())
+    return sample(predictor, ClassifierFreeGuidance(3.0), model.schedule, noise, Sampler(steps))
 
 
 # --- losses ---
@@ -149,9 +150,9 @@ def test_prompts_are_drawn_while_it_trains(text_to_image: TextToImageModule):
     with torch.no_grad():
         images = callback._draw(text_to_image)
         model = text_to_image.model()
-        predictor, noise = TextPredictor(model, model.encode(PROMPTS)), ImageNoise([0, 1], (4, 8, 8))
-        guidance, wanted = ClassifierFreeGuidance(3.0), torch.ones(2, dtype=torch.long)
-        second = model.decode(sample(predictor, guidance, model.schedule, noise, Sampler(5), wanted))
+        predictor = TextPredictor(model, model.encode(PROMPTS), torch.ones(2, dtype=torch.long))
+        guidance, noise = ClassifierFreeGuidance(3.0), ImageNoise([0, 1], (4, 8, 8))
+        second = model.decode(sample(predictor, guidance, model.schedule, noise, Sampler(5)))
     assert images.shape == (4, 3, 32, 32)
     assert (images[2:].int() - ((second.clamp(-1, 1) + 1) * 127.5).round().int()).abs().max() <= 1
     assert callback._obeyed(images) == []

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dng_lightning.errors import SettingError
 from dng_lightning.guidance import (
+    CFGNegativePrompt,
     CFGPlusPlus,
     ClassifierFreeGuidance,
     ClassifierGuidance,
@@ -23,9 +24,9 @@ from dng_lightning.guidance import (
     NormalizedAttention,
     PositiveAndNegative,
     SafeLatentDiffusion,
-    SwappedNegative,
     Unguided,
 )
+from dng_lightning.posterior import TrackedPosterior
 from dng_lightning.sampling import ImageNoise, Sampler, Trajectories, sample
 from dng_lightning.text_to_image import TextPredictor, TextToImageModel, guided, pipelines
 
@@ -34,15 +35,16 @@ pytest.importorskip("transformers", reason="transformers is not installed (extra
 
 SEEDS, PROMPTS, NEGATIVES = [3, 14], ["a red seven", "a green one"], ["blue", "dark"]
 PREDICTIONS = ["epsilon", "v_prediction", "sample"]
-DYNAMIC = DynamicNegativeGuidance(scale=2, prior=0.3)
+DYNAMIC = DynamicNegativeGuidance(2, TrackedPosterior(prior=0.3))
+UNSHIFTED = DynamicNegativeGuidance(1, TrackedPosterior(prior=0.3, guidance_shift_weight=0.0))
 BOTH = PositiveAndNegative(DYNAMIC, 3.0)
 METHODS = [
     DYNAMIC,
     BOTH,
-    PositiveAndNegative(DynamicNegativeGuidance(scale=1, prior=0.3, own_push=0.0), 3.0),
-    PositiveAndNegative(DynamicNegativeGuidance(scale=1, prior=0.3, own_push=0.0), 3.0, independent=True),
+    PositiveAndNegative(UNSHIFTED, 3.0),
+    PositiveAndNegative(UNSHIFTED, 3.0, independent=True),
     SafeLatentDiffusion(scale=2.0),
-    SwappedNegative(7.5),
+    CFGNegativePrompt(7.5),
     LimitedInterval(DYNAMIC, 0.3, 0.9),
 ]
 Drawn = tuple[Tensor, Tensor | None, Tensor]
@@ -96,10 +98,10 @@ def ours(
     model, found = TextToImageModel.load(str(folder)), []
     for number, seed in enumerate(seeds):
         prompts = model.encode([PROMPTS[number]], negatives[number : number + 1] if negatives else [])
-        predictor, noise, way = TextPredictor(model, prompts), ImageNoise([seed], model.latent_shape()), Trajectories()
-        wanted = torch.zeros(1, dtype=torch.long)
-        latents = sample(predictor, guidance, model.schedule, noise, sampler, wanted, way)
-        found.append((latents, way.posterior, way.scale))
+        predictor = TextPredictor(model, prompts, torch.zeros(1, dtype=torch.long))
+        noise, seen = ImageNoise([seed], model.latent_shape()), Trajectories()
+        latents = sample(predictor, guidance, model.schedule, noise, sampler, [seen])
+        found.append((latents, seen.posterior, seen.scale))
     return tuple(None if part[0] is None else torch.cat(part) for part in zip(*found, strict=True))  # type: ignore
 
 
@@ -167,11 +169,11 @@ def test_stable_diffusion_xl(folder_xl: Path):
 
 
 def test_deterministic_sampling_is_warned_of_unless_the_divergence_is_asked_for(folder: Path):
-    with pytest.warns(UserWarning, match="a posterior tracked along a deterministic sampler is biased"):
+    with pytest.warns(UserWarning, match="a posterior tracked at eta 0 is biased"):
         found = stock(opened(folder, "DDIMScheduler"), DYNAMIC, eta=0.0)
     with pytest.warns(UserWarning, match="biased"):
         assert_same(found, ours(folder, DYNAMIC, Sampler(10, eta=0.0)))
-    unbiased = DynamicNegativeGuidance(scale=2, prior=0.3, own_push=0.5, divergence=1)
+    unbiased = DynamicNegativeGuidance(2, TrackedPosterior(prior=0.3, guidance_shift_weight=0.5, divergence=1))
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         found = stock(opened(folder, "DDIMScheduler"), unbiased, eta=0.0)
@@ -196,7 +198,8 @@ def test_a_guidance_that_does_nothing_is_the_pipeline_itself(folder: Path):
 def test_images_are_guided_each_by_its_own_posterior(pipeline: Any):
     _, posterior, scale = stock(pipeline, DYNAMIC)
     assert posterior is not None
-    assert posterior.shape == scale.shape == (2, 10)
+    assert (posterior.shape, scale.shape) == ((2, 10, 1), (2, 10))
+    posterior = posterior[..., 0]
     torch.testing.assert_close(posterior[:, 0], torch.full((2,), 0.3))
     assert (posterior[0, 1:] - posterior[1, 1:]).abs().min() > 1e-4
     torch.testing.assert_close(scale, 2 * posterior / (1 - posterior), rtol=1e-5, atol=0)
@@ -215,8 +218,13 @@ def test_each_call_starts_anew(pipeline: Any):
         again = hosted.trajectories
     assert alone.scale.shape == (1, 10)
     assert len(cut.levels) == 3
-    assert first.levels == again.levels == list(range(1000, 0, -100))
+    assert first.levels == again.levels
+    assert timesteps(first) == list(range(999, 0, -100))
     assert torch.equal(first.posterior, again.posterior)
+
+
+def timesteps(trajectories: Trajectories) -> list[float]:
+    return [level.timestep for level in trajectories.levels]
 
 
 def stop_after_three(pipeline: Any, index: int, timestep: int, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -255,7 +263,7 @@ def test_leading_steps_and_several_images_a_prompt(folder: Path):
     one = given(pipeline, seeds=SEEDS[:1]) | {"num_images_per_prompt": 2, "latents": None, "generator": None}
     with guided(pipeline, BOTH) as hosted:
         latents = pipeline(**one, output_type="latent").images
-    assert hosted.trajectories.levels == list(range(902, 0, -100))
+    assert timesteps(hosted.trajectories) == list(range(901, 0, -100))
     assert hosted.trajectories.scale.shape == (2, 10)
     assert latents.isfinite().all()
 
@@ -273,7 +281,7 @@ def test_half_precision_is_in_the_networks_alone(folder: Path, folder_xl: Path):
 
 
 @pytest.mark.parametrize(
-    "guidance", [DYNAMIC, BOTH, SwappedNegative(7.5)], ids=lambda guidance: type(guidance).__name__
+    "guidance", [DYNAMIC, BOTH, CFGNegativePrompt(7.5)], ids=lambda guidance: type(guidance).__name__
 )
 def test_a_guider_does_what_our_sampler_does(guidance: Guidance, folder_xl: Path, modular: Any):
     assert_same(from_modular(modular, guidance), ours(folder_xl, guidance, Sampler(10)))
@@ -296,7 +304,7 @@ def test_a_guider_starts_anew_with_each_call_and_shows_its_settings(modular: Any
     assert torch.equal(again, first[0])
     assert torch.equal(guider.hosted.trajectories.posterior, first[1])
     assert not forward  # it looks at the latents no longer
-    assert guider.config["guidance"]["guidance"]["prior"] == 0.3
+    assert guider.config["guidance"]["guidance"]["posterior"]["prior"] == 0.3
     assert ("num_conditions", 3) in guider.get_state().items()
     guider.disable()
     assert guider.num_conditions == 1
@@ -337,7 +345,7 @@ def test_settings_of_schedulers_that_cannot_be(folder: Path):
     assert "the DDIMScheduler clips" in line("DDIMScheduler", clip_sample=True)
     assert "the DDPMScheduler clips" in line("DDPMScheduler", thresholding=True)
     assert "fixed_large; the DDPMScheduler's is learned_range" in line("DDPMScheduler", variance_type="learned_range")
-    assert "a schedule needs alpha > 0" in line("DDPMScheduler", rescale_betas_zero_snr=True)
+    assert "a schedule needs alpha >= 0" in line("DDPMScheduler", rescale_betas_zero_snr=True)
 
 
 def test_an_eta_that_is_not_the_pipelines(folder: Path, folder_xl: Path):
@@ -369,13 +377,13 @@ def test_guidances_and_pipelines_that_cannot_be(pipeline: Any, modular: Any, fol
     assert "ClassifierGuidance needs a classifier" in refused(lambda: stock(pipeline, ClassifierGuidance(1.0)))
     attention = NormalizedAttention(ClassifierFreeGuidance(3.0))
     assert "acts inside the attention" in refused(lambda: stock(pipeline, attention))
-    forbidden = DynamicNegativeGuidance(prior=(0.1, 0.2))
+    forbidden = DynamicNegativeGuidance(posterior=TrackedPosterior(prior=(0.1, 0.2)))
     assert "prior must be one number or one for each of the 1" in refused(lambda: stock(pipeline, forbidden))
     assert "got a StableDiffusionXLModularPipeline" in refused(lambda: stock(modular, DYNAMIC))
     assert "got a StableDiffusionPipeline" in refused(lambda: Guider(DYNAMIC, pipeline))
     bare = diffusers.ModularPipeline.from_pretrained(str(folder_xl))
     assert "pipeline.load_components() first" in refused(lambda: Guider(DYNAMIC, bare))
-    unbiased = DynamicNegativeGuidance(divergence=1)
+    unbiased = DynamicNegativeGuidance(posterior=TrackedPosterior(divergence=1))
     modular.update_components(scheduler=diffusers.DDIMScheduler.from_config(modular.scheduler.config))
     assert "set divergence to 0" in refused(lambda: from_modular(modular, unbiased, eta=0.5))
     pipeline.text_encoder = None
