@@ -52,7 +52,7 @@ def charts(trainer: Trainer, module: LightningModule) -> tensorboard.Layout:
 
 def settings(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
     """What a run was made with, under short names: of the module, the optimiser, the data and the guidance."""
-    found = {
+    found: dict[str, Any] = {
         name: value
         for name, value in module.hparams.items()
         if isinstance(value, str | int | float | dict) and name not in ("_instantiator", "optimizer", "scheduler")

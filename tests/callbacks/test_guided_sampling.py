@@ -183,13 +183,13 @@ def test_images_are_drawn_in_the_precision_of_the_training(tmp_path: Path, monke
 def test_it_goes_with_a_diffusion_model_alone(tmp_path: Path):
     callback = "--trainer.callbacks=[{class_path: GuidedSampling, init_args: {images: 2, steps: 2}}]"
     args = [callback, f"--trainer.default_root_dir={tmp_path}"]
-    with pytest.raises(SettingError, match="^GuidedSampling goes with a DiffusionModule; the model is a Classifier"):
+    with pytest.raises(SettingError, match=r"^GuidedSampling goes with a DiffusionModule; the model is a Classifier"):
         run(["fit", f"--config={shipped.config('digits_classifier')}", *QUIET, *args])
 
 
 def test_an_image_writer_is_not_for_training(tmp_path: Path):
     args = ["--trainer.callbacks=[{class_path: ImageWriter}]", f"--trainer.default_root_dir={tmp_path}"]
-    with pytest.raises(SettingError, match="^ImageWriter goes with a GuidedSampler; the model is DiffusionModule"):
+    with pytest.raises(SettingError, match=r"^ImageWriter goes with a GuidedSampler; the model is DiffusionModule"):
         run(["fit", f"--config={shipped.config('digits')}", *QUIET, *args])
 
 
