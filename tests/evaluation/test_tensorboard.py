@@ -42,9 +42,8 @@ def test_lines_take_the_whole_name_or_its_beginning():
 
 
 def test_spread_is_the_interval_of_the_mean(writer: SummaryWriter):
-    tensorboard.spread(
-        writer, "scale", torch.tensor([1.0, 2.0, 3.0, 6.0]), 7
-    )  # mean 3, variance 14 / 3, of the mean 7 / 6
+    values = torch.tensor([1.0, 2.0, 3.0, 6.0])  # mean 3, variance 14 / 3, of the mean 7 / 6
+    tensorboard.spread(writer, "scale", values, 7)
     events = written(writer)
     error = 1.96 * (7 / 6) ** 0.5
     assert [scalar(events, tag) for tag in tensorboard.band("scale")[1]] == pytest.approx([3, 3 - error, 3 + error])
