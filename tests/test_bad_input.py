@@ -87,23 +87,24 @@ def test_settings_of_the_sampler(setting: str, message: str, dng: Dng, from_tiny
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (["--model.guidance.temperature=-1"], "temperature must be at least 0; got -1"),
-        (["--model.guidance.prior=0"], "prior must be inside (0, 1); got 0"),
-        (["--model.guidance.prior=1"], "prior must be inside (0, 1)"),
-        (["--model.guidance.prior=1.5"], "prior must be inside (0, 1)"),
-        (["--model.guidance.prior=.nan"], "prior must be inside (0, 1)"),
-        (["--model.guidance.prior=0.5", "--model.guidance.cap=0.4"], "cap must be at least the prior"),
-        (["--model.guidance.cap=1"], "cap must be at least the prior and below 1"),
-        (["--model.guidance.floor=0.5"], "floor must be between 0 and the prior"),
-        (["--model.guidance.scale=-1"], "scale must be at least 0"),
-        (["--model.guidance.scale=.inf"], "scale must be at least 0"),
-        (["--model.guidance.prior=[0.1,0.2]"], "prior must be one number or one for each of the 1 forbidden classes"),
-        (["--model.guidance.prior=0.6", "--model.forbidden=[1,2]"], "sum to 1.2, above cap"),
+        (["posterior.temperature=-1"], "temperature must be at least 0; got -1"),
+        (["posterior.prior=0"], "prior must be inside (0, 1); got [0.0]"),
+        (["posterior.prior=1"], "prior must be inside (0, 1)"),
+        (["posterior.prior=1.5"], "prior must be inside (0, 1)"),
+        (["posterior.prior=.nan"], "prior must be inside (0, 1)"),
+        (["posterior.prior=0.5", "posterior.p_max=0.4"], "p_max must be at least the prior"),
+        (["posterior.p_max=1"], "p_max must be at least the prior and below 1"),
+        (["posterior.p_min=0.5"], "p_min must be between 0 and the prior"),
+        (["scale=-1"], "scale must be at least 0"),
+        (["scale=.inf"], "scale must be at least 0"),
+        (["posterior.prior=[0.1,0.2]"], "prior must be one number or one for each of the 1 forbidden conditions"),
+        (["posterior.prior=0.6", "forbidden=[1,2]"], "sum to 1.2, above p_max"),
     ],
 )
 def test_settings_of_the_guidance(settings: list[str], message: str, dng: Dng, from_tiny: list[str], capsys):
-    fitted = "--model.guidance.calibration=[]"
-    assert message in complaint(dng, capsys, "predict", *from_tiny, GUIDANCE, fitted, *settings)
+    given = [f"--model.{'' if 'forbidden' in setting else 'guidance.'}{setting}" for setting in settings]
+    tracked = "--model.guidance.posterior=TrackedPosterior"
+    assert message in complaint(dng, capsys, "predict", *from_tiny, GUIDANCE, tracked, *given)
 
 
 @pytest.mark.parametrize("method", ["ClassifierFreeGuidance", "CFGPlusPlus", "FeedbackGuidance"])
@@ -124,7 +125,7 @@ def test_an_overlay_of_predict_is_no_training(dng: Dng, capsys):
 
 def test_a_negative_network_of_another_class(dng: Dng, from_tiny: list[str], tiny_single_class: Path, capsys):
     for checkpoint, forbidden in ((tiny_single_class, 3), (from_tiny[0].partition("=")[2], 0)):
-        pair = [f"--model.negative_checkpoints=[{checkpoint}]", "--model.guidance.calibration=[]"]
+        pair = [f"--model.negative_checkpoints=[{checkpoint}]", "--model.guidance.posterior=TrackedPosterior"]
         line = complaint(dng, capsys, "predict", *from_tiny, *pair, f"--model.forbidden={forbidden}")
         assert f"not on {forbidden} alone" in line
 
@@ -191,7 +192,7 @@ def test_one_kind_of_model_in_the_place_of_the_other(dng: Dng, from_tiny: list[s
         assert "is no checkpoint of a" in line
 
 
-ORACLE = "--model.guidance=OracleNegativeGuidance"
+ORACLE = [GUIDANCE, "--model.guidance.posterior=ClassifierPosterior"]
 
 
 def test_an_oracle_needs_a_classifier_of_the_model_s_noisy_images(
@@ -200,9 +201,9 @@ def test_an_oracle_needs_a_classifier_of_the_model_s_noisy_images(
     def refused(*settings: object) -> str:
         return complaint(dng, capsys, "predict", *from_tiny, *settings)
 
-    assert "OracleNegativeGuidance needs a noisy_classifier" in refused(ORACLE)
-    assert "cap must be inside (0, 1); got 1" in refused(ORACLE, "--model.guidance.cap=1")
-    assert "digits-classifier classifies clean images" in refused(ORACLE, "--model.noisy_classifier=digits-classifier")
+    assert "DynamicNegativeGuidance, classifier needs a noisy_classifier" in refused(*ORACLE)
+    assert "p_max must be inside (0, 1); got 1" in refused(*ORACLE, "--model.guidance.posterior.p_max=1")
+    assert "digits-classifier classifies clean images" in refused(*ORACLE, "--model.noisy_classifier=digits-classifier")
     assert "classifies noisy images" in refused(f"--model.classifier={tiny_noisy_classifier}")
 
     stored = torch.load(tiny_noisy_classifier / "model.ckpt", weights_only=True)
@@ -217,7 +218,7 @@ def test_an_oracle_needs_a_classifier_of_the_model_s_noisy_images(
     }
     for message, change in others.items():
         torch.save(stored | change, "other.ckpt")
-        line = refused(ORACLE, "--model.noisy_classifier=other.ckpt")
+        line = refused(*ORACLE, "--model.noisy_classifier=other.ckpt")
         assert f"noisy_classifier other.ckpt {message}" in line
 
 
@@ -308,10 +309,10 @@ def test_a_training_whose_samples_cannot_be_guided(dng: Dng, capsys):
     """`digits.yaml` samples without the digit 0."""
     assert "never saw class '0'" in complaint(dng, capsys, "fit", "--data.without=0")
     assert "unconditional; set forbidden to null" in complaint(dng, capsys, "fit", "--model.net.num_classes=0")
-    oracle = ["--trainer.callbacks=[{class_path: GuidedSampling, init_args: {guidance: OracleNegativeGuidance}}]"]
-    assert "OracleNegativeGuidance is not for it" in complaint(dng, capsys, "fit", *oracle)
-    positive = [setting.replace("OracleNegativeGuidance", "ClassifierFreeGuidance") for setting in oracle]
-    assert "has no wanted class: ClassifierFreeGuidance is not for it" in complaint(dng, capsys, "fit", *positive)
+    for method in ("ClassifierGuidance", "ClassifierFreeGuidance"):
+        sampling = f"[{{class_path: GuidedSampling, init_args: {{guidance: {method}}}}}]"
+        line = complaint(dng, capsys, "fit", f"--trainer.callbacks={sampling}")
+        assert f"GuidedSampling has no class label, text, classifier or observer: {method} is not for it" in line
     schedule = ["--model.schedule=LinearSchedule", "--model.schedule.steps=49"]
     assert "steps must be between 1 and 49" in complaint(dng, capsys, "fit", *schedule)
 
@@ -358,7 +359,7 @@ def test_a_comparison_needs_a_classifier_and_a_class_that_is_left(dng: Dng, digi
     assert "needs a classifier to label the images: set model.classifier" in refused("--model.classifier=null")
     every = [f"--model.forbidden={list(range(10))}", "--model.guidances=[Unguided]", "--model.guidance=Unguided"]
     assert "model.forbidden names every class: leave one" in refused(*every, "--data.real=Digits")
-    assert "needs a noisy_classifier" in refused("--model.guidances=[OracleNegativeGuidance]")
+    assert "needs a noisy_classifier" in refused("--model.guidances=[ClassifierGuidance]")
 
 
 def test_a_comparison_needs_real_images_that_fit(dng: Dng, digits_here: list[str], statistics: RealStatistics, capsys):
@@ -387,7 +388,7 @@ def test_a_comparison_needs_real_images_that_fit(dng: Dng, digits_here: list[str
             "covariances": statistics.covariances[:, :1, :1],
         }
         | {"samples": statistics.samples[:, :1]},
-        "know less than 4 real images of Digits that are not forbidden": {
+        "hold less than 4 real images of Digits that are not forbidden": {
             "samples": samples[0][:3],
             "sample_labels": samples[1][:3],
         },

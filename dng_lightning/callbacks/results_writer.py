@@ -83,11 +83,12 @@ class ResultsWriter(Callback):
             kinds=module.kinds,
             label=module.judge.label,
             extractor=extractor,
-            reference=self._reference(trainer, module, data, extractor) if extractor else None,
             unguided=draws[0].run if self.unguided else None,
             trackers={tracker(posterior): label(posterior) for posterior in self.posteriors},
             about={"model": shipped.name_of(module.checkpoint), "forbidden": names},
         )
+        if extractor:  # last, because it writes statistics that it does not find
+            self.evaluator.reference = self._reference(trainer, module, data, extractor)
         todo = self.evaluator.unfinished([draw.run for draw in draws])
         module.draws = [draw for draw in draws if draw.run in todo]
         data.passes = len(module.draws)
