@@ -13,19 +13,12 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 
 from dng_lightning import (
     callbacks,
-    data,
     diffusers_format,
-    guidance,
-    modules,
-    networks,
-    posterior,
-    schedule,
     shipped,
 )
 from dng_lightning.errors import SettingError
 from dng_lightning.files import file_name
 from dng_lightning.modules.trained import reading
-from dng_lightning.text_to_image import autoencoder, observers, sampler, training, vision_language
 
 # What is imported can be named in a configuration by its class name alone.
 __all__ = [

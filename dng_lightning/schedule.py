@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dng_lightning.errors import SettingError
 from dng_lightning.kernel import NoiseLevel
-from dng_lightning.parametrization import Prediction, target_of, x0_error
+from dng_lightning.parametrization import NEEDS_SIGNAL, Prediction, target_of, x0_error
 
 __all__ = ["CosineSchedule", "KarrasSchedule", "LinearSchedule", "NoiseSchedule", "RectifiedFlowSchedule"]
 
@@ -86,10 +86,10 @@ class NoiseSchedule:
         Raises:
             SettingError: the schedule ends in pure noise, where eps stands for no denoised prediction.
         """
-        if prediction in ("eps", "edm") and float(self.alpha[-1]) == 0:
+        if prediction in NEEDS_SIGNAL and float(self.alpha[-1]) == 0:
             raise SettingError(
-                f"the schedule ends in pure noise, where a network that predicts {prediction} says nothing of the image: "
-                "take one that predicts v, x0 or flow"
+                f"the schedule ends in pure noise, and prediction {prediction} has no denoised prediction at pure "
+                "noise: take v, x0 or flow, or a schedule that ends before"
             )
 
     def coefficients(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,8 +14,8 @@ from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from dng_lightning.data.pixels import from_png
-from dng_lightning.evaluation.tensorboard import MEASURES
 from dng_lightning.evaluation.runs import Samples
+from dng_lightning.evaluation.tensorboard import MEASURES
 from dng_lightning.guidance import DynamicNegativeGuidance
 from dng_lightning.modules import GuidedSampler
 from dng_lightning.posterior import TrackedPosterior

@@ -110,7 +110,9 @@ def trajectories(shown: TrajectorySet) -> Figure:
     """Posterior and guidance scale against t, one line an image."""
     for axes, values in shown.plot():
         shown.lines(axes, values, range(len(values)))
-    return axes.figure
+    figure = axes.figure
+    assert isinstance(figure, Figure)
+    return figure
 
 
 def trajectory_bands(shown: TrajectorySet) -> Figure:
@@ -129,7 +131,8 @@ def trajectory_bands(shown: TrajectorySet) -> Figure:
         if red:
             axes.plot([], [], color=COLOURS[True], label="an image that is forbidden")
         axes.plot([], [], color=COLOURS[False], label="another image")
-    figure: Figure = axes.figure
+    figure = axes.figure
+    assert isinstance(figure, Figure)
     figure.set_size_inches(4.8, 2.4 * len(figure.axes))  # still readable as small as TensorBoard shows it
     figure.axes[0].legend(fontsize="x-small", framealpha=0.5)
     return figure

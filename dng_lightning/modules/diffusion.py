@@ -38,6 +38,7 @@ class BaseDiffusionModule(TrainedModule, ABC):
         compile: bool,
     ) -> None:
         super().__init__()
+        schedule.check(prediction)
         check_in("(0, inf)", snr_gamma=snr_gamma)
         self.schedule = schedule
         self.prediction: Prediction = prediction

@@ -148,9 +148,9 @@ class TrainedModule(LightningModule):
                 raise SettingError(f"the scheduler cannot warm up in {steps} steps: choose another length") from error
         else:
             schedule = self.scheduler(optimizer)
-        plateau = isinstance(schedule, ReduceLROnPlateau)
-        when: dict[str, Any] = {"monitor": schedule.monitor} if plateau else {"interval": "step"}
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, **when}}  # type: ignore[typeddict-item]
+        if isinstance(schedule, ReduceLROnPlateau):
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "monitor": schedule.monitor}}
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_train_start(self) -> None:
         """Refuse a run that outlives its schedule: a resumed checkpoint brings the length of its own along.

@@ -20,6 +20,9 @@ LogPosterior = Callable[[Tensor, NoiseLevel], Tensor]
 Observer = Callable[[Tensor], Tensor]
 """``observer(denoised (B, ...)) -> (B, K)``: the probability that each image shows each forbidden condition."""
 
+Label = int | Tensor
+"""A class of all images, or one an image, (B,)."""
+
 ALL = Needs(negatives=True)
 
 
@@ -69,13 +72,13 @@ class ClassConditionalPredictor(Predictor):
 
     Args:
         denoiser: the network.
-        null_class: the label that stands for "any class".
-        forbidden: labels to avoid.
+        null_class: the label that stands for "any class"; for images that differ in it, one each, (B,).
+        forbidden: labels to avoid, likewise.
         class_labels: the class that each image shall show, (B,); None for the null class.
     """
 
     def __init__(
-        self, denoiser: Denoiser, null_class: int, forbidden: Sequence[int], class_labels: Tensor | None = None
+        self, denoiser: Denoiser, null_class: Label, forbidden: Sequence[Label], class_labels: Tensor | None = None
     ) -> None:
         self.denoiser, self.null_class, self.forbidden = denoiser, null_class, list(forbidden)
         self.conditions, self.class_labels = len(self.forbidden), class_labels
@@ -83,14 +86,13 @@ class ClassConditionalPredictor(Predictor):
     def predict(self, x_t: Tensor, level: NoiseLevel, needs: Needs = ALL) -> Predictions:
         """See ``Predictor.predict``."""
         every = torch.arange(len(x_t), device=x_t.device)
-        null = torch.full_like(every, self.null_class)
-        base = null if self.class_labels is None else self.class_labels
+        null, *forbidden = (label_each(label, every) for label in (self.null_class, *self.forbidden))
         # which images are evaluated with which label
-        asked = [(every, base)]
-        if needs.null and self.class_labels is not None:
+        asked = [(every, null if self.class_labels is None else self.class_labels)]
+        if needs.null and (self.class_labels is not None or needs.attention):  # else the base is the null prediction
             asked.append((every, null))
         active, asked_for = active_images(x_t, self.conditions, needs), len(asked)
-        asked += [(i, torch.full_like(i, label)) for i, label in zip(active, self.forbidden, strict=False) if len(i)]
+        asked += [(i, labels[i]) for i, labels in zip(active, forbidden, strict=False) if len(i)]
         # one forward for all of them
         images, labels = (torch.cat(column) for column in zip(*asked, strict=True))
         denoised = self.denoiser(x_t if len(images) == len(x_t) else x_t[images], level, labels)
@@ -238,6 +240,11 @@ class WithObserver(PredictorWrapper):
             denoised = torch.lerp(predictions.null, denoised, needs.observer)
         denoised = denoised if self.clip is None else denoised.clamp(-self.clip, self.clip)
         return replace(predictions, observed=self.observer(denoised))
+
+
+def label_each(label: Label, images: Tensor) -> Tensor:
+    """The label of each of the ``images``, (B,) both."""
+    return torch.as_tensor(label, device=images.device).expand_as(images)
 
 
 def active_images(x_t: Tensor, conditions: int, needs: Needs) -> list[Tensor]:

@@ -1,32 +1,30 @@
-"""What an attention to a text gives, pushed away from other texts, in a U-Net of diffusers'."""
+"""Attention to a text, edited by its attention to other texts, in a diffusers U-Net."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dng_lightning.interfaces import AttentionEdit
 
 
 class NAGAttnProcessor:
-    """An attention processor that does what another one does, but for the first images of a batch.
+    """Another attention processor, with the output of the attention to a text edited for the first images of a batch.
 
-    What it makes of their text goes through ``attending``; attention to the image itself is as it was.
+    Self-attention is unchanged.
 
     Args:
-        inner: the other one, whichever it is; it computes all attentions.
-        attending: what goes on of what the texts give, and when it is told so.
-        images: how many of the batch, B.
-        texts: what they are pushed from, K texts as encoded, (K, length, width).
-        active: for each text, the numbers of the images that it counts for.
+        inner: the other processor; it computes all attentions.
+        edit: changes the outputs.
+        images: number B of images whose attention is edited.
+        texts: embeddings of K other texts, (K, length, width).
+        active: for each of them, the numbers of the images that it counts for.
     """
 
-    def __init__(
-        self, inner: Any, attending: AttentionEdit, images: int, texts: Tensor, active: Sequence[Tensor]
-    ) -> None:
-        self.inner, self.attending, self.images, self.texts, self.active = inner, attending, images, texts, active
+    def __init__(self, inner: Any, edit: AttentionEdit, images: int, texts: Tensor, active: Sequence[Tensor]) -> None:
+        self.inner, self.edit, self.images, self.texts, self.active = inner, edit, images, texts, active
 
     def __call__(
         self,
@@ -49,7 +47,7 @@ class NAGAttnProcessor:
             if len(active):
                 other = self.inner(bare, hidden_states[active], text.expand(len(active), -1, -1))
                 away = away.index_add(0, active, other.to(exact) - z[active])
-        every = torch.cat([self.attending(z, away).to(every.dtype), every[self.images :]])
+        every = torch.cat([self.edit(z, away).to(every.dtype), every[self.images :]])
         projected: Tensor = attn.to_out[1](attn.to_out[0](every))
         if attn.residual_connection:
             projected = projected + hidden_states
@@ -57,7 +55,7 @@ class NAGAttnProcessor:
 
 
 class Unprojected:
-    """An attention of diffusers' as a processor sees it, less all that comes after it: projection, residual, scale.
+    """A diffusers attention as a processor sees it, without what follows it: projection, residual, scale.
 
     Args:
         attn: the attention.
@@ -66,22 +64,17 @@ class Unprojected:
     residual_connection, rescale_output_factor = False, 1.0
 
     def __init__(self, attn: Any) -> None:
-        self.attn, self.to_out = attn, (as_it_is, as_it_is)
+        self.attn, self.to_out = attn, (nn.Identity(), nn.Identity())
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.attn, name)
 
 
-def as_it_is(x: Tensor) -> Tensor:
-    """``x``."""
-    return x
-
-
 @contextmanager
-def away_from(
-    unet: Any, attending: AttentionEdit, images: int, texts: Tensor, active: Sequence[Tensor]
+def edited_attention(
+    unet: Any, edit: AttentionEdit, images: int, texts: Tensor, active: Sequence[Tensor]
 ) -> Iterator[None]:
-    """While it lasts, the first ``images`` of a batch through the U-Net attend to their text like this.
+    """Edit the attention to their text of the first ``images`` of each batch through the U-Net.
 
     See ``NAGAttnProcessor`` for the arguments. Where no text is active for any image, nothing changes.
     """
@@ -89,9 +82,8 @@ def away_from(
         yield
         return
     before = unet.attn_processors
-    made = {name: NAGAttnProcessor(inner, attending, images, texts, active) for name, inner in before.items()}
     try:
-        unet.set_attn_processor(made)
+        unet.set_attn_processor({k: NAGAttnProcessor(p, edit, images, texts, active) for k, p in before.items()})
         with torch.compiler.set_stance("force_eager"):  # else compiled anew at each call, for each new processor
             yield
     finally:

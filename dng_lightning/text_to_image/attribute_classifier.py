@@ -1,4 +1,4 @@
-"""Reads in a picture of a digit all that a caption could say of it, each attribute by a classifier of its own."""
+"""Classifies all attributes of an image of a digit that its caption can name, each by a classifier of its own."""
 
 from collections.abc import Mapping
 from typing import Any, Self
@@ -12,13 +12,13 @@ from dng_lightning.modules.classifier import ClassifierModule
 
 
 class AttributeClassifier(nn.Module):
-    """The classifiers of all attributes; their features side by side are what pictures are compared in.
+    """The classifiers of all attributes; images are compared by their concatenated features.
 
     Args:
         classifiers: one for each of ``attributes.VALUES``.
 
     Attributes:
-        names: of the attributes, in the order of what is read.
+        names: of the attributes, in the order of the labels.
         num_features: of all classifiers together.
 
     Raises:

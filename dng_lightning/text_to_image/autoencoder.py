@@ -14,17 +14,16 @@ from dng_lightning.text_to_image.attribute_classifier import AttributeClassifier
 
 
 class AutoencoderModule(TrainedModule):
-    """Learns latents that images can be drawn from again: diffusers' ``AutoencoderKL``, without an adversary.
+    """Trains diffusers' ``AutoencoderKL``, without an adversary.
 
-    What is made small is the mean absolute and the mean squared error of a pixel, of a range of 2, plus ``kl_weight``
-    times the mean divergence of a latent from the standard normal, in nats. The absolute error alone is long content
-    with the background in place of a thin stroke: the median of what there may be.
+    Loss = L1 + L2 + kl_weight KL: mean absolute and mean squared error of a pixel, of a range of 2, and mean divergence
+    of a latent from the standard normal, in nats. With L1 alone, training stalls at the background.
 
     Args:
         net: settings of ``AutoencoderKL``; its blocks follow from ``block_out_channels``, each level after the first
             halves the sides.
         kl_weight: see above, >= 0; the more, the less a small error of a latent shows.
-        reader: classifiers that validation asks whether drawn again a picture still shows what it is of, see
+        reader: classifiers of the attributes, for the accuracy on reconstructions in validation, see
             ``AttributeClassifier.load``; None for none.
         optimizer: makes the optimiser from the parameters.
         scheduler: makes the learning-rate schedule, stepped at each training step; None for a constant rate.
@@ -76,7 +75,7 @@ class AutoencoderModule(TrainedModule):
             self.net.decoder.compile()
 
     def forward(self, images: Tensor, generator: Generator | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Draw images again from latents that are drawn themselves.
+        """Encode images, draw their latents, and decode these.
 
         Args:
             images: (B, C, H, W) in [-1, 1].
@@ -93,29 +92,30 @@ class AutoencoderModule(TrainedModule):
         divergence = (mean.square() + deviation.square() - 1) / 2 - deviation.log()
         return again.float(), latents, divergence
 
+    def measures(self, images: Tensor, generator: Generator | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """The reconstructions of ``images``, the loss and its parts, and the variance of the latents."""
+        again, latents, divergence = self(images, generator)
+        absolute, squared, kl = (again - images).abs().mean(), (again - images).square().mean(), divergence.mean()
+        return again, {
+            "loss": absolute + squared + self.kl_weight * kl,
+            "absolute_error": absolute,
+            "squared_error": squared,
+            "kl": kl,
+            "latent_variance": latents.square().mean() - latents.mean().square(),
+        }
+
     def training_step(self, batch: Captioned | tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """One step of the loss."""
-        images = batch[0]
-        again, _, divergence = self(images)
-        error = again - images
-        loss: Tensor = error.abs().mean() + error.square().mean() + self.kl_weight * divergence.mean()
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(images))
+        loss = self.measures(batch[0])[1]["loss"]
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch[0]))
         return loss
 
     def validation_step(self, batch: Captioned | tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Log the loss, the errors, the latents' variance, and the share of each attribute that is still read right."""
+        """Log the loss, its parts, the latents' variance, and the accuracy of each attribute on reconstructions."""
         images = batch[0]
         generator = Generator(self.device).manual_seed(batch_idx * self.trainer.world_size + self.global_rank)
         with torch.autocast(images.device.type, enabled=False), networks.eager(self.compile_net):
-            again, latents, divergence = self(images, generator)
-        absolute, squared = (again - images).abs().mean(), (again - images).square().mean()
-        measures = {
-            "loss": absolute + squared + self.kl_weight * divergence.mean(),
-            "absolute_error": absolute,
-            "squared_error": squared,
-            "kl": divergence.mean(),
-            "latent_variance": latents.square().mean() - latents.mean().square(),
-        }
+            again, measures = self.measures(images, generator)
         if isinstance(batch, Captioned):
             for reader in self.readers:
                 right = reader.to(self.device).read(again.clamp(-1, 1)) == batch.attributes

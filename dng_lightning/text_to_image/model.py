@@ -1,4 +1,4 @@
-"""Latent text-to-image models in diffusers' format: Stable Diffusion 1.x and 2.x, and SDXL."""
+"""Latent text-to-image models in the diffusers format: Stable Diffusion 1.x and 2.x, and SDXL."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -12,6 +12,7 @@ from dng_lightning.kernel import NoiseLevel
 from dng_lightning.parametrization import denoised_of
 from dng_lightning.text_to_image.optional_deps import PIPELINES, inform, libraries, quiet
 from dng_lightning.text_to_image.prompts import Prompts
+from dng_lightning.text_to_image.text_embeddings import TextEmbeddings
 
 Precision = Literal["fp32", "bf16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -19,17 +20,16 @@ UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
 
 
 class TextToImageModel(nn.Module):
-    """A U-Net of latents that is told a text, the decoder of its latents, and its noise levels.
+    """A text-conditioned U-Net of latents, the decoder of its latents, and its noise levels.
 
-    The T levels are the timesteps 0..T - 1 of its scheduler, of which nothing but these and the kind of prediction
-    counts: the chain is walked by ``sample``. That is diffusers' ``timestep_spacing`` "trailing" with
-    ``set_alpha_to_one`` and without ``clip_sample``, where T is a multiple of the steps; Stable Diffusion's own is
-    "leading", which starts a little below the noisiest level. Diffusers starts from draws of variance 1, ``sample``
-    from draws of variance sigma_T^2 (0.995 for Stable Diffusion).
+    The T levels are the timesteps 0..T - 1 of the scheduler, whose other settings are ignored. The chain of ``sample``
+    is that of diffusers with ``timestep_spacing`` "trailing", ``set_alpha_to_one`` and no ``clip_sample``, where T is a
+    multiple of the steps; Stable Diffusion's own spacing is "leading", which starts a little below the noisiest level.
+    Diffusers starts from draws of variance 1, ``sample`` from draws of variance sigma_T^2 (0.995 for Stable Diffusion).
 
     Args:
-        pipeline: a ``StableDiffusionPipeline`` or ``StableDiffusionXLPipeline`` of diffusers'.
-        frozen: take its networks for use alone; else they are left as they are, to be trained on.
+        pipeline: a ``StableDiffusionPipeline`` or ``StableDiffusionXLPipeline`` of diffusers.
+        frozen: put the networks in evaluation mode, without gradients; else they are left as they are.
 
     Attributes:
         schedule: its noise levels.
@@ -43,7 +43,7 @@ class TextToImageModel(nn.Module):
     def __init__(self, pipeline: Any, frozen: bool = True) -> None:
         super().__init__()
         self.unet, self.vae = pipeline.unet, pipeline.vae
-        self.encoders = [pipeline]  # in a list, so that they stay where they are: they are needed but once
+        self.encoders = [pipeline]  # in a list, so that the text encoders stay on their device
         self.schedule = diffusers_format.schedule_of(pipeline.scheduler)
         self.prediction = diffusers_format.PREDICTIONS[pipeline.scheduler.config.prediction_type]
         self.schedule.check(self.prediction)
@@ -69,26 +69,25 @@ class TextToImageModel(nn.Module):
         """
         if precision not in DTYPES:
             raise SettingError(f"precision must be fp32 or bf16; got {precision}")
-        diffusers = libraries()
+        diffusers, _ = libraries()
         folder = diffusers_format.find(name, "DiffusionPipeline", UNUSED).parent
         try:
             kind = diffusers.DiffusionPipeline.load_config(folder).get("_class_name")
             if kind not in PIPELINES:
                 raise ValueError(f"it is a {kind}, not a {' or a '.join(PIPELINES)}")
-            plain = {"low_cpu_mem_usage": False}  # else a warning asks for another library
+            settings = {"low_cpu_mem_usage": False, "dtype": DTYPES[precision]}  # True warns of a missing library
             unused = {"safety_checker": None, "requires_safety_checker": False} if kind == PIPELINES[0] else {}
             with quiet():
-                pipeline = getattr(diffusers, kind).from_pretrained(folder, dtype=DTYPES[precision], **plain, **unused)
+                pipeline = getattr(diffusers, kind).from_pretrained(folder, **settings, **unused)
             pipeline.vae.float()
             return cls(pipeline)
         except Exception as error:  # a foreign folder can fail in any way
-            raise SettingError(
-                f"{folder} holds no text-to-image model in diffusers' format: {reason(error)}"
-            ) from error
+            message = f"{folder} holds no text-to-image model in diffusers' format: {reason(error)}"
+            raise SettingError(message) from error
 
     @property
     def pixels(self) -> int:
-        """Pixels a latent, along either side."""
+        """Pixels per latent along each side."""
         return int(2 ** (len(self.vae.config.block_out_channels) - 1))
 
     def latent_shape(self, height: int | None = None, width: int | None = None) -> tuple[int, int, int]:
@@ -101,54 +100,49 @@ class TextToImageModel(nn.Module):
         Raises:
             SettingError: the size is not a multiple of the U-Net's coarsest pixel.
         """
-        own = self.unet.config.sample_size
-        own = own if isinstance(own, list | tuple) else (own, own)
-        whole = self.pixels * 2 ** (len(self.unet.config.block_out_channels) - 1)
-        sides = []
-        for name, given, latents in (("height", height, own[0]), ("width", width, own[1])):
-            if given is not None and (given < whole or given % whole):
-                raise SettingError(f"{name} must be a multiple of {whole} pixels; got {given}")
-            sides.append(latents if given is None else given // self.pixels)
-        return self.vae.config.latent_channels, sides[0], sides[1]
+        whole, own = self.pixels * 2 ** (len(self.unet.config.block_out_channels) - 1), self.unet.config.sample_size
+        h, w = own if isinstance(own, list | tuple) else (own, own)
+        for name, side in (("height", height), ("width", width)):
+            if side is not None and (side < whole or side % whole):
+                raise SettingError(f"{name} must be a multiple of {whole} pixels; got {side}")
+        h, w = (latents if side is None else side // self.pixels for side, latents in ((height, h), (width, w)))
+        return self.vae.config.latent_channels, h, w
 
     @torch.no_grad()
-    def encode(self, wanted: Sequence[str], negative: Sequence[str] = ()) -> Prompts:
-        """Read the prompts, those to avoid and the empty one; what is longer than the encoder reads is cut, and said.
+    def encode(self, prompts: Sequence[str], negatives: Sequence[str] = ()) -> Prompts:
+        """Encode P prompts, K negative prompts and the empty prompt.
 
-        Args:
-            wanted: P prompts.
-            negative: K of them.
+        Texts longer than the encoder takes are cut, and a line says so.
         """
         (pipeline,) = self.encoders
-        texts = [*wanted, *negative, ""]
-        read = pipeline.tokenizer.model_max_length - 2  # less its marks of start and end
+        texts, tokenizer = [*prompts, *negatives, ""], pipeline.tokenizer
+        most = tokenizer.model_max_length - 2  # besides the tokens of start and end
         with quiet():
             for text in texts:
-                pieces = pipeline.tokenizer.tokenize(text)
-                if len(pieces) > read:
-                    lost = pipeline.tokenizer.decode(pipeline.tokenizer.convert_tokens_to_ids(pieces[read:]))
-                    said = f"The prompt {_short(text)!r} is cut after {read} tokens: {_short(lost)!r} is not read."
-                    inform(said)
+                if lost := tokenizer.tokenize(text)[most:]:
+                    cut = tokenizer.decode(tokenizer.convert_tokens_to_ids(lost))
+                    inform(f"The prompt {_short(text)!r} is cut after {most} tokens: {_short(cut)!r} is not read.")
             one_each = {"num_images_per_prompt": 1, "do_classifier_free_guidance": False}
-            tokens, _, *pooled = pipeline.encode_prompt(texts, device=pipeline.text_encoder.device, **one_each)
-        whole = pooled[0] if pooled else None
-        if whole is not None and pipeline.config.force_zeros_for_empty_prompt:
-            tokens[-1], whole[-1] = 0, 0
-        return Prompts(tuple(wanted), tuple(negative), tokens, whole)
+            tokens, _, *others = pipeline.encode_prompt(texts, device=pipeline.text_encoder.device, **one_each)
+        pooled = others[0] if others else None
+        if pooled is not None and pipeline.config.force_zeros_for_empty_prompt:
+            tokens[-1], pooled[-1] = 0, 0
+        return Prompts(tuple(prompts), tuple(negatives), TextEmbeddings(tokens, pooled))
 
-    def forward(self, x_t: Tensor, level: NoiseLevel, tokens: Tensor, pooled: Tensor | None = None) -> Tensor:
+    def forward(self, x_t: Tensor, level: NoiseLevel, texts: TextEmbeddings) -> Tensor:
         """The denoised prediction, (B, C, H, W) fp32.
 
         Args:
             x_t: noisy latents (B, C, H, W).
             level: their noise level.
-            tokens: the prompt of each as encoded, (B, length, width).
-            pooled: the same as a whole, (B, width), for models that take it (SDXL).
+            texts: the prompt of each.
         """
-        dtype = self.unet.dtype
-        added = None if pooled is None else {"text_embeds": pooled.to(dtype), "time_ids": self._size(x_t).to(dtype)}
+        dtype, added = self.unet.dtype, None
+        texts = texts.to(dtype)
+        if texts.pooled is not None:
+            added = {"text_embeds": texts.pooled, "time_ids": self._size(x_t).to(dtype)}
         timesteps = torch.full((len(x_t),), level.timestep, device=x_t.device)
-        output = self.unet(x_t.to(dtype), timesteps, tokens.to(dtype), added_cond_kwargs=added).sample
+        output = self.unet(x_t.to(dtype), timesteps, texts.tokens, added_cond_kwargs=added).sample
         return denoised_of(output.float(), x_t, level.alpha, level.sigma, self.prediction)
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -157,13 +151,13 @@ class TextToImageModel(nn.Module):
         return images.float()
 
     def save_memory(self) -> None:
-        """Attend in slices and decode images one by one and in tiles: slower, and the same but for seams of tiles."""
+        """Attend in slices, decode images one by one and in tiles: slower, and equal except at the seams of tiles."""
         self.unet.set_attention_slice("auto")
         self.vae.enable_slicing()
         self.vae.enable_tiling()
 
     def _size(self, x_t: Tensor) -> Tensor:
-        """SDXL is told the size of the original, the corner of its crop, and the size that is wanted."""
+        """SDXL's size conditioning: size of the original, corner of its crop, and target size."""
         height, width = (side * self.pixels for side in x_t.shape[-2:])
         return torch.tensor([[height, width, 0, 0, height, width]] * len(x_t), device=x_t.device)
 

@@ -1,11 +1,11 @@
-"""Networks of diffusers' and transformers' for pictures with captions, made from a few settings of theirs.
+"""Networks of diffusers and transformers for images with captions, made from a few of their settings.
 
-What one part must know of another is filled in: a U-Net's latents are the autoencoder's, its text is as wide as the
-text encoder's, and that one reads the captions' own tokenizer.
+Settings that follow from another part are filled in: the U-Net has the autoencoder's latents and the width of the text
+encoder, and the text encoder the vocabulary of the tokenizer.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -23,18 +23,13 @@ PREDICTION_TYPES = {ours: theirs for theirs, ours in diffusers_format.PREDICTION
 
 
 def autoencoder(settings: Settings) -> Any:
-    """Make an ``AutoencoderKL``; the kinds of its blocks are those that Stable Diffusion's has, unless told otherwise.
+    """Make an ``AutoencoderKL``, by default with the kinds of blocks that Stable Diffusion has.
 
     Raises:
-        SettingError: they do not make one, or the extra is not installed.
+        SettingError: the settings do not make one, or the extra is not installed.
     """
-    levels = _levels(settings)
-    usual = {
-        "down_block_types": ("DownEncoderBlock2D",) * levels,
-        "up_block_types": ("UpDecoderBlock2D",) * levels,
-        "scaling_factor": 1.0,
-    }
-    return _made(libraries().AutoencoderKL, "an AutoencoderKL", usual | dict(settings))
+    usual = {**_blocks(settings, "DownEncoderBlock2D", "UpDecoderBlock2D"), "scaling_factor": 1.0}
+    return _made(libraries()[0].AutoencoderKL, "an AutoencoderKL", usual | dict(settings))
 
 
 def unet(settings: Settings, vae: Any, text_encoder: Any) -> Any:
@@ -43,31 +38,24 @@ def unet(settings: Settings, vae: Any, text_encoder: Any) -> Any:
     Raises:
         SettingError: as ``autoencoder``.
     """
-    levels = _levels(settings)
-    side = vae.config.sample_size // 2 ** (len(vae.config.block_out_channels) - 1)
-    usual = {
-        "down_block_types": ("CrossAttnDownBlock2D",) * levels,
-        "up_block_types": ("CrossAttnUpBlock2D",) * levels,
-    }
-    told = {
-        "sample_size": side,
+    usual = _blocks(settings, "CrossAttnDownBlock2D", "CrossAttnUpBlock2D")
+    given = {
+        "sample_size": vae.config.sample_size // 2 ** (len(vae.config.block_out_channels) - 1),
         "in_channels": vae.config.latent_channels,
         "out_channels": vae.config.latent_channels,
         "cross_attention_dim": text_encoder.config.hidden_size,
     }
-    return _made(libraries().UNet2DConditionModel, "a UNet2DConditionModel", usual | dict(settings), told)
+    return _made(libraries()[0].UNet2DConditionModel, "a UNet2DConditionModel", usual | dict(settings), given)
 
 
 def text_encoder(settings: Settings, tokenizer: Any) -> Any:
-    """Make a ``CLIPTextModel`` that reads what the tokenizer writes.
+    """Make a ``CLIPTextModel`` for the tokenizer.
 
     Raises:
         SettingError: as ``autoencoder``.
     """
-    libraries()
-    import transformers
-
-    told = {
+    _, transformers = libraries()
+    given = {
         "vocab_size": len(tokenizer),
         "max_position_embeddings": tokenizer.model_max_length,
         "bos_token_id": tokenizer.bos_token_id,
@@ -80,7 +68,7 @@ def text_encoder(settings: Settings, tokenizer: Any) -> Any:
             raise ValueError(f"there is no setting {sorted(unknown)[0]}")
         return transformers.CLIPTextModel(transformers.CLIPTextConfig(**settings))
 
-    return _made(make, "a CLIPTextModel", settings, told)
+    return _made(make, "a CLIPTextModel", settings, given)
 
 
 def moments(vae: Any, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -95,28 +83,29 @@ def moments(vae: Any, images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def tokens(tokenizer: Any, texts: list[str]) -> Tensor:
-    """The texts as numbers, int64 (B, LENGTH), as a ``StableDiffusionPipeline`` has them read."""
-    read = tokenizer(texts, padding="max_length", max_length=LENGTH, truncation=True, return_tensors="pt")
-    numbers: Tensor = read.input_ids
+    """The texts as numbers, int64 (B, LENGTH), as a ``StableDiffusionPipeline`` has them."""
+    settings = {"padding": "max_length", "max_length": LENGTH, "truncation": True, "return_tensors": "pt"}
+    numbers: Tensor = tokenizer(texts, **settings).input_ids
     return numbers
 
 
 def eager(compiled: bool) -> AbstractContextManager[Any]:
-    """Without compiling for what is done but now and then, which would take longer than it saves.
+    """Run infrequent calls without ``torch.compile``, which would take longer than it saves.
 
     Args:
-        compiled: whether anything is compiled at all.
+        compiled: whether the network is compiled for its frequent calls.
     """
     return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
 
 
 def scheduler(schedule: NoiseSchedule, prediction: Prediction) -> Any:
-    """The ``DDPMScheduler`` with these noise levels, which walks our chain.
+    """The ``DDPMScheduler`` with these noise levels.
 
     Raises:
-        SettingError: the schedule does not preserve the variance, as all of theirs do, or the extra is not installed.
+        SettingError: the schedule does not preserve the variance, as all of diffusers' do, or the extra is not
+            installed.
     """
-    kind = libraries().DDPMScheduler
+    kind = libraries()[0].DDPMScheduler
     alpha_bar = schedule.alpha**2
     if not torch.allclose(alpha_bar + schedule.sigma**2, torch.ones_like(alpha_bar)):
         raise SettingError("diffusers has no scheduler of this schedule: take one that preserves the variance")
@@ -125,7 +114,7 @@ def scheduler(schedule: NoiseSchedule, prediction: Prediction) -> Any:
         "num_train_timesteps": schedule.T,
         "prediction_type": PREDICTION_TYPES[prediction],
         "timestep_spacing": "trailing",
-        "steps_offset": 1,  # of no account for that spacing, but any other is called outdated
+        "steps_offset": 1,  # without effect for that spacing, but any other value is deprecated
         "clip_sample": False,
     }
     linear = {"beta_start": round(float(beta[0]), 9), "beta_end": round(float(beta[-1]), 9), "beta_schedule": "linear"}
@@ -136,25 +125,19 @@ def scheduler(schedule: NoiseSchedule, prediction: Prediction) -> Any:
     return kind(**plain, trained_betas=beta.tolist())
 
 
-def _levels(settings: Settings) -> int:
-    """How many resolutions there are; one if that is not said, or not as it should be."""
+def _blocks(settings: Settings, down: str, up: str) -> dict[str, Any]:
+    """Blocks of two kinds, one of each for every resolution."""
     channels = settings.get("block_out_channels")
-    return len(channels) if isinstance(channels, list | tuple) else 1
+    levels = len(channels) if isinstance(channels, list | tuple) else 1
+    return {"down_block_types": (down,) * levels, "up_block_types": (up,) * levels}
 
 
-def _made(make: Any, what: str, settings: Settings, told: Settings | None = None) -> Any:
-    """What ``make`` makes of the settings and of what follows from other parts."""
-    told = dict(told or {})
-    if taken := set(settings) & set(told):
+def _made(make: Any, what: str, settings: Settings, given: Settings | None = None) -> Any:
+    """Call ``make`` with the settings and with those that follow from other parts; what fails becomes one line."""
+    given = dict(given or {})
+    if taken := set(settings) & set(given):
         raise SettingError(f"{what} gets its {sorted(taken)[0]} from the parts beside it: leave the setting out")
-    with _clear(what):
-        return make(**{name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()}, **told)
-
-
-@contextmanager
-def _clear(what: str) -> Iterator[None]:
-    """Turn whatever goes wrong while a library makes ``what`` into one line."""
     try:
-        yield
-    except Exception as error:  # it can fail in any way
+        return make(**{name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()}, **given)
+    except Exception as error:  # a library's constructor can fail in any way
         raise SettingError(f"these settings do not make {what}: {reason(error)}") from error

@@ -1,4 +1,4 @@
-"""Who looks at the images that are on their way, and says which of the negative prompts they come to show."""
+"""Observers of the denoised images: which of the negative prompts is emerging in them?"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -11,14 +11,14 @@ from dng_lightning.modules.classifier import ClassifierModule
 
 
 class PromptObserver(ABC):
-    """Says how likely each image shows each of some things that are named in words; see ``observation.Observer``."""
+    """Estimates the probability that each image shows each of some things that are named in words."""
 
     def check(self, things: Sequence[str], image_shape: tuple[int, int, int]) -> None:  # noqa: B027  # or nothing
-        """Refuse, before anything is drawn, what it cannot look for.
+        """Refuse, before anything is drawn, things that the observer does not know.
 
         Args:
             things: the negative prompts.
-            image_shape: (3, height, width) of what it will be shown.
+            image_shape: (3, height, width) of the images.
 
         Raises:
             SettingError: naming it.
@@ -35,9 +35,9 @@ class PromptObserver(ABC):
 
 
 class ClassifierObserver(PromptObserver):
-    """Asks classifiers of images, one of them for each class that a negative prompt names.
+    """Asks image classifiers, one for each class that a negative prompt names.
 
-    Where they also label the images, they judge their own work: take others for a table.
+    Where they also label the images, they judge their own work: take other ones for a table.
 
     Args:
         classifiers: their checkpoints, of different classes.
@@ -67,21 +67,15 @@ class ClassifierObserver(PromptObserver):
         return torch.stack([columns.prod(1) for columns in each], 1)
 
     def _classes(self, thing: str) -> list[tuple[str, int]]:
-        """The classes that a prompt means: for each the classifier's name and its label."""
-        meant = self.names.get(thing, thing)
-        found = []
+        """The classes that a prompt means: the name of a classifier and a label, each."""
+        classes = [(c, *pair) for c, module in self.classifiers.items() for pair in enumerate(module.class_names)]
+        meant, found = self.names.get(thing, thing), []
         for name in [meant] if isinstance(meant, str) else meant:
-            known = [
-                (classifier, label)
-                for classifier, module in self.classifiers.items()
-                for label, text in enumerate(module.class_names)
-                if text.lower() == name.lower()
-            ]
+            known = [(classifier, label) for classifier, label, text in classes if text.lower() == name.lower()]
             if len(known) != 1:
-                texts = (text for module in self.classifiers.values() for text in module.class_names)
                 raise SettingError(
                     f"the observer knows {len(known) or 'no'} classes {name!r} for {thing!r}; set its names to one of "
-                    f"{', '.join(texts)}"
+                    f"{', '.join(text for *_, text in classes)}"
                 )
             found += known
         return found

@@ -1,6 +1,5 @@
 """The libraries of the extra ``text-to-image``, imported when they are needed."""
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,39 +9,34 @@ from dng_lightning.errors import SettingError
 PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")  # those that are known here
 
 
-def libraries() -> Any:
-    """Diffusers, with transformers beside it.
+def libraries() -> tuple[Any, Any]:
+    """Diffusers and transformers, which has its text encoders.
 
     Raises:
         SettingError: one of them is not installed.
     """
     try:
-        import diffusers  # an extra, and slow to import
-        import transformers  # noqa: F401  # what diffusers' text encoders are
+        import diffusers  # slow to import
+        import transformers
     except ImportError as error:
         raise SettingError("text-to-image needs an extra: pip install 'dng-lightning[text-to-image]'") from error
-    return diffusers
+    return diffusers, transformers
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without a progress bar for each part that is read, and what the libraries say of long prompts."""
-    import diffusers
-    import transformers
-
-    for library in (diffusers, transformers):
-        library.utils.logging.disable_progress_bar()
-    loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
-    before = [logger.level for logger in loggers]
+    """Without the libraries' progress bars and warnings."""
+    logs = [library.utils.logging for library in libraries()]
+    levels = [log.get_verbosity() for log in logs]
     try:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
+        for log in logs:
+            log.disable_progress_bar()
+            log.set_verbosity_error()
         yield
     finally:
-        for library in (diffusers, transformers):
-            library.utils.logging.enable_progress_bar()
-        for logger, level in zip(loggers, before, strict=True):
-            logger.setLevel(level)
+        for log, level in zip(logs, levels, strict=True):
+            log.enable_progress_bar()
+            log.set_verbosity(level)
 
 
 def inform(message: str) -> None:

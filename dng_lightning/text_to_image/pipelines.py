@@ -1,4 +1,4 @@
-"""Any guidance in a stock pipeline of diffusers'.
+"""Any guidance in a stock diffusers pipeline.
 
     from diffusers import DDPMScheduler, StableDiffusionPipeline
     from dng_lightning import DynamicNegativeGuidance, PositiveAndNegative, TrackedPosterior
@@ -11,8 +11,8 @@
         images = pipeline("a medieval feast", negative_prompt="roasted meat").images
     print(hosted.trajectories.posterior)  # (images, steps)
 
-The pipeline blends the two predictions that it asks its U-Net for, uncond + w (cond - uncond). If both of them are the
-guided prediction, so is that, whatever w: the U-Net's forward is replaced by one that gives it.
+The pipeline blends two predictions of its U-Net, uncond + w (cond - uncond). Where both are the guided prediction, the
+blend is too, whatever w: the U-Net's forward is replaced by one that returns the guided prediction twice.
 """
 
 from collections.abc import Iterator
@@ -25,17 +25,20 @@ from torch import Tensor
 from dng_lightning.errors import SettingError
 from dng_lightning.guidance.base import Guidance
 from dng_lightning.guidance.serialization import display_name
+from dng_lightning.kernel import NoiseLevel
+from dng_lightning.parametrization import denoised_of
+from dng_lightning.sampling.predictors import ClassConditionalPredictor
 from dng_lightning.text_to_image.optional_deps import PIPELINES
 from dng_lightning.text_to_image.scheduler_bridge import PipelineGuidance
-from dng_lightning.text_to_image.text_embeddings import EmbeddingPredictor, NullEmbedding, TextEmbeddings
+from dng_lightning.text_to_image.text_embeddings import NullEmbedding, TextEmbeddings
 
 
 @contextmanager
 def guided(pipeline: Any, guidance: Guidance, eta: float = 1.0) -> Iterator[PipelineGuidance]:
-    """As long as it lasts, a pipeline draws its images with a guidance, each away from its ``negative_prompt``.
+    """Have a pipeline draw its images with a guidance, each away from its ``negative_prompt``; a context manager.
 
-    The pipeline is called as ever. Its ``guidance_scale`` must be above 1, for else it reads no negative prompt, and
-    counts for nothing else: classifier-free guidance is a guidance too (``PositiveAndNegative`` has it on both sides).
+    The pipeline is called as usual. Its ``guidance_scale`` must be above 1, else it reads no negative prompt; it has no
+    other effect, as classifier-free guidance is a guidance too (``PositiveAndNegative`` has it on both sides).
 
     Args:
         pipeline: a ``StableDiffusionPipeline`` or ``StableDiffusionXLPipeline`` with a ``DDPMScheduler``, or with a
@@ -44,7 +47,7 @@ def guided(pipeline: Any, guidance: Guidance, eta: float = 1.0) -> Iterator[Pipe
         eta: what the pipeline is called with, for a ``DDIMScheduler``; see ``PipelineGuidance``.
 
     Yields:
-        what knows the scale and the posterior along the chain, in its ``trajectories``.
+        the guidance; its ``trajectories`` are the scale and the posterior along the chain.
 
     Raises:
         SettingError: this pipeline, scheduler or guidance cannot be used, or it is called without a negative prompt.
@@ -73,7 +76,7 @@ def guided(pipeline: Any, guidance: Guidance, eta: float = 1.0) -> Iterator[Pipe
 
 
 class GuidedForward:
-    """A pipeline's U-Net as the pipeline calls it, which gives the guided prediction for each of its answers.
+    """The forward of a pipeline's U-Net, with the guided prediction as each of its outputs.
 
     Args:
         pipeline: a ``StableDiffusionPipeline`` or ``StableDiffusionXLPipeline``.
@@ -96,34 +99,34 @@ class GuidedForward:
         added_cond_kwargs: dict[str, Tensor] | None = None,
         return_dict: bool = False,
     ) -> tuple[Tensor]:
-        """See ``UNet2DConditionModel.forward``, which takes more; this is what the pipelines give.
+        """See ``UNet2DConditionModel.forward``, which takes more; these are the arguments that the pipelines give.
 
         Raises:
-            SettingError: they have no negative prompt, or something that a guidance does not know of.
+            SettingError: they give no negative prompt, or a conditioning that is not supported.
         """
         added, guidance = added_cond_kwargs or {}, self.hosted.guidance
         if timestep_cond is not None or "image_embeds" in added:
-            raise SettingError("guided knows neither models that are told a guidance scale nor prompts that are images")
+            raise SettingError("guided supports neither models conditioned on a guidance scale nor image prompts")
         sides = 2 if self.pipeline.do_classifier_free_guidance else 1
         if sides == 1 and guidance.needs().negatives:
-            raise SettingError(
-                f"{display_name(guidance)} avoids something: call the pipeline with a guidance_scale above 1"
-            )
-        count = len(sample) // sides
-        told = TextEmbeddings(encoder_hidden_states, added.get("text_embeds"))
-        negatives, prompts = told[slice(-count)] if sides == 2 else None, told[slice(-count, None)]
-        self.empty.check(guidance, negatives)
+            name = display_name(guidance)
+            raise SettingError(f"{name} avoids something: call the pipeline with a guidance_scale above 1")
+        x_t = sample[: len(sample) // sides]
+        self.empty.check(guidance, encoder_hidden_states[: len(x_t)] if sides == 2 else None)
+        # negative prompts, prompts, and the null text; a class is a row of them
+        texts = TextEmbeddings(encoder_hidden_states, added.get("text_embeds")).joined(self.empty.null)
+        rows = torch.arange(len(x_t), device=x_t.device)
 
-        def network(x_t: Tensor, timesteps: Tensor, texts: TextEmbeddings) -> Tensor:
-            xl = (
-                {"text_embeds": texts.pooled, "time_ids": added["time_ids"][-1:].expand(len(x_t), -1)}
-                if added
-                else None
-            )
-            more = {"cross_attention_kwargs": cross_attention_kwargs, "added_cond_kwargs": xl}
-            output: Tensor = self.network(x_t.to(sample.dtype), timesteps, texts.tokens, return_dict=False, **more)[0]
-            return output
+        def denoiser(x_t: Tensor, level: NoiseLevel, rows: Tensor | None) -> Tensor:
+            assert rows is not None
+            asked, more = texts[rows], None
+            if added:
+                more = {"text_embeds": asked.pooled, "time_ids": added["time_ids"][-1:].expand(len(x_t), -1)}
+            given = {"cross_attention_kwargs": cross_attention_kwargs, "added_cond_kwargs": more}
+            timesteps = torch.full((len(x_t),), level.timestep, device=x_t.device)
+            (output,) = self.network(x_t.to(sample.dtype), timesteps, asked.tokens, return_dict=False, **given)
+            return denoised_of(output.float(), x_t, level.alpha, level.sigma, self.hosted.prediction)
 
-        predictor = EmbeddingPredictor(network, self.hosted.prediction, prompts, negatives, self.empty.null)
-        output = self.hosted.guide(predictor, sample[-count:], timestep)
-        return (torch.cat([output.to(sample.dtype)] * sides),)
+        prompts, null = rows + len(sample) - len(x_t), len(texts.tokens) - 1
+        output = self.hosted.guide(ClassConditionalPredictor(denoiser, null, [rows], prompts), x_t, timestep)
+        return (output.to(sample.dtype).repeat(sides, 1, 1, 1),)

@@ -1,4 +1,4 @@
-"""Who says of an image of a digit whether it is what the prompts are about."""
+"""Classifies images of digits by what the prompts ask for and avoid."""
 
 import torch
 from torch import Tensor, nn
@@ -10,14 +10,14 @@ from dng_lightning.text_to_image.attribute_classifier import AttributeClassifier
 
 
 class PromptClassifier(nn.Module):
-    """Sorts images into the kinds that some prompts are about; what a ``ClassifierModule`` is for classes.
+    """Sorts images into the kinds that the prompts are about, as a ``ClassifierModule`` does into classes.
 
     Args:
-        reader: reads the attributes.
+        reader: classifies the attributes.
         asked: what is asked for and what is avoided.
 
     Attributes:
-        net: the reader, whose features images are compared in.
+        net: the ``reader``; images are compared by its features.
         class_names: of the kinds.
     """
 
@@ -27,7 +27,7 @@ class PromptClassifier(nn.Module):
         self.class_names = asked.names
 
     def label(self, x: Tensor) -> Labels:
-        """The kind of each image, the probability of what was read of it, and all that was read, (B, 4).
+        """The kind of each image, its probability, and the labels of all attributes, (B, 4).
 
         Args:
             x: (B, 3, 32, 32) in [-1, 1].

@@ -1,78 +1,75 @@
-"""What is asked for and what is avoided, in words, and as a text encoder reads it."""
+"""Prompts and negative prompts, in words and encoded."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 
 from dng_lightning.errors import SettingError
 from dng_lightning.guidance.base import Guidance
 from dng_lightning.guidance.serialization import display_name
 from dng_lightning.text_to_image.optional_deps import inform
+from dng_lightning.text_to_image.text_embeddings import TextEmbeddings
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """P prompts, K negative ones and the empty one, numbered in this order.
+    """P prompts, K negative prompts and the empty prompt, numbered in this order.
 
     Attributes:
-        wanted: the prompts.
-        negative: what to avoid, each.
-        tokens: what the encoder makes of all of them, (P + K + 1, length, width).
-        pooled: and of each as a whole, (P + K + 1, width); None for models that are not told (all but SDXL).
+        prompts: the P prompts.
+        negatives: the K negative prompts.
+        texts: embeddings of all P + K + 1 of them.
     """
 
-    wanted: tuple[str, ...]
-    negative: tuple[str, ...]
-    tokens: Tensor
-    pooled: Tensor | None = None
+    prompts: tuple[str, ...]
+    negatives: tuple[str, ...]
+    texts: TextEmbeddings
 
     @property
     def null(self) -> int:
         """The number of the empty prompt."""
-        return len(self.wanted) + len(self.negative)
+        return len(self.prompts) + len(self.negatives)
 
     @property
     def forbidden(self) -> list[int]:
-        """The numbers of the negative ones."""
-        return list(range(len(self.wanted), self.null))
+        """The numbers of the negative prompts."""
+        return list(range(len(self.prompts), self.null))
 
     def to(self, device: torch.device) -> "Prompts":
         """The same on a device."""
-        pooled = None if self.pooled is None else self.pooled.to(device)
-        return replace(self, tokens=self.tokens.to(device), pooled=pooled)
+        return replace(self, texts=self.texts.to(device))
 
 
 def texts_of(prompt: str | Sequence[str], negative_prompt: str | Sequence[str] | None) -> tuple[list[str], list[str]]:
-    """The prompts and the negative ones, each as a list.
+    """The prompts and the negative prompts, each as a list.
 
     Raises:
-        SettingError: there is no prompt, a negative one is empty, or it is named twice.
+        SettingError: there is no prompt, or a negative prompt is empty or named twice.
     """
-    wanted = [prompt] if isinstance(prompt, str) else list(prompt)
-    negative = [negative_prompt] if isinstance(negative_prompt, str) else list(negative_prompt or [])
-    if not wanted:
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    negatives = [negative_prompt] if isinstance(negative_prompt, str) else list(negative_prompt or [])
+    if not prompts:
         raise SettingError('prompt is an empty list: name at least one ("" for any image)')
-    if not all(text.strip() for text in negative):
+    if not all(text.strip() for text in negatives):
         raise SettingError("negative_prompt is empty: say what to avoid, or set it to null to avoid nothing")
-    for text in negative:
-        if negative.count(text) > 1:
+    for text in negatives:
+        if negatives.count(text) > 1:
             raise SettingError(f"negative_prompt {text!r} is named twice")
-        if text in wanted:
+        if text in prompts:
             inform(f"{text!r} is both wanted and avoided: nothing is pushed away from itself")
-    return wanted, negative
+    return prompts, negatives
 
 
 def check_guidance(guidance: Guidance, observer: bool = False) -> None:
-    """Refuse a guidance that must be told what only a classifier knows, or an observer.
+    """Refuse a guidance that needs a noise-conditional classifier, or an observer where there is none.
 
     Args:
         guidance: the method.
-        observer: whether there is one.
+        observer: whether there is an observer.
 
     Raises:
-        SettingError: it is one.
+        SettingError: naming what is missing.
     """
     if guidance.needs().classifier:
         raise SettingError(f"{display_name(guidance)} needs a classifier, and there is none of prompts: name another")

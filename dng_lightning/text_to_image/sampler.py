@@ -1,4 +1,4 @@
-"""Sampling from a text-to-image model without what the negative prompts name."""
+"""Sampling from a text-to-image model, away from negative prompts."""
 
 from pathlib import Path
 
@@ -30,16 +30,10 @@ from dng_lightning.text_to_image.predictor import TextPredictor
 from dng_lightning.text_to_image.prompt_classifier import PromptClassifier
 from dng_lightning.text_to_image.prompts import check_guidance, texts_of
 
-FREE = ClassifierFreeGuidance(scale=7.5)  # Stable Diffusion's usual scale
-NEGATIVE_PROMPT = CFGNegativePrompt(scale=7.5)  # what diffusers' pipelines do with a negative prompt, on that scale
+SCALE = 7.5  # of classifier-free guidance, diffusers' default for Stable Diffusion
 
-# What the authors took for "Medieval feast" (their table 3, as others quote it), on diffusers' usual scale.
-AUTHORS = PositiveAndNegative(
-    DynamicNegativeGuidance(
-        27, TrackedPosterior(prior=0.01, temperature=0.2, offset=0.004, offset_inside=True, p_min=1e-6)
-    ),
-    7.5,
-)
+# the authors' settings for "Medieval feast" (their table 3, as others quote it)
+AUTHORS = TrackedPosterior(prior=0.01, temperature=0.2, offset=0.004, offset_inside=True, p_min=1e-6)
 
 
 class TextToImageSampler(ImageSampler):
@@ -50,12 +44,12 @@ class TextToImageSampler(ImageSampler):
         prompt: what to show; of several, each in turn, by the seed.
         negative_prompt: what to avoid, one text or several; null for nothing.
         guidance: the method of ``dng predict``; None for Dynamic Negative Guidance with classifier-free guidance on
-            both branches, as the authors set it, or, where there is nothing to avoid, for ``unguided``.
+            both branches, in the authors' settings, or, without a negative prompt, for ``unguided``.
         guidances: the methods that ``dng test`` compares on the same seeds; None for ``guidance`` alone.
-        unguided: the method that knows no negative prompt, for the images that it is compared with; None for
-            classifier-free guidance of scale 7.5.
-        compared: further methods to compare them with; None for negative prompting as diffusers' pipelines do it, of
-            scale 7.5, where there is something to avoid; [] for none.
+        unguided: the method without a negative prompt that draws the images to compare with; None for classifier-free
+            guidance of scale 7.5.
+        compared: further methods to compare with; None for the negative prompting of diffusers' pipelines, of scale
+            7.5, where there is a negative prompt; [] for none.
         steps: sampling steps, in 1..T.
         eta: 1 is ancestral sampling, 0 is deterministic (DDIM).
         variance: of the noise at eta = 1, see ``Sampler``.
@@ -63,10 +57,9 @@ class TextToImageSampler(ImageSampler):
         width: the same.
         precision: of the U-Net and the text encoders, "fp32" or "bf16".
         save_memory: attend in slices, decode images one by one and in tiles; slower.
-        observer: looks at the images for a guidance that asks which negative prompts are emerging; None for the
-            ``reader``, if there is one.
-        reader: classifiers of the attributes of coloured digits, see ``AttributeClassifier.load``: they label the
-            images of one prompt by what its negative prompts name, and without any say which images are what their
+        observer: looks at the images for a guidance that needs an observer; None for the ``reader``, if there is one.
+        reader: classifiers of images of coloured digits, see ``AttributeClassifier.load``: they label the images of one
+            prompt by what its negative prompts name, or, without negative prompts, measure which images show what their
             prompt asks for; None for no labels.
         compile: compile the U-Net (needs a C++ compiler on CPUs); pays from some hundred images on.
 
@@ -74,8 +67,9 @@ class TextToImageSampler(ImageSampler):
         SettingError: the checkpoint or the reader cannot be used, or a setting is out of its range.
     """
 
+    folder: Path = Path()
     reader: AttributeClassifier | None
-    classifier: PromptClassifier | None
+    judge: PromptClassifier | None = None
 
     def __init__(
         self,
@@ -98,75 +92,63 @@ class TextToImageSampler(ImageSampler):
         compile: bool = False,
     ) -> None:
         super().__init__(Sampler(steps, eta, variance))
-        wanted, negative = texts_of(prompt, negative_prompt)
-        self.unguided = unguided or FREE
-        given = guidance or (AUTHORS if negative else self.unguided)
+        prompts, negatives = texts_of(prompt, negative_prompt)
+
+        # The model
         self.model = TextToImageModel.load(checkpoint, precision)
-        usual: list[Guidance] = [NEGATIVE_PROMPT] if negative else []
-        found = diffusers_format.find(checkpoint, "DiffusionPipeline")
-        self.checkpoint, self.home = checkpoint, found.parent
-        self.guidance = load_settings(given, found.parent)
-        self.guidances = [load_settings(method, found.parent) for method in guidances or []] or [self.guidance]
-        self.compared = [load_settings(method, found.parent) for method in (usual if compared is None else compared)]
+        self.checkpoint, self.folder = checkpoint, diffusers_format.find(checkpoint, "DiffusionPipeline").parent
         self.schedule, self.chain_shape = self.model.schedule, self.model.latent_shape(height, width)
         self.schedule.levels(steps)  # refuses too many steps now, not after minutes
-        looked_at = observer is not None or reader is not None
-        avoiding = {"guidance": [self.guidance], "guidances": self.guidances, "compared": self.compared}
-        for setting, method in ((setting, method) for setting, methods in avoiding.items() for method in methods):
-            check_guidance(method, looked_at)
-            if method.needs().avoids and not negative:
-                raise SettingError(
-                    f"{display_name(method)} avoids something: set negative_prompt, or {setting} to null"
-                )
-            method.start(torch.empty(1, *self.chain_shape), len(negative))  # refuses priors that do not fit
-        if len(set(map(display_name_with_scale, self.compared))) < len(self.compared):
-            raise SettingError("compared names a method twice: give them other scales, by which they are told apart")
-        check_guidance(self.unguided, looked_at)
-        if self.unguided.needs().avoids:
-            raise SettingError(f"unguided is {display_name(self.unguided)}, which avoids something: name another")
-        self.prompts = self.model.encode(wanted, negative)
-        self.class_names, self.forbidden = (*wanted, *negative, ""), self.prompts.forbidden
-        self.wanted = list(range(len(wanted)))
-        pixels = self.model.pixels
-        self.image_shape = (self.model.vae.config.out_channels, *(pixels * side for side in self.chain_shape[1:]))
-        self.keep_apart(reader=self._load(reader), classifier=None)
-        self._told: Kinds | None = None
-        if self.reader is not None:
-            self._told = asked = _asked(wanted, negative)
-            judge = PromptClassifier(self.reader, asked) if isinstance(asked, Asked) else None
-            self.keep_apart(classifier=judge)
-        self.judge_name = f"{Path(reader or '').name}-reader"
-        self.observer = observer
-        if observer is not None:
-            observer.check(negative, self.image_shape)
+        sides = (self.model.pixels * side for side in self.chain_shape[1:])
+        self.image_shape = (self.model.vae.config.out_channels, *sides)
         if save_memory:
             self.model.save_memory()
         if compile:
             self.model.unet.compile()
-        self.draws = self.all_draws()
 
-    def _load(self, reader: str | None) -> AttributeClassifier | None:
-        """Who says what is in the images, if anybody."""
-        if reader is None:
-            return None
-        if self.image_shape != CaptionedDigits.image_shape:
+        # The guidances, with what lies beside the checkpoint
+        self.unguided = unguided or ClassifierFreeGuidance(SCALE)
+        dynamic = PositiveAndNegative(DynamicNegativeGuidance(27, AUTHORS), SCALE) if negatives else self.unguided
+        usual = [CFGNegativePrompt(SCALE)] if negatives else []
+        given = ([guidance or dynamic], guidances or [], usual if compared is None else compared)
+        loaded = ([load_settings(method, self.folder) for method in methods] for methods in given)
+        (self.guidance,), others, self.compared = loaded
+        self.guidances = others or [self.guidance]
+
+        # Whether all of them go together
+        if self.unguided.needs().avoids:
+            raise SettingError(f"unguided is {display_name(self.unguided)}, which avoids something: name another")
+        groups = {"guidance": [self.guidance], "guidances": self.guidances, "compared": self.compared}
+        for setting, methods in (groups | {"unguided": [self.unguided]}).items():
+            for method in methods:
+                check_guidance(method, observer is not None or reader is not None)
+                if method.needs().avoids and not negatives:
+                    name = display_name(method)
+                    raise SettingError(f"{name} avoids something: set negative_prompt, or {setting} to null")
+                method.start(torch.empty(1, *self.chain_shape), len(negatives))  # refuses priors that do not fit
+        if len(set(map(display_name_with_scale, self.compared))) < len(self.compared):
+            raise SettingError("compared names a method twice: give them other scales, by which they are told apart")
+
+        # The texts, and who looks at the images
+        self.prompts = self.model.encode(prompts, negatives)
+        self.class_names, self.forbidden = (*prompts, *negatives, ""), self.prompts.forbidden
+        self.wanted = list(range(len(prompts)))
+        self.observer, self.judge_name = observer, f"{Path(reader or '').name}-reader"
+        if observer is not None:
+            observer.check(negatives, self.image_shape)
+        if reader is not None and self.image_shape != CaptionedDigits.image_shape:
             raise SettingError(f"a reader knows images of {CaptionedDigits.image_shape}, not {self.image_shape}")
-        return AttributeClassifier.load(reader)
-
-    @property
-    def folder(self) -> Path:
-        """See ``ImageSampler.folder``."""
-        return self.home
+        loaded_reader = None if reader is None else AttributeClassifier.load(reader)
+        self.asked = None if reader is None else _asked(prompts, negatives)
+        if loaded_reader and isinstance(self.asked, Asked):
+            self.keep_apart(judge=PromptClassifier(loaded_reader, self.asked))
+        self.keep_apart(reader=loaded_reader)
+        self.draws = self.all_draws()
 
     @property
     def kinds(self) -> Kinds:
-        """What the prompts are about, if a reader can tell."""
-        return self._told or super().kinds
-
-    @property
-    def judge(self) -> PromptClassifier | None:
-        """See ``ImageSampler.judge``."""
-        return self.classifier
+        """What the prompts are about, if there is a reader."""
+        return self.asked or super().kinds
 
     def read(self, images: Tensor) -> Tensor | None:
         """See ``ImageSampler.read``."""
@@ -175,7 +157,7 @@ class TextToImageSampler(ImageSampler):
     def predictor(self, guidance: Guidance, class_labels: Tensor | None = None) -> Predictor:
         """See ``ImageSampler.predictor``."""
         predictor: Predictor = TextPredictor(self.model, self.prompts.to(self.device), class_labels)
-        if guidance.needs().observer is not None and (self.observer or self.classifier):
+        if guidance.needs().observer is not None and (self.observer or self.judge):
             predictor = WithObserver(predictor, self._observe)
         return predictor
 
@@ -183,23 +165,23 @@ class TextToImageSampler(ImageSampler):
         """The probability that the decoded images show what each negative prompt names, (B, K)."""
         images = self.decode(denoised).clamp(-1, 1)
         if self.observer is not None:
-            return self.observer.probabilities(images, self.prompts.negative)
-        assert self.classifier
-        return self.classifier.emerging(images)
+            return self.observer.probabilities(images, self.prompts.negatives)
+        assert self.judge
+        return self.judge.emerging(images)
 
     def decode(self, x_0: Tensor) -> Tensor:
-        """What the model's decoder makes of the latents."""
+        """The decoded latents."""
         return self.model.decode(x_0)
 
 
-def _asked(wanted: list[str], negative: list[str]) -> Asked | Wanted:
+def _asked(prompts: list[str], negatives: list[str]) -> Asked | Wanted:
     """What the prompts mean to a reader.
 
     Raises:
-        SettingError: it does not understand them, or cannot judge images of several by what they avoid.
+        SettingError: they are not understood, or there are several with a negative prompt.
     """
-    if not negative:
-        return Wanted.in_words(wanted)
-    if len(wanted) > 1:
+    if not negatives:
+        return Wanted.in_words(prompts)
+    if len(prompts) > 1:
         raise SettingError("a reader judges what is avoided by one prompt: give one, or set reader to null")
-    return Asked.in_words(wanted[0], negative)
+    return Asked.in_words(prompts[0], negatives)

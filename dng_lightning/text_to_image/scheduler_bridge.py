@@ -1,9 +1,8 @@
-"""Any guidance along a chain that one of diffusers' schedulers walks.
+"""Any guidance along the chain of a diffusers scheduler.
 
-A pipeline of diffusers' asks a network, makes one prediction of what it says, and lets its scheduler take the step. A
-guidance hosted there changes that one prediction. Nobody tells it where the step went, so it looks back on each step at
-the next one, whose x_t is what the scheduler, or whoever came after it, made of the last. The step to the data is never
-looked back on: its kernel has no variance, so there is nothing to learn from it.
+A pipeline evaluates its network, blends the outputs into one, and has its scheduler take the step. The guidance changes
+that output. Where the step went is inferred from the next call, whose x_t is what the scheduler, or a callback after
+it, made of the last one. The step to the data is never inferred: its kernel has no variance, so it has no evidence.
 """
 
 from dataclasses import dataclass
@@ -26,19 +25,19 @@ from dng_lightning.sampling.recorders import Trajectories
 from dng_lightning.sampling.sampler import full_precision, warn_if_biased, with_schedule
 from dng_lightning.text_to_image.prompts import check_guidance
 
-# The kinds of noise that DDPMScheduler draws; DDIMScheduler's is the first.
+# variance types of DDPMScheduler; DDIMScheduler has the first
 VARIANCES: dict[str, Variance] = {"fixed_small": "beta_tilde", "fixed_small_log": "beta_tilde", "fixed_large": "beta"}
 
 
 @dataclass(frozen=True)
 class PendingStep:
-    """A step that has not been looked back on.
+    """A step that the guidance is still to be updated with.
 
     Attributes:
-        step: where it started and where it went.
-        x_t: what it started from, (B, C, H, W).
-        predictions: what was predicted there.
-        guided: and what the guidance made of it.
+        step: its kernels.
+        x_t: the latents it started from, (B, C, H, W).
+        predictions: of these latents.
+        guided: the guided prediction.
     """
 
     step: Step
@@ -48,12 +47,12 @@ class PendingStep:
 
 
 class PipelineGuidance:
-    """A guidance in somebody else's sampler; for the same latents and noise it does what it does in ``sample``.
+    """A guidance in a diffusers pipeline; for the same latents and noise it draws the images of ``sample``.
 
-    A chain begins with the first step, and wherever a step does not go on from the last one or has another batch.
+    A chain begins with the first step, and wherever a step does not follow the last one or has another batch.
 
     Args:
-        pipeline: of diffusers'; its ``scheduler`` walks the chain, a DDPMScheduler or a DDIMScheduler.
+        pipeline: of diffusers, its ``scheduler`` a DDPMScheduler or a DDIMScheduler.
         guidance: the method.
         eta: what the pipeline is called with, in [0, 1]; DDPMScheduler's is always 1. Below 1 what the guidance tracks
             may be biased, and a warning says so.
@@ -69,9 +68,8 @@ class PipelineGuidance:
     def __init__(self, pipeline: Any, guidance: Guidance, eta: float = 1.0) -> None:
         check_guidance(guidance)
         if guidance.needs().attention is not None:
-            raise SettingError(
-                f"{display_name(guidance)} acts inside the attention, which is the pipeline's: name another"
-            )
+            name = display_name(guidance)
+            raise SettingError(f"{name} acts inside the attention, which is the pipeline's: name another")
         check_0_to_1(eta=eta)
         self.pipeline, self.scheduler, self.eta = pipeline, pipeline.scheduler, eta
         self.variance = self._variance()
@@ -90,12 +88,12 @@ class PipelineGuidance:
 
     @torch.no_grad()
     def guide(self, predictor: Predictor, x_t: Tensor, timestep: Tensor | int) -> Tensor:
-        """What the scheduler is given in the place of the network's output, (B, C, H, W) fp32.
+        """The output for the scheduler in place of the network's, (B, C, H, W) fp32.
 
         Args:
-            predictor: gives the predictions of the prompts (the base), of the negative ones (K = 1), and the null.
+            predictor: gives the predictions of the prompts (the base), of the negative prompts (K = 1), and the null.
             x_t: the latents (B, C, H, W).
-            timestep: of the scheduler's; the first of a chain may be any.
+            timestep: of the scheduler; a chain may start at any.
 
         Raises:
             SettingError: the scheduler is another one now, or draws less noise than ``eta`` says.
@@ -103,21 +101,28 @@ class PipelineGuidance:
         if self.pipeline.scheduler is not self.scheduler:
             raise SettingError("the pipeline got another scheduler: give it first that, and then the guidance")
         x_t, timestep, last = x_t.float(), int(timestep), self._last
+
+        # Update: with where the last step went
         if last is None or last.step.next_level.timestep != timestep or last.x_t.shape != x_t.shape:
             self._start(predictor, x_t)
         else:
             self._finish(last, x_t)
-        step = self._step(timestep)
-        self.source.predictor = predictor
+
+        # Predict: D(x_t) and D_k(x_t)
+        step, self.source.predictor = self._step(timestep), predictor
         predictions = self.source.predict(x_t, step.level, self.guidance.needs(self.state, step))
+
+        # Guide: D_hat
         with full_precision(x_t):
             guided = self.guidance.guide(predictions, self.state, step)
         self.trajectories.note(step, guided)
         self._last = PendingStep(step, x_t, predictions, guided)
-        denoised = guided.denoised
-        if guided.renoise is not None:  # a scheduler knows but one noise: the prediction that leads to the same mean
-            mean = step.drawn.mean(x_t, denoised, guided.renoise)
-            denoised = denoised + (mean - step.drawn.mean(x_t, denoised)) / step.drawn.x0_coef
+
+        # Step: left to the scheduler, which takes eps from D_hat: where eps is another one, the D_hat of the same mean
+        denoised, drawn = guided.denoised, step.drawn
+        if guided.renoise is not None:
+            moved = drawn.mean(x_t, denoised, guided.renoise) - drawn.mean(x_t, denoised)
+            denoised = denoised + moved / drawn.x0_coef
         return output_of(denoised, x_t, step.level, self.prediction)
 
     def _start(self, predictor: Predictor, x_T: Tensor) -> None:
@@ -135,20 +140,24 @@ class PipelineGuidance:
 
     def _finish(self, last: PendingStep, x_s: Tensor) -> None:
         """Update the guidance with where the last step went."""
-        drawn = last.step.drawn
+        step, guided, drawn = last.step, last.guided, last.step.drawn
         if drawn.std > 0:
-            draw = (x_s - drawn.mean(last.x_t, last.guided.denoised, last.guided.renoise)) / drawn.std
+            draw = (x_s - drawn.mean(last.x_t, guided.denoised, guided.renoise)) / drawn.std
             if len(self.trajectories.levels) == 1 and draw.square().mean() < 0.25:
+                eta = f"{self.eta:g}"
                 raise SettingError(
-                    f"the scheduler drew less noise than eta {self.eta:g} says: call the pipeline with eta={self.eta:g}"
+                    f"the scheduler drew less noise than eta {eta} says: call the pipeline with eta={eta}"
                 )
             self.source.drawn(last.predictions, drawn.std, draw)
         with full_precision(x_s):
-            step, guided = last.step, last.guided
             self.state = self.guidance.update(self.state, step, last.x_t, x_s, last.predictions, guided)
 
     def _variance(self) -> Variance:
-        """What the scheduler draws with, if it is one that is known."""
+        """The variance that the scheduler draws with.
+
+        Raises:
+            SettingError: its kernel is not known.
+        """
         name, config = type(self.scheduler).__name__, self.scheduler.config
         if name not in ("DDPMScheduler", "DDIMScheduler"):
             raise SettingError(

@@ -32,11 +32,6 @@ def captions_tokenizer() -> Any:
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{BEGIN} $A {END}", special_tokens=[(BEGIN, numbers[BEGIN]), (END, numbers[END])]
     )
-    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
-        tokenizer_object=tokenizer,
-        model_max_length=LENGTH,
-        bos_token=BEGIN,
-        eos_token=END,
-        pad_token=PADDING,
-        unk_token=UNKNOWN,
-    )
+    special = {"bos_token": BEGIN, "eos_token": END, "pad_token": PADDING, "unk_token": UNKNOWN}
+    settings = {"tokenizer_object": tokenizer, "model_max_length": LENGTH, **special}
+    return PreTrainedTokenizerFast(**settings)  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""Training of a small latent text-to-image model, of the classes that Stable Diffusion is made of."""
+"""Training of a small latent text-to-image model with the networks of Stable Diffusion."""
 
 from typing import Any
 
@@ -22,10 +22,10 @@ SCALED_BY = 4096  # training images at most that the latents' scale is measured 
 
 
 class TextToImageModule(BaseDiffusionModule):
-    """Learns to denoise latents told a caption: a U-Net and the text encoder together, the autoencoder being given.
+    """Trains a U-Net of latents and its text encoder together, for a given autoencoder.
 
-    Latents are scaled to unit variance, as measured on the first training images; in the exported model that factor is
-    the autoencoder's ``scaling_factor``.
+    Latents are scaled to unit variance, measured on the first training images; in the exported model that factor is the
+    autoencoder's ``scaling_factor``.
 
     Args:
         autoencoder: checkpoint of an ``AutoencoderModule``.
@@ -68,10 +68,10 @@ class TextToImageModule(BaseDiffusionModule):
         super().__init__(schedule or LinearSchedule(), prediction, snr_gamma, optimizer, scheduler, compile)
         self.keep_hyperparameters("schedule", "optimizer", "scheduler")
         check_0_to_1(caption_dropout=caption_dropout)
-        libraries()  # refused now if they are not there
-        given = AutoencoderModule.load(autoencoder)
-        self.vae = given.net.train()  # it is all the same, but a part in evaluation mode would be warned of
-        self.image_shape = given.image_shape
+        libraries()  # missing ones are missed now
+        trained = AutoencoderModule.load(autoencoder)
+        self.vae = trained.net.train()  # train() only silences a warning
+        self.image_shape = trained.image_shape
         self.tokenizer = captions_tokenizer()
         self.text_encoder: nn.Module = networks.text_encoder(text_encoder, self.tokenizer)
         self.net = networks.unet(unet, self.vae, self.text_encoder).to(memory_format=torch.channels_last)
@@ -89,9 +89,8 @@ class TextToImageModule(BaseDiffusionModule):
         if not isinstance(data, CaptionedDigits) or data.label != "all":
             raise SettingError("a text-to-image model learns from captions: set data to CaptionedDigits, its label all")
         if tuple(data.image_shape) != tuple(self.image_shape):
-            raise SettingError(
-                f"the autoencoder is for images of {self.image_shape}, the data's are {data.image_shape}"
-            )
+            sizes = f"images of {self.image_shape}, the data's are {data.image_shape}"
+            raise SettingError(f"the autoencoder is for {sizes}")
         super().setup(stage)
 
     def batch_losses(self, batch: Captioned, generator: Generator | None) -> tuple[Tensor, Tensor]:
@@ -119,8 +118,8 @@ class TextToImageModule(BaseDiffusionModule):
         x_0 = (mean + deviation * drawn) * self._measured_scale()
         x_t, target, t, dropped = self.noised(x_0, self.caption_dropout, generator)
         empty = networks.tokens(self.tokenizer, [""]).to(mean.device)
-        told = self.text_encoder(torch.where(dropped.unsqueeze(1), empty, tokens)).last_hidden_state
-        output = self.net(x_t, self.schedule.timestep(t), told).sample.float()
+        texts = self.text_encoder(torch.where(dropped.unsqueeze(1), empty, tokens)).last_hidden_state
+        output = self.net(x_t, self.schedule.timestep(t), texts).sample.float()
         return (output - target).square().flatten(1).mean(1), t
 
     def validation_step(self, batch: Captioned, batch_idx: int) -> None:
@@ -129,7 +128,7 @@ class TextToImageModule(BaseDiffusionModule):
             super().validation_step(batch, batch_idx)
 
     def pipeline(self) -> Any:
-        """The ``StableDiffusionPipeline`` of the networks as they are, for sampling and for export.
+        """The ``StableDiffusionPipeline`` of these networks, for sampling and for export.
 
         Raises:
             SettingError: the latents' scale is not known, because nothing was trained.
@@ -137,19 +136,18 @@ class TextToImageModule(BaseDiffusionModule):
         if self.scale is None:
             raise SettingError("the scale of the latents is measured in training: fit the model, or load a checkpoint")
         self.vae.register_to_config(scaling_factor=self.scale)
-        return libraries().StableDiffusionPipeline(
-            vae=self.vae,
-            text_encoder=self.text_encoder,
-            tokenizer=self.tokenizer,
-            unet=self.net,
-            scheduler=networks.scheduler(self.schedule, self.prediction),
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
+        parts = (
+            self.vae,
+            self.text_encoder,
+            self.tokenizer,
+            self.net,
+            networks.scheduler(self.schedule, self.prediction),
         )
+        unsafe = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+        return libraries()[0].StableDiffusionPipeline(*parts, **unsafe)
 
     def model(self) -> TextToImageModel:
-        """What images are drawn with; it shares the networks, which can be trained on.
+        """The model that draws images; it shares the networks, which can be trained on.
 
         Raises:
             SettingError: see ``pipeline``.

@@ -1,7 +1,7 @@
 """A vision-language model as the observer, as in VL-DNP (Chang, Kim, Choi, NeurIPS 2025 workshop, arXiv 2510.26052).
 
-Theirs names in its own words what unwanted is emerging. This one is asked of each image about each negative prompt, and
-may answer yes or no.
+Theirs names in its own words the unwanted content that is emerging. This one is asked about each image and each
+negative prompt, and answers yes or no.
 """
 
 import re
@@ -17,14 +17,14 @@ from dng_lightning.data.pixels import to_uint8
 from dng_lightning.errors import SettingError, reason
 from dng_lightning.text_to_image.model import DTYPES, Precision
 from dng_lightning.text_to_image.observers import PromptObserver
-from dng_lightning.text_to_image.optional_deps import quiet
+from dng_lightning.text_to_image.optional_deps import libraries, quiet
 
 QUESTION = "Does this image show {}? Answer with one word, yes or no."
 MOST_TOKENS = 8  # of an answer; it takes one, and a full stop
 
 
 class VisionLanguageModel:
-    """A chat model of transformers' that is shown an image (its image-text-to-text interface).
+    """A chat model of transformers about an image (its image-text-to-text interface).
 
     Args:
         model: the network.
@@ -36,7 +36,7 @@ class VisionLanguageModel:
 
     @classmethod
     def load(cls, name: str, precision: Precision) -> "VisionLanguageModel":
-        """Read one.
+        """Load one.
 
         Args:
             name: its folder, or a model of the Hugging Face hub, `owner/model`, which is downloaded if it is not in its
@@ -46,7 +46,7 @@ class VisionLanguageModel:
         Raises:
             SettingError: there is none, it is something else, or the extra is not installed.
         """
-        transformers = _transformers()
+        _, transformers = libraries()
         try:
             with quiet():
                 model = transformers.AutoModelForImageTextToText.from_pretrained(name, dtype=DTYPES[precision])
@@ -59,7 +59,7 @@ class VisionLanguageModel:
 
     @torch.no_grad()
     def answer(self, image: Tensor, question: str) -> str:
-        """What it says, always the same.
+        """The answer, always the same one.
 
         Args:
             image: uint8 (3, height, width).
@@ -68,23 +68,19 @@ class VisionLanguageModel:
         self.model.to(image.device)
         picture = Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
         content = [{"type": "image", "image": picture}, {"type": "text", "text": question}]
-        told = self.processor.apply_chat_template(
-            [{"role": "user", "content": content}],
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-        ).to(image.device, self.model.dtype)
-        with quiet():  # of settings for random answers
-            tokens = self.model.generate(**told, max_new_tokens=MOST_TOKENS, do_sample=False)
-        said: str = self.processor.decode(tokens[0, told["input_ids"].shape[1] :], skip_special_tokens=True)
-        return said
+        settings = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
+        chat = self.processor.apply_chat_template([{"role": "user", "content": content}], **settings)
+        inputs = chat.to(image.device, self.model.dtype)
+        with quiet():  # about settings for random answers
+            tokens = self.model.generate(**inputs, max_new_tokens=MOST_TOKENS, do_sample=False)
+        answer: str = self.processor.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        return answer
 
 
 class VisionLanguageObserver(PromptObserver):
     """Asks a vision-language model about each image and each negative prompt: yes is 1, no is 0.
 
-    The model is read when it is asked for the first time.
+    The model is loaded when the first image is looked at.
 
     Args:
         model: its folder, or one of the Hugging Face hub; any that transformers' `AutoModelForImageTextToText` reads.
@@ -96,10 +92,7 @@ class VisionLanguageObserver(PromptObserver):
     """
 
     def __init__(
-        self,
-        model: str = "Qwen/Qwen2.5-VL-7B-Instruct",
-        question: str = QUESTION,
-        precision: Precision = "bf16",
+        self, model: str = "Qwen/Qwen2.5-VL-7B-Instruct", question: str = QUESTION, precision: Precision = "bf16"
     ) -> None:
         if "{}" not in question:
             raise SettingError(f"question must have {{}} in the place of the negative prompt; got {question!r}")
@@ -109,7 +102,7 @@ class VisionLanguageObserver(PromptObserver):
 
     @cached_property
     def model(self) -> VisionLanguageModel:
-        """The model, read when it is needed."""
+        """The model, loaded when it is first used."""
         return VisionLanguageModel.load(self.name, self.precision)
 
     def probabilities(self, images: Tensor, things: Sequence[str]) -> Tensor:
@@ -118,8 +111,8 @@ class VisionLanguageObserver(PromptObserver):
         Raises:
             SettingError: an answer is neither yes nor no.
         """
-        said = [[self._sees(image, thing) for thing in things] for image in to_uint8(images)]
-        return torch.tensor(said, dtype=torch.float32, device=images.device)
+        seen = [[self._sees(image, thing) for thing in things] for image in to_uint8(images)]
+        return torch.tensor(seen, dtype=torch.float32, device=images.device)
 
     def _sees(self, image: Tensor, thing: str) -> bool:
         question = self.question.replace("{}", thing)
@@ -128,12 +121,3 @@ class VisionLanguageObserver(PromptObserver):
         if word is None:
             raise SettingError(f"{self.name} was asked {question!r} and said {answer!r}, not yes or no: ask otherwise")
         return word[1].lower() == "yes"
-
-
-def _transformers() -> Any:
-    try:
-        import diffusers  # noqa: F401  # the extra is both
-        import transformers  # an extra, and slow to import
-    except ImportError as error:
-        raise SettingError("text-to-image needs an extra: pip install 'dng-lightning[text-to-image]'") from error
-    return transformers

@@ -18,14 +18,7 @@ from dng_lightning.errors import SettingError
 from dng_lightning.modules import DiffusionModule, GuidedSampler
 from dng_lightning.networks import UNet
 from dng_lightning.parametrization import Prediction
-from dng_lightning.schedule import (
-    CosineSchedule,
-    KarrasSchedule,
-    LinearSchedule,
-    NoiseSchedule,
-    RectifiedFlowSchedule,
-)
-
+from dng_lightning.schedule import CosineSchedule, KarrasSchedule, LinearSchedule, NoiseSchedule, RectifiedFlowSchedule
 
 LEVEL = LinearSchedule().level(500)
 PREDICTIONS: list[Prediction] = ["eps", "x0", "v", "flow", "edm"]
@@ -220,7 +213,12 @@ def test_the_kinds_share_one_optimum():
     for t in range(100, 1000, 100):
         level, ts = schedule.level(t), torch.tensor([t])
         alpha, sigma, x_t = level.alpha, level.sigma, schedule.add_noise(x_0, ts, noise)
-        for prediction, factor in (("eps", -sigma / alpha), ("x0", 1), ("v", -sigma), ("flow", -sigma / (alpha + sigma))):
+        for prediction, factor in (
+            ("eps", -sigma / alpha),
+            ("x0", 1),
+            ("v", -sigma),
+            ("flow", -sigma / (alpha + sigma)),
+        ):
             answer = schedule.target(x_0, ts, noise, prediction) + wrong  # type: ignore[arg-type]
             module = DiffusionModule(Knowing(answer), schedule, prediction)  # type: ignore[arg-type]
             assert torch.allclose(module(x_t, level) - x_0, factor * wrong, atol=1e-4 / alpha)

@@ -26,7 +26,7 @@ from dng_lightning.interfaces import Needs
 from dng_lightning.posterior import ObserverPosterior
 from dng_lightning.sampling import ImageNoise, Sampler, WithObserver, sample
 from dng_lightning.text_to_image import TextPredictor, TextToImageModel, TextToImageSampler
-from dng_lightning.text_to_image.attention import NAGAttnProcessor, away_from
+from dng_lightning.text_to_image.attention import NAGAttnProcessor, edited_attention
 
 pytest.importorskip("diffusers", reason="diffusers is not installed (extra text-to-image)")
 pytest.importorskip("transformers", reason="transformers is not installed (extra text-to-image)")
@@ -141,13 +141,12 @@ def test_the_base_prediction_is_that_of_the_network_with_each_attention_by_hand(
     prompts = model.encode([PROMPT, "a one"], NEGATIVES)
     model.unet.double()
     guidance = NormalizedAttention(Unguided(), 9.0, tau, 0.7, norm)
-    x, labels, level = torch.randn(3, *model.latent_shape()), torch.tensor([1, 0, 1]), model.schedule.level(600)
-    predictor, plainly = TextPredictor(model, prompts, labels), Needs(negatives=True, null=True)
-    needs = replace(plainly, attention=guidance.edit)
-    found, plain = (predictor.predict(x, level, needed) for needed in (needs, plainly))
-    with torch.no_grad(), all_by_hand(model.unet, guidance, prompts.tokens[[2, 3]].double(), 3) as ratios:
-        pooled = None if prompts.pooled is None else prompts.pooled[labels]
-        expected = model(x, level, prompts.tokens[labels], pooled)
+    labels, level = torch.tensor([1, 0, 1]), model.schedule.level(600)
+    predictor, x = TextPredictor(model, prompts, labels), torch.randn(3, *model.latent_shape())
+    needs = Needs(negatives=True, null=True)
+    found, plain = (predictor.predict(x, level, asked) for asked in (replace(needs, attention=guidance.edit), needs))
+    with torch.no_grad(), all_by_hand(model.unet, guidance, prompts.texts.tokens[[2, 3]].double(), 3) as ratios:
+        expected = model(x, level, prompts.texts[labels])
     torch.testing.assert_close(found.denoised, expected, rtol=0, atol=1e-6)  # given in single precision
     assert (found.denoised - plain.denoised).abs().max() > 1e-3
     assert found.null is not None
@@ -168,21 +167,22 @@ def test_without_a_push_it_is_the_plain_prediction_bit_for_bit(folder: Path):
 
 def test_it_is_gone_after_each_call_even_one_that_fails(model: TextToImageModel):
     predictor, x = TextPredictor(model, model.encode([PROMPT], NEGATIVES)), torch.randn(2, *model.latent_shape())
-    before, plain = model.unet.attn_processors, predictor.predict(x, model.schedule.level(600))
-    pushed = predictor.predict(x, model.schedule.level(600), STRONG.needs())
+    level = model.schedule.level(600)
+    before, plain = model.unet.attn_processors, predictor.predict(x, level)
+    pushed = predictor.predict(x, level, STRONG.needs())
     assert not torch.equal(pushed.denoised, plain.denoised)
     with pytest.raises(RuntimeError):
-        predictor.predict(torch.randn(2, 9, 8, 8), model.schedule.level(600), STRONG.needs())
+        predictor.predict(torch.randn(2, 9, 8, 8), level, STRONG.needs())
     after = model.unet.attn_processors
     assert [*map(id, after.values())] == [*map(id, before.values())]
-    assert torch.equal(predictor.predict(x, model.schedule.level(600)).denoised, plain.denoised)
-    assert torch.equal(predictor.predict(x, model.schedule.level(600)).negatives, plain.negatives)
+    assert torch.equal(predictor.predict(x, level).denoised, plain.denoised)
+    assert torch.equal(predictor.predict(x, level).negatives, plain.negatives)
 
 
 def test_texts_that_count_for_no_image_change_nothing(model: TextToImageModel):
     before = model.unet.attn_processors
     texts, none = torch.empty(2, 24, 16), torch.tensor([], dtype=torch.long)
-    with away_from(model.unet, STRONG.edit, 3, texts, [none, none]):
+    with edited_attention(model.unet, STRONG.edit, 3, texts, [none, none]):
         assert [*map(id, model.unet.attn_processors.values())] == [*map(id, before.values())]
 
 
@@ -216,8 +216,9 @@ def test_it_may_end_at_a_noise_level_and_classifier_free_guidance_go_on(folder: 
 
 def test_with_no_prompt_the_unconditional_prediction_stays_plain(model: TextToImageModel):
     predictor, x = TextPredictor(model, model.encode([PROMPT], NEGATIVES)), torch.randn(2, *model.latent_shape())
-    plain = predictor.predict(x, model.schedule.level(600))
-    given = predictor.predict(x, model.schedule.level(600), Needs(null=True, attention=STRONG.edit))
+    level = model.schedule.level(600)
+    plain = predictor.predict(x, level)
+    given = predictor.predict(x, level, Needs(null=True, attention=STRONG.edit))
     assert given.null is not None
     torch.testing.assert_close(given.null, plain.denoised, rtol=0, atol=1e-6)
     assert (given.denoised - plain.denoised).abs().max() > 1e-3
@@ -230,8 +231,8 @@ def test_what_an_observer_sees_emerging_is_all_that_is_avoided(model: TextToImag
     def images(guidance: Guidance, negatives: list[int], seeds: list[int]) -> Tensor:
         own = TextPredictor(model, prompts, torch.zeros(len(seeds), dtype=torch.long))
         own.texts, own.conditions = own.texts[negatives], len(negatives)
-        observed = WithObserver(own, lambda denoised: seen)
-        return sample(observed, guidance, model.schedule, ImageNoise(seeds, model.latent_shape()), Sampler(4))
+        noise = ImageNoise(seeds, model.latent_shape())
+        return sample(WithObserver(own, lambda denoised: seen), guidance, model.schedule, noise, Sampler(4))
 
     found = images(guidance, [0, 1], SEEDS)
     assert torch.equal(found[1], images(Unguided(), [0, 1], SEEDS)[1])
@@ -260,8 +261,7 @@ def test_half_precision_attends_like_the_whole(folder: Path):
     exact, rough = (sampler_of(folder, STRONG, precision=precision) for precision in ("fp32", "bf16"))
     x = torch.randn(2, *exact.chain_shape)
     level = exact.schedule.level(500)
-    near, far = (m.predictor(STRONG).predict(x, level, STRONG.needs()).denoised for m in (rough, exact))
-    near, far = (level.alpha / level.sigma * denoised for denoised in (near, far))  # as noise
+    near, far = (module.predictor(STRONG).predict(x, level, STRONG.needs()).denoised for module in (rough, exact))
     torch.testing.assert_close(near, far, rtol=0, atol=0.05)
 
 

@@ -19,6 +19,7 @@ from dng_lightning.guidance import (
     SafeLatentDiffusion,
     SignedNegative,
 )
+from dng_lightning.parametrization import output_of
 from dng_lightning.sampling import ImageNoise
 from dng_lightning.text_to_image import TextToImageSampler
 
@@ -80,15 +81,15 @@ def by_hand(form: Guidance, null: Tensor, wanted: Tensor, negatives: list[Tensor
         return wanted - (w - 1) * sum(negative - wanted for negative in negatives)
     if isinstance(form, ComposableNot):
         return null + w * (wanted - null - sum(negative - null for negative in negatives))
-    guided = null + form.cfg_scale * (wanted - null)  # type: ignore[attr-defined]
+    eps = null + form.cfg_scale * (wanted - null)  # type: ignore[attr-defined]
     for negative in negatives:
         push = negative - null
         if isinstance(form, PerpNeg):
             toward = wanted - null
             share = (push * toward).sum((1, 2, 3)) / (toward * toward).sum((1, 2, 3))
             push = push - share.view(-1, 1, 1, 1) * toward
-        guided = guided - w * push
-    return guided
+        eps = eps - w * push
+    return eps
 
 
 @pytest.mark.parametrize("negatives", [[NEGATIVE], [NEGATIVE, "green"]], ids=["one", "two"])
@@ -98,8 +99,9 @@ def test_each_overlay_is_its_formula_of_the_prompts(name: str, negatives: list[s
     module = TextToImageSampler(str(folder), PROMPT, negatives, form, steps=1, eta=0.0)
     x = float(module.schedule.sigma[-1]) * ImageNoise(SEEDS, module.chain_shape)()
     with torch.no_grad():
-        told = module.prompts.tokens
-        each = [module.model(x, module.schedule.level(1000), told[[i, i]]) for i in range(len(told))]
-        wanted, *away, null = each
-        expected = module.decode(by_hand(form, null, wanted, away))
+        texts, level = module.prompts.texts, module.schedule.level(1000)
+        each = [module.model(x, level, texts[torch.tensor([i, i])]) for i in range(len(texts.tokens))]
+        wanted, *away, null = (output_of(denoised, x, level, "eps") for denoised in each)
+        eps = by_hand(form, null, wanted, away)
+        expected = module.decode((x - level.sigma * eps) / level.alpha)
     torch.testing.assert_close(module.draw(SEEDS).images, expected, rtol=0, atol=1e-4)

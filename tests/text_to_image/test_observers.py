@@ -74,17 +74,17 @@ def sampler_of(
 
 def test_it_is_shown_decoded_images_and_the_negative_prompts(folder: Path):
     signed = SignedNegative(2.0, 3.0)
-    for cfg_scale in (1.0, 3.0):
+    for shown_scale in (1.0, 3.0):
         observer = Told([[1.0, 0.0], [0.0, 0.0], [0.0, 1.0]])
-        guidance = AdaptiveNegative(signed, ObserverPosterior(None, [0], observer_cfg_scale=cfg_scale))
+        guidance = AdaptiveNegative(signed, ObserverPosterior(None, [0], observer_cfg_scale=shown_scale))
         module = sampler_of(folder, guidance, observer)
         assert module.draw(SEEDS).nfe == (4 * 2 * 3 + 3 * 2) / 3  # three steps with a negative for two images
         assert observer.asked == [NEGATIVES]
         x = float(module.schedule.sigma[-1]) * ImageNoise(SEEDS, module.chain_shape)()
-        predictor = module.predictor(Unguided(), torch.zeros(3, dtype=torch.long))
-        given = predictor.predict(x, module.schedule.level(1000), Needs(null=True))
+        predictor, level = module.predictor(Unguided(), torch.zeros(3, dtype=torch.long)), module.schedule.level(1000)
+        given = predictor.predict(x, level, Needs(null=True))
         assert given.null is not None
-        expected = module.decode(given.null + cfg_scale * (given.denoised - given.null)).clamp(-1, 1)
+        expected = module.decode(given.null + shown_scale * (given.denoised - given.null)).clamp(-1, 1)
         torch.testing.assert_close(observer.shown[0], expected, rtol=0, atol=1e-4)
 
 
@@ -93,7 +93,8 @@ def test_where_nothing_emerges_it_is_classifier_free_guidance_and_else_the_signe
     nothing, everything = [[0.0, 0.0]] * 3, [[1.0, 1.0]] * 3
     module = sampler_of(folder, AdaptiveNegative(signed, ObserverPosterior(None, [0])), Told(nothing))
     torch.testing.assert_close(module.draw(SEEDS).images, module.draw(SEEDS, module.unguided).images, rtol=0, atol=1e-5)
-    module = sampler_of(folder, AdaptiveNegative(signed, ObserverPosterior(None, [0, 2])), Told(nothing, everything))
+    guidance = AdaptiveNegative(signed, ObserverPosterior(None, [0, 2]))
+    module = sampler_of(folder, guidance, Told(nothing, everything))
     late = module.draw(SEEDS)
     assert late.scale.tolist() == [[0.0] * 3 + [15.0]] * 3
     assert late.nfe == 3 * 2 + 4
@@ -101,10 +102,9 @@ def test_where_nothing_emerges_it_is_classifier_free_guidance_and_else_the_signe
 
 
 def test_any_guidance_takes_its_word(folder: Path):
-    seen = ObserverPosterior(TrackedPosterior(), [0], observer_cfg_scale=3.0)
-    tracked = PositiveAndNegative(DynamicNegativeGuidance(1.0, seen), 3.0)
-    attention = AdaptiveNegative(NormalizedAttention(Unguided()), replace(seen, posterior=None))
-    for guidance in (tracked, attention):
+    seen = ObserverPosterior(None, [0], observer_cfg_scale=3.0)
+    tracked = DynamicNegativeGuidance(posterior=replace(seen, posterior=TrackedPosterior(prior=0.1)))
+    for guidance in (PositiveAndNegative(tracked, 3.0), AdaptiveNegative(NormalizedAttention(Unguided()), seen)):
         module = sampler_of(folder, guidance, Told([[1.0, 0.0], [0.0, 0.0], [0.0, 1.0]]))
         samples = module.draw(SEEDS)
         pushed = samples.scale[:, 1:] > 0
@@ -116,7 +116,7 @@ def test_a_guidance_that_needs_one_says_so(folder: Path):
     with pytest.raises(SettingError, match=r"AdaptiveNegative\(NegativePrompting\) needs somebody .*: set observer"):
         sampler_of(folder, guidance, None)
     module = sampler_of(folder, NegativePrompting(), None)
-    with pytest.raises(SettingError, match="needs an observer"):
+    with pytest.raises(SettingError, match="AdaptiveNegative needs an observer"):
         module.draw(SEEDS, guidance)
 
 
