@@ -42,9 +42,8 @@ def test_lines_take_the_whole_name_or_its_beginning():
 
 
 def test_spread_is_the_interval_of_the_mean(writer: SummaryWriter):
-    tensorboard.spread(
-        writer, "scale", torch.tensor([1.0, 2.0, 3.0, 6.0]), 7
-    )  # of the mean 7 / 6
+    values = torch.tensor([1.0, 2.0, 3.0, 6.0])  # mean 3, variance 14 / 3, of the mean 7 / 6
+    tensorboard.spread(writer, "scale", values, 7)
     events = written(writer)
     error = 1.96 * (7 / 6) ** 0.5
     assert [scalar(events, tag) for tag in tensorboard.band("scale")[1]] == pytest.approx([3, 3 - error, 3 + error])
@@ -77,7 +76,8 @@ def test_a_histogram_keeps_empty_classes(writer: SummaryWriter):
 
 def test_trajectories_average_the_scale_and_take_the_last_posterior(writer: SummaryWriter):
     posterior, scale = torch.tensor([[0.1, 0.2], [0.1, 0.6]]), torch.tensor([[1.0, 3.0], [2.0, 6.0]])
-    tensorboard.trajectories(writer, "guidance", TrajectorySet([1.0, 0.5], scale, posterior, [False, True]), 7)
+    shown = TrajectorySet([1.0, 0.5], scale, posterior, [False, True])
+    tensorboard.trajectories(writer, "guidance", shown, 7)
     events = written(writer)
     assert scalar(events, "guidance/posterior_mean") == pytest.approx(0.4)
     assert scalar(events, "guidance/scale_mean") == pytest.approx(3)
@@ -112,3 +112,20 @@ def test_a_wide_range_is_drawn_whole_on_a_logarithmic_axis():
         assert axes.get_yscale() == "log"
         assert axes.get_ylim()[0] < 1e-3
         assert axes.get_ylim()[1] > 0.9
+
+
+class WithoutDouble(torch.Tensor):
+    """As tensors on Apple's GPUs are: fp64 is for the CPU."""
+
+    def cpu(self) -> torch.Tensor:  # type: ignore[override]
+        return self.as_subclass(torch.Tensor)
+
+    def double(self) -> torch.Tensor:  # type: ignore[override]
+        raise TypeError("this device has no fp64")
+
+
+def test_figures_ask_no_device_for_double_precision(writer: SummaryWriter):
+    scale = torch.rand(9, 2).as_subclass(WithoutDouble)
+    shown = TrajectorySet([1.0, 0.5], scale, scale, [True] + [False] * 8)
+    tensorboard.trajectories(writer, "guidance", shown, 7)
+    assert len(plots.trajectories(shown).axes) == 2
