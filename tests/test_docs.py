@@ -48,7 +48,7 @@ def commands(pages: list[Path]) -> list[list[str]]:
 
 OURS = [words[1:] for words in commands(PAGES) if words[0] == "dng"]
 OF_CARDS = [words[1:] for words in commands(CARDS) if words[0] == "dng" and words[1:] not in OURS]
-SAVED = re.compile(r"`(\w+\.(?:py|yaml))`[^\n`]*:\n\n```\w+\n(.*?)^```", re.DOTALL | re.MULTILINE)
+SAVED = re.compile(r"`(\w+\.(?:py|yaml))`:\n\n```\w+\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 
 def save_files(folder: Path) -> None:
