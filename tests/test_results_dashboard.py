@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 from browser import Page, assert_drawn, tensorboard
-from dng_lightning.evaluation.result_board import MEASURES
 from running import Dng
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
@@ -16,6 +15,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from dng_lightning.data.pixels import from_png
 from dng_lightning.evaluation.runs import Samples
+from dng_lightning.evaluation.tensorboard import MEASURES
 from dng_lightning.guidance import DynamicNegativeGuidance
 from dng_lightning.modules import GuidedSampler
 from dng_lightning.posterior import TrackedPosterior

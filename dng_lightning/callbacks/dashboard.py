@@ -51,14 +51,12 @@ def charts(trainer: Trainer, module: LightningModule) -> tensorboard.Layout:
 
 
 def settings(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
-    """What a run was made with, flat, under short names: of the module, the optimiser, the data and the guidance."""
-    found: dict[str, Any] = {}
-    for name, value in module.hparams.items():
-        if isinstance(value, dict) and "class_path" in value and name not in ("optimizer", "scheduler"):
-            inner = value.get("init_args", {})
-            found |= {name: value["class_path"].rsplit(".", 1)[-1]} | {f"{name}.{key}": inner[key] for key in inner}
-        elif isinstance(value, str | int | float) and not name.startswith("_"):
-            found[name] = value
+    """What a run was made with, under short names: of the module, the optimiser, the data and the guidance."""
+    found: dict[str, Any] = {
+        name: value
+        for name, value in module.hparams.items()
+        if isinstance(value, str | int | float | dict) and name not in ("_instantiator", "optimizer", "scheduler")
+    }
     (optimizer, *_), schedules = trainer.optimizers, trainer.lr_scheduler_configs
     data = trainer.datamodule  # type: ignore[attr-defined]  # set by Trainer.fit
     batch = getattr(data, "batch_size", None)

@@ -20,7 +20,7 @@ from dng_lightning.evaluation.metrics import forbidden_rate, kl_divergence
 from dng_lightning.evaluation.quality import Moments, frechet_distance
 from dng_lightning.evaluation.runs import Samples
 from dng_lightning.guidance import DynamicNegativeGuidance, Guidance, Unguided
-from dng_lightning.guidance.serialization import display_name, non_default_settings, settings_json
+from dng_lightning.guidance.serialization import settings_json
 from dng_lightning.modules.classifier import ClassifierModule
 from dng_lightning.modules.diffusion import DiffusionModule
 from dng_lightning.modules.image_sampler import draw_samples
@@ -153,16 +153,14 @@ class GuidedSampling(ValidationSampling):
         return charts
 
     def settings(self, module: LightningModule) -> dict[str, Any]:
-        """What is drawn, flat, for the HPARAMS tab; empty if there is nothing forbidden."""
+        """What is drawn, for the HPARAMS tab; empty if there is nothing forbidden."""
         if not self.labels:
             return {}
         names = expect(DiffusionModule, module, self).class_names
-        own = json.loads(non_default_settings(settings_json(self.guidance)))
         return {
             "forbidden": ", ".join(names[label] for label in self.labels),
-            "guidance": display_name(self.guidance),
+            "guidance": json.loads(settings_json(self.guidance)),
             "guidance.steps": self.sampler.steps,
-            **{f"guidance.{name}": value for name, value in own.items() if name != "class"},
         }
 
     def _methods(self) -> dict[str, Guidance]:

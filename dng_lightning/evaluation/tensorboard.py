@@ -20,21 +20,10 @@ Chart = list[Any]
 Layout = dict[str, dict[str, Chart]]
 """Category -> title -> chart, as ``SummaryWriter.add_custom_scalars`` takes it, once a run."""
 
-MEASURES = {
-    "forbidden": "metrics/forbidden_rate",
-    "kl": "metrics/kl",
-    "kl_own": "metrics/kl_own",
-    "kl_uniform": "metrics/kl_uniform",
-    "tv": "metrics/tv",
-    "fd_retained": "metrics/fd",
-    "fd_all": "metrics/fd_all",
-    "kid": "metrics/kid",
-    "precision": "metrics/precision",
-    "recall": "metrics/recall",
-    "invasiveness": "metrics/invasiveness",
-    "evaluations": "cost/evaluations",
-    "images_per_second": "cost/images_per_second",
-}
+RENAMED = {"forbidden": "forbidden_rate", "fd_retained": "fd"}
+MEASURED = ("forbidden", "kl", "kl_own", "kl_uniform", "tv", "fd_retained", "fd_all", "kid", "precision", "recall")
+MEASURES = {column: f"metrics/{RENAMED.get(column, column)}" for column in (*MEASURED, "invasiveness")}
+MEASURES |= {column: f"cost/{column}" for column in ("evaluations", "images_per_second")}
 """Columns of ``results.csv`` and their tags, as ``GuidedSampling`` calls those that it has."""
 
 CHARTS = {
@@ -153,6 +142,19 @@ def class_histogram(writer: SummaryWriter, tag: str, counts: Sequence[int], step
     )
 
 
+def flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings without nesting: a class under its name, its own settings under dotted ones."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        if not isinstance(value, dict):
+            found[name] = value
+            continue
+        kind = value.get("class_path") or value.get("class") or ""
+        inner = {f"{name}.{key}": own for key, own in value.get("init_args", value).items() if key != "class"}
+        found |= {name: kind.rsplit(".", 1)[-1] or None} | flat(inner)
+    return found
+
+
 def hyperparameters(writer: SummaryWriter, settings: Mapping[str, Any], metrics: Sequence[str] | None = None) -> None:
     """Fill the HPARAMS tab with a run's settings and, as its results, the last values of scalars that it logged.
 
@@ -161,11 +163,12 @@ def hyperparameters(writer: SummaryWriter, settings: Mapping[str, Any], metrics:
 
     Args:
         writer: where to.
-        settings: plain values; what is None or False is left out and long ones are cut, to keep the table short.
+        settings: plain values, and classes with their settings as dicts, which become dotted names; what is None or
+            False is left out and long values are cut, to keep the table short.
         metrics: tags of scalars; None lets TensorBoard gather settings and scalars from all runs that it shows, which
             then may have different ones.
     """
-    told = {name: value for name, value in settings.items() if value is not None and value is not False}
+    told = {name: value for name, value in flat(settings).items() if value is not None and value is not False}
     plain = {name: value if type(value) in (int, float) else shorten(str(value), 60) for name, value in told.items()}
     file = writer._get_file_writer()  # type: ignore[no-untyped-call]
     experiment, *session = hparams(plain, dict.fromkeys(metrics or (), 0.0))  # type: ignore[no-untyped-call]
