@@ -137,11 +137,9 @@ def folder(place: Path, fitted: Fitted, tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.fixture(scope="module")
-def folder_of_families(
-    text_to_image_place: Path, captioned_place: Path, cifar10_place: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    """The same with tiny models of texts and of CIFAR-10."""
-    return copy_of(cifar10_place, tmp_path_factory)
+def folder_of_texts(text_to_image_place: Path, captioned_place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with tiny text-to-image models."""
+    return copy_of(captioned_place, tmp_path_factory)
 
 
 def copy_of(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -153,14 +151,14 @@ def copy_of(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("words", OURS, ids=" ".join)
 def test_commands_run(words: list[str], dng: Dng, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
-    family = re.search(r"stable_diffusion|prompts/|captioned|cifar10", " ".join(words))
-    monkeypatch.chdir(request.getfixturevalue("folder_of_families" if family else "folder"))
+    on_texts = re.search(r"stable_diffusion|prompts/|captioned", " ".join(words))
+    monkeypatch.chdir(request.getfixturevalue("folder_of_texts" if on_texts else "folder"))
     command, *settings = words
     if command.startswith("--") or any(re.search(r"help$|^--print_config$", word) for word in settings):
         ends_well(dng, command, *settings)
     elif command in ("predict", "test"):
-        real = ["--data.real.validation=20"] if "--data.real" in settings or "captioned" in str(words) else []
-        dng(command, *settings, *DRAWING, *(real if command == "test" else []))
+        real = ["--data.real.validation=20"] if "--data.real" in settings else []
+        dng(command, *settings, *DRAWING, *real)
     else:
         assert command in ("fit", "validate")
         config = settings[settings.index("--config") + 1] if "--config" in settings else "digits.yaml"
