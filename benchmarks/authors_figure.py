@@ -2,9 +2,9 @@
 
 Prints how Dynamic Negative Guidance compares with negative prompting and Safe Latent Diffusion at equal shares of
 airplanes in CIFAR-10: as ratios, since the networks, the classifiers and the features of the distances are others, and
-so are the settings: ours are of 50 steps, and Safe Latent Diffusion has another mask. `parity` is DNG as they released
-it. The authors' numbers were read off the figure in the first commit of their repository (10,240 images a point), to
-about .03 points in the share, .003 in KL and .2 in FID.
+so are the settings: ours are of 50 steps, and Safe Latent Diffusion has another mask. `released` is DNG as they
+released it. The authors' numbers were read off the figure in the first commit of their repository (10,240 images a
+point), to about .03 points in the share, .003 in KL and .2 in FID.
 """
 
 import sys

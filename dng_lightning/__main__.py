@@ -18,12 +18,13 @@ A configuration file is looked for here first and then among those that ship. La
 JSONARGPARSE_DEBUG=true shows the traceback behind an error.
 """
 
+import contextlib
 import logging
 import os
 import re
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from dng_lightning import __version__, shipped
@@ -33,20 +34,23 @@ if TYPE_CHECKING:
     from lightning.pytorch.cli import LightningCLI
 
 DEFAULT_CONFIGS = {"fit": "digits.yaml", "validate": "digits.yaml", "test": "test.yaml", "predict": "predict.yaml"}
+HELP = ("-h", "--help", "--version", "--print_config")
+# Warnings that no setting can mend; the last is of torch's own forward mode.
+NOISE = ("`isinstance(treespec, LeafSpec)`", "Total length of `DataLoader` across ranks", "`torch.jit.script` is depr")
 ALWAYS_FIRST = ("predict",)  # overlays go on top of this command's default; a training's configuration is complete
 
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command line; ``args`` as in ``sys.argv[1:]``, which is the default."""
     argv = list(sys.argv[1:] if args is None else args)
-    if not argv or argv[0] in ("-h", "--help"):
-        print(__doc__)  # at once: the parser of the commands takes seconds to import
-        return
-    if argv == ["--version"]:
-        print(f"dng {__version__}")
-        return
     try:
-        run(_with_configs(argv))
+        with _readers_that_leave(argv):
+            if argv == ["--version"]:
+                print(f"dng {__version__}")
+            elif not argv or argv[0] in HELP:
+                print(__doc__)  # at once: the parser of the commands takes seconds to import
+            else:
+                run(_with_configs(argv))
     except Exception as error:
         mendable = _setting_error(error)
         if mendable is None or "JSONARGPARSE_DEBUG" in os.environ:
@@ -55,15 +59,25 @@ def main(args: Sequence[str] | None = None) -> None:
         sys.exit(2)
 
 
+@contextlib.contextmanager
+def _readers_that_leave(argv: Sequence[str]) -> Iterator[None]:
+    """Let ``dng ... --help | head`` end quietly when its reader has seen enough."""
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        if argv and not any(arg.startswith(HELP) or ".help" in arg for arg in argv):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter complains at its end
+
+
 def run(argv: Sequence[str]) -> "LightningCLI":
     """Run a command with the stock LightningCLI and return it, for use from Python."""
     # Advertisements, and warnings that no setting of ours can mend.
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda r: "Tip" not in str(r.msg)[:6])
-    for message in (
-        "`isinstance(treespec, LeafSpec)`",
-        "Total length of `DataLoader` across ranks is zero",
-        "`torch.jit.script` is deprecated",  # torch's own forward mode uses it
-    ):
+    for message in NOISE:
         warnings.filterwarnings("ignore", message=f".*{re.escape(message)}")
 
     from dng_lightning.cli import DNGCLI

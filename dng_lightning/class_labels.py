@@ -1,22 +1,46 @@
 """Classes by name or number."""
 
 from collections.abc import Sequence
+from difflib import get_close_matches
 
 from dng_lightning.errors import SettingError
 
+LISTED = 20  # data sets of more classes are too long for an error: it lists the nearest names
+
+
+def label_of(name: str | int, class_names: Sequence[str], owner: str) -> int:
+    """The label of a class: of that very name, else of that name in another case, else of that number.
+
+    Args:
+        name: of a class, or its number.
+        class_names: the names that there are, in the order of their labels.
+        owner: whose classes they are, for the message.
+
+    Raises:
+        SettingError: there is no such class; it lists the names nearest to it.
+    """
+    text = str(name)
+    alike = [label for label, known in enumerate(class_names) if known.lower() == text.lower()]
+    exact = [label for label in alike if class_names[label] == text]
+    number = [int(text)] if text.isdecimal() and int(text) < len(class_names) else []
+    found = exact[:1] or alike or number
+    if len(found) == 1:
+        return found[0]
+    known = ", ".join(class_names)
+    if len(class_names) > LISTED:
+        known = f"{len(class_names)} classes, the nearest being {', '.join(get_close_matches(text, class_names, 5, 0))}"
+    raise SettingError(f"there is no class {name!r}; {owner} knows {known}")
+
 
 def labels_of(names: Sequence[str | int] | str | int, class_names: Sequence[str], seen: Sequence[int]) -> list[int]:
-    """The labels of classes given by name or number.
+    """The labels of the classes that a checkpoint is to avoid or to show, given by name or number.
 
     Raises:
         SettingError: one of them is unknown, named twice, or the checkpoint never saw it.
     """
-    labels = []
+    labels: list[int] = []
     for name in [names] if isinstance(names, str | int) else names:
-        known = {text.lower(): label for label, text in enumerate(class_names)}
-        label = known.get(str(name).lower(), int(name) if str(name).isdecimal() else -1)
-        if not 0 <= label < len(class_names):
-            raise SettingError(f"there is no class {name!r}; the checkpoint knows {', '.join(class_names)}")
+        label = label_of(name, class_names, "the checkpoint")
         if label not in seen:
             raise SettingError(f"the checkpoint never saw class {class_names[label]!r}: it cannot be guided by it")
         if label in labels:

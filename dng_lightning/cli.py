@@ -13,22 +13,18 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 
 from dng_lightning import (
     callbacks,
-    data,
     diffusers_format,
-    guidance,
-    modules,
-    networks,
-    posterior,
-    schedule,
     shipped,
-    text_to_image,
 )
 from dng_lightning.errors import SettingError
 from dng_lightning.files import file_name
 from dng_lightning.modules.trained import reading
 
 # What is imported can be named in a configuration by its class name alone.
-__all__ = ["DNGCLI", "callbacks", "data", "guidance", "modules", "networks", "posterior", "schedule", "text_to_image"]
+__all__ = [
+    *("DNGCLI", "callbacks", "data", "guidance", "modules", "networks", "posterior", "schedule"),
+    *("autoencoder", "observers", "sampler", "training", "vision_language"),
+]
 
 # For each command what it continues in its folder, and which settings of the model may differ when it does.
 RESULTS = {
@@ -43,11 +39,11 @@ AVOIDED = {"GuidedSampler": "forbidden", "TextToImageSampler": "negative_prompt"
 def _discard_init_args(parser: Any, before: Any, now: Any) -> None:
     """Forget the settings of a class that another class replaces.
 
-    jsonargparse keeps those whose names the new class knows as well: `--model.guidance NegativePrompting` would take the
-    scale of the method in the configuration, whose scale means something else.
+    jsonargparse keeps those whose names the new class knows as well: `--model.guidance NegativePrompting` would take
+    the scale of the method in the configuration, whose scale means something else.
     """
     if before and "init_args" in before and before["class_path"].split(".")[-1] != now["class_path"].split(".")[-1]:
-        before["init_args"] = Namespace()
+        before["init_args"] = Namespace()  # type: ignore[no-untyped-call]
 
 
 _typehints.discard_init_args_on_class_path_change = _discard_init_args
@@ -92,15 +88,8 @@ class DNGCLI(LightningCLI):
         if trainer.default_root_dir is None:
             trainer.default_root_dir = self._default_folder()
         if trainer.logger is None:
-            trainer.logger = {
-                "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
-                "init_args": {
-                    "save_dir": trainer.default_root_dir,
-                    "name": "",
-                    "version": "",
-                    "default_hp_metric": False,
-                },
-            }
+            here = {"save_dir": trainer.default_root_dir, "name": "", "version": "", "default_hp_metric": False}
+            trainer.logger = {"class_path": "lightning.pytorch.loggers.TensorBoardLogger", "init_args": here}
         self.config = self.parser.parse_object(self.config)
 
     def after_instantiate_classes(self) -> None:
@@ -109,9 +98,8 @@ class DNGCLI(LightningCLI):
         there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
         if not (there.is_dir() and os.access(there, os.W_OK)):  # only looked at: what fails later leaves no folder
             raise SettingError(f"cannot write to {folder}: name another --trainer.default_root_dir")
-        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-            is_checked = isinstance(callback, callbacks.GuidedSampling) and hasattr(self.datamodule, "seen_classes")
-            if self.subcommand == "fit" and is_checked:
+        for callback in self.trainer.callbacks if self.subcommand == "fit" else ():  # type: ignore[attr-defined]
+            if isinstance(callback, callbacks.GuidedSampling) and hasattr(self.datamodule, "seen_classes"):
                 callback.check(self.model, self.datamodule)
         if self._holds_others(folder):
             raise SettingError(
@@ -172,11 +160,8 @@ class DNGCLI(LightningCLI):
 
 def _model_name(checkpoint: str) -> str:
     """What a checkpoint is called; of one that is not there, the last part of its name."""
+    is_here = "/" not in checkpoint or Path(checkpoint).exists()
     try:
-        return (
-            diffusers_format.name_of(checkpoint)
-            if "/" not in checkpoint or Path(checkpoint).exists()
-            else Path(checkpoint).name
-        )
+        return diffusers_format.name_of(checkpoint) if is_here else Path(checkpoint).name
     except SettingError:
         return Path(checkpoint).name

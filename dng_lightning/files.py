@@ -10,7 +10,7 @@ def file_name(text: str | int) -> str:
     return re.sub(r"[^\w-]+", "_", str(text))[:60]
 
 
-def write_whole(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: bytes | memoryview) -> None:
     """Write a file in one step, so that no reader ever sees half of it."""
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     part.write_bytes(content)

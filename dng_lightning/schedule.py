@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dng_lightning.errors import SettingError
 from dng_lightning.kernel import NoiseLevel
-from dng_lightning.parametrization import Prediction, target_of, x0_error
+from dng_lightning.parametrization import NEEDS_SIGNAL, Prediction, target_of, x0_error
 
 __all__ = ["CosineSchedule", "KarrasSchedule", "LinearSchedule", "NoiseSchedule", "RectifiedFlowSchedule"]
 
@@ -79,6 +79,18 @@ class NoiseSchedule:
             torch.allclose(mine, theirs, rtol=1e-5, atol=0)
             for mine, theirs in ((self.alpha, other.alpha), (self.sigma, other.sigma))
         )
+
+    def check(self, prediction: Prediction) -> None:
+        """Refuse a network whose output says nothing of the image at the noisiest level.
+
+        Raises:
+            SettingError: the schedule ends in pure noise, where eps stands for no denoised prediction.
+        """
+        if prediction in NEEDS_SIGNAL and float(self.alpha[-1]) == 0:
+            raise SettingError(
+                f"the schedule ends in pure noise, and prediction {prediction} has no denoised prediction at pure "
+                "noise: take v, x0 or flow, or a schedule that ends before"
+            )
 
     def coefficients(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """The alpha and sigma of the levels ``t`` (B,), on the device of ``like`` and shaped to multiply it."""

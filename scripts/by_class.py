@@ -13,10 +13,11 @@ from textwrap import fill
 from typing import Any
 
 import yaml
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dng_lightning.errors import SettingError
-from dng_lightning.evaluation.curves import LABELS, MARKS, plain_numbers, points
+from dng_lightning.evaluation.curves import LABELS, MARKS, errors, plain_numbers
 from dng_lightning.evaluation.report import SAFETY, Rows, by_method, equal_safety
 from dng_lightning.evaluation.table import read
 
@@ -69,6 +70,17 @@ def figure(rows: Rows) -> Figure:
     handles = grid[0].get_legend_handles_labels()
     figure.legend(*handles, fontsize="small", loc="outside lower center", ncols=columns)
     return figure
+
+
+def points(
+    axes: Axes, x: Sequence[float], rows: Rows, measure: str, look: str = "o-", colour: str = "C0", label: str = ""
+) -> None:
+    """Values of a measure with their intervals; a forbidden rate in per cent."""
+    factor = 100 if measure == "forbidden" else 1
+    bounds = [[factor * error for error in side] for side in errors(rows, measure)]
+    values = [factor * float(row[measure]) for row in rows]
+    axes.errorbar(x, values, bounds, fmt=look, ms=5, color=colour, elinewidth=0.8, label=label or "_")
+    axes.grid(axis="y", alpha=0.3)
 
 
 def matched(rows: Rows, safety: Sequence[float] = SAFETY) -> str:

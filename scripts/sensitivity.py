@@ -12,11 +12,12 @@ from pathlib import Path
 from textwrap import fill
 from typing import Any
 
+from by_class import points
 from matplotlib.figure import Figure
 
 from dng_lightning import guidance
 from dng_lightning.errors import SettingError
-from dng_lightning.evaluation.curves import LABELS, plain_numbers, points
+from dng_lightning.evaluation.curves import LABELS, plain_numbers
 from dng_lightning.evaluation.report import Rows
 from dng_lightning.evaluation.table import read
 from dng_lightning.guidance.serialization import settings_json

@@ -208,10 +208,10 @@ def test_an_oracle_needs_a_classifier_of_the_model_s_noisy_images(
     stored = torch.load(tiny_noisy_classifier / "model.ckpt", weights_only=True)
     data, schedule = stored["trained_on"], stored["hyper_parameters"]["schedule"]
     others = {
-        "was trained on other classes": {"trained_on": data | {"class_names": [*data["class_names"][1:], "ten"]}},
-        "was trained on other classes than": {"trained_on": data | {"seen_classes": [1, 2, 3]}},
-        "judges images of (1, 16, 16), not (1, 8, 8)": {"trained_on": data | {"image_shape": [1, 16, 16]}},
-        "was trained with another noise schedule": {
+        "has other classes than": {"trained_on": data | {"class_names": [*data["class_names"][1:], "ten"]}},
+        "has other classes in its training than": {"trained_on": data | {"seen_classes": [1, 2, 3]}},
+        "has images of another shape than": {"trained_on": data | {"image_shape": [1, 16, 16]}},
+        "has another noise schedule than": {
             "hyper_parameters": stored["hyper_parameters"] | {"schedule": schedule | {"init_args": {"steps": 999}}}
         },
     }
@@ -319,7 +319,7 @@ def test_a_training_whose_samples_cannot_be_guided(dng: Dng, capsys):
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("--data.only=unicorn", "Digits has no class 'unicorn'"),
+        ("--data.only=unicorn", "no class 'unicorn'; Digits knows 0, 1, 2"),
         ("--data.batch_size=0", "batch_size"),
         ("--model.condition_dropout=2", "condition_dropout must be between 0 and 1"),
         ("--model.schedule.steps=0", "linear schedule needs steps >= 1"),
@@ -427,13 +427,13 @@ def test_a_retrained_model_that_is_none(dng: Dng, digits_here: list[str], capsys
     assert "No checkpoint 'nowhere'" in refused("--model.retrained=nowhere")
     stored = torch.load("digits/model.ckpt", weights_only=True)
     data = stored["trained_on"] | {"seen_classes": list(range(1, 10))}
-    others = (
-        data | {"class_names": [*data["class_names"][1:], "ten"]},
-        data | {"image_shape": [1, 16, 16]},
-    )
-    for other in others:
+    others = {
+        "other classes than digits": data | {"class_names": [*data["class_names"][1:], "ten"]},
+        "images of another shape than digits ((1, 16, 16), not (1, 8, 8))": data | {"image_shape": [1, 16, 16]},
+    }
+    for message, other in others.items():
         torch.save(stored | {"trained_on": other}, "other.ckpt")
-        assert "retrained other.ckpt makes other images than digits" in refused("--model.retrained=other.ckpt")
+        assert f"retrained other.ckpt has {message}: name another" in refused("--model.retrained=other.ckpt")
 
 
 # --- the process ---

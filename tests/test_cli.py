@@ -3,6 +3,7 @@
 import csv
 import fnmatch
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -56,6 +57,17 @@ def test_a_command_explains_its_settings(capsys: pytest.CaptureFixture[str]):
     text = printed(capsys, "predict", "--help")
     assert "--trainer.default_root_dir" in text
     assert "--model.help" in text
+
+
+@pytest.mark.parametrize("args", [["--help"], ["predict", "--help"]])
+def test_a_reader_that_has_seen_enough_is_no_error(args: list[str]):
+    """As `head` is, at the end of a pipe."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-u", "-m", "dng_lightning", *args]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 # --- shipped configurations ---
@@ -226,6 +238,22 @@ def test_later_settings_win(tmp_path: Path, monkeypatch, capsys):
 
 
 # --- overrides ---
+
+
+def test_a_class_that_replaces_another_takes_none_of_its_settings(tmp_path: Path, monkeypatch, capsys):
+    """Scale 2 of the configuration is that of Dynamic Negative Guidance."""
+    monkeypatch.chdir(tmp_path)
+    assert CONFIGS["predict"]["model"]["init_args"]["guidance"]["init_args"]["scale"] == 2.0
+
+    def guidance(*args: str) -> dict[str, Any]:
+        return yaml.safe_load(printed(capsys, "predict", *args, "--print_config"))["model"]["init_args"]["guidance"]
+
+    assert guidance("--model.guidance=NegativePrompting")["init_args"] == {"scale": NegativePrompting().scale}
+    assert guidance("--model.guidance=NegativePrompting", "--model.guidance.scale=3")["init_args"] == {"scale": 3.0}
+    Path("mine.yaml").write_text("model: {init_args: {guidance: NegativePrompting}}")
+    assert guidance("--config=mine.yaml")["init_args"] == {"scale": NegativePrompting().scale}
+    named_again = guidance("--model.guidance=DynamicNegativeGuidance", "--model.guidance.skip_below=0.1")["init_args"]
+    assert (named_again["scale"], named_again["skip_below"]) == (2.0, 0.1)
 
 
 def test_the_readme_overrides(from_tiny: list[str], tmp_path: Path, monkeypatch):

@@ -101,7 +101,8 @@ def test_hyperparameters_stand_beside_the_final_metrics(board: EventAccumulator)
     settings = {name: getattr(value, value.WhichOneof("kind")) for name, value in session.items()}
     expected = {"net": "UNet", "net.channels": "[8]", "prediction": "v", "optimizer": "AdamW", "learning_rate": 0.003}
     expected |= {"batch_size": 1297, "steps": 2, "data": "Digits", "scheduler": "OneCycleLR", "seed": 0}
-    expected |= {"guidance": "DynamicNegativeGuidance", "guidance.scale": 1, "guidance.cap": 0.99, "forbidden": "8"}
+    expected |= {"guidance": "DynamicNegativeGuidance", "guidance.scale": 1, "forbidden": "8"}
+    expected |= {"guidance.posterior": "TrackedPosterior", "guidance.posterior.p_max": 0.99}
     assert expected.items() <= settings.items()
     assert not [name for name, value in settings.items() if "{" in str(value) or value in ("None", "False")]
     metrics = {info.name.tag for info in hyperparameters(board, "experiment").experiment.metric_infos}

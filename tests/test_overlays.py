@@ -49,7 +49,7 @@ def test_every_overlay_goes_where_it_says(name: str, capsys):
 def test_every_overlay_of_a_comparison_runs(name: str, dng: Dng, in_place: Path, request: pytest.FixtureRequest):
     worded, folder = name.startswith("captioned"), Path("compared", name)
     its_models(name, request)
-    method = "SwappedNegative" if worded else "NegativePrompting"
+    method = "CFGNegativePrompt" if worded else "NegativePrompting"
     settings = ["--data.n=4", "--model.steps=2", "--model.compile=false", f"--trainer.default_root_dir={folder}"]
     settings += [f"--model.guidances=[{{class_path: {method}, init_args: {{scale: 3.0}}}}]"]
     settings += ["--data.real.validation=20"] if worded else []

@@ -13,15 +13,17 @@ from running import Dng
 from torch import Tensor
 
 from dng_lightning.data import Digits
-from dng_lightning.data.pixels import from_png, to_uint8
+from dng_lightning.data.pixels import from_png, to_float, to_uint8
+from dng_lightning.evaluation.runs import Samples
 from dng_lightning.guidance import (
     DynamicNegativeGuidance,
     Guidance,
     NegativePrompting,
-    OracleNegativeGuidance,
     Unguided,
 )
+from dng_lightning.kernel import NoiseLevel
 from dng_lightning.modules import ClassifierModule, DiffusionModule, GuidedSampler, image_sampler
+from dng_lightning.posterior import CalibratedPosterior, ClassifierPosterior
 from dng_lightning.sampling import ImageNoise
 
 METHODS = [Unguided(), NegativePrompting(scale=20.0), DynamicNegativeGuidance(scale=20.0)]
@@ -79,7 +81,8 @@ def test_what_is_written_is_what_was_drawn(dng: Dng, from_tiny: list[str], tmp_p
     assert settings["model"]["init_args"]["forbidden"] == [3, 5]
     assert settings["data"]["init_args"] == {"n": 5, "first_seed": 7, "batch_size": 2, "real": None}
 
-    guidance = DynamicNegativeGuidance(**settings["model"]["init_args"]["guidance"]["init_args"])
+    given = settings["model"]["init_args"]["guidance"]["init_args"]
+    guidance = DynamicNegativeGuidance(**given | {"posterior": CalibratedPosterior(**given["posterior"]["init_args"])})
     twin = GuidedSampler(**settings["model"]["init_args"] | {"guidance": guidance})
     rows = list(csv.DictReader((tmp_path / "labels.csv").open(newline="")))
     assert list(rows[0]) == ["seed", "label", "confidence", "posterior", "wanted"]
@@ -88,16 +91,16 @@ def test_what_is_written_is_what_was_drawn(dng: Dng, from_tiny: list[str], tmp_p
         drawn, unguided = twin.draw(batch), twin.draw(batch, Unguided())
         assert torch.equal(pixels(tmp_path, batch), to_uint8(drawn.images))
         assert torch.equal(pixels(tmp_path / "unguided", batch), to_uint8(unguided.images))
-        assert drawn.labels is not None
-        assert drawn.confidence is not None
         assert drawn.posterior is not None
+        assert twin.judge is not None
+        found = twin.judge.label(to_float(to_uint8(drawn.images)))
         for i, row in enumerate(rows[batch[0] - 7 :][: len(batch)]):
-            assert row["label"] == Digits.class_names[drawn.labels[i]]
-            assert float(row["confidence"]) == pytest.approx(float(drawn.confidence[i]), abs=1e-6)
+            assert row["label"] == Digits.class_names[found.labels[i]]
+            assert float(row["confidence"]) == pytest.approx(float(found.confidence[i]), abs=1e-6)
             assert float(row["posterior"]) == pytest.approx(float(drawn.posterior[i, -1].sum()))
             assert row["wanted"] == ""
             record = json.loads((tmp_path / "records" / f"{batch[i]:08d}.json").read_text())
-            assert record["levels"] == [1000, 667, 333]
+            assert record["times"] == [1.0, 0.667, 0.333]
             assert record["posteriors"][0] == pytest.approx(0.2, abs=1e-3)
             assert record["posteriors"] == pytest.approx(drawn.posterior[i].sum(1).tolist())
             assert record["scales"] == pytest.approx(drawn.scale[i].tolist())
@@ -106,7 +109,6 @@ def test_what_is_written_is_what_was_drawn(dng: Dng, from_tiny: list[str], tmp_p
     for label, name in enumerate(Digits.class_names):
         mark = " ✗" if label in (3, 5) else ""
         count = sum(row["label"] == name for row in rows)
-        assert any(line.split("  ")[0].strip() == "" and f"{name}{mark}" in line for line in table.splitlines())
         line = next(line for line in table.splitlines() if line.strip().startswith(f"{name}{mark} "))
         assert f"{count} {count / 5:6.1%}" in line
     assert "forbidden" in table
@@ -168,34 +170,31 @@ def test_a_single_class_network_as_the_negative(
 def test_the_posterior_of_a_noise_conditional_classifier(
     tiny_checkpoint: Path, tiny_noisy_classifier: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    oracle = OracleNegativeGuidance()
+    by_classifier = DynamicNegativeGuidance(posterior=ClassifierPosterior())
     settings = {"forbidden": [3, 5], "steps": 4, "classifier": None, "noisy_classifier": str(tiny_noisy_classifier)}
-    sampler = GuidedSampler(str(tiny_checkpoint), guidance=oracle, **settings)
-    told: list[tuple[Tensor, Tensor, Tensor]] = []
+    sampler = GuidedSampler(str(tiny_checkpoint), guidance=by_classifier, **settings)
+    asked: list[tuple[NoiseLevel, Tensor]] = []
     log_posterior = ClassifierModule.log_posterior
 
-    def watched(self: ClassifierModule, x_t: Tensor, t: Tensor) -> Tensor:
-        told.append((x_t, t, log_posterior(self, x_t, t)))
-        return told[-1][2]
+    def watched(self: ClassifierModule, x_t: Tensor, level: NoiseLevel) -> Tensor:
+        asked.append((level, log_posterior(self, x_t, level)))
+        return asked[-1][1]
 
     monkeypatch.setattr(ClassifierModule, "log_posterior", watched)
     drawn = sampler.draw([0, 1, 2])
-    assert (
-        [t.tolist() for _, t, _ in told]
-        == [[level] * 3 for level in (1000, 750, 500, 250)]
-        == [[level] * 3 for level in drawn.levels]
-    )
-    expected = torch.stack([log_p[:, [3, 5]].exp() for _, _, log_p in told], 1)
+    assert [sampler.schedule.fraction(level) for level, _ in asked] == drawn.times == [1.0, 0.75, 0.5, 0.25]
+    expected = torch.stack([log_p[:, [3, 5]].exp() for _, log_p in asked], 1)
     expected *= 0.99 / expected.sum(2, keepdim=True).clamp(min=0.99)
     assert drawn.posterior is not None
     torch.testing.assert_close(drawn.posterior, expected)
     both = drawn.posterior.sum(2)
     torch.testing.assert_close(drawn.scale, both / (1 - both), rtol=1e-4, atol=1e-6)
-    assert drawn.evaluations == 4 * 3  # the classifier's are not counted
-    seen = len(told)
+    assert drawn.nfe == 4 * 3  # the classifier's are not counted
+    seen = len(asked)
     unpushed = sampler.draw([0, 1, 2], NegativePrompting(0.0))
-    assert len(told) == seen  # asked by those only who need it
-    assert torch.equal(sampler.draw([0, 1, 2], OracleNegativeGuidance(scale=0.0)).images, unpushed.images)
+    assert len(asked) == seen  # asked by those only who need it
+    idle = DynamicNegativeGuidance(0.0, ClassifierPosterior())
+    assert torch.equal(sampler.draw([0, 1, 2], idle).images, unpushed.images)
     assert not torch.equal(drawn.images, unpushed.images)
 
 
@@ -209,7 +208,7 @@ def test_it_goes_on_where_it_was_interrupted(
 
     draw, calls = GuidedSampler.draw, []
 
-    def interrupted(self: GuidedSampler, seeds: list[int], guidance: Guidance | None = None) -> image_sampler.Samples:
+    def interrupted(self: GuidedSampler, seeds: list[int], guidance: Guidance | None = None) -> Samples:
         calls.append(seeds)
         if len(calls) == 4:  # the twins of the second batch: the guided images are drawn and not yet written
             raise RuntimeError("power cut")
@@ -370,23 +369,36 @@ def test_the_batch_size_changes_no_file_by_more_than_a_grey_level(dng: Dng, from
 
 
 def test_half_precision_is_the_network_s_alone(dng: Dng, from_tiny: list[str], tmp_path: Path, monkeypatch):
-    """Noise, states and posteriors stay in full precision, so that the images stay close."""
-    kinds = set()
-    forward = DiffusionModule.forward
+    """Noise, states, posteriors and labels stay in full precision, so that the images stay close.
+
+    The images that others are compared with are drawn in the same precision: of a scale of 0 they are the same.
+    """
+    kinds, autocast, judged = set(), set(), set()
+    forward, judge = DiffusionModule.forward, ClassifierModule.forward
 
     def watched(self: DiffusionModule, x_t: Tensor, t: Tensor, class_labels: Tensor | None = None) -> Tensor:
         eps = forward(self, x_t, t, class_labels)
         kinds.add((next(self.net.parameters()).dtype, x_t.dtype, eps.dtype))
+        autocast.add(torch.is_autocast_enabled("cpu"))
         return eps
 
+    def watched_judge(self: ClassifierModule, x: Tensor, t: Tensor | None = None) -> Tensor:
+        logits = judge(self, x, t)
+        judged.add((next(self.net.parameters()).dtype, x.dtype, logits.dtype))
+        return logits
+
     monkeypatch.setattr(DiffusionModule, "forward", watched)
+    monkeypatch.setattr(ClassifierModule, "forward", watched_judge)
     images = {}
     for precision in ("32-true", "bf16-mixed", "bf16-true"):
+        autocast.clear()
         folder = f"--trainer.default_root_dir={tmp_path / precision}"
         dng("predict", *from_tiny, "--data.n=4", f"--trainer.precision={precision}", folder)
         images[precision] = pixels(tmp_path / precision, list(range(4)))
+        assert autocast == {precision == "bf16-mixed"}  # also of the unguided images
     full = torch.float32
     assert kinds == {(full, full, full), (torch.bfloat16, full, full)}
+    assert judged == {(full, full, full)}
     for precision in ("bf16-mixed", "bf16-true"):
         assert 0 < grey_levels(images[precision], images["32-true"]) < 32
 

@@ -14,14 +14,16 @@ from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from dng_lightning.data.pixels import from_png
-from dng_lightning.evaluation.result_board import MEASURES
+from dng_lightning.evaluation.runs import Samples
+from dng_lightning.evaluation.tensorboard import MEASURES
 from dng_lightning.guidance import DynamicNegativeGuidance
 from dng_lightning.modules import GuidedSampler
-from dng_lightning.modules.image_sampler import Samples
+from dng_lightning.posterior import TrackedPosterior
 
 N, STEPS, FORBIDDEN = 24, 5, 3
-GUIDANCES = """[{class_path: NegativePrompting, init_args: {scale: 1.0}},
-  {class_path: DynamicNegativeGuidance, init_args: {scale: 2.5, prior: 0.2}}]"""
+POSTERIOR = "{class_path: TrackedPosterior, init_args: {prior: 0.2}}"
+GUIDANCES = f"""[{{class_path: NegativePrompting, init_args: {{scale: 1.0}}}},
+  {{class_path: DynamicNegativeGuidance, init_args: {{scale: 2.5, posterior: {POSTERIOR}}}}}]"""
 TABS = {  # what stands there once it has been drawn
     "custom_scalars": [
         "Class balance",
@@ -30,7 +32,7 @@ TABS = {  # what stands there once it has been drawn
         "Share that is forbidden",
         "DynamicNegativeGuidance-2.5",
     ],
-    "hparams": ["NegativePrompting", "method", "prior", "forbidden", "metrics/forbidden_rate"],
+    "hparams": ["NegativePrompting", "method", "posterior.prior", "forbidden", "metrics/forbidden_rate"],
     "images&tagFilter=classes": ["classes/bars", "NegativePrompting"],  # folded up otherwise
     "images&tagFilter=samples": ["samples/first_seeds"],
     "images&tagFilter=way": ["way/trajectories"],
@@ -70,7 +72,7 @@ def runs(folder: Path) -> dict[str, EventAccumulator]:
 @pytest.fixture(scope="module")
 def samples(digits: Path) -> Samples:
     sampler = GuidedSampler(str(digits), FORBIDDEN, steps=STEPS, classifier="digits-classifier")
-    return sampler.draw(range(N), DynamicNegativeGuidance(2.5, 0.2))
+    return sampler.draw(range(N), DynamicNegativeGuidance(2.5, TrackedPosterior(0.2)))
 
 
 def test_each_row_is_a_run_with_its_measures(rows: dict[str, dict[str, str]], runs: dict[str, EventAccumulator]):
@@ -106,7 +108,7 @@ def test_scale_and_posterior_against_t(runs: dict[str, EventAccumulator], sample
     assert samples.posterior is not None
     for name, values in (("scale", samples.scale), ("posterior", samples.posterior.sum(2))):
         events = {event.step: event.value for event in run.Scalars(f"way/{name}_mean")}
-        assert list(events) == samples.levels
+        assert list(events) == [round(1000 * time) for time in samples.times]
         assert list(events.values()) == pytest.approx(values.mean(0).tolist(), rel=1e-3, abs=1e-6)
     assert "way/posterior_mean" not in runs["NegativePrompting"].Tags()["scalars"]
     assert {event.value for event in runs["NegativePrompting"].Scalars("way/scale_mean")} == {1.0}
@@ -132,14 +134,15 @@ def test_settings_stand_beside_results(runs: dict[str, EventAccumulator]):
     expected = {
         "method": "DynamicNegativeGuidance",
         "scale": 2.5,
-        "prior": 0.2,
+        "posterior": "TrackedPosterior",
+        "posterior.prior": 0.2,
         "n": N,
         "steps": STEPS,
         "forbidden": "3",
     }
     assert expected.items() <= told("DynamicNegativeGuidance").items()
     assert told("Unguided").items() >= {"method": "Unguided", "steps": STEPS, "model": "digits"}.items()
-    assert "prior" not in told("NegativePrompting")
+    assert "posterior.prior" not in told("NegativePrompting")
     with pytest.raises(KeyError):  # it would hide the settings that other runs have
         runs["Unguided"].SummaryMetadata("_hparams_/experiment")
 

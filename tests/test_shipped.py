@@ -1,12 +1,19 @@
 """Paths win over names, names are found in a wheel and in a checkout, and a miss says what there is."""
 
+import csv
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
-from dng_lightning import shipped
+from dng_lightning import guidance, posterior, shipped
 from dng_lightning.errors import SettingError
+from dng_lightning.evaluation.evaluator import KEY
+from dng_lightning.evaluation.posterior_metrics import KEY as POSTERIOR_KEY
+from dng_lightning.modules.checkpoint_settings import load_settings
+from dng_lightning.modules.image_sampler import Draw
 
 OTHER_FORMAT = "in-words/model_index.json"  # diffusers'
 OTHER_CONFIG = {"captioned-digits-digit": "captioned_digits_classifier"}  # the rest have that of their own name
@@ -155,3 +162,87 @@ def test_a_checkpoint_that_another_configuration_made_is_noticed():
         "model.init_args.channels.0: 8, made with 16",
         "callbacks: [{'class_path': 'EMA'}], made with None",
     ]
+
+
+STUDIES = {
+    "mnist_tradeoff": "mnist/results",
+    "mnist_all_digits": "mnist/all_digits",
+    "mnist_two_digits": "mnist/two_digits",
+    "mnist_pair": "mnist/pair",
+    "mnist_steps": "mnist/steps",
+    "mnist_sensitivity": "mnist/sensitivity",
+    "mnist_methods": "mnist/methods",
+    "mnist_methods_search": "mnist/methods_search",
+    "mnist_search": "mnist/search",
+    "mnist_scale": "mnist/scale",
+    "mnist_wanted": "mnist/wanted",
+    "cifar10_tradeoff": "cifar10-small/results",
+    "cifar10_search": "cifar10-small/search",
+    "cifar10_classes": "cifar10-small/classes",
+    "captioned_digits_related": "captioned-digits/related",
+    "captioned_digits_unrelated": "captioned-digits/unrelated",
+    "captioned_digits_several": "captioned-digits/several",
+    "captioned_digits_contradictory": "captioned-digits/contradictory",
+    "captioned_digits_search": "captioned-digits/search",
+}
+BELOW = {"cifar10": "cifar10_tradeoff", "captioned": "captioned_digits_related"}  # what their overlays go on top of
+
+
+def model_of(config: str) -> dict[str, Any]:
+    """The settings of a study's model, with those that its overlay leaves as they are."""
+    below = BELOW.get(config.split("_")[0], config)
+    parts = [yaml.safe_load(shipped.config(name).read_text())["model"]["init_args"] for name in (below, config)]
+    return parts[0] | parts[1]
+
+
+def built(node: Any) -> Any:
+    """The guidance, posterior or setting that a configuration says."""
+    if isinstance(node, dict) and "class_path" in node:
+        kind = getattr(guidance, node["class_path"], None) or getattr(posterior, node["class_path"])
+        return kind(**{name: built(value) for name, value in node.get("init_args", {}).items()})
+    return posterior.Timing(**node) if isinstance(node, dict) and "t0" in node else node
+
+
+def table(name: str) -> list[dict[str, str]]:
+    with (CHECKPOINTS / f"{name}.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("config", STUDIES)
+def test_a_finished_study_that_is_started_again_redoes_nothing(config: str):
+    model, rows = model_of(config), table(STUDIES[config])
+    folder = CHECKPOINTS / (model.get("negative_checkpoints") or [model["checkpoint"]])[0]
+    in_words = config.startswith("captioned")
+    features = "captioned-digits-reader" if in_words else model["classifier"]
+    groups = {(row.get("removed"), row["seeds"], row["steps"]) for row in rows}
+    columns = ("method", "guidance", "features", "removed", "seeds", "steps")
+    found = {tuple(row.get(name) for name in columns) for row in rows}
+    for settings, group in product(model["guidances"], groups):
+        method = load_settings(built(settings), folder)
+        needs = method.needs()
+        networks = {
+            "checkpoint": model.get("noisy_classifier") if needs.classifier else None,
+            "observer": model.get("observer") if needs.observer is not None and not in_words else None,
+        }
+        run = Draw.of(method, **networks).run
+        assert (run.method, run.settings, features, *group) in found
+
+
+@pytest.mark.parametrize("name", sorted(str(path.relative_to(CHECKPOINTS))[:-4] for path in CHECKPOINTS.rglob("*.csv")))
+def test_the_rows_of_a_shipped_table_are_told_apart(name: str):
+    rows = table(name)
+    key = [*(POSTERIOR_KEY if "tracker" in rows[0] else KEY), *(["removed"] if "removed" in rows[0] else [])]
+    assert len({tuple(row[column] for column in key) for row in rows}) == len(rows)
+
+
+def test_overlays_have_the_posteriors_that_they_speak_of():
+    methods = {
+        name: yaml.safe_load(shipped.config(name).read_text())["model"]["init_args"]["guidance"]["init_args"]
+        for name in ("dynamic_geo_guide", "captioned_digits_predict", "stable_diffusion")
+    }
+    assert methods["dynamic_geo_guide"]["posterior"] == {"class_path": "CalibratedPosterior"}
+    over, under = (
+        methods[name]["guidance"]["init_args"]["posterior"]["init_args"]
+        for name in ("captioned_digits_predict", "stable_diffusion")
+    )
+    assert over.keys() >= under.keys()  # else it would take what the authors set for Stable Diffusion

@@ -73,7 +73,7 @@ class CalibrationWriter(Callback):
         samples = outputs["samples"]
         pixels = to_uint8(samples.images)
         labels = self.label(to_float(pixels)).labels  # of the pixels that are kept
-        self.store.write(samples.seeds, pixels, labels, torch.zeros(len(pixels), 0), self.tracking.state(0))
+        self.store.write(samples.seeds, pixels=pixels, labels=labels, log_ratio=self.tracking.state(0))
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Fit, judge and write."""
@@ -83,7 +83,7 @@ class CalibrationWriter(Callback):
             return
         self.store.merge()
         levels, schedule = self.tracking.levels, pl_module.schedule
-        log_ratio = self.store.all("posteriors").double()
+        log_ratio = self.store.all("log_ratio").double()
         became = self.store.all("labels").unsqueeze(1) == torch.tensor(pl_module.forbidden)
         fitted, unseen = log_ratio.tensor_split(2)
         became_fitted, became_unseen = became.tensor_split(2)

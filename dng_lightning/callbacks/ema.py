@@ -7,7 +7,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor
 
-from dng_lightning.errors import SettingError
+from dng_lightning.errors import check_in
 
 
 class EMA(WeightAveraging):
@@ -22,8 +22,7 @@ class EMA(WeightAveraging):
     """
 
     def __init__(self, decay: float = 0.999) -> None:
-        if not 0 <= decay < 1:
-            raise SettingError(f"decay must be in [0, 1); got {decay}")
+        check_in("[0, 1)", decay=decay)
 
         def average(averages: list[Tensor], weights: list[Tensor], count: Tensor | int) -> None:
             n = int(count)

@@ -1,5 +1,6 @@
 """Turns the folder of a training into a checkpoint that can be sampled from, shipped and loaded without code."""
 
+import io
 import json
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
+
+from dng_lightning.files import write_whole
 
 
 class Export(Callback):
@@ -47,8 +50,9 @@ class Export(Callback):
             "pytorch-lightning_version": lightning.__version__,  # else Lightning takes it for an old file
         }
         module.on_save_checkpoint(checkpoint)
-        torch.save(checkpoint, folder / "model.ckpt.part")
-        (folder / "model.ckpt.part").replace(folder / "model.ckpt")
+        file = io.BytesIO()
+        torch.save(checkpoint, file)
+        write_whole(folder / "model.ckpt", file.getbuffer())
 
     def _stored(self, weight: Tensor) -> Tensor:
         weight = weight.cpu().contiguous()

@@ -170,8 +170,8 @@ class ImageWriter(BasePredictionWriter):
         shown = columns[self.name]
         scale, tracked = torch.tensor([record["scales"] for record in shown]), [r["posteriors"] for r in shown]
         posterior = torch.tensor(tracked) if all(tracked) else None
-        figure = plots.trajectories(shown[0]["times"], posterior, scale, marked[self.name])
-        figure.savefig(self.folder / "trajectories.png", dpi=150)
+        trajectories = plots.TrajectorySet(shown[0]["times"], scale, posterior, marked[self.name])
+        plots.trajectories(trajectories).savefig(self.folder / "trajectories.png", dpi=150)
 
     def _print(self, columns: dict[str, Records], module: ImageSampler) -> None:
         kinds, records = module.kinds, columns[self.name]

@@ -8,6 +8,7 @@ from lightning import LightningModule
 from torch import nn
 
 from dng_lightning.callbacks.export import Export
+from dng_lightning.callbacks.requirements import expect
 from dng_lightning.text_to_image.optional_deps import quiet
 from dng_lightning.text_to_image.training import TextToImageModule
 
@@ -25,8 +26,7 @@ class PipelineExport(Export):
 
     def write(self, module: LightningModule, folder: Path) -> None:
         """Write the networks."""
-        assert isinstance(module, TextToImageModule)
-        pipeline = module.pipeline()
+        pipeline = expect(TextToImageModule, module, self).pipeline()
         for name in ("unet", "vae", "text_encoder"):
             network: nn.Module = copy.deepcopy(getattr(pipeline, name)).cpu().eval()
             network.to(memory_format=torch.contiguous_format)  # safetensors takes no other

@@ -4,15 +4,17 @@ import torch
 from lightning import LightningModule, Trainer
 from torch import Tensor
 
+from dng_lightning.callbacks.requirements import expect
 from dng_lightning.callbacks.validation_sampling import ValidationSampling
 from dng_lightning.data.captions import understood
 from dng_lightning.data.pixels import to_float, to_uint8
-from dng_lightning.errors import SettingError
-from dng_lightning.evaluation import board, plots
+from dng_lightning.errors import SettingError, check_at_least
+from dng_lightning.evaluation import plots, tensorboard
 from dng_lightning.evaluation.asked import shows
 from dng_lightning.guidance import ClassifierFreeGuidance, Guidance
 from dng_lightning.guidance.serialization import display_name
-from dng_lightning.sampling import ImageNoise, Sampler, sample
+from dng_lightning.modules.image_sampler import draw_samples
+from dng_lightning.sampling import Sampler
 from dng_lightning.text_to_image import networks
 from dng_lightning.text_to_image.attribute_classifier import AttributeClassifier
 from dng_lightning.text_to_image.predictor import TextPredictor
@@ -47,8 +49,8 @@ class PromptSampling(ValidationSampling):
         steps: int = 50,
         reader: str | None = None,
     ) -> None:
-        if every_n_epochs < 1 or images < 1 or not prompts:
-            raise SettingError("PromptSampling needs prompts, every_n_epochs >= 1 and images >= 1")
+        counts = {"prompts": len(prompts), "every_n_epochs": every_n_epochs, "images": images}
+        check_at_least(1, **{f"PromptSampling's {name}": value for name, value in counts.items()})
         self.guidance: Guidance = guidance or ClassifierFreeGuidance(3.0)
         needs = self.guidance.needs()
         if needs.negatives or needs.classifier or needs.observer is not None:
@@ -62,34 +64,30 @@ class PromptSampling(ValidationSampling):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse more steps than levels before the training, not after its first epoch."""
-        assert isinstance(pl_module, TextToImageModule)
-        pl_module.schedule.levels(self.sampler.steps)
+        expect(TextToImageModule, pl_module, self).schedule.levels(self.sampler.steps)
 
     def draw(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw and log."""
-        assert isinstance(pl_module, TextToImageModule)
-        if pl_module.scale is None:  # nothing was trained
+        module = expect(TextToImageModule, pl_module, self)
+        if module.scale is None:  # nothing was trained
             return
-        with networks.eager(pl_module.compile_net):
-            images = self._draw(pl_module)
+        with networks.eager(module.compile_net):
+            images = self._draw(module)
         obeyed = self._obeyed(images)
         if obeyed:
-            pl_module.log("metrics/obeyed", sum(obeyed) / len(obeyed), batch_size=len(obeyed))
-        if (writer := board.board_of(trainer)) is not None:
-            wrong = [not right for right in obeyed] or None
-            writer.add_image(
-                "samples/prompts", plots.framed_grid(images.cpu(), wrong, self.images), trainer.global_step
-            )
+            module.log("metrics/obeyed", sum(obeyed) / len(obeyed), batch_size=len(obeyed))
+        if (writer := tensorboard.writer_of(trainer)) is not None:
+            grid = plots.framed_grid(images.cpu(), [not right for right in obeyed] or None, self.images)
+            writer.add_image("samples/prompts", grid, trainer.global_step)
             writer.flush()
 
     def _draw(self, module: TextToImageModule) -> Tensor:
         """The images of each prompt, of the same seeds on every device, uint8."""
         model, seeds = module.model(), list(range(self.images)) * len(self.prompts)
-        noise = ImageNoise(seeds, model.latent_shape(), module.device)
-        wanted = torch.arange(len(self.prompts), device=module.device).repeat_interleave(self.images)
-        predictor = TextPredictor(model, model.encode(self.prompts).to(module.device), wanted)
-        latents = sample(predictor, self.guidance, module.schedule, noise, self.sampler)
-        return to_uint8(model.decode(latents))
+        prompts = torch.arange(len(self.prompts), device=module.device).repeat_interleave(self.images)
+        predictor = TextPredictor(model, model.encode(self.prompts).to(module.device), prompts)
+        shape, decode = model.latent_shape(), model.decode
+        return to_uint8(draw_samples(module, predictor, seeds, self.guidance, self.sampler, shape, (), decode).images)
 
     def _obeyed(self, images: Tensor) -> list[bool]:
         """Whether each image is all that its prompt asks for; empty if nobody can say."""

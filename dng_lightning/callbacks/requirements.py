@@ -1,11 +1,27 @@
 """What a callback needs of the trainer's module and data; one line where it is something else."""
 
+from typing import TypeVar
+
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 from dng_lightning.data.seeds import Seeds
 from dng_lightning.errors import SettingError
 from dng_lightning.modules.image_sampler import ImageSampler
+
+Module = TypeVar("Module", bound=LightningModule)
+
+
+def expect(kind: type[Module], module: LightningModule, callback: Callback) -> Module:
+    """The module, if it is of the ``kind`` that the callback is for.
+
+    Raises:
+        SettingError: it is not.
+    """
+    if not isinstance(module, kind):
+        wanted, found = kind.__name__, type(module).__name__
+        raise SettingError(f"{type(callback).__name__} goes with a {wanted}; the model is a {found}")
+    return module
 
 
 def sampler_of(module: LightningModule, callback: Callback) -> ImageSampler:

@@ -19,7 +19,6 @@ from dng_lightning.evaluation.evaluator import Evaluator
 from dng_lightning.evaluation.features import ClassifierFeatures, FeatureExtractor, InceptionFeatures
 from dng_lightning.evaluation.real import RealStatistics
 from dng_lightning.evaluation.runs import Cost, Samples
-from dng_lightning.guidance.serialization import scale_of
 from dng_lightning.modules.image_sampler import ImageSampler
 from dng_lightning.sampling import PassiveTracking
 
@@ -111,7 +110,7 @@ class ResultsWriter(Callback):
                 self.evaluator.store(run).clear()
             trainer.strategy.barrier("cleared")
             tracks = bool(self.posteriors) and run == self.evaluator.unguided
-            self.tracking = PassiveTracking(self.posteriors, scale_of(module.unguided) or 1.0) if tracks else None
+            self.tracking = PassiveTracking(self.posteriors, getattr(module.unguided, "scale", 1.0)) if tracks else None
             module.recorders = [self.progress, *([self.tracking] if self.tracking else [])]
             self.clock = _Clock(module.device)
         self.clock.start()

@@ -4,9 +4,11 @@ A batch is `(images, labels)`: float32 (B, C, H, W) in [-1, 1] once it has reach
 the data set's own class indices, whatever was filtered out.
 """
 
+import contextlib
+import io
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,10 +18,11 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, RandomSampler, Sampler
 
-from dng_lightning.data import reading
+from dng_lightning.class_labels import label_of
 from dng_lightning.data.pixels import to_float
-from dng_lightning.data.reading import Arrays
-from dng_lightning.errors import SettingError
+from dng_lightning.errors import SettingError, check_at_least
+
+Arrays = tuple[Tensor, Tensor]  # images uint8 (N, C, H, W), labels int64 (N,)
 
 SPLIT_SEED = 0
 
@@ -89,6 +92,8 @@ class ImageDataModule(LightningDataModule):
 
     class_names: tuple[str, ...]
     image_shape: ClassVar[tuple[int, int, int]]  # (C, H, W)
+    source: ClassVar[Any]  # the data set's class in torchvision
+    files: ClassVar[str]  # below ``root``, for messages
     usual_validation: ClassVar[int] = 5000
     usual_flip: ClassVar[bool] = False
 
@@ -104,15 +109,14 @@ class ImageDataModule(LightningDataModule):
         num_workers: int = 0,
     ) -> None:
         super().__init__()
-        if batch_size < 1:
-            raise SettingError(f"data.batch_size is {batch_size}: give at least 1.")
+        check_at_least(1, **{"data.batch_size": batch_size})
         self.root = Path(root)
         self.batch_size = batch_size
         self.validation = self.usual_validation if validation is None else validation
         self.flip = self.usual_flip if flip is None else flip
         self.download = download
         self.num_workers = num_workers
-        self._seen_classes = self._filter(only, without)
+        self._seen_classes = kept(only, without, len(self.class_names), "class", self._label_of)
         self._parts: dict[str, ImageTensors] = {}
 
     @property
@@ -129,8 +133,13 @@ class ImageDataModule(LightningDataModule):
         if self._is_there():
             return
         if not self.download:
-            raise SettingError(f"{reading.missing(self._source, self.root)} (data.download is false)")
-        reading.download(self._source, self.root, self._fetch)
+            raise SettingError(f"{self._missing} (data.download is false)")
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):  # torchvision prints a line per mirror it tried
+                self._fetch()
+        except Exception as error:  # a download can fail in many ways; torchvision's last line says how
+            reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
+            raise SettingError(f"{self._missing} Downloading failed: {reason}") from error
 
     def setup(self, stage: str | None = None) -> None:
         """Read, split and filter; the parts do not depend on `stage`.
@@ -142,7 +151,7 @@ class ImageDataModule(LightningDataModule):
         if self._parts:
             return
         if not self._is_there():
-            raise SettingError(reading.missing(self._source, self.root))
+            raise SettingError(self._missing)
         (images, labels), test = self._read()
         if not 0 <= self.validation < len(labels):
             raise SettingError(f"data.validation is {self.validation}: give 0 to {len(labels) - 1}.")
@@ -209,47 +218,48 @@ class ImageDataModule(LightningDataModule):
             "pin_memory": torch.cuda.is_available(),
         }
 
-    def _filter(self, only: Classes, without: Classes) -> list[int]:
-        if only is not None and without is not None:
-            raise SettingError("data.only and data.without exclude each other: give one of them.")
-        everything = range(len(self.class_names))
-        if only is not None:
-            kept = self._indices("only", only)
-        else:
-            dropped = self._indices("without", without if without is not None else [])
-            kept = set(everything) - dropped
-        if not kept:
-            raise SettingError(f"data.{'only' if only is not None else 'without'} leaves no class.")
-        return sorted(kept)
-
-    def _indices(self, setting: str, classes: list[str | int] | str | int) -> set[int]:
-        names = {name.lower(): index for index, name in enumerate(self.class_names)}
-        by_index = {str(index): index for index in range(len(self.class_names))}
-        found = set()
-        for wanted in classes if isinstance(classes, list) else [classes]:
-            text = str(wanted).lower()
-            index = names.get(text, by_index.get(text))
-            if index is None:
-                known = ", ".join(self.class_names)
-                raise SettingError(f"data.{setting}: {type(self).__name__} has no class {wanted!r}; it has {known}.")
-            found.add(index)
-        return found
+    def _label_of(self, name: str | int) -> Collection[int]:
+        return [label_of(name, self.class_names, type(self).__name__)]
 
     @property
-    def _source(self) -> str:
-        """The data set whose files are read."""
-        return type(self).__name__
+    def _missing(self) -> str:
+        where = f"no {self.source.__name__} in {self.root.absolute()}"
+        return f"{where}: put {self.files} there, or name its folder with --data.root."
 
     def _is_there(self) -> bool:
         """Whether the files are where `_read` will look; damaged ones count, so that reading can name them."""
         raise NotImplementedError
 
     def _fetch(self) -> object:
-        raise NotImplementedError
+        return self.source(str(self.root), download=True)
 
     def _read(self) -> tuple[Arrays, Arrays]:
         """The official training and test part."""
         raise NotImplementedError
+
+
+def kept(only: Any, without: Any, count: int, what: str, labels_of: Callable[[Any], Collection[int]]) -> list[int]:
+    """The labels that the filters of a data set leave, ascending.
+
+    Args:
+        only: one or several of what is kept; None for everything.
+        without: one or several of what is dropped.
+        count: number of labels.
+        what: the labels stand for, for the message.
+        labels_of: gives the labels that one item of the filters stands for.
+
+    Raises:
+        SettingError: both filters are given, or nothing is left.
+    """
+    if only is not None and without is not None:
+        raise SettingError("data.only and data.without exclude each other: give one of them.")
+    given = without if only is None else only
+    items = given if isinstance(given, list) else [] if given is None else [given]
+    named = {label for item in items for label in labels_of(item)}
+    left = [label for label in range(count) if (label in named) == (only is not None)]
+    if not left:
+        raise SettingError(f"data.{'without' if only is None else 'only'} leaves no {what}.")
+    return left
 
 
 def _already_collated(batch: list[Arrays]) -> list[Arrays]:

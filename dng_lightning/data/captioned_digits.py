@@ -14,10 +14,9 @@ from torch import Tensor
 
 from dng_lightning.data import strokes
 from dng_lightning.data.attributes import EVERY, VALUES, Attributes
-from dng_lightning.data.base import ImageTensors
+from dng_lightning.data.base import Arrays, ImageTensors, kept
 from dng_lightning.data.captions import caption, mentioned
 from dng_lightning.data.images import MNIST
-from dng_lightning.data.reading import Arrays
 from dng_lightning.errors import SettingError
 
 PICTURE_SEED = 0
@@ -98,7 +97,8 @@ class CaptionedDigits(MNIST):
         )
         self.label = label
         self.class_names = joint_names(self.labelled) if self.labelled else ()
-        self._seen_classes = _kept(only, without)  # of all kinds of pictures, as `_read` labels them
+        # of all kinds of pictures, as `_read` labels them
+        self._seen_classes = kept(only, without, len(EVERY), "picture", _covered)
 
     @property
     def pictures(self) -> list[Attributes]:
@@ -161,10 +161,6 @@ class CaptionedDigits(MNIST):
         train, test = super()._read()
         return _pictures(*train, "train"), _pictures(*test, "test")
 
-    @property
-    def _source(self) -> str:
-        return "MNIST"
-
 
 def joint(labels: Tensor, names: Sequence[str] = tuple(VALUES)) -> Tensor:
     """One label for the combination of some attributes; of all four it is the index in ``EVERY``.
@@ -194,17 +190,6 @@ def _pictures(pixels: Tensor, digits: Tensor, part: str) -> Arrays:
     return strokes.draw(pixels, *drawn), joint(torch.stack([digits, *drawn], dim=1))
 
 
-def _kept(only: Pictures, without: Pictures) -> list[int]:
-    """The indices in ``EVERY`` that the filters leave."""
-    if only is not None and without is not None:
-        raise SettingError("data.only and data.without exclude each other: give one of them.")
-    given = without if only is None else only
-    wanted = given if isinstance(given, list) else [given] if given is not None else []
-    kept = [
-        kind
-        for kind, picture in enumerate(EVERY)
-        if any(attributes.covers(picture) for attributes in wanted) == (only is not None)
-    ]
-    if not kept:
-        raise SettingError(f"data.{'without' if only is None else 'only'} leaves no picture.")
-    return kept
+def _covered(attributes: Attributes) -> list[int]:
+    """The indices in ``EVERY`` of the pictures that have these attributes."""
+    return [kind for kind, picture in enumerate(EVERY) if attributes.covers(picture)]

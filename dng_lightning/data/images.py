@@ -1,13 +1,17 @@
-"""The image data sets: where their files are, how they are read, what their classes are called."""
+"""The image data sets, read by torchvision and scikit-learn; a damaged file is one line that names the file."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from torchvision import datasets  # as a module: three of its classes share their names with ours
+from torchvision.datasets.mnist import read_image_file, read_label_file
+from torchvision.datasets.utils import check_integrity
 
-from dng_lightning.data import reading
-from dng_lightning.data.base import ImageDataModule, held_out
-from dng_lightning.data.reading import Arrays
+from dng_lightning.data.base import Arrays, ImageDataModule, held_out
+from dng_lightning.errors import SettingError, reason
 
 __all__ = ["CIFAR10", "MNIST", "Digits", "FashionMNIST", "ImageDataModule"]
 
@@ -15,31 +19,36 @@ __all__ = ["CIFAR10", "MNIST", "Digits", "FashionMNIST", "ImageDataModule"]
 class MNIST(ImageDataModule):
     """Handwritten digits, 60,000 + 10,000 of 28x28 grey (LeCun et al., 1998); files in `root/MNIST/raw`."""
 
+    source = datasets.MNIST
     class_names = tuple("0123456789")
     image_shape = (1, 28, 28)
+    files = "MNIST/raw/*-ubyte"
 
     def _is_there(self) -> bool:
-        return all((self._folder / name).exists() for names in reading.IDX_FILES.values() for name in names)
-
-    def _fetch(self) -> object:
-        return datasets.MNIST(str(self.root), download=True)
+        return all(path.exists() for part in ("train", "t10k") for path in self._paths(part))
 
     def _read(self) -> tuple[Arrays, Arrays]:
-        return reading.read_idx(self._folder, "train"), reading.read_idx(self._folder, "test")
+        return self._part("train"), self._part("t10k")
 
-    @property
-    def _folder(self) -> Path:
-        return self.root / self._source / "raw"
+    def _part(self, name: str) -> Arrays:
+        images_file, labels_file = self._paths(name)
+        with named_if_damaged(images_file):
+            images = read_image_file(str(images_file)).view(-1, 1, 28, 28)
+        with named_if_damaged(labels_file):
+            return images, _checked(read_label_file(str(labels_file)), len(images))
+
+    def _paths(self, part: str) -> list[Path]:
+        folder = self.root / self.source.__name__ / "raw"
+        return [folder / f"{part}-{file}-ubyte" for file in ("images-idx3", "labels-idx1")]
 
 
 class FashionMNIST(MNIST):
     """Clothes, 60,000 + 10,000 of 28x28 grey (Xiao et al., 2017); files in `root/FashionMNIST/raw`."""
 
+    source = datasets.FashionMNIST
     class_names = tuple(datasets.FashionMNIST.classes)
+    files = "FashionMNIST/raw/*-ubyte"
     usual_flip = True
-
-    def _fetch(self) -> object:
-        return datasets.FashionMNIST(str(self.root), download=True)
 
 
 class CIFAR10(ImageDataModule):
@@ -49,20 +58,44 @@ class CIFAR10(ImageDataModule):
     `root/cifar-10-batches-py` (the Python version, which is what gets downloaded).
     """
 
+    source = datasets.CIFAR10
     class_names = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
     image_shape = (3, 32, 32)
+    files = "cifar-10-batches-bin/*.bin or cifar-10-batches-py/*"
     usual_flip = True
 
     def _is_there(self) -> bool:
-        return self._binary.is_dir() or all(path.exists() for path in reading.cifar10_pickles(self.root))
-
-    def _fetch(self) -> object:
-        return datasets.CIFAR10(str(self.root), download=True)
+        return self._binary.is_dir() or all(path.exists() for path in self._pickles())
 
     def _read(self) -> tuple[Arrays, Arrays]:
         if self._binary.is_dir():
-            return reading.read_cifar10_binary(self._binary, "train"), reading.read_cifar10_binary(self._binary, "test")
-        return reading.read_cifar10_pickles(self.root, "train"), reading.read_cifar10_pickles(self.root, "test")
+            return self._records([f"data_batch_{i}.bin" for i in range(1, 6)]), self._records(["test_batch.bin"])
+        for path, md5 in self._pickles().items():  # torchvision refuses a changed pickle, but does not say which one
+            with named_if_damaged(path):
+                if not check_integrity(str(path), md5):
+                    raise ValueError("its MD5 hash is not the official one")
+        train, test = (self.source(str(self.root), train) for train in (True, False))
+        return _arrays(train), _arrays(test)
+
+    def _records(self, names: list[str]) -> Arrays:
+        """The binary version: records of 1 label byte and 3,072 pixel bytes in (C, H, W) order."""
+        # All six files hold equally many records, so the longest shows what a truncated one should have had.
+        full = max((path.stat().st_size for path in self._binary.glob("*_batch*.bin")), default=0)
+        parts = []
+        for path in (self._binary / name for name in names):
+            with named_if_damaged(path):
+                if len(data := bytearray(path.read_bytes())) != full:
+                    raise ValueError(f"{len(data):,} bytes instead of {full:,}")
+                parts.append(torch.frombuffer(data, dtype=torch.uint8).view(-1, 3073))
+                _checked(parts[-1][:, 0], len(parts[-1]))
+        records = torch.cat(parts)
+        return records[:, 1:].reshape(-1, 3, 32, 32), records[:, 0].long()
+
+    def _pickles(self) -> dict[Path, str]:
+        """The files of the Python version and their MD5 hashes."""
+        found = self.source
+        files = [*found.train_list, *found.test_list, [found.meta["filename"], found.meta["md5"]]]
+        return {self.root / found.base_folder / name: md5 for name, md5 in files}
 
     @property
     def _binary(self) -> Path:
@@ -88,3 +121,28 @@ class Digits(ImageDataModule):
         labels = torch.from_numpy(found.target).long()
         test = held_out(labels, 300)
         return (images[~test], labels[~test]), (images[test], labels[test])
+
+
+@contextlib.contextmanager
+def named_if_damaged(path: Path) -> Iterator[None]:
+    """Turn whatever goes wrong while ``path`` is read into one line that names the file."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise SettingError(f"{path} is missing: provide the file, or name another folder with --data.root.") from error
+    except Exception as error:  # a damaged file can fail in any way
+        raise SettingError(
+            f"{path} is damaged ({reason(error)}): delete it and provide or download it again."
+        ) from error
+
+
+def _checked(labels: Tensor, count: int) -> Tensor:
+    if not len(labels) == count > 0:
+        raise ValueError(f"{len(labels):,} labels for {count:,} images")
+    if int(labels.max()) > 9:
+        raise ValueError(f"label {int(labels.max())} outside 0..9")
+    return labels
+
+
+def _arrays(found: datasets.CIFAR10) -> Arrays:
+    return torch.from_numpy(found.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(found.targets)

@@ -7,7 +7,7 @@ from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from torch.utils.data import DataLoader
 
 from dng_lightning.data.base import ImageDataModule
-from dng_lightning.errors import SettingError
+from dng_lightning.errors import SettingError, check_at_least
 
 
 class Seeds(LightningDataModule):
@@ -29,9 +29,8 @@ class Seeds(LightningDataModule):
     ) -> None:
         super().__init__()
         self.real = real
-        for name, value, least in (("n", n, 1), ("first_seed", first_seed, 0), ("batch_size", batch_size, 1)):
-            if value < least:
-                raise SettingError(f"data.{name} must be at least {least}; got {value}")
+        check_at_least(1, **{"data.n": n, "data.batch_size": batch_size})
+        check_at_least(0, **{"data.first_seed": first_seed})
         if first_seed + n > 2**32:
             raise SettingError("data.first_seed + data.n must not be above 2^32: torch tells no more seeds apart")
         self.seeds = range(first_seed, first_seed + n)

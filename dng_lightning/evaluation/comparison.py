@@ -1,6 +1,6 @@
 """What the images of one guidance are worth: every measure of a row of ``results.csv``."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -122,13 +122,13 @@ def per_class(
 
     The shares are of all images, the rest is of the first ``COMPARED``.
     """
-    labels, features = store.all("labels"), store.first("features", COMPARED)
-    rows = []
+    labels, rows = store.all("labels"), []
     for label, name in enumerate(class_names):
-        own = features[labels[: len(features)] == label]
         row: dict[str, Any] = {"class": name, "share": float((labels == label).float().mean())}
-        if reference is not None and min(len(own), len(real := reference.features([label]))) >= LEAST:
-            row |= _neighbours(real, own)
+        if reference is not None:
+            features, real = store.first("features", COMPARED), reference.features([label])
+            own = features[labels[: len(features)] == label]
+            row |= _neighbours(real, own) if min(len(own), len(real)) >= LEAST else {}
         rows.append(row)
     return rows
 
@@ -148,13 +148,15 @@ def _invasiveness(store: SampleStore, unguided: SampleStore, fine: Tensor) -> di
     """
     if not bool(fine.any()):
         return {}
-    pixels, features = [], []
-    for x, x_0 in zip(store.blocks("pixels"), unguided.blocks("pixels"), strict=True):
-        pixels.append(((x.float() - x_0.float()) / 255).square().flatten(1).mean(1).sqrt())
-    for f, f_0 in zip(store.blocks("features"), unguided.blocks("features"), strict=True):
-        features.append((f - f_0).norm(dim=1))
-    moved = {"invasiveness": float(torch.cat(pixels)[fine].mean())}
-    return moved | ({"invasiveness_features": float(torch.cat(features)[fine].mean())} if f.shape[1] else {})
+
+    def mean(name: str, distance: Callable[[Tensor], Tensor]) -> float:
+        pairs = zip(store.blocks(name), unguided.blocks(name), strict=True)
+        return float(torch.cat([distance(x.float() - x_0.float()) for x, x_0 in pairs])[fine].mean())
+
+    moved = {"invasiveness": mean("pixels", lambda x: (x / 255).square().flatten(1).mean(1).sqrt())}
+    if store.has("features"):
+        moved["invasiveness_features"] = mean("features", lambda x: x.norm(dim=1))
+    return moved
 
 
 def _interval(name: str, bounds: Collection[float]) -> dict[str, float]:

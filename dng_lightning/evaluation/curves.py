@@ -92,17 +92,6 @@ def errors(rows: Rows, measure: str) -> list[list[float]]:
     return [below, above]
 
 
-def points(
-    axes: Axes, x: Sequence[float], rows: Rows, measure: str, look: str = "o-", colour: str = "C0", label: str = ""
-) -> None:
-    """Values of a measure with their intervals; a forbidden rate in per cent."""
-    factor = 100 if measure == "forbidden" else 1
-    bounds = [[factor * error for error in side] for side in errors(rows, measure)]
-    values = [factor * float(row[measure]) for row in rows]
-    axes.errorbar(x, values, bounds, fmt=look, ms=5, color=colour, elinewidth=0.8, label=label or "_")
-    axes.grid(axis="y", alpha=0.3)
-
-
 def class_histograms(rows: Rows, class_names: Sequence[str], forbidden: Collection[int]) -> Figure:
     """Share of each class, a small chart a row, sorted by method and scale; the forbidden in red."""
     columns = 3 if len(rows) <= 9 else 4

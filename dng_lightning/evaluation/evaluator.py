@@ -6,7 +6,7 @@ disk, so that any number of processes may add images and an interrupted evaluati
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,11 @@ from torch import Tensor
 
 from dng_lightning.data.pixels import to_float, to_uint8
 from dng_lightning.errors import SettingError
-from dng_lightning.evaluation import curves, posterior_metrics, result_board
+from dng_lightning.evaluation import curves, posterior_metrics, tensorboard
 from dng_lightning.evaluation.comparison import LEAST, measure, per_class
 from dng_lightning.evaluation.features import FeatureExtractor
 from dng_lightning.evaluation.kinds import Kinds
+from dng_lightning.evaluation.plots import TrajectorySet
 from dng_lightning.evaluation.real import RealStatistics
 from dng_lightning.evaluation.report import results_markdown, results_table, safety_table
 from dng_lightning.evaluation.runs import Cost, EvaluationRun, Labels, Samples
@@ -117,14 +118,18 @@ class Evaluator:
         """
         pixels, self.times = to_uint8(samples.images), list(samples.times)
         found = self.label(to_float(pixels))  # of the pixels that are kept, as the features are
-        features = self.extractor(pixels) if self.extractor else torch.zeros(len(pixels), 0)
-        posteriors = None if tracked is None else posterior_metrics.halfway_and_end(tracked, samples.times)
-        trajectories = None
+        arrays = {"pixels": pixels, "labels": found.labels}
+        if found.attributes is not None:
+            arrays["attributes"] = found.attributes
+        if self.extractor:
+            arrays["features"] = self.extractor(pixels)
+        if tracked is not None:
+            arrays["tracked"] = posterior_metrics.halfway_and_end(tracked, samples.times)
         if run.scale is not None:
-            parts = [samples.scale, *([] if samples.posterior is None else [samples.posterior.sum(2)])]
-            trajectories = torch.stack(parts, 2).float()
-        store = self.store(run)
-        store.write(samples.seeds, pixels, found.labels, features, posteriors, trajectories, found.attributes)
+            arrays["scales"] = samples.scale.float()
+            if samples.posterior is not None:
+                arrays["posterior"] = samples.posterior.sum(2).float()
+        self.store(run).write(samples.seeds, **arrays)
 
     def finish(self, run: EvaluationRun, cost: Cost) -> None:
         """Measure a run whose images are all there, and write its rows.
@@ -145,7 +150,8 @@ class Evaluator:
         classes = per_class(store, self.reference, self.kinds.names)
         self.classes.add([self.identity(run) | row for row in classes])
         self._log(store, rows)
-        store.keep_only(SHOWN, everything=run == self.unguided)
+        if run != self.unguided:  # others are compared with all of its images
+            store.keep_only(SHOWN, "pixels", "labels")
         self.results.add(rows)
 
     def write_figures(self, runs: Sequence[EvaluationRun]) -> None:
@@ -173,7 +179,7 @@ class Evaluator:
         """Measure the passively tracked posteriors."""
         if not self.trackers:
             return
-        became, posteriors = self.kinds.are_forbidden(store.all("labels")), store.all("posteriors")
+        became, posteriors = self.kinds.are_forbidden(store.all("labels")), store.all("tracked")
         rows, ends = posterior_metrics.posterior_rows(posteriors, became, list(self.trackers), self.times)
         self.posteriors.add([row | self.drawing for row in rows])
         names = (f"{number}: {name}" for number, name in enumerate(self.trackers.values(), 1))
@@ -181,25 +187,24 @@ class Evaluator:
 
     def _log(self, store: SampleStore, rows: Sequence[dict[str, Any]]) -> None:
         """A TensorBoard run for each row; the first is of the images as they were drawn."""
-        kinds, trajectories = self.kinds, store.first("trajectories", PLOTTED)
-        shown, way = self._first_images(store), None
-        if trajectories.shape[1]:
-            posterior = trajectories[..., 1] if trajectories.shape[2] > 1 else None
-            is_forbidden = kinds.are_forbidden(store.first("labels", PLOTTED)).tolist()
-            way = result_board.Way(self.times, trajectories[..., 0], posterior, is_forbidden)
+        kinds, shown, way = self.kinds, self._first_images(store), None
+        if store.has("scales"):
+            scale, labels = store.first("scales", PLOTTED), store.first("labels", PLOTTED)
+            posterior = store.first("posterior", PLOTTED) if store.has("posterior") else None
+            way = TrajectorySet(self.times, scale, posterior, kinds.are_forbidden(labels).tolist())
         reference = {}
         if self.unguided:
             labels = self.store(self.unguided).all("labels")
             reference = {"Unguided": torch.bincount(labels, minlength=len(kinds.names)).tolist()}
         for row in rows:
-            own = {name: value for name, value in json.loads(row["guidance"]).items() if name != "class"}
+            own = dict(_flat(json.loads(row["guidance"])))
             about = {"n": len(self.seeds), "steps": int(row["steps"]), "features": row["features"]} | self.about
             settings = {"method": row["method"], "scale": row.get("scale")} | own | about
             counts = {row["method"]: list(map(int, row["histogram"].split()))} | reference
             parts = row["method"], str(row.get("scale") or ""), _hash({name: row[name] for name in KEY}, 6)
             folder = self.folder / "board" / "-".join(filter(None, parts))
             images = shown if row is rows[0] else None
-            result_board.write(folder, settings, row, counts, kinds.names, kinds.forbidden, images, way)
+            tensorboard.write_result(folder, settings, row, counts, kinds.names, kinds.forbidden, images, way)
 
     def _first_images(self, store: SampleStore) -> tuple[Tensor, list[bool]]:
         """Some images, uint8, and which of them are forbidden."""
@@ -216,6 +221,15 @@ class Evaluator:
                 f"{hits} of {total} held-out real images of the retained classes forbidden: its floor."
             )
         return notes
+
+
+def _flat(settings: Mapping[str, Any], name: str = "") -> Iterator[tuple[str, Any]]:
+    """Settings within settings as "posterior.prior"; of these the class is "posterior"."""
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{name}{key}.")
+        elif name or key != "class":
+            yield name.removesuffix(".") if key == "class" else name + key, value
 
 
 def _hash(identity: Mapping[str, str], digits: int) -> str:

@@ -1,6 +1,7 @@
 """Figures: grids of images, bar charts of classes, trajectories of posterior and scale."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from matplotlib.axes import Axes
@@ -8,6 +9,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torchvision.utils import make_grid
 
+COLOURS = {True: "tab:red", False: "tab:blue"}  # of what is forbidden or not
 RED = torch.tensor([214, 39, 40], dtype=torch.uint8)
 
 
@@ -60,69 +62,77 @@ def class_bars(
     axes.set_xticks(range(len(class_names)), class_names, rotation=45 if max(map(len, class_names)) > 3 else 0)
     for label, tick in enumerate(axes.get_xticklabels()):
         if label in forbidden:
-            tick.set_color("tab:red")
+            tick.set_color(COLOURS[True])
     axes.set_ylabel("share of images")
     figure.legend(loc="outside upper center", ncols=3, fontsize="small")
     return figure
 
 
-def trajectories(times: Sequence[float], posterior: Tensor | None, scale: Tensor, forbidden: Sequence[bool]) -> Figure:
-    """Posterior and guidance scale against t, one line an image; red where the image ended up forbidden.
+@dataclass(frozen=True)
+class TrajectorySet:
+    """How N images came about in S steps.
 
-    Args:
-        times: t / T of each step, (S,).
-        posterior: (N, S), or None if the guidance tracks none.
-        scale: (N, S).
-        forbidden: which images are forbidden, (N,).
+    Attributes:
+        times: t / T of the level that each step starts from, (S,).
+        scale: guidance scale, (N, S).
+        posterior: of all that is forbidden, (N, S); None if the guidance has none.
+        forbidden: which images became forbidden, (N,).
     """
-    figure = Figure(layout="constrained")
-    for axes, time, values in _against_time(figure, times, posterior, scale):
-        _lines(axes, time, values, forbidden)
+
+    times: Sequence[float]
+    scale: Tensor
+    posterior: Tensor | None
+    forbidden: Sequence[bool]
+
+    def plot(self) -> Iterator[tuple[Axes, Tensor]]:
+        """One above the other the axes of posterior and scale against t, and what is to be drawn on them, (N, S)."""
+        rows = {"posterior of the forbidden": self.posterior} if self.posterior is not None else {}
+        rows |= {"guidance scale": self.scale}
+        figure = Figure(figsize=(6.4, 2.6 * len(rows)), layout="constrained")
+        for axes, (name, row) in zip(figure.subplots(len(rows), 1, squeeze=False)[:, 0], rows.items(), strict=True):
+            values = row.cpu().double()
+            axes.set_ylabel(name)
+            axes.set_xlim(1, 0)
+            positive, highest = values[values > 0], float(values.max())
+            if len(positive) and float(positive.min()) < 1e-2 * highest:
+                axes.set_yscale("log")
+                axes.set_ylim(max(float(positive.min()), 1e-6 * highest) / 2, 2 * highest)
+            yield axes, values.clamp(min=1e-30)
+        axes.set_xlabel("t / T")
+
+    def lines(self, axes: Axes, values: Tensor, shown: Sequence[int]) -> None:
+        """Draw one line for each image of the ``shown`` ones; red where the image became forbidden."""
+        for i in shown:
+            axes.plot(self.times, values[i].tolist(), lw=0.7, alpha=0.8, color=COLOURS[bool(self.forbidden[i])])
+
+
+def trajectories(shown: TrajectorySet) -> Figure:
+    """Posterior and guidance scale against t, one line an image."""
+    for axes, values in shown.plot():
+        shown.lines(axes, values, range(len(values)))
+    figure = axes.figure
+    assert isinstance(figure, Figure)
     return figure
 
 
-def trajectory_bands(
-    times: Sequence[float], posterior: Tensor | None, scale: Tensor, forbidden: Sequence[bool]
-) -> Figure:
+def trajectory_bands(shown: TrajectorySet) -> Figure:
     """As ``trajectories``, for many images: mean, median, 10 % to 90 % of the images, and eight single ones.
 
-    Up to four of those eight are forbidden ones, in red.
+    Up to four of those eight are forbidden ones.
     """
-    red = [i for i, is_forbidden in enumerate(forbidden) if is_forbidden][:4]
-    blue = [i for i, is_forbidden in enumerate(forbidden) if not is_forbidden][: 8 - len(red)]
-    figure = Figure(layout="constrained")
-    for axes, time, values in _against_time(figure, times, posterior, scale):
-        values = values.cpu().double().clamp(min=1e-30)
+    red = [i for i, is_forbidden in enumerate(shown.forbidden) if is_forbidden][:4]
+    blue = [i for i, is_forbidden in enumerate(shown.forbidden) if not is_forbidden][: 8 - len(red)]
+    for axes, values in shown.plot():
         low, median, high = values.quantile(torch.tensor([0.1, 0.5, 0.9], dtype=values.dtype), dim=0).tolist()
-        _lines(axes, time, values[blue + red], [False] * len(blue) + [True] * len(red))
-        axes.fill_between(time, low, high, color="grey", alpha=0.3, lw=0, label="10 % to 90 % of the images")
-        axes.plot(time, median, color="black", lw=1.2, ls=":", label="median")
-        axes.plot(time, values.mean(0).tolist(), color="black", lw=1.8, label="mean")
+        shown.lines(axes, values, blue + red)
+        axes.fill_between(shown.times, low, high, color="grey", alpha=0.3, lw=0, label="10 % to 90 % of the images")
+        axes.plot(shown.times, median, color="black", lw=1.2, ls=":", label="median")
+        axes.plot(shown.times, values.mean(0).tolist(), color="black", lw=1.8, label="mean")
         if red:
-            axes.plot([], [], color="tab:red", label="an image that is forbidden")
-        axes.plot([], [], color="tab:blue", label="another image")
+            axes.plot([], [], color=COLOURS[True], label="an image that is forbidden")
+        axes.plot([], [], color=COLOURS[False], label="another image")
+    figure = axes.figure
+    assert isinstance(figure, Figure)
     figure.set_size_inches(4.8, 2.4 * len(figure.axes))  # still readable as small as TensorBoard shows it
     figure.axes[0].legend(fontsize="x-small", framealpha=0.5)
     return figure
-
-
-def _against_time(
-    figure: Figure, times: Sequence[float], posterior: Tensor | None, scale: Tensor
-) -> Iterator[tuple[Axes, list[float], Tensor]]:
-    rows = [("posterior of the forbidden", posterior)] if posterior is not None else []
-    rows += [("guidance scale", scale)]
-    figure.set_size_inches(6.4, 2.6 * len(rows))
-    for axes, (name, values) in zip(figure.subplots(len(rows), 1, squeeze=False)[:, 0], rows, strict=True):
-        axes.set_ylabel(name)
-        axes.set_xlim(1, 0)
-        positive, highest = values[values > 0], float(values.max())
-        if len(positive) and float(positive.min()) < 1e-2 * highest:
-            axes.set_yscale("log")
-            axes.set_ylim(max(float(positive.min()), 1e-6 * highest) / 2, 2 * highest)
-        yield axes, list(times), values
-    axes.set_xlabel("t / T")
-
-
-def _lines(axes: Axes, time: Sequence[float], values: Tensor, forbidden: Sequence[bool]) -> None:
-    for line, is_forbidden in zip(values.clamp(min=1e-30).tolist(), forbidden, strict=True):
-        axes.plot(time, line, lw=0.7, alpha=0.8, color="tab:red" if is_forbidden else "tab:blue")

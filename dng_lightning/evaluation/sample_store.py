@@ -14,12 +14,11 @@ from torch import Tensor
 
 from dng_lightning.errors import SettingError
 
-ARRAYS = ("pixels", "labels", "features", "posteriors", "trajectories", "attributes")
 BLOCK = 1000  # images that are looked at together
 
 
 class SampleStore:
-    """Images, labels and features of a range of seeds, below one folder.
+    """Arrays of a range of seeds, such as pixels, labels and features, below one folder.
 
     Args:
         folder: made when something is written.
@@ -34,32 +33,11 @@ class SampleStore:
         """Whether everything was drawn and merged."""
         return (self.folder / "complete").exists()
 
-    def write(
-        self,
-        seeds: Sequence[int],
-        pixels: Tensor,
-        labels: Tensor,
-        features: Tensor,
-        posteriors: Tensor | None = None,
-        trajectories: Tensor | None = None,
-        attributes: Tensor | None = None,
-    ) -> None:
-        """Keep one batch.
-
-        Args:
-            seeds: (B,).
-            pixels: uint8 (B, C, H, W).
-            labels: (B,).
-            features: (B, d).
-            posteriors: of passive trackers, (B, ...); None for none.
-            trajectories: what the guidance did at each step, (B, S, ...); None for nothing.
-            attributes: all that was read in the images, (B, ...), where the label is not all; None for nothing.
-        """
+    def write(self, seeds: Sequence[int], **arrays: Tensor) -> None:
+        """Keep a batch of ``seeds`` (B,): arrays (B, ...) by name, the same names in each batch."""
         parts = self.folder / "parts"
         parts.mkdir(parents=True, exist_ok=True)
-        nothing = torch.zeros(len(pixels), 0)
-        values = (pixels, labels, features, posteriors, trajectories, attributes)
-        batch = {name: (nothing if v is None else v).cpu() for name, v in zip(ARRAYS, values, strict=True)}
+        batch = {name: values.cpu() for name, values in arrays.items()}
         torch.save(batch | {"seeds": torch.tensor(seeds)}, parts / f"{seeds[0]}.pt")
 
     def merge(self) -> None:
@@ -72,14 +50,14 @@ class SampleStore:
         missing = set(self.seeds)
         for part in (self.folder / "parts").glob("*.pt"):
             batch = torch.load(part, weights_only=True)
-            rows = (batch["seeds"] - self.seeds.start).numpy()
-            missing -= set(batch["seeds"].tolist())
-            for name in ARRAYS:
-                values = batch[name].numpy()
+            seeds = batch.pop("seeds")
+            missing -= set(seeds.tolist())
+            for name, values in batch.items():
                 if name not in arrays:
-                    shape, path = (len(self.seeds), *values.shape[1:]), self.folder / f"{name}.npy"
-                    arrays[name] = np.lib.format.open_memmap(path, mode="w+", dtype=values.dtype, shape=shape)
-                arrays[name][rows] = values
+                    shape, dtype = (len(self.seeds), *values.shape[1:]), values.numpy().dtype
+                    path = self.folder / f"{name}.npy"
+                    arrays[name] = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+                arrays[name][(seeds - self.seeds.start).numpy()] = values.numpy()
         if missing:
             raise SettingError(
                 f"{self.folder} lacks the images of {len(missing)} of {len(self.seeds)} seeds, first {min(missing)}: "
@@ -90,29 +68,32 @@ class SampleStore:
         shutil.rmtree(self.folder / "parts")
         (self.folder / "complete").touch()
 
-    def keep_only(self, count: int, everything: bool = False) -> None:
-        """Once measured, keep the first ``count`` images to look at, and no features; or ``everything``."""
-        if everything:
-            return
-        for name in ("pixels", "labels"):
-            np.save(self.folder / f"{name}.npy", self.first(name, count).numpy())
-        for name in ARRAYS[2:]:
-            (self.folder / f"{name}.npy").unlink()
+    def keep_only(self, count: int, *names: str) -> None:
+        """Once measured, keep the first ``count`` rows of the arrays of these names, and no others."""
+        for path in self.folder.glob("*.npy"):
+            if path.stem in names:
+                np.save(path, self.first(path.stem, count).numpy())
+            else:
+                path.unlink()
 
     def clear(self) -> None:
         """Forget everything."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
+    def has(self, name: str) -> bool:
+        """Whether there is an array of that name."""
+        return (self.folder / f"{name}.npy").exists()
+
     def all(self, name: str) -> Tensor:
-        """One of ``ARRAYS``, whole, in the order of the seeds; for the small ones."""
+        """A whole array, in the order of the seeds; for the small ones."""
         return torch.from_numpy(np.load(self.folder / f"{name}.npy"))
 
     def first(self, name: str, count: int) -> Tensor:
-        """The first ``count`` rows of one of ``ARRAYS``."""
+        """The first ``count`` rows of an array."""
         return torch.from_numpy(np.load(self.folder / f"{name}.npy", mmap_mode="r")[:count].copy())
 
     def blocks(self, name: str) -> Iterator[Tensor]:
-        """One of ``ARRAYS`` in blocks of at most ``BLOCK`` images."""
+        """An array in blocks of at most ``BLOCK`` rows."""
         array = np.load(self.folder / f"{name}.npy", mmap_mode="r")
         for start in range(0, len(array), BLOCK):
             yield torch.from_numpy(array[start : start + BLOCK].copy())

@@ -66,7 +66,7 @@ def map_settings(value: T, function: Callable[[Any], Any]) -> T:
 def _non_default(settings: dict[str, Any]) -> dict[str, Any]:
     kinds = (*_subclasses(Guidance), *_subclasses(Posterior), Timing)
     kind = next((kind for kind in kinds if kind.__name__ == settings.get("class")), None)
-    defaults = {field.name: _stripped(field.default) for field in fields(kind)} if kind else {}
+    defaults = {field.name: _stripped(field.default) for field in fields(kind)} if is_dataclass(kind) else {}
     inside = {name: _stripped(value) for name, value in settings.items()}
     return {name: value for name, value in inside.items() if name not in defaults or value != defaults[name]}
 
@@ -96,4 +96,5 @@ def _as_dict(value: Any) -> dict[str, Any] | str:
 
 
 def _fields(value: Any) -> dict[str, Any]:
-    return {field.name: getattr(value, field.name) for field in fields(value)}
+    """The settings; none of a user's own class that is no dataclass."""
+    return {field.name: getattr(value, field.name) for field in fields(value)} if is_dataclass(value) else {}

@@ -64,9 +64,9 @@ class ClassifierModule(TrainedModule):
         self.val_accuracy = MulticlassAccuracy(classes, average="micro")
         self.test_accuracy = MulticlassAccuracy(classes, average="micro")
 
-    def forward(self, x: Tensor, t: Tensor | None = None) -> Tensor:
-        """Logits (B, num_classes) of images (B, C, H, W); of noisy ones given their levels ``t`` (B,) in 1..T."""
-        logits: Tensor = self.net(x) if t is None else self.net(x, t - 1)
+    def forward(self, x: Tensor, timesteps: Tensor | None = None) -> Tensor:
+        """Logits (B, num_classes) of images (B, C, H, W); noisy ones need their levels' timesteps (B,)."""
+        logits: Tensor = self.net(x) if timesteps is None else self.net(x, timesteps)
         return logits
 
     def classify(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -102,8 +102,8 @@ class ClassifierModule(TrainedModule):
         Returns:
             (B, num_classes) float32.
         """
-        t = torch.full((len(x_t),), level.timestep + 1, dtype=torch.long, device=x_t.device)
-        return self._judge(x_t, t).log_softmax(dim=1)
+        timesteps = torch.full((len(x_t),), level.timestep, device=x_t.device)
+        return self._judge(x_t, timesteps).log_softmax(dim=1)
 
     @classmethod
     def load(cls, name: str, noisy: bool = False) -> Self:
@@ -123,45 +123,30 @@ class ClassifierModule(TrainedModule):
             raise SettingError(f"{name} classifies noisy images: name a classifier of clean ones")
         return module
 
-    def _judge(self, x: Tensor, t: Tensor | None = None) -> Tensor:
+    def _judge(self, x: Tensor, timesteps: Tensor | None = None) -> Tensor:
         was_training = self.net.training
         self.net.eval()
-        if next(self.net.parameters()).device != x.device:
+        if next(self.net.parameters(), x).device != x.device:
             self.to(x.device)
         with torch.autocast(x.device.type, enabled=False):
-            logits: Tensor = self(x.to(self.dtype), t).float()
+            logits: Tensor = self(x.to(self.dtype), timesteps).float()
         self.net.train(was_training)
         return logits
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Cross-entropy on shifted and partly hidden images, noised if there is a schedule."""
         images, labels = batch
-        logits = self(*self._noised(random_cutout(random_shift(images, self.shift), self.cutout)))
-        loss = functional.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+        x_t, _, timesteps = self._noised(random_cutout(random_shift(images, self.shift), self.cutout))
+        loss = functional.cross_entropy(self(x_t, timesteps), labels, label_smoothing=self.label_smoothing)
         self.log("train/loss", loss, prog_bar=True)
         return loss
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Log `val/loss` and `val/accuracy`; of noisy images also by quarter of the levels, the same each time."""
-        self._evaluate("val", batch, batch_idx, self.val_accuracy)
-
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Log `test/loss` and `test/accuracy`, as in validation."""
-        self._evaluate("test", batch, batch_idx, self.test_accuracy)
-
-    def _noised(self, images: Tensor, generator: Generator | None = None) -> tuple[Tensor, Tensor | None]:
-        """Each image at a random level, and the levels (B,); as they are, and None, if there is no schedule."""
-        if not self.schedule:
-            return images, None
-        t = torch.randint(1, self.schedule.T + 1, (len(images),), device=images.device, generator=generator)
-        noise = torch.randn(images.shape, dtype=images.dtype, device=images.device, generator=generator)
-        return self.schedule.add_noise(images, t, noise), t
-
-    def _evaluate(self, stage: str, batch: tuple[Tensor, Tensor], batch_idx: int, accuracy: MulticlassAccuracy) -> None:
+    def evaluate(self, stage: str, batch: tuple[Tensor, Tensor], generator: Generator) -> None:
+        """Log loss and accuracy; of noisy images also by quarter of the levels."""
         images, labels = batch
-        seed = batch_idx * self.trainer.world_size + self.global_rank
-        x_t, t = self._noised(images, Generator(self.device).manual_seed(seed))
-        logits = self(x_t, t)
+        x_t, t, timesteps = self._noised(images, generator)
+        logits = self(x_t, timesteps)
+        accuracy: MulticlassAccuracy = getattr(self, f"{stage}_accuracy")
         accuracy(logits, labels)
         losses = functional.cross_entropy(logits, labels, reduction="none")
         self.log(f"{stage}/loss", losses.mean(), batch_size=len(labels), sync_dist=True)
@@ -169,6 +154,14 @@ class ClassifierModule(TrainedModule):
         if self.schedule and t is not None:
             self.log_by_level(f"{stage}/loss_t", losses, t, self.schedule.T)
             self.log_by_level(f"{stage}/accuracy_t", (logits.argmax(1) == labels).float(), t, self.schedule.T)
+
+    def _noised(self, x: Tensor, generator: Generator | None = None) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Images at random levels, the levels and their timesteps (B,); as they are without a schedule."""
+        if not self.schedule:
+            return x, None, None
+        t = torch.randint(1, self.schedule.T + 1, (len(x),), device=x.device, generator=generator)
+        noise = torch.randn(x.shape, dtype=x.dtype, device=x.device, generator=generator)
+        return self.schedule.add_noise(x, t, noise), t, self.schedule.timestep(t)
 
 
 def random_shift(images: Tensor, pixels: int) -> Tensor:

@@ -1,20 +1,102 @@
 """Training a denoising diffusion model (Ho et al., 2020), class-conditional or unconditional."""
 
-from typing import Self
+from abc import ABC, abstractmethod
+from typing import Any, Self
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Generator, Tensor, nn
 
 from dng_lightning import diffusers_format
-from dng_lightning.errors import SettingError, check_0_to_1
+from dng_lightning.errors import SettingError, check_0_to_1, check_in
 from dng_lightning.kernel import NoiseLevel
-from dng_lightning.modules.denoising import DenoisingModule
+from dng_lightning.modules.trained import TrainedModule
 from dng_lightning.parametrization import Prediction, denoised_of, network_input
 from dng_lightning.schedule import LinearSchedule, NoiseSchedule
 
 
-class DiffusionModule(DenoisingModule):
+class BaseDiffusionModule(TrainedModule, ABC):
+    """Learns what was noised at random levels; a subclass says of what, and what the network is told.
+
+    Args:
+        schedule: the noise schedule.
+        prediction: what the network predicts: eps, x0 or v.
+        snr_gamma: weigh the levels by min-SNR-gamma (Hang et al., 2023, who take 5); None to weigh the errors of
+            what is predicted alike (Ho et al.'s simple loss). Validation always does that.
+        optimizer: makes the optimiser from the parameters.
+        scheduler: makes the learning-rate schedule, stepped at each training step; None for a constant rate.
+        compile: compile the network for training.
+    """
+
+    def __init__(
+        self,
+        schedule: NoiseSchedule,
+        prediction: Prediction,
+        snr_gamma: float | None,
+        optimizer: OptimizerCallable,
+        scheduler: LRSchedulerCallable | None,
+        compile: bool,
+    ) -> None:
+        super().__init__()
+        schedule.check(prediction)
+        check_in("(0, inf)", snr_gamma=snr_gamma)
+        self.schedule = schedule
+        self.prediction: Prediction = prediction
+        self.snr_gamma = snr_gamma
+        self.optimizer, self.scheduler = optimizer, scheduler
+        self.compile_net = compile
+
+    def setup(self, stage: str) -> None:
+        """Take over the facts about the data; compile the network if asked."""
+        super().setup(stage)
+        if self.compile_net and stage == "fit":
+            self.net.compile()
+
+    @abstractmethod
+    def batch_losses(self, batch: Any, generator: Generator | None) -> tuple[Tensor, Tensor]:
+        """The error of each image of a batch, (B,), and the level that it was made at, (B,).
+
+        Args:
+            batch: of the datamodule.
+            generator: source of all that is drawn; None for torch's global one.
+        """
+
+    def noised(self, x_0: Tensor, dropout: float, generator: Generator | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Draw what the network is asked.
+
+        Args:
+            x_0: images, or latents of them, (B, C, H, W).
+            dropout: share of the images that it is told nothing of, in [0, 1].
+            generator: source of the levels, noise and dropout; None for torch's global one.
+
+        Returns:
+            x_t and what is to be predicted of it, (B, C, H, W); the levels t in 1..T, (B,); and of which images it is
+            told nothing, (B,).
+        """
+        batch, device = len(x_0), x_0.device
+        t = torch.randint(1, self.schedule.T + 1, (batch,), device=device, generator=generator)
+        noise = torch.randn(x_0.shape, dtype=x_0.dtype, device=device, generator=generator)
+        dropped = torch.rand(batch, device=device, generator=generator) < dropout
+        target = self.schedule.target(x_0, t, noise, self.prediction)
+        return self.schedule.add_noise(x_0, t, noise), target, t, dropped
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """One step of the loss, the levels weighed as asked."""
+        losses, t = self.batch_losses(batch, None)
+        if self.snr_gamma is not None:
+            losses = losses * self.schedule.min_snr_weight(t, self.snr_gamma, self.prediction)
+        loss = losses.mean()
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(losses))
+        return loss
+
+    def evaluate(self, stage: str, batch: Any, generator: Generator) -> None:
+        """Log the loss, whole and by quarter of the levels."""
+        losses, t = self.batch_losses(batch, generator)
+        self.log(f"{stage}/loss", losses.mean(), batch_size=len(losses), sync_dist=True, prog_bar=True)
+        self.log_by_level(f"{stage}/loss_t", losses, t, self.schedule.T)
+
+
+class DiffusionModule(BaseDiffusionModule):
     """Learns to predict the noise; what a checkpoint of it holds is all that sampling needs.
 
     Args:

@@ -17,12 +17,11 @@ from dng_lightning.modules.classifier import ClassifierModule
 from dng_lightning.modules.diffusion import DiffusionModule
 from dng_lightning.modules.image_sampler import Draw, ImageSampler
 from dng_lightning.modules.matching import (
+    DIFFERENCES,
     check_classes,
-    check_classifier,
     check_needs,
     check_negatives,
-    check_noisy,
-    check_retrained,
+    check_same,
     name_classes,
 )
 from dng_lightning.sampling import (
@@ -138,11 +137,15 @@ class GuidedSampler(ImageSampler):
         if self.wanted and not self.model.null_class:
             raise SettingError(f"{checkpoint} is unconditional: it cannot be asked for a class")
         for name, judge in known.items():
-            check_classifier(judge, self.model, name, checkpoint)
+            check_same(name, judge, checkpoint, self.model, "class_names", "image_shape")
         if self.noisy_classifier:
-            check_noisy(self.noisy_classifier, self.model, f"noisy_classifier {noisy_classifier}", checkpoint)
+            check_same(
+                f"noisy_classifier {noisy_classifier}", self.noisy_classifier, checkpoint, self.model, *DIFFERENCES
+            )
         if self.retrained:
-            check_retrained(self.retrained, self.model, f"retrained {retrained}", checkpoint, self.forbidden)
+            check_same(f"retrained {retrained}", self.retrained, checkpoint, self.model, "class_names", "image_shape")
+            if set(self.retrained.seen_classes) & set(self.forbidden):
+                raise SettingError(f"retrained {retrained} was trained with a forbidden class: name another, or null")
         if compile:
             for network in (self.model, self.retrained, *negatives):
                 if network is not None:

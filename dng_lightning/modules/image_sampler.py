@@ -2,8 +2,8 @@
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -146,12 +146,8 @@ class ImageSampler(LightningModule, ABC):
         self, predictor: Predictor, seeds: Sequence[int], guidance: Guidance, recorders: Sequence[Recorder] = ()
     ) -> Samples:
         """Draw one image a seed from the networks of a fresh ``predictor``; the rest as for ``draw``."""
-        noise, seen = ImageNoise(seeds, self.chain_shape, self.device), Trajectories()
-        with self._precision():
-            every = [seen, *self.recorders, *recorders]
-            images = self.decode(sample(predictor, guidance, self.schedule, noise, self.sampler, every))
-        times = [self.schedule.fraction(level) for level in seen.levels]
-        return Samples(list(seeds), images, times, seen.scale, seen.posterior, predictor.nfe / len(seeds))
+        every = [*self.recorders, *recorders]
+        return draw_samples(self, predictor, seeds, guidance, self.sampler, self.chain_shape, every, self.decode)
 
     def all_draws(self) -> list[Draw]:
         """What ``dng test`` draws: unguided images, and those of each guidance."""
@@ -166,6 +162,32 @@ class ImageSampler(LightningModule, ABC):
         """The images of a batch of seeds."""
         return self.draw(batch.tolist())
 
-    def _precision(self) -> AbstractContextManager[Any]:
-        """The trainer's precision, wherever the drawing is called from."""
-        return nullcontext() if self._trainer is None else self.trainer.precision_plugin.forward_context()
+
+def draw_samples(
+    module: Any,
+    predictor: Predictor,
+    seeds: Sequence[int],
+    guidance: Guidance,
+    sampler: Sampler,
+    shape: Sequence[int],
+    recorders: Sequence[Recorder] = (),
+    decode: Callable[[Tensor], Tensor] = lambda x_0: x_0,
+) -> Samples:
+    """Draw one image a seed, in the trainer's precision wherever it is called from.
+
+    Args:
+        module: the LightningModule that draws; its ``schedule`` gives the noise levels.
+        predictor: a fresh one.
+        seeds: >= 0.
+        guidance: the method.
+        sampler: how the reverse chain is sampled.
+        shape: (C, H, W) of what is drawn along it.
+        recorders: note each step.
+        decode: gives the images that the chain's end stands for.
+    """
+    noise, seen = ImageNoise(seeds, shape, module.device), Trajectories()
+    precision = nullcontext() if module._trainer is None else module.trainer.precision_plugin.forward_context()
+    with precision:
+        images = decode(sample(predictor, guidance, module.schedule, noise, sampler, [seen, *recorders]))
+    times = [module.schedule.fraction(level) for level in seen.levels]
+    return Samples(list(seeds), images, times, seen.scale, seen.posterior, predictor.nfe / len(seeds))

@@ -5,9 +5,15 @@ from collections.abc import Sequence
 from dng_lightning.errors import SettingError
 from dng_lightning.guidance import Guidance
 from dng_lightning.guidance.serialization import display_name
-from dng_lightning.modules.classifier import ClassifierModule
 from dng_lightning.modules.diffusion import DiffusionModule
 from dng_lightning.modules.trained import TrainedModule
+
+DIFFERENCES = {
+    "class_names": "other classes",
+    "seen_classes": "other classes in its training",
+    "image_shape": "images of another shape",
+    "schedule": "another noise schedule",
+}
 
 
 def name_classes(model: DiffusionModule, others: Sequence[TrainedModule], name: str) -> None:
@@ -18,6 +24,16 @@ def name_classes(model: DiffusionModule, others: Sequence[TrainedModule], name: 
     if not known:
         raise SettingError(f"{name} does not name its classes: name a classifier that does")
     model.class_names, model.seen_classes = known, tuple(range(len(known)))
+
+
+def check_same(name: str, other: TrainedModule, model_name: str, model: DiffusionModule, *attributes: str) -> None:
+    """Refuse a checkpoint that differs from the model's in one of these ``attributes``."""
+    for attribute in attributes:
+        theirs, ours = getattr(other, attribute), getattr(model, attribute)
+        same = theirs == ours if attribute != "schedule" else theirs is not None and theirs.agrees(ours)
+        if not same:
+            sizes = f" ({theirs}, not {ours})" if attribute == "image_shape" else ""
+            raise SettingError(f"{name} has {DIFFERENCES[attribute]} than {model_name}{sizes}: name another")
 
 
 def check_negatives(
@@ -34,38 +50,7 @@ def check_negatives(
                 f"a negative checkpoint was trained on classes {list(negative.seen_classes)}, not on {label} alone: "
                 "name the single-class models in the order of forbidden"
             )
-        if negative.image_shape != model.image_shape:
-            raise SettingError(f"a negative checkpoint makes images of {negative.image_shape}, not {model.image_shape}")
-        if not negative.schedule.agrees(model.schedule):
-            raise SettingError(f"a negative checkpoint has another noise schedule than {name}: name another")
-
-
-def check_classifier(classifier: ClassifierModule, model: DiffusionModule, name: str, model_name: str) -> None:
-    """Refuse a classifier of other classes or images than the model's."""
-    if classifier.class_names != model.class_names:
-        raise SettingError(f"{name} knows other classes than {model_name}: name another, or null")
-    if classifier.image_shape != model.image_shape:
-        raise SettingError(f"{name} judges images of {classifier.image_shape}, not {model.image_shape}: name another")
-
-
-def check_noisy(classifier: ClassifierModule, model: DiffusionModule, name: str, model_name: str) -> None:
-    """Refuse a noise-conditional classifier that judges other images than the model makes."""
-    if classifier.class_names != model.class_names or classifier.seen_classes != model.seen_classes:
-        raise SettingError(f"{name} was trained on other classes than {model_name}: name another")
-    if classifier.image_shape != model.image_shape:
-        raise SettingError(f"{name} judges images of {classifier.image_shape}, not {model.image_shape}")
-    if classifier.schedule is None or not classifier.schedule.agrees(model.schedule):
-        raise SettingError(f"{name} was trained with another noise schedule than {model_name}: name another")
-
-
-def check_retrained(
-    retrained: DiffusionModule, model: DiffusionModule, name: str, model_name: str, forbidden: Sequence[int]
-) -> None:
-    """Refuse a model of other images, or one that was trained with a ``forbidden`` class."""
-    if (retrained.image_shape, retrained.class_names) != (model.image_shape, model.class_names):
-        raise SettingError(f"{name} makes other images than {model_name}: name another, or null")
-    if set(retrained.seen_classes) & set(forbidden):
-        raise SettingError(f"{name} was trained with a forbidden class: name another, or null")
+        check_same("a negative checkpoint", negative, name, model, "image_shape", "schedule")
 
 
 def check_classes(forbidden: Sequence[int], wanted: Sequence[int], guidances: Sequence[Guidance]) -> None:

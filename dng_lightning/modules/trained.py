@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from lightning import LightningModule
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from dng_lightning import shipped
 from dng_lightning.errors import SettingError, reason
-from dng_lightning.modules.optimization import check_schedule, configure
 
 
 @contextlib.contextmanager
@@ -106,13 +105,66 @@ class TrainedModule(LightningModule):
             mean = values[inside].sum() / max(count, 1)
             self.log(f"{name}/q{quarter + 1}", mean, batch_size=weight, sync_dist=True)
 
-    def on_train_start(self) -> None:
-        """Refuse a run that outlives its learning-rate schedule."""
-        check_schedule(self)
+    def evaluate(self, stage: str, batch: Any, generator: Generator) -> None:
+        """Log losses and metrics of a batch under ``<stage>/``.
+
+        Args:
+            stage: val or test.
+            batch: of the datamodule.
+            generator: source of all random draws, the same for a batch in every validation.
+        """
+        raise NotImplementedError
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """See ``evaluate``."""
+        self.evaluate("val", batch, self._seeded(batch_idx))
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        """See ``evaluate``."""
+        self.evaluate("test", batch, self._seeded(batch_idx))
+
+    def _seeded(self, batch_idx: int) -> Generator:
+        """Other draws for each batch and process, the same in every epoch."""
+        return Generator(self.device).manual_seed(batch_idx * self.trainer.world_size + self.global_rank)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The injected optimiser and schedule."""
-        return configure(self, self.optimizer, self.scheduler)
+        """The injected optimiser and schedule; a schedule whose ``total_steps`` is open gets the length of the run.
+
+        Raises:
+            SettingError: the schedule needs the length of a run that has none, or cannot use it.
+        """
+        optimizer = self.optimizer([weight for weight in self.parameters() if weight.requires_grad])
+        if self.scheduler is None:
+            return optimizer
+        given = getattr(self.scheduler, "keywords", {})  # the command line makes a functools.partial
+        is_open = all(given.get(name) is None for name in ("total_steps", "epochs"))
+        if is_open and "total_steps" in {*given, *inspect.signature(self.scheduler).parameters}:
+            steps = self.trainer.estimated_stepping_batches
+            if not isinstance(steps, int):
+                raise SettingError("the scheduler's total_steps is open and the run has no end: set trainer.max_epochs")
+            try:
+                schedule = self.scheduler(optimizer, total_steps=steps)  # type: ignore[call-arg]
+            except ZeroDivisionError as error:  # OneCycleLR, where pct_start * total_steps is 1
+                raise SettingError(f"the scheduler cannot warm up in {steps} steps: choose another length") from error
+        else:
+            schedule = self.scheduler(optimizer)
+        if isinstance(schedule, ReduceLROnPlateau):
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "monitor": schedule.monitor}}
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_train_start(self) -> None:
+        """Refuse a run that outlives its schedule: a resumed checkpoint brings the length of its own along.
+
+        Raises:
+            SettingError: the schedule is shorter than the run.
+        """
+        run = self.trainer.estimated_stepping_batches
+        for config in self.trainer.lr_scheduler_configs:
+            if (planned := getattr(config.scheduler, "total_steps", None) or run) < run:
+                raise SettingError(
+                    f"the learning-rate schedule has {planned} steps and the run {run}: resume with the "
+                    "trainer.max_epochs of the first run, or give the scheduler a total_steps as long as the run"
+                )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store the facts about the data."""

@@ -21,6 +21,6 @@ class DiffusersNetwork(nn.Module):
     def forward(self, x: Tensor, t: Tensor, class_labels: Tensor | None = None) -> Tensor:
         """See ``networks.UNet.forward``."""
         if self.num_classes and class_labels is None:
-            class_labels = torch.full_like(t, self.num_classes)
+            class_labels = torch.full_like(t, self.num_classes, dtype=torch.long)
         output: Tensor = self.network(x, t, class_labels=class_labels if self.num_classes else None).sample
         return output

@@ -78,6 +78,11 @@ class ObserverPosterior(Posterior):
         if self.max_active is not None and self.max_active < 1:
             raise SettingError(f"max_active must be at least 1; got {self.max_active}")
 
+    @property
+    def reads_predictions(self) -> bool:  # type: ignore[override]  # a class attribute of the others
+        """Whether the inner posterior reads the predictions of the step."""
+        return self.posterior is not None and self.posterior.reads_predictions
+
     def needs(self, state: Observed | None = None, step: Step | None = None) -> Needs:
         """What the inner posterior needs of the active conditions, and the observer at its steps."""
         inner = self.posterior.needs(state.inner if state else None, step) if self.posterior else Needs()
@@ -97,9 +102,10 @@ class ObserverPosterior(Posterior):
 
     def log_prob(self, predictions: Predictions, state: Observed, step: Step) -> Tensor:
         """The inner posterior's, or the observer's own, of the active conditions."""
+        active = _evaluated(predictions, state)
         if self.posterior is None:
-            return at_most(mask_inactive(state.p.log().clamp(min=LEAST_LOG_P), state.active), P_MAX)
-        return self.posterior.log_prob(replace(predictions, active=state.active), state.inner, step)
+            return at_most(mask_inactive(state.p.log().clamp(min=LEAST_LOG_P), active), P_MAX)
+        return self.posterior.log_prob(replace(predictions, active=active), state.inner, step)
 
     def update(
         self, state: Observed, step: Step, x_t: Tensor, x_s: Tensor, predictions: Predictions, guided: Guided
@@ -107,8 +113,8 @@ class ObserverPosterior(Posterior):
         """The inner state after the step, and what is active after a look."""
         inner = state.inner
         if self.posterior:
-            told = replace(predictions, active=state.active)
-            inner = self.posterior.update(inner, step, x_t, x_s, told, guided)
+            of_active = replace(predictions, active=_evaluated(predictions, state))
+            inner = self.posterior.update(inner, step, x_t, x_s, of_active, guided)
         if not self._looks(step):
             return replace(state, inner=inner)
         p = predictions.observed
@@ -138,3 +144,8 @@ class ObserverPosterior(Posterior):
         if max(steps) >= step.count:
             raise SettingError(f"observe_steps names step {max(steps)}; there are {step.count}, counted from 0")
         return step.index in steps
+
+
+def _evaluated(predictions: Predictions, state: Observed) -> Tensor:
+    """The active conditions, less those that were not evaluated, (B, K)."""
+    return state.active if predictions.active is None else state.active & predictions.active

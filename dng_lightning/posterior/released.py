@@ -7,12 +7,14 @@ division. Set the sampler's ``variance`` to beta to draw as the release does.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from dng_lightning.interfaces import Guided, Needs, Predictions, Step
+from dng_lightning.kernel import NoiseLevel
 from dng_lightning.posterior.base import Posterior, mask_inactive
 from dng_lightning.posterior.log_ratio import Corrections, log_ratio
-from dng_lightning.posterior.tracked import bounded, check_bounds, log_priors
+from dng_lightning.posterior.tracked import bounded, check_bounds, log_priors, raised
 
 
 @dataclass(frozen=True)
@@ -65,9 +67,15 @@ class ReleasedPosterior(Posterior):
     def update(
         self, state: Tensor, step: Step, x_t: Tensor, x_s: Tensor, predictions: Predictions, guided: Guided
     ) -> Tensor:
-        """Log p(c_k | x_s), (B, K), between p_min and p_max."""
+        """Log p(c_k | x_s), (B, K), between p_min and p_max; unchanged where a condition is not active."""
         if step.kernel.variance == 0:
             return state
-        variance = step.kernel.beta_tilde
+        variance, active = step.kernel.beta_tilde, predictions.active
         evidence = log_ratio(step, x_t, x_s, predictions, state, variance)
-        return bounded(state + self.corrections.apply(evidence, step, variance), self.p_min, self.p_max)
+        log_p = mask_inactive(state, active) + self.corrections.apply(evidence, step, variance)
+        log_p = bounded(log_p, self.p_min, self.p_max)
+        return log_p if active is None else torch.where(active, log_p, state)
+
+    def at_least(self, state: Tensor, p: Tensor, level: NoiseLevel, active: Tensor) -> Tensor:
+        """See ``Posterior.at_least``; images without a lower bound keep their state, bit for bit."""
+        return raised(state, p, active, self.p_min, self.p_max)

@@ -122,10 +122,7 @@ class TrackedPosterior(Posterior):
 
     def at_least(self, state: Tensor, p: Tensor, level: NoiseLevel, active: Tensor) -> Tensor:
         """See ``Posterior.at_least``; images without a lower bound keep their state, bit for bit."""
-        p = p.to(state.dtype)
-        counts = active | (p > 0)
-        raised = bounded(state.maximum(p.log()).masked_fill(~counts, LEAST_LOG_P), self.p_min, self.p_max)
-        return torch.where(counts & (p > 0).any(1, keepdim=True), raised, state)
+        return raised(state, p, active, self.p_min, self.p_max)
 
 
 def log_priors(priors: list[float], p_max: float, x_T: Tensor, conditions: int) -> Tensor:
@@ -154,6 +151,14 @@ def bounded(log_p: Tensor, p_min: float, p_max: float) -> Tensor:
     room = math.log(max(p_max - log_p.shape[1] * p_min, 1e-300))
     shared = torch.logaddexp(log_p.log_softmax(1) + room, torch.full_like(log_p, lowest))
     return torch.where(log_p.logsumexp(1, keepdim=True) > math.log(p_max), shared, log_p)
+
+
+def raised(log_p: Tensor, p: Tensor, active: Tensor, p_min: float, p_max: float) -> Tensor:
+    """``log_p`` (B, K) of at least ``p`` and within the bounds; see ``Posterior.at_least``."""
+    p = p.to(log_p.dtype)
+    counts = active | (p > 0)
+    new = bounded(log_p.maximum(p.log()).masked_fill(~counts, LEAST_LOG_P), p_min, p_max)
+    return torch.where(counts & (p > 0).any(1, keepdim=True), new, log_p)
 
 
 def complement_prediction(log_p: Tensor, step: Step, predictions: Predictions) -> Predictions:

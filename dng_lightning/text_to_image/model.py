@@ -46,6 +46,7 @@ class TextToImageModel(nn.Module):
         self.encoders = [pipeline]  # in a list, so that the text encoders stay on their device
         self.schedule = diffusers_format.schedule_of(pipeline.scheduler)
         self.prediction = diffusers_format.PREDICTIONS[pipeline.scheduler.config.prediction_type]
+        self.schedule.check(self.prediction)
         channels = self.vae.config.latent_channels
         if (self.unet.config.in_channels, self.unet.config.out_channels) != (channels, channels):
             raise SettingError("its U-Net takes or gives more than latents (inpainting, depth, a variance)")

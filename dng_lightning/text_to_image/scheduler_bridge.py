@@ -75,6 +75,7 @@ class PipelineGuidance:
         self.variance = self._variance()
         self.schedule = diffusers_format.schedule_of(self.scheduler)
         self.prediction = diffusers_format.PREDICTIONS[self.scheduler.config.prediction_type]
+        self.schedule.check(self.prediction)
         self.guidance = with_schedule(guidance, self.schedule)
         self.guidance.start(torch.empty(1, 1, 1, 1), 1)  # refuses priors that do not fit
         warn_if_biased(guidance.needs(), eta)

@@ -9,7 +9,7 @@ from torch import Generator, Tensor, nn
 from dng_lightning.data.captioned_digits import Captioned, CaptionedDigits
 from dng_lightning.data.pixels import to_float
 from dng_lightning.errors import SettingError, check_0_to_1
-from dng_lightning.modules.denoising import DenoisingModule
+from dng_lightning.modules.diffusion import BaseDiffusionModule
 from dng_lightning.parametrization import Prediction
 from dng_lightning.schedule import LinearSchedule, NoiseSchedule
 from dng_lightning.text_to_image import networks
@@ -21,7 +21,7 @@ from dng_lightning.text_to_image.tokenizer import captions_tokenizer
 SCALED_BY = 4096  # training images at most that the latents' scale is measured on
 
 
-class TextToImageModule(DenoisingModule):
+class TextToImageModule(BaseDiffusionModule):
     """Trains a U-Net of latents and its text encoder together, for a given autoencoder.
 
     Latents are scaled to unit variance, measured on the first training images; in the exported model that factor is the
@@ -34,7 +34,7 @@ class TextToImageModule(DenoisingModule):
         schedule: the noise schedule, one that preserves the variance; None for DDPM's linear one with 1,000 levels.
         prediction: what the U-Net predicts: eps, x0 or v.
         caption_dropout: share of the images that are trained with the empty caption, in [0, 1].
-        snr_gamma: weigh the levels by min-SNR-gamma; None for none, see ``DenoisingModule``.
+        snr_gamma: weigh the levels by min-SNR-gamma; None for none, see ``BaseDiffusionModule``.
         optimizer: makes the optimiser from the parameters of U-Net and text encoder.
         scheduler: makes the learning-rate schedule, stepped at each training step; None for a constant rate.
         compile: compile the U-Net for training (needs a C++ compiler on CPUs); faster once the first step is over.

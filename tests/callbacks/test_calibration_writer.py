@@ -1,19 +1,21 @@
-"""`dng test --config calibrate.yaml` on the model `digits`: what it writes is a posterior that foretells better."""
+"""`dng test --config calibrate.yaml` on the model `digits`: what it writes is a posterior that predicts better."""
 
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
 from running import Dng
 
-from dng_lightning.data.pixels import from_png
+from dng_lightning.data.pixels import from_png, to_float, to_uint8
 from dng_lightning.evaluation.metrics import posterior_quality
 from dng_lightning.guidance import DynamicNegativeGuidance, Unguided
-from dng_lightning.guidance.watching import Evidence
-from dng_lightning.modules import GuidedSampler
+from dng_lightning.modules import DiffusionModule, GuidedSampler
+from dng_lightning.posterior import CalibratedPosterior
+from dng_lightning.sampling import PassiveTracking
 
 N, STEPS = 40, 10
 SETTINGS = [
@@ -36,7 +38,7 @@ def model(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def written(dng: Dng, model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("calibration")
-    callbacks = "[{class_path: CalibrationWriter, init_args: {own_push: 0.25, scale: 1.5}}]"
+    callbacks = "[{class_path: CalibrationWriter, init_args: {guidance_shift_weight: 0.25, scale: 1.5}}]"
     dng(
         "test",
         *SETTINGS,
@@ -47,18 +49,22 @@ def written(dng: Dng, model: str, tmp_path_factory: pytest.TempPathFactory) -> P
     return folder
 
 
-def overlay(folder: Path) -> dict[str, object]:
+def overlay(folder: Path) -> dict[str, Any]:
+    """The settings of the guidance, and those of its posterior in their place."""
     guidance = yaml.safe_load((folder / "calibration.yaml").read_text())["model"]["init_args"]["guidance"]
     assert guidance["class_path"] == "DynamicNegativeGuidance"
-    return guidance["init_args"]
+    posterior = guidance["init_args"]["posterior"]
+    assert posterior["class_path"] == "CalibratedPosterior"
+    return guidance["init_args"] | {"posterior": posterior["init_args"]}
 
 
-def test_the_overlay_says_what_was_asked_and_fitted(written: Path):
+def test_the_overlay_says_what_was_asked_and_fitted(written: Path, model: str):
     settings = overlay(written)
-    assert (settings["scale"], settings["own_push"]) == (1.5, 0.25)
-    guidance = DynamicNegativeGuidance(**settings)  # accepts it
-    assert guidance.calibration is not None
-    assert [level for level, _, _ in guidance.calibration] == list(range(0, 1001, 100))
+    assert (settings["scale"], settings["posterior"]["guidance_shift_weight"]) == (1.5, 0.25)
+    posterior = CalibratedPosterior(**settings["posterior"])  # accepts it
+    schedule = DiffusionModule.load(model).schedule
+    knots = [schedule.level(max(1, 100 * i)).log_snr for i in range(10, -1, -1)]
+    assert [log_snr for log_snr, _, _ in posterior.calibration] == pytest.approx(knots, abs=1e-3)
 
 
 def test_the_overlay_is_accepted_by_predict(written: Path, model: str, dng: Dng, tmp_path: Path):
@@ -67,37 +73,41 @@ def test_the_overlay_is_accepted_by_predict(written: Path, model: str, dng: Dng,
     dng("predict", config, *few, f"--trainer.default_root_dir={tmp_path}")
     used = yaml.safe_load((tmp_path / "config.yaml").read_text())["model"]["init_args"]["guidance"]
     assert used["class_path"].endswith("DynamicNegativeGuidance")
-    assert overlay(written).items() <= used["init_args"].items()
+    assert used["init_args"]["scale"] == 1.5
+    assert overlay(written)["posterior"].items() <= used["init_args"]["posterior"]["init_args"].items()
     assert len(list(tmp_path.glob("0*.png"))) == 2
 
 
 def test_it_lies_beside_the_checkpoint_where_a_guidance_finds_it(written: Path, model: str):
     beside = Path(model).with_name("calibration.yaml")
     assert beside.read_text() == (written / "calibration.yaml").read_text()
-    found = GuidedSampler(model, guidance=DynamicNegativeGuidance(calibration="checkpoint"), classifier=None).guidance
-    assert found == DynamicNegativeGuidance(calibration=overlay(written)["calibration"])  # type: ignore[arg-type]
+    given = DynamicNegativeGuidance(posterior=CalibratedPosterior())
+    found = GuidedSampler(model, guidance=given, classifier=None).guidance
+    rows = overlay(written)["posterior"]["calibration"]
+    assert found == DynamicNegativeGuidance(posterior=CalibratedPosterior(rows))
 
 
 def test_it_is_judged_on_the_half_that_it_was_not_fitted_to(written: Path, model: str):
     """Made anew from the images, which must be those of the seeds, drawn without guidance."""
     sampler = GuidedSampler(model, list(range(10)), Unguided(), steps=STEPS, classifier="digits-classifier")
-    drawn = sampler.draw(range(100_000, 100_000 + N), Evidence())
+    posterior = CalibratedPosterior(overlay(written)["posterior"]["calibration"])
+    tracking = PassiveTracking([posterior])
+    drawn = sampler.draw(range(100_000, 100_000 + N), Unguided(), [tracking])
     assert torch.equal(drawn.images, sampler.draw(range(100_000, 100_000 + N), Unguided()).images)
-    assert drawn.posterior is not None
-    assert drawn.labels is not None
-    guidance = DynamicNegativeGuidance(calibration=overlay(written)["calibration"])  # type: ignore[arg-type]
-    became = drawn.labels[N // 2 :, None] == torch.arange(10)
+    assert sampler.judge is not None
+    labels = sampler.judge.label(to_float(to_uint8(drawn.images))).labels
+    became = labels[N // 2 :, None] == torch.arange(10)
     judged = json.loads((written / "calibration.json").read_text())
     assert judged["n"] == N // 2
-    assert list(judged["calibrated"]) == list(judged["as tracked"]) == [str(level) for level in range(1000, 0, -100)]
-    for place, level in enumerate(drawn.levels):
-        posterior = guidance.tracker.log_posterior(drawn.posterior[N // 2 :, place].double(), level).exp()
-        quality = posterior_quality(posterior.flatten(), became.flatten())
-        assert judged["calibrated"][str(level)]["brier"] == pytest.approx(quality.brier, abs=2e-3)
-        assert judged["calibrated"][str(level)]["auc"] == pytest.approx(quality.auc, abs=2e-3)
+    times = [f"{time:.3g}" for time in drawn.times]
+    assert list(judged["calibrated"]) == list(judged["as tracked"]) == times
+    for place, time in enumerate(times):
+        quality = posterior_quality(tracking.log_prob[N // 2 :, place, 0].exp().flatten(), became.flatten())
+        assert judged["calibrated"][time]["brier"] == pytest.approx(quality.brier, abs=2e-3)
+        assert judged["calibrated"][time]["auc"] == pytest.approx(quality.auc, abs=2e-3)
 
 
-def test_a_fitted_posterior_foretells_better(written: Path):
+def test_a_fitted_posterior_predicts_better(written: Path):
     judged = json.loads((written / "calibration.json").read_text())
     brier = {name: sum(at["brier"] for at in judged[name].values()) for name in ("as tracked", "calibrated")}
     assert brier["calibrated"] < brier["as tracked"]
@@ -117,6 +127,6 @@ def test_the_batches_do_not_matter(written: Path, model: str, dng: Dng, tmp_path
         f"--trainer.default_root_dir={tmp_path}",
     )
     settings = overlay(tmp_path)
-    assert (settings["scale"], settings["own_push"]) == (1.0, 0.0)  # the configuration's
-    one, other = (torch.tensor(overlay(folder)["calibration"]) for folder in (written, tmp_path))
+    assert (settings["scale"], settings["posterior"]["guidance_shift_weight"]) == (1.0, 0.0)  # the configuration's
+    one, other = (torch.tensor(overlay(folder)["posterior"]["calibration"]) for folder in (written, tmp_path))
     assert (one - other).abs().max() < 0.02

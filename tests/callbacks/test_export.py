@@ -21,11 +21,12 @@ def test_it_predicts_what_the_trained_module_predicts(tmp_path: Path):
     )
     trained = cli.model.eval()
     loaded = DiffusionModule.load(str(tmp_path))
-    x, t, labels = torch.randn(4, 1, 8, 8), torch.tensor([1, 10, 500, 1000]), torch.tensor([0, 3, 9, 10])
+    x, labels = torch.randn(4, 1, 8, 8), torch.tensor([0, 3, 9, 10])
     with torch.no_grad():
-        assert trained(x, t, labels).abs().max() > 0
-        assert torch.equal(loaded(x, t, labels), trained(x, t, labels))
-        assert torch.equal(loaded(x, t), trained(x, t))
+        for level in (trained.schedule.level(t) for t in (1, 10, 500, 1000)):
+            assert (trained(x, level, labels) - x / level.alpha).abs().max() > 0  # the output is not 0
+            assert torch.equal(loaded(x, level, labels), trained(x, level, labels))
+            assert torch.equal(loaded(x, level), trained(x, level))
     assert not loaded.training
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
     assert (loaded.image_shape, loaded.class_names) == (Digits.image_shape, Digits.class_names)
@@ -53,8 +54,9 @@ def test_half_precision_takes_half_the_space(tmp_path: Path):
     for name, weight in loaded.state_dict().items():
         assert weight.dtype == torch.float32
         torch.testing.assert_close(weight, trained.state_dict()[name], rtol=2**-11, atol=1e-7)
-    x, t = torch.randn(4, 1, 8, 8), torch.tensor([1, 10, 500, 1000])
-    assert (loaded(x, t) - trained(x, t)).abs().max() < 0.01 * trained(x, t).abs().max()
+    x = torch.randn(4, 1, 8, 8)
+    for level in (trained.schedule.level(t) for t in (1, 10, 500, 1000)):
+        assert (loaded(x, level) - trained(x, level)).abs().max() < 0.01 * trained(x, level).abs().max()
 
 
 def test_metrics_and_config_stand_beside_it(tiny_checkpoint: Path):

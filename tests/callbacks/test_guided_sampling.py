@@ -16,7 +16,7 @@ from dng_lightning.__main__ import run
 from dng_lightning.callbacks import GuidedSampling
 from dng_lightning.data.pixels import from_png
 from dng_lightning.errors import SettingError
-from dng_lightning.modules import ClassifierModule
+from dng_lightning.modules import ClassifierModule, DiffusionModule
 
 IMAGES = 10
 
@@ -140,8 +140,8 @@ def test_every_n_epochs_and_an_unconditional_model(tmp_path: Path):
         ("--model.net.num_classes=0", "forbidden: 4", "unconditional; set forbidden to null"),
         ("--data.without=4", "forbidden: 4", "never saw class '4'"),
         ("--data.only=4", "forbidden: eleven", "no class 'eleven'"),
-        ("--data.only=4", "forbidden: 4, images: 0", "images >= 1"),
-        ("--model.schedule=LinearSchedule", "forbidden: 4, every_n_epochs: 0", "every_n_epochs >= 1"),
+        ("--data.only=4", "forbidden: 4, images: 0", "GuidedSampling's images must be at least 1"),
+        ("--model.schedule=LinearSchedule", "forbidden: 4, every_n_epochs: 0", "every_n_epochs must be at least 1"),
     ],
 )
 def test_what_cannot_be_guided_is_refused_before_training(settings: str, sampling: str, message: str, tmp_path: Path):
@@ -163,6 +163,34 @@ def test_it_draws_nothing_outside_of_fit(tmp_path: Path, tiny_checkpoint: Path):
     board = EventAccumulator(str(tmp_path))
     board.Reload()
     assert not board.Tags()["images"]
+
+
+def test_images_are_drawn_in_the_precision_of_the_training(tmp_path: Path, monkeypatch):
+    """Guided and unguided alike: their difference is to be that of the guidance."""
+    seen: list[bool] = []
+    forward = DiffusionModule.forward
+
+    def noting(self: DiffusionModule, *args: object) -> Tensor:
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return forward(self, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(DiffusionModule, "forward", noting)
+    fit(tmp_path, "--trainer.precision=bf16-mixed", sampling="forbidden: 4")
+    assert len(seen) == 2 * 2 * 2  # epochs, guided or not, steps
+    assert all(seen)
+
+
+def test_it_goes_with_a_diffusion_model_alone(tmp_path: Path):
+    callback = "--trainer.callbacks=[{class_path: GuidedSampling, init_args: {images: 2, steps: 2}}]"
+    args = [callback, f"--trainer.default_root_dir={tmp_path}"]
+    with pytest.raises(SettingError, match=r"^GuidedSampling goes with a DiffusionModule; the model is a Classifier"):
+        run(["fit", f"--config={shipped.config('digits_classifier')}", *QUIET, *args])
+
+
+def test_an_image_writer_is_not_for_training(tmp_path: Path):
+    args = ["--trainer.callbacks=[{class_path: ImageWriter}]", f"--trainer.default_root_dir={tmp_path}"]
+    with pytest.raises(SettingError, match=r"^ImageWriter goes with a GuidedSampler; the model is DiffusionModule"):
+        run(["fit", f"--config={shipped.config('digits')}", *QUIET, *args])
 
 
 def test_few_images_can_be_drawn():

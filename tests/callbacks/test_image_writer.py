@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -13,15 +14,16 @@ from dng_lightning.modules import GuidedSampler
 def test_only_one_process_reads_the_records(digits: Path, tmp_path: Path):
     """The record is none, so that whoever reads it fails."""
     (tmp_path / "records").mkdir()
-    (tmp_path / "records" / "00000000.json").write_text("no record")
-    writer = ImageWriter()
-    writer.folder = tmp_path
     strategy, sampler = SimpleNamespace(barrier=lambda name: None), GuidedSampler(str(digits), classifier=None)
 
-    def finish(is_global_zero: bool) -> None:
-        trainer = SimpleNamespace(strategy=strategy, is_global_zero=is_global_zero, datamodule=Seeds(n=1))
-        writer.teardown(trainer, sampler, "predict")  # type: ignore[arg-type]  # all of a trainer that it looks at
+    def trainer(is_global_zero: bool) -> Any:
+        """All of a trainer that the callback looks at."""
+        settings = {"datamodule": Seeds(n=1), "default_root_dir": str(tmp_path)}
+        return SimpleNamespace(strategy=strategy, is_global_zero=is_global_zero, **settings)
 
-    finish(False)
+    writer = ImageWriter()
+    writer.setup(trainer(False), sampler, "predict")
+    (tmp_path / "records" / "00000000.json").write_text("no record")
+    writer.teardown(trainer(False), sampler, "predict")
     with pytest.raises(ValueError, match="Expecting value"):
-        finish(True)
+        writer.teardown(trainer(True), sampler, "predict")

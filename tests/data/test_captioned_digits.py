@@ -225,7 +225,7 @@ def test_seen_classes_are_those_of_the_label():
         ({"only": Attributes(1), "without": Attributes(2)}, "exclude each other"),
         ({"without": Attributes()}, "data.without leaves no picture"),
         ({"only": []}, "data.only leaves no picture"),
-        ({"batch_size": 0}, "data.batch_size is 0"),
+        ({"batch_size": 0}, "data.batch_size must be at least 1; got 0"),
     ],
 )
 def test_settings_that_cannot_be(settings: dict[str, object], message: str):

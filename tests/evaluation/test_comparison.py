@@ -28,7 +28,7 @@ def images(folder: Path, labels: Tensor = LABELS, seed: int = 1, pixels: Tensor 
     features = normal(len(labels), WIDTH, seed=seed) + labels.unsqueeze(1)
     pixels = torch.full((len(labels), 1, 4, 4), 100, dtype=torch.uint8) if pixels is None else pixels
     found = SampleStore(folder / str(seed), range(len(labels)))
-    found.write(range(len(labels)), pixels, labels, features)
+    found.write(range(len(labels)), pixels=pixels, labels=labels, features=features)
     found.merge()
     return found
 
@@ -134,7 +134,7 @@ def test_no_invasiveness_where_all_were_forbidden(real: RealStatistics, tmp_path
 
 def test_without_real_images(tmp_path: Path):
     own = SampleStore(tmp_path, range(N))
-    own.write(range(N), torch.zeros(N, 1, 4, 4).byte(), LABELS, torch.zeros(N, 0))
+    own.write(range(N), pixels=torch.zeros(N, 1, 4, 4).byte(), labels=LABELS)
     own.merge()
     found = measure(own, own, None, KINDS)
     assert found["forbidden"] == 0.25

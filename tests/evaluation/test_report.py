@@ -137,20 +137,7 @@ def test_curves_of_other_steps_and_seeds_are_others():
 
 def test_the_table_at_equal_safety():
     head, *lines = safety_table([*CURVE, row("NP", 0.5, 0.1)]).splitlines()  # NP has no value to show
-    assert head.split() == [
-        "method",
-        "forbidden,",
-        "%",
-        "KL",
-        "to",
-        "even",
-        "KL",
-        "to",
-        "own¹",
-        "Fréchet",
-        "distance",
-        "moved",
-    ]
+    assert head.split("  ")[-4:] == ["KL to even", "KL to own", "Fréchet distance", "moved"]
     assert [line.split() for line in lines] == [
         ["DNG", "0.5", "0.250", "–", "6.000", "0.125"],
         ["DNG", "1", "0.200", "–", "8.000", "0.125"],

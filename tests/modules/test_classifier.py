@@ -129,7 +129,7 @@ def test_the_shipped_classifiers_are_as_they_were(name: str):
     with pytest.raises(SettingError, match=f"{name} classifies clean images: name a noise-conditional"):
         ClassifierModule.load(name, noisy=True)
     with pytest.raises(SettingError, match="cannot be told a noise level"):
-        module.log_posterior(torch.zeros(1, *module.image_shape), torch.ones(1, dtype=torch.long))
+        module.log_posterior(torch.zeros(1, *module.image_shape), LinearSchedule().level(1))
 
 
 # --- augmentation ---
@@ -213,7 +213,7 @@ class Told(nn.Module):
 def test_the_posterior_is_the_network_s_at_the_level_that_networks_are_told():
     module = ClassifierModule(Told(), schedule=LinearSchedule())
     with torch.autocast("cpu", torch.bfloat16):
-        log_p = module.log_posterior(torch.zeros(3, 1, 4, 4), torch.tensor([1, 2, 6]))
+        log_p = torch.cat([module.log_posterior(torch.zeros(1, 1, 4, 4), LinearSchedule().level(t)) for t in (1, 2, 6)])
     assert module.net.training  # left as it was found
     assert log_p.dtype == torch.float32
     odds = torch.tensor([0.0, 1.0, 5.0]).exp()  # t - 1, against two classes with logit 0
@@ -261,7 +261,7 @@ def test_a_noise_conditional_one_learns_p_of_c_given_x_t(noisy_digits: Path, tmp
     for level in (1, 150, 500, 1000):
         t = torch.full((len(images),), level)
         noise = torch.randn(images.shape, generator=generator)
-        log_p = module.log_posterior(LinearSchedule().add_noise(images, t, noise), t)
+        log_p = module.log_posterior(LinearSchedule().add_noise(images, t, noise), LinearSchedule().level(level))
         torch.testing.assert_close(log_p.exp().sum(1), torch.ones(len(images)))
         accuracy.append(float((log_p.argmax(1) == truth).float().mean()))
         loss.append(float(nn.functional.nll_loss(log_p, truth)))

@@ -18,7 +18,10 @@ from dng_lightning.errors import SettingError
 from dng_lightning.modules import DiffusionModule, GuidedSampler
 from dng_lightning.networks import UNet
 from dng_lightning.parametrization import Prediction
-from dng_lightning.schedule import CosineSchedule, LinearSchedule, NoiseSchedule
+from dng_lightning.schedule import CosineSchedule, KarrasSchedule, LinearSchedule, NoiseSchedule, RectifiedFlowSchedule
+
+LEVEL = LinearSchedule().level(500)
+PREDICTIONS: list[Prediction] = ["eps", "x0", "v", "flow", "edm"]
 
 
 class Recorder(nn.Module):
@@ -110,7 +113,7 @@ def test_an_unconditional_network_is_told_nothing():
     net.num_classes = 0
     module = DiffusionModule(net)
     module.losses(*images(4))
-    module(torch.zeros(2, 1, 8, 8), torch.ones(2, dtype=torch.long), torch.zeros(2, dtype=torch.long))
+    module(torch.zeros(2, 1, 8, 8), LEVEL, torch.zeros(2, dtype=torch.long))
     assert [labels for _, _, labels in net.told] == [None, None]
 
 
@@ -149,7 +152,7 @@ def test_it_learns(tmp_path: Path):
     assert after["val/loss_t/q4"] < after["val/loss_t/q1"]  # little noise is the hardest to tell from an image
 
 
-@pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
+@pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_min_snr_weighs_the_error_of_x0_whatever_is_predicted(prediction: Prediction):
     """Two denoised images that differ by 0.1 cost min(SNR, 5) times 0.01."""
     schedule = LinearSchedule()
@@ -181,40 +184,80 @@ def test_only_training_weighs_the_levels():
 
 @pytest.mark.parametrize("gamma", [0.0, -1.0, float("nan")])
 def test_a_bound_that_cannot_be(gamma: float):
-    with pytest.raises(SettingError, match="snr_gamma must be above 0"):
+    with pytest.raises(SettingError, match=r"snr_gamma must be in \(0, inf\)"):
         DiffusionModule(Recorder(), snr_gamma=gamma)
 
 
 # --- what a network predicts ---
 
 
-@pytest.mark.parametrize("schedule", [LinearSchedule(), CosineSchedule()])
-@pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
-def test_a_perfect_network_of_any_kind_gives_the_noise(schedule: NoiseSchedule, prediction: Prediction):
-    x_0, noise = torch.rand(50, 1, 8, 8) * 2 - 1, torch.randn(50, 1, 8, 8)
-    t = torch.linspace(20, schedule.T, 50).long()
-    x_t = schedule.add_noise(x_0, t, noise)
-    module = DiffusionModule(Knowing(schedule.target(x_0, t, noise, prediction)), schedule, prediction)
-    eps = module(x_t, t)
-    assert eps.dtype == torch.float32
-    assert torch.allclose(eps, noise, atol=1e-3)
+@pytest.mark.parametrize(
+    "schedule", [LinearSchedule(), CosineSchedule(), KarrasSchedule(), RectifiedFlowSchedule(u_max=0.99)]
+)
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_a_perfect_network_of_any_kind_gives_the_image(schedule: NoiseSchedule, prediction: Prediction):
+    x_0, noise = torch.rand(2, 1, 8, 8) * 2 - 1, torch.randn(2, 1, 8, 8)
+    for t in (20, 500, schedule.T):
+        level, ts = schedule.level(t), torch.full((2,), t)
+        x_t = schedule.add_noise(x_0, ts, noise)
+        module = DiffusionModule(Knowing(schedule.target(x_0, ts, noise, prediction)), schedule, prediction)
+        denoised = module(x_t, level)
+        assert denoised.dtype == torch.float32
+        assert torch.allclose(denoised, x_0, atol=1e-5 * max(1, level.sigma / level.alpha))
 
 
-def test_the_three_kinds_share_one_optimum():
-    """Each network's error, as an error of the noise, is its own error by a factor that the schedule gives."""
+def test_the_kinds_share_one_optimum():
+    """Each network's error, as an error of the denoised image, is its own error by a factor that the schedule gives."""
     schedule = LinearSchedule()
-    x_0, noise, t = torch.rand(9, 1, 4, 4), torch.randn(9, 1, 4, 4), torch.arange(100, 1000, 100)
-    x_t, wrong = schedule.add_noise(x_0, t, noise), 0.1 * torch.randn(9, 1, 4, 4)
-    alpha, sigma = schedule.coefficients(t, x_0)
-    for prediction, factor in (("eps", 1), ("x0", -alpha / sigma), ("v", alpha)):
-        answer = schedule.target(x_0, t, noise, prediction) + wrong  # type: ignore[arg-type]
-        module = DiffusionModule(Knowing(answer), schedule, prediction)  # type: ignore[arg-type]
-        assert torch.allclose(module(x_t, t) - noise, factor * wrong, atol=1e-4)
+    x_0, noise, wrong = torch.rand(1, 1, 4, 4), torch.randn(1, 1, 4, 4), 0.1 * torch.randn(1, 1, 4, 4)
+    for t in range(100, 1000, 100):
+        level, ts = schedule.level(t), torch.tensor([t])
+        alpha, sigma, x_t = level.alpha, level.sigma, schedule.add_noise(x_0, ts, noise)
+        for prediction, factor in (
+            ("eps", -sigma / alpha),
+            ("x0", 1),
+            ("v", -sigma),
+            ("flow", -sigma / (alpha + sigma)),
+        ):
+            answer = schedule.target(x_0, ts, noise, prediction) + wrong  # type: ignore[arg-type]
+            module = DiffusionModule(Knowing(answer), schedule, prediction)  # type: ignore[arg-type]
+            assert torch.allclose(module(x_t, level) - x_0, factor * wrong, atol=1e-4 / alpha)
+
+
+def test_a_network_of_edm_is_shown_unit_variance_at_every_level():
+    """Unscaled, a network of the exploding schedule would be shown noise of a standard deviation up to 80."""
+    net = Recorder()
+    module = DiffusionModule(net, KarrasSchedule(), "edm").requires_grad_(False)
+    losses, _ = module.losses(0.5 * torch.randn(500, 1, 8, 8), torch.zeros(500, dtype=torch.long))
+    ((shown, _, _),) = net.told
+    assert (shown.flatten(1).std(1) - 1).abs().max() < 0.5
+    assert shown.std() == pytest.approx(1, abs=0.02)
+    assert losses.mean() == pytest.approx(1, abs=0.05)  # so is what it learns, EDM's F
+    level = module.schedule.level(1000)
+    module(level.sigma * torch.randn(500, 1, 8, 8), level)
+    assert net.told[-1][0].std() == pytest.approx(1, abs=0.02)
+
+
+def test_edm_learns_and_is_sampled_from_its_checkpoint(tmp_path: Path):
+    """`KarrasSchedule` on the command line, with its preconditioning."""
+    edm = ["--model.schedule=KarrasSchedule", "--model.prediction=edm", "--model.net.channels=[16]"]
+    length = ["--model.net.attention=[]", "--trainer.max_steps=60", "--trainer.limit_val_batches=1"]
+    callbacks = "--trainer.callbacks=[{class_path: EMA}, {class_path: Export}]"
+    folder = f"--trainer.default_root_dir={tmp_path}"
+    run(["fit", f"--config={shipped.config('digits')}", *QUIET, *edm, *length, callbacks, folder])
+    loaded = DiffusionModule.load(str(tmp_path))
+    assert (type(loaded.schedule), loaded.prediction) == (KarrasSchedule, "edm")
+    images = GuidedSampler(str(tmp_path), classifier=None, steps=10).draw(range(16)).images
+    data = Digits()
+    data.setup()
+    real = data.part("test").images / 127.5 - 1
+    assert images.std() == pytest.approx(float(real.std()), rel=0.4)
+    assert images.mean() == pytest.approx(float(real.mean()), abs=0.4)
 
 
 def test_bfloat16_networks_give_float32():
     module = DiffusionModule(UNet(1, 10, [8], 1, [], 1)).to(torch.bfloat16)
-    assert module(torch.randn(2, 1, 8, 8), torch.tensor([1, 1000])).dtype == torch.float32
+    assert module(torch.randn(2, 1, 8, 8), LEVEL).dtype == torch.float32
 
 
 # --- networks ---
@@ -296,11 +339,11 @@ def test_another_library_s_network_by_class_path(tmp_path: Path):
     cli = run(["fit", f"--config={tmp_path / 'mine.yaml'}", *QUIET])
     loaded = DiffusionModule.load(str(tmp_path))
     assert type(loaded.net.network).__name__ == "UNet2DModel"
-    x, t, labels = torch.randn(3, 1, 8, 8), torch.tensor([1, 500, 1000]), torch.tensor([0, 9, 10])
+    x, labels = torch.randn(3, 1, 8, 8), torch.tensor([0, 9, 10])
     with torch.no_grad():
-        assert torch.allclose(loaded(x, t, labels), cli.model.eval()(x, t, labels), atol=1e-5)
-        assert torch.equal(loaded(x, t)[2], loaded(x, t, labels)[2])  # 10 is the null class
-        assert not torch.equal(loaded(x, t)[0], loaded(x, t, labels)[0])
+        assert torch.allclose(loaded(x, LEVEL, labels), cli.model.eval()(x, LEVEL, labels), atol=1e-5)
+        assert torch.equal(loaded(x, LEVEL)[2], loaded(x, LEVEL, labels)[2])  # 10 is the null class
+        assert not torch.equal(loaded(x, LEVEL)[0], loaded(x, LEVEL, labels)[0])
     sampler = GuidedSampler(str(tmp_path), classifier=None, steps=2)
     assert sampler.draw([0, 1]).images.isfinite().all()
 

@@ -54,7 +54,9 @@ def test_another_classifier_can_be_the_observer_and_the_row_names_it(tiny_checkp
     assert json.loads(other.draws[1].run.settings)["observer"] == "digits-classifier"
     assert "observer" not in json.loads(own.draws[1].run.settings)
     assert "observer" not in json.loads(other.draws[0].run.settings)  # nobody looks at unguided images
-    with pytest.raises(SettingError, match=r"observer mnist-classifier judges images of \(1, 28, 28\)"):
+    with pytest.raises(
+        SettingError, match=r"observer mnist-classifier has images of another shape than .* \(\(1, 28, 28\), not"
+    ):
         GuidedSampler(str(tiny_checkpoint), classifier=None, observer="mnist-classifier", **settings)
 
 

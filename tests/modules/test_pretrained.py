@@ -11,9 +11,12 @@ import pytest
 import torch
 from running import CONFIGS, Dng
 
+from dng_lightning import posterior
 from dng_lightning.errors import SettingError
 from dng_lightning.guidance import DynamicNegativeGuidance
+from dng_lightning.kernel import NoiseLevel
 from dng_lightning.modules import ClassifierModule, DiffusionModule, GuidedSampler
+from dng_lightning.parametrization import denoised_of
 from dng_lightning.schedule import LinearSchedule
 
 diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed (extra diffusers)")
@@ -56,11 +59,14 @@ def test_the_output_is_diffusers_own_to_the_last_bit(network: dict[str, Any], pa
     assert module.image_shape == (network["in_channels"], network["sample_size"], network["sample_size"])
     assert not any(parameter.requires_grad for parameter in module.parameters())
     assert not module.training
-    x_t, t = torch.randn(2, *module.image_shape), torch.tensor([1, 1000])
+    x_t = torch.randn(2, *module.image_shape)
     with torch.no_grad():
-        expected = net(x_t, t - 1).sample  # diffusers counts its timesteps from 0
-        assert torch.equal(module(x_t, t), expected)
-        assert not torch.equal(module(x_t, t - t + 500), expected)
+        for t in (1, 1000):
+            level = module.schedule.level(t)
+            expected = net(x_t, t - 1).sample  # diffusers counts its timesteps from 0
+            assert torch.equal(module(x_t, level), denoised_of(expected, x_t, level.alpha, level.sigma, "eps"))
+        other = NoiseLevel(level.alpha, level.sigma, 500)
+        assert not torch.equal(module(x_t, other), module(x_t, level))
 
 
 def test_google_s_layout_has_everything_in_one_folder(tiny: Path):
@@ -69,9 +75,10 @@ def test_google_s_layout_has_everything_in_one_folder(tiny: Path):
         for path in (tiny / part).iterdir():
             path.rename(tiny / path.name)
         (tiny / part).rmdir()
-    flat, x_t, t = DiffusionModule.load(str(tiny)), torch.randn(2, 1, 8, 8), torch.tensor([3, 700])
+    flat, x_t = DiffusionModule.load(str(tiny)), torch.randn(2, 1, 8, 8)
     with torch.no_grad():
-        assert torch.equal(flat(x_t, t), expected(x_t, t))
+        for level in (flat.schedule.level(t) for t in (3, 700)):
+            assert torch.equal(flat(x_t, level), expected(x_t, level))
 
 
 @pytest.mark.parametrize(("theirs", "ours"), [("epsilon", "eps"), ("sample", "x0"), ("v_prediction", "v")])
@@ -110,7 +117,8 @@ def test_the_paper_s_pair_at_its_size(in_place: Path, dng: Dng, tmp_path: Path):
     folder = f"--trainer.default_root_dir={tmp_path / 'single'}"
     dng("fit", "--config=cifar10_only_airplane.yaml", *quick, "--trainer.limit_val_batches=0", folder)
     theirs = CONFIGS["cifar10_paper"]["model"]["init_args"]
-    guidance = DynamicNegativeGuidance(**theirs["guidances"][0]["init_args"])
+    first = theirs["guidances"][0]["init_args"]
+    guidance = DynamicNegativeGuidance(**first | {"posterior": getattr(posterior, first["posterior"]["class_path"])()})
     pair = {"checkpoint": str(tmp_path / "base"), "negative_checkpoints": [str(tmp_path / "single")]}
     settings = {name: theirs[name] for name in ("forbidden", "variance")}
     drawn = GuidedSampler(**pair, **settings, guidance=guidance, steps=2, classifier=None).draw([0])

@@ -197,6 +197,7 @@ def test_the_derivatives_are_counted_where_the_guidance_asks_for_what_the_wrappe
 # --- what depends on what ---
 
 
+@pytest.mark.filterwarnings("ignore:a posterior tracked")
 @pytest.mark.parametrize("eta", [0.0, 0.5])
 def test_probes_leave_the_images_as_they_are_and_depend_on_each_image_alone(eta):
     def run(scale: float, probes: int, seeds: list[int]) -> tuple[Tensor, Tensor]:

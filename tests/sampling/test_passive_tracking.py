@@ -89,7 +89,7 @@ def test_the_order_of_the_posteriors_is_that_of_what_they_say():
     torch.testing.assert_close(there[:, 0, :, 0].exp(), torch.tensor([0.3, 0.01]).to(there).expand(64, 2))
 
 
-@pytest.mark.filterwarnings("ignore:a posterior tracked along a deterministic sampler")
+@pytest.mark.filterwarnings("ignore:a posterior tracked")
 def test_without_noise_those_who_ask_for_probes_see_the_divergence():
     """One that does not is as biased as it would be alone."""
     deterministic = Sampler(20, eta=0.0)

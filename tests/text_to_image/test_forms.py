@@ -11,13 +11,13 @@ from torch import Tensor
 
 from dng_lightning import shipped
 from dng_lightning.guidance import (
+    CFGNegativePrompt,
     ClassifierFreeGuidance,
     ComposableNot,
     Guidance,
     PerpNeg,
     SafeLatentDiffusion,
     SignedNegative,
-    CFGNegativePrompt,
 )
 from dng_lightning.parametrization import output_of
 from dng_lightning.sampling import ImageNoise
@@ -28,7 +28,9 @@ pytest.importorskip("transformers", reason="transformers is not installed (extra
 
 PROMPT, NEGATIVE = "a red seven", "blue"
 SEEDS = [3, 14]
-FORMS = {form.__name__: form for form in (PerpNeg, ComposableNot, SignedNegative, CFGNegativePrompt, SafeLatentDiffusion)}
+FORMS = {
+    form.__name__: form for form in (PerpNeg, ComposableNot, SignedNegative, CFGNegativePrompt, SafeLatentDiffusion)
+}
 
 
 def overlaid(name: str) -> Any:

@@ -238,6 +238,12 @@ def test_predict_negates_what_the_model_says_it_sees(
     monkeypatch.chdir(tmp_path)
     configs = ["--config=stable_diffusion", "--config=vl_dnp", f"--model.observer.model={chat}"]
     settings = [f"--model.checkpoint={folder}", "--model.steps=4", "--model.negative_prompt=[red, blue]", "--data.n=2"]
-    dng("predict", *configs, *settings, "--model.guidance.posterior.observe_steps=[0, 2]", "--trainer.default_root_dir=here")
+    dng(
+        "predict",
+        *configs,
+        *settings,
+        "--model.guidance.posterior.observe_steps=[0, 2]",
+        "--trainer.default_root_dir=here",
+    )
     assert {"00000000.png", "00000001.png", "grid.png"} <= {path.name for path in Path("here").iterdir()}
     assert "observe_steps" in Path("here/config.yaml").read_text()

@@ -10,11 +10,10 @@ import yaml
 from running import TINY
 from torch import Tensor
 
-from dng_lightning import shipped
+from dng_lightning import diffusers_format, shipped
 from dng_lightning.callbacks import Export, PipelineExport
 from dng_lightning.errors import SettingError
 from dng_lightning.guidance import ClassifierFreeGuidance
-from dng_lightning import diffusers_format
 from dng_lightning.sampling import ImageNoise, Sampler, sample
 from dng_lightning.schedule import CosineSchedule, KarrasSchedule, LinearSchedule, NoiseSchedule
 from dng_lightning.text_to_image import AutoencoderModule, TextPredictor, TextToImageModel, TextToImageModule, networks

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dng_lightning.errors import SettingError
 from dng_lightning.guidance import (
+    CFGNegativePrompt,
     CFGPlusPlus,
     ClassifierFreeGuidance,
     ClassifierGuidance,
@@ -24,7 +25,6 @@ from dng_lightning.guidance import (
     NormalizedAttention,
     PositiveAndNegative,
     SafeLatentDiffusion,
-    CFGNegativePrompt,
     Unguided,
 )
 from dng_lightning.posterior import TrackedPosterior

@@ -18,11 +18,11 @@ from dng_lightning.evaluation.metrics import kl_divergence, posterior_quality, w
 from dng_lightning.evaluation.quality import Moments, frechet_distance
 from dng_lightning.guidance import (
     AdaptiveNegative,
+    CFGNegativePrompt,
     ClassifierFreeGuidance,
     DynamicNegativeGuidance,
     NegativePrompting,
     PositiveAndNegative,
-    CFGNegativePrompt,
 )
 from dng_lightning.interfaces import Needs
 from dng_lightning.posterior import ObserverPosterior, TrackedPosterior
@@ -30,12 +30,11 @@ from dng_lightning.text_to_image import TextToImageSampler
 
 N, STEPS = 8, 4
 FREE = ClassifierFreeGuidance(2.0)
-TRACKING = PositiveAndNegative(DynamicNegativeGuidance(1.0, TrackedPosterior(0.2)), 2.0)
-TWICE = ObserverPosterior(observe_steps=2, threshold=0.0)
-ADAPTIVE = AdaptiveNegative(PositiveAndNegative(NegativePrompting(1.0), 2.0), TWICE)
+TRACKING = PositiveAndNegative(DynamicNegativeGuidance(1.0, TrackedPosterior(prior=0.2)), 2.0)
+ADAPTIVE = AdaptiveNegative(PositiveAndNegative(NegativePrompting(1.0), 2.0), ObserverPosterior(None, 2, 0.0))
 GUIDANCES = """[
-  {class_path: PositiveAndNegative, init_args: {guidance: {class_path: DynamicNegativeGuidance, init_args: {scale: 1.0,
-    posterior: {class_path: TrackedPosterior, init_args: {prior: 0.2}}}}, cfg_scale: 2.0}},
+  {class_path: PositiveAndNegative, init_args: {guidance: {class_path: DynamicNegativeGuidance,
+    init_args: {scale: 1.0, posterior: {class_path: TrackedPosterior, init_args: {prior: 0.2}}}}, cfg_scale: 2.0}},
   {class_path: AdaptiveNegative, init_args: {guidance: {class_path: PositiveAndNegative, init_args: {guidance:
     {class_path: NegativePrompting, init_args: {scale: 1.0}}, cfg_scale: 2.0}},
     posterior: {class_path: ObserverPosterior, init_args: {observe_steps: 2, threshold: 0.0}}}}]"""
@@ -76,13 +75,15 @@ def test_the_values_are_those_of_the_images(written: Path, in_place: Path):
     data.setup()
     real, moments = data.part("train"), Moments()
     moments.update(module.classifier.net.features(real.images[real.labels != 7] / 127.5 - 1))
-    fine = drawn[0].labels != 7
-    for row, samples in zip(shown, drawn, strict=True):
-        read = module.classifier.net.read(samples.images.clamp(-1, 1))
-        assert samples.read is not None
-        assert samples.labels is not None
-        assert torch.equal(samples.read, read)
-        assert torch.equal(samples.labels, read[:, 0])
+    seen = [module.judge.label(to_uint8(samples.images) / 127.5 - 1) for samples in drawn]
+    assert seen[0] is not None
+    fine = seen[0].labels != 7
+    for row, samples, labels in zip(shown, drawn, seen, strict=True):
+        read = module.classifier.net.read(to_uint8(samples.images) / 127.5 - 1)
+        assert labels is not None
+        assert labels.attributes is not None
+        assert torch.equal(labels.attributes, read)
+        assert torch.equal(labels.labels, read[:, 0])
         counts = torch.bincount(read[:, 0], minlength=10).tolist()
         red = int((read[:, 1] == VALUES["colour"].index("red")).sum())
         opened = [torch.bincount(read[:, column], minlength=n).tolist() for column, n in ((2, 2), (3, 4))]
@@ -110,11 +111,12 @@ def test_the_values_are_those_of_the_images(written: Path, in_place: Path):
 def test_the_tracker_is_judged_by_what_the_unguided_images_became(written: Path, in_place: Path):
     module = sampler()
     halfway, end = rows(written, "posterior")
-    assert json.loads(end["tracker"])["guidance"]["prior"] == 0.2
-    idle = module.draw(range(N), PositiveAndNegative(DynamicNegativeGuidance(0.0, 0.2), 2.0))
+    assert json.loads(end["tracker"])["prior"] == 0.2
+    idle = module.draw(range(N), PositiveAndNegative(DynamicNegativeGuidance(0.0, TrackedPosterior(prior=0.2)), 2.0))
     assert idle.posterior is not None
-    assert idle.labels is not None
-    quality = posterior_quality(idle.posterior[:, -1].sum(1), idle.labels == 7)
+    labels = module.judge.label(to_uint8(idle.images) / 127.5 - 1)
+    assert labels is not None
+    quality = posterior_quality(idle.posterior[:, -1].sum(1), labels.labels == 7)
     assert float(end["brier"]) == pytest.approx(quality.brier, rel=1e-3)
     assert (halfway["t/T"], end["t/T"]) == ("0.5", "0")
 
@@ -123,7 +125,7 @@ def test_tables_and_figures_have_what_is_new(
     written: Path, in_place: Path, dng: Dng, capsys: pytest.CaptureFixture[str]
 ):
     text = (written / "results.md").read_text()
-    assert "| prompt obeyed | KL of what was left open |" in text
+    assert "| prompt obeyed, % | KL of what was left open |" in text
     assert "Without a seven; seeds 0–7, 4 steps." in text
     for name in ("tradeoff", "histograms", "samples", "calibration"):
         assert (written / f"{name}.png").exists()
@@ -132,18 +134,16 @@ def test_tables_and_figures_have_what_is_new(
 
 def test_an_observer_sees_what_the_reader_reads_in_the_decoded_images(captioned_place: Path, in_place: Path):
     module = sampler(negative=["a seven", "a thin blue digit"])
-    predictor = module.predictor(ADAPTIVE)
-    assert predictor.gives_observation
-    x, t = torch.randn(3, *module.chain_shape), 500
-    given = predictor.predict(x, t, Needs(observed=True), torch.zeros(3, dtype=torch.long))
-    level = torch.full((3,), t)
-    alpha, sigma = module.schedule.coefficients(level, x)
-    images = module.model.decode((x - sigma * given.base) / alpha).clamp(-1, 1)
+    predictor = module.predictor(ADAPTIVE, torch.zeros(3, dtype=torch.long))
+    assert "observer" in predictor.provides
+    x, level = torch.randn(3, *module.chain_shape), module.schedule.level(500)
+    given = predictor.predict(x, level, Needs(observer=1.0))
+    images = module.model.decode(given.denoised).clamp(-1, 1)
     assert module.classifier is not None
     digit, colour, thickness, _ = module.classifier.net.probabilities(images)
     expected = torch.stack([digit[:, 7], colour[:, VALUES["colour"].index("blue")] * thickness[:, 0]], 1)
-    torch.testing.assert_close(given.emerging, expected, rtol=1e-4, atol=1e-6)
-    assert not module.predictor(TRACKING).gives_observation
+    torch.testing.assert_close(given.observed, expected, rtol=1e-4, atol=1e-6)
+    assert "observer" not in module.predictor(TRACKING).provides
 
 
 def test_predict_says_how_many_images_have_what_was_to_be_avoided(

@@ -11,11 +11,11 @@ from tiny_diffusion import tiny
 from torch import Tensor
 
 from dng_lightning.guidance import (
+    CFGNegativePrompt,
     ClassifierFreeGuidance,
     DynamicNegativeGuidance,
     Guidance,
     PositiveAndNegative,
-    CFGNegativePrompt,
     Unguided,
 )
 from dng_lightning.interfaces import Needs

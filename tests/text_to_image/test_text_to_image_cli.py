@@ -28,7 +28,9 @@ def test_predict_writes_images_beside_those_without_the_negative(
     assert {"00000000.png", "00000001.png", "grid.png", "trajectories.png", "labels.csv", "unguided"} <= names
     assert (made / "00000000.png").read_bytes() != (made / "unguided" / "00000000.png").read_bytes()
     assert "a red/seven" in (made / "labels.csv").read_text()
-    twins = TextToImageSampler("model", "a red/seven", ["a blue one", "green"], steps=3).draw([1], CFGNegativePrompt(7.5))
+    twins = TextToImageSampler("model", "a red/seven", ["a blue one", "green"], steps=3).draw(
+        [1], CFGNegativePrompt(7.5)
+    )
     written = from_png(made / "CFGNegativePrompt_scale_7_5" / "00000001.png").int()
     assert (written - to_uint8(twins.images)[0].int()).abs().max() <= 1
     costs = re.findall(r"^ *(\S.*?) {2,}(\d+) +([\d.e+]+)$", capsys.readouterr().out, re.MULTILINE)

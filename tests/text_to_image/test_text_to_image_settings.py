@@ -11,13 +11,13 @@ from tiny_diffusion import tiny
 
 from dng_lightning.errors import SettingError
 from dng_lightning.guidance import (
+    CFGNegativePrompt,
     ClassifierFreeGuidance,
     ClassifierGuidance,
     DynamicNegativeGuidance,
     Guidance,
     NegativePrompting,
     PositiveAndNegative,
-    CFGNegativePrompt,
 )
 from dng_lightning.posterior import TrackedPosterior
 from dng_lightning.text_to_image import TextToImageModel, TextToImageSampler
@@ -53,7 +53,9 @@ def test_the_methods_that_are_shown_beside(folder: Path):
     both: list[Guidance] = [CFGNegativePrompt(3.0), CFGNegativePrompt(7.5)]
     assert compared(NEGATIVE, both) == both
     assert "or compared to null" in refused(folder, PROMPT, None, compared=both)
-    assert "compared names a method twice" in refused(folder, PROMPT, NEGATIVE, compared=[both[0], CFGNegativePrompt(3)])
+    assert "compared names a method twice" in refused(
+        folder, PROMPT, NEGATIVE, compared=[both[0], CFGNegativePrompt(3)]
+    )
     assert "ClassifierGuidance needs a classifier" in refused(folder, PROMPT, "blue", compared=[ClassifierGuidance(1)])
 
 

@@ -9,7 +9,8 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.tensorboard import SummaryWriter
 
-from dng_lightning.evaluation import board, plots
+from dng_lightning.evaluation import plots, tensorboard
+from dng_lightning.evaluation.plots import TrajectorySet
 
 
 @pytest.fixture
@@ -32,7 +33,7 @@ def scalar(events: EventAccumulator, tag: str) -> float:
 
 
 def test_lines_take_the_whole_name_or_its_beginning():
-    kind, (exact, beginning) = board.lines("val/loss", "classes/a.b/*")
+    kind, (exact, beginning) = tensorboard.lines("val/loss", "classes/a.b/*")
     assert kind == "Multiline"
     assert re.match(exact, "val/loss")
     assert not re.match(exact, "val/loss_t/q1")
@@ -41,20 +42,21 @@ def test_lines_take_the_whole_name_or_its_beginning():
 
 
 def test_spread_is_the_interval_of_the_mean(writer: SummaryWriter):
-    board.spread(writer, "scale", torch.tensor([1.0, 2.0, 3.0, 6.0]), 7)  # mean 3, variance 14 / 3, of the mean 7 / 6
+    values = torch.tensor([1.0, 2.0, 3.0, 6.0])  # mean 3, variance 14 / 3, of the mean 7 / 6
+    tensorboard.spread(writer, "scale", values, 7)
     events = written(writer)
     error = 1.96 * (7 / 6) ** 0.5
-    assert [scalar(events, tag) for tag in board.band("scale")[1]] == pytest.approx([3, 3 - error, 3 + error])
+    assert [scalar(events, tag) for tag in tensorboard.band("scale")[1]] == pytest.approx([3, 3 - error, 3 + error])
 
 
 @pytest.mark.parametrize(("values", "low"), [([0.0, 0.0, 1.0], 0.0), ([0.5], 0.5)])
 def test_spread_stays_above_zero_and_of_one_image_has_no_width(values: list[float], low: float, writer: SummaryWriter):
-    board.spread(writer, "posterior", torch.tensor(values), 7)
+    tensorboard.spread(writer, "posterior", torch.tensor(values), 7)
     assert scalar(written(writer), "posterior_low") == low
 
 
 def test_shares_of_classes_whatever_their_names(writer: SummaryWriter):
-    board.class_shares(writer, "classes/guided", [1, 0, 3], ["T-shirt/top", "Ankle boot", "0.5"], 7)
+    tensorboard.class_shares(writer, "classes/guided", [1, 0, 3], ["T-shirt/top", "Ankle boot", "0.5"], 7)
     events = written(writer)
     tags = ["classes/guided/T-shirt_top", "classes/guided/Ankle_boot", "classes/guided/0.5"]
     assert events.Tags()["scalars"] == tags
@@ -62,7 +64,7 @@ def test_shares_of_classes_whatever_their_names(writer: SummaryWriter):
 
 
 def test_a_histogram_keeps_empty_classes(writer: SummaryWriter):
-    board.class_histogram(writer, "classes/guided", [0, 2, 0, 1, 0], 7)
+    tensorboard.class_histogram(writer, "classes/guided", [0, 2, 0, 1, 0], 7)
     (event,) = written(writer).Histograms("classes/guided")
     histogram = event.histogram_value
     assert event.step == 7
@@ -74,7 +76,8 @@ def test_a_histogram_keeps_empty_classes(writer: SummaryWriter):
 
 def test_trajectories_average_the_scale_and_take_the_last_posterior(writer: SummaryWriter):
     posterior, scale = torch.tensor([[0.1, 0.2], [0.1, 0.6]]), torch.tensor([[1.0, 3.0], [2.0, 6.0]])
-    board.trajectories(writer, "guidance", [1.0, 0.5], posterior, scale, [False, True], 7)
+    shown = TrajectorySet([1.0, 0.5], scale, posterior, [False, True])
+    tensorboard.trajectories(writer, "guidance", shown, 7)
     events = written(writer)
     assert scalar(events, "guidance/posterior_mean") == pytest.approx(0.4)
     assert scalar(events, "guidance/scale_mean") == pytest.approx(3)
@@ -88,7 +91,7 @@ def test_bands_and_a_few_single_images():
     scale = torch.arange(11.0)[:, None] * torch.tensor([1.0, 2.0]) + 5  # eleven images, two steps
     scale[10] *= 10
     forbidden = [False] * 9 + [True] * 2
-    figure = plots.trajectory_bands([1.0, 0.5], None, scale, forbidden)
+    figure = plots.trajectory_bands(TrajectorySet([1.0, 0.5], scale, None, forbidden))
     (axes,) = figure.axes
     drawn = {str(line.get_label()): line for line in axes.lines if len(line.get_xdata())}
     assert drawn["median"].get_ydata() == pytest.approx([10, 15])
@@ -104,8 +107,25 @@ def test_bands_and_a_few_single_images():
 def test_a_wide_range_is_drawn_whole_on_a_logarithmic_axis():
     posterior = torch.full((20, 3), 1e-3)
     posterior[19] = 0.9  # not among the eight that are drawn
-    figure = plots.trajectory_bands([1.0, 0.67, 0.33], posterior, posterior, [False] * 20)
+    figure = plots.trajectory_bands(TrajectorySet([1.0, 0.67, 0.33], posterior, posterior, [False] * 20))
     for axes in figure.axes:
         assert axes.get_yscale() == "log"
         assert axes.get_ylim()[0] < 1e-3
         assert axes.get_ylim()[1] > 0.9
+
+
+class WithoutDouble(torch.Tensor):
+    """As tensors on Apple's GPUs are: fp64 is for the CPU."""
+
+    def cpu(self) -> torch.Tensor:  # type: ignore[override]
+        return self.as_subclass(torch.Tensor)
+
+    def double(self) -> torch.Tensor:  # type: ignore[override]
+        raise TypeError("this device has no fp64")
+
+
+def test_figures_ask_no_device_for_double_precision(writer: SummaryWriter):
+    scale = torch.rand(9, 2).as_subclass(WithoutDouble)
+    shown = TrajectorySet([1.0, 0.5], scale, scale, [True] + [False] * 8)
+    tensorboard.trajectories(writer, "guidance", shown, 7)
+    assert len(plots.trajectories(shown).axes) == 2
