@@ -103,14 +103,8 @@ def read(index: Path) -> Pretrained:
 
 
 def schedule_of(scheduler: Any) -> NoiseSchedule:
-    """The noise levels of one of diffusers' schedulers.
-
-    Raises:
-        SettingError: they end in pure noise (``rescale_betas_zero_snr``), where diffusers' own levels do not.
-    """
+    """The noise levels of one of diffusers' schedulers; with ``rescale_betas_zero_snr`` they end in pure noise."""
     alpha_bar = (1 - scheduler.betas.double()).cumprod(0)
-    if alpha_bar[-1] == 0:
-        raise SettingError("the scheduler's levels end in pure noise: set rescale_betas_zero_snr to false")
     return NoiseSchedule(alpha_bar.sqrt(), (1 - alpha_bar).sqrt())
 
 

@@ -348,7 +348,7 @@ def test_settings_of_schedulers_that_cannot_be(folder: Path):
     assert "the DDIMScheduler clips" in line("DDIMScheduler", clip_sample=True)
     assert "the DDPMScheduler clips" in line("DDPMScheduler", thresholding=True)
     assert "fixed_large; the DDPMScheduler's is learned_range" in line("DDPMScheduler", variance_type="learned_range")
-    assert "levels end in pure noise" in line("DDPMScheduler", rescale_betas_zero_snr=True)
+    assert "the schedule ends in pure noise" in line("DDPMScheduler", rescale_betas_zero_snr=True)
 
 
 def test_an_eta_that_is_not_the_pipelines(folder: Path, folder_xl: Path):
