@@ -11,20 +11,15 @@ import yaml
 from jsonargparse import Namespace, _typehints
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
-from dng_lightning import (
-    callbacks,
-    diffusers_format,
-    shipped,
-)
+from dng_lightning import callbacks, data, guidance, modules, networks, posterior, schedule, shipped
 from dng_lightning.errors import SettingError
 from dng_lightning.files import file_name
 from dng_lightning.modules.trained import reading
+from dng_lightning.text_to_image import autoencoder, observers, sampler, training, vision_language
 
 # What is imported can be named in a configuration by its class name alone.
-__all__ = [
-    *("DNGCLI", "callbacks", "data", "guidance", "modules", "networks", "posterior", "schedule"),
-    *("autoencoder", "observers", "sampler", "training", "vision_language"),
-]
+NAMED = callbacks, data, guidance, modules, networks, posterior, schedule
+NAMED_IN_TEXT_TO_IMAGE = autoencoder, observers, sampler, training, vision_language
 
 # For each command what it continues in its folder, and which settings of the model may differ when it does.
 RESULTS = {
@@ -134,7 +129,7 @@ class DNGCLI(LightningCLI):
             return "logs"
         forbidden = model.init_args[avoided]
         names = [file_name(name) for name in (forbidden if isinstance(forbidden, list) else [forbidden or "nothing"])]
-        folder = f"results/{_model_name(model.init_args.checkpoint)}-without-{'-'.join(names)}"
+        folder = f"results/{shipped.name_of(model.init_args.checkpoint)}-without-{'-'.join(names)}"
         if self.subcommand == "predict":
             guidance = model.init_args.guidance
             method = f"-{guidance.class_path.rsplit('.', 1)[-1]}" if guidance else ""
@@ -156,12 +151,3 @@ class DNGCLI(LightningCLI):
         except (yaml.YAMLError, UnicodeDecodeError, LookupError, TypeError, AttributeError):
             return True  # a write that was interrupted, or another's file
         return bool(before != now)
-
-
-def _model_name(checkpoint: str) -> str:
-    """What a checkpoint is called; of one that is not there, the last part of its name."""
-    is_here = "/" not in checkpoint or Path(checkpoint).exists()
-    try:
-        return diffusers_format.name_of(checkpoint) if is_here else Path(checkpoint).name
-    except SettingError:
-        return Path(checkpoint).name

@@ -6,35 +6,17 @@ A folder in that format has a `model_index.json`, and its network and scheduler 
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dng_lightning import shipped
-from dng_lightning.errors import SettingError, reason
+from dng_lightning.errors import SettingError, reason, require
 from dng_lightning.networks.diffusers import DiffusersNetwork
 from dng_lightning.parametrization import Prediction
 from dng_lightning.schedule import NoiseSchedule
 
 INDEX = "model_index.json"
 PREDICTIONS: dict[str, Prediction] = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
-
-
-@dataclass(frozen=True)
-class Pretrained:
-    """What a folder in diffusers' format holds, as a ``DiffusionModule`` has it.
-
-    Attributes:
-        net: the network, in evaluation mode.
-        schedule: of its scheduler; its T levels are the scheduler's timesteps 0..T - 1, which networks are told.
-        prediction: what the network predicts.
-        image_shape: (C, H, W).
-    """
-
-    net: DiffusersNetwork
-    schedule: NoiseSchedule
-    prediction: Prediction
-    image_shape: tuple[int, int, int]
 
 
 def find(name: str, pipeline: str = "DDPMPipeline", without: Sequence[str] = ()) -> Path:
@@ -55,33 +37,28 @@ def find(name: str, pipeline: str = "DDPMPipeline", without: Sequence[str] = ())
         if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) or name.endswith(".ckpt") or Path(name).parent.is_dir():
             raise
     where = f"{name} is not a checkpoint here, and"
-    diffusers = _diffusers(f"{where} a model of the Hugging Face hub")
+    diffusers = require("diffusers", f"{where} a model of the Hugging Face hub", "diffusers")
     try:
         return Path(getattr(diffusers, pipeline).download(name, **dict.fromkeys(without))) / INDEX
     except Exception as error:  # no connection, no such model, not for everybody, not a pipeline
         raise SettingError(f"{where} not to be had from the Hugging Face hub: {reason(error)}") from error
 
 
-def name_of(name: str) -> str:
-    """What a model is called, however it was found; see ``shipped.name_of``.
-
-    Raises:
-        SettingError: as ``find``.
-    """
-    return Path(name).absolute().name if find(name).name == INDEX else shipped.name_of(name)
-
-
-def read(index: Path) -> Pretrained:
+def read(index: Path) -> tuple[DiffusersNetwork, NoiseSchedule, Prediction, tuple[int, int, int]]:
     """Read a folder in diffusers' format.
 
     Args:
         index: its `model_index.json`.
 
+    Returns:
+        The network, in evaluation mode; the schedule, whose T levels are the scheduler's timesteps 0..T - 1, which the
+        network is told; what the network predicts; and (C, H, W) of the images.
+
     Raises:
         SettingError: diffusers is not installed, the folder is damaged, or holds another kind of model.
     """
     folder = index.parent
-    diffusers = _diffusers(str(folder))
+    diffusers = require("diffusers", str(folder), "diffusers")
     try:
         held = {part: kind for part, kind in json.loads(index.read_text()).items() if not part.startswith("_")}
         if set(held) != {"unet", "scheduler"} or held["unet"] != ["diffusers", "UNet2DModel"]:
@@ -99,7 +76,7 @@ def read(index: Path) -> Pretrained:
         raise SettingError(
             f"{folder} holds no unconditional model of pixels in diffusers' format: {reason(error)}"
         ) from error
-    return Pretrained(DiffusersNetwork(network.eval()), schedule, prediction, (channels, height, width))
+    return DiffusersNetwork(network.eval()), schedule, prediction, (channels, height, width)
 
 
 def schedule_of(scheduler: Any) -> NoiseSchedule:
@@ -110,11 +87,3 @@ def schedule_of(scheduler: Any) -> NoiseSchedule:
 
 def _part(folder: Path, name: str) -> str | None:
     return name if (folder / name).is_dir() else None  # google's have everything in one folder
-
-
-def _diffusers(wanted: str) -> Any:
-    try:
-        import diffusers  # an extra, and slow to import
-    except ImportError as error:
-        raise SettingError(f"{wanted} needs diffusers: pip install 'dng-lightning[diffusers]'") from error
-    return diffusers

@@ -47,13 +47,9 @@ def checkpoint(name: str | Path) -> Path:
 
 
 def name_of(name: str | Path) -> str:
-    """What a checkpoint is called, however it was found: its folder's name, but the file's for a lone `.ckpt`.
-
-    Raises:
-        SettingError: There is no such file and no such name.
-    """
-    path = checkpoint(name).absolute()
-    return path.parent.name if path.name in MODELS else path.stem
+    """What a checkpoint is called, wherever it is: its folder's name, but the file's for a lone `.ckpt`."""
+    path = Path(name).absolute()
+    return path.parent.name if path.name in MODELS else path.stem if path.suffix == ".ckpt" else path.name
 
 
 def ships(path: Path) -> bool:

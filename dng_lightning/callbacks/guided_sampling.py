@@ -25,7 +25,7 @@ from dng_lightning.modules.classifier import ClassifierModule
 from dng_lightning.modules.diffusion import DiffusionModule
 from dng_lightning.modules.image_sampler import draw_samples
 from dng_lightning.posterior import Posterior
-from dng_lightning.sampling import ClassConditionalPredictor, NetworkPairPredictor, Predictor, Sampler
+from dng_lightning.sampling import ClassConditionalPredictor, Sampler
 
 
 class GuidedSampling(ValidationSampling):
@@ -75,8 +75,8 @@ class GuidedSampling(ValidationSampling):
         if self.classifier is not None:
             self.classifier.to(module.device)
         data = trainer.datamodule  # type: ignore[attr-defined]  # set by Trainer.fit
-        if isinstance(data, ImageDataModule) and self.images > 1:
-            self.real = self._real(data)
+        if isinstance(data, ImageDataModule) and self.features is not None and self.images > 1:
+            self.real = self._real(data, self.features)
 
     def check(self, module: LightningModule, data: DiffusionModule | ImageDataModule) -> None:
         """Settle the labels of the forbidden classes; ``data`` says what it is trained on.
@@ -93,9 +93,7 @@ class GuidedSampling(ValidationSampling):
             self.labels = labels_of(self.forbidden, data.class_names, data.seen_classes)
             self.guidance.start(torch.empty(1, *data.image_shape), len(self.labels))  # refuses what does not fit
         if self.classifier is not None and tuple(self.classifier.class_names) != tuple(data.class_names):
-            raise SettingError(
-                "GuidedSampling: the classifier knows other classes than the data: name another, or null"
-            )
+            raise SettingError("GuidedSampling: the classifier has other classes than the data: name another, or null")
 
     def draw(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw and log."""
@@ -140,13 +138,12 @@ class GuidedSampling(ValidationSampling):
             if self.labels:
                 balance[f"Share that is forbidden, N = {self.images}"] = both("forbidden_rate")
             charts["Class balance"] = balance | {"KL from the even classes": both("kl")}
+        bands = {"Scale over all steps": "guidance/scale"}
+        if isinstance(getattr(self.guidance, "posterior", None), Posterior):
+            bands["Posterior at the end"] = "guidance/posterior"
         if self.labels:
-            bands = {"Scale over all steps": "guidance/scale"}
-            if isinstance(getattr(self.guidance, "posterior", None), Posterior):
-                bands["Posterior at the end"] = "guidance/posterior"
-            charts["Guidance"] = {
-                f"{title}, mean and its 95 % interval": tensorboard.band(tag) for title, tag in bands.items()
-            }
+            titled = ((f"{title}, mean and its 95 % interval", tag) for title, tag in bands.items())
+            charts["Guidance"] = {title: tensorboard.band(tag) for title, tag in titled}
         titles = {"fd": "Fréchet distance to the retained classes", "fd_all": "Fréchet distance to all real images"}
         if self.real:
             charts["Quality"] = {f"{titles[metric]}, N = {self.images}": both(metric) for metric in self.real}
@@ -178,16 +175,13 @@ class GuidedSampling(ValidationSampling):
                 metrics[metric] = frechet_distance(real.mean, real.covariance, moments.mean, moments.covariance)
         return metrics
 
-    def _real(self, data: ImageDataModule) -> dict[str, Moments]:
+    def _real(self, data: ImageDataModule, features: ClassifierFeatures) -> dict[str, Moments]:
         """What the images' features are compared with: for each distance the moments of validation images."""
-        if self.features is None:
-            return {}
-        part, real = data.part("val"), {"fd": Moments(), "fd_all": Moments()}
-        for places in torch.split(torch.arange(len(part)), 500):
-            pixels, labels = part.images[places], part.labels[places]
-            features = self.features(pixels).cpu()
-            real["fd"].update(features[~torch.isin(labels, torch.tensor(self.labels))])
-            real["fd_all"].update(features)
+        real = {"fd": Moments(), "fd_all": Moments()}
+        for pixels, labels in data.val_dataloader():
+            found = features(pixels).cpu()
+            real["fd"].update(found[~torch.isin(labels, torch.tensor(self.labels))])
+            real["fd_all"].update(found)
         if not self.labels:
             del real["fd_all"]  # the same
         return {metric: moments for metric, moments in real.items() if moments.n > 1}
@@ -196,9 +190,7 @@ class GuidedSampling(ValidationSampling):
         """The images of all seeds, on every device."""
         ranks = trainer.world_size
         share = -(-self.images // ranks)  # every device draws equally many, so that they can be gathered
-        predictor: Predictor = NetworkPairPredictor(module, [], module.null_class or None)
-        if self.labels:
-            predictor = ClassConditionalPredictor(module, module.null_class, self.labels)
+        predictor = ClassConditionalPredictor(module, module.null_class, self.labels)
         seeds = [trainer.global_rank + ranks * i for i in range(share)]
         mine = draw_samples(module, predictor, seeds, guidance, self.sampler, module.image_shape)
 

@@ -8,7 +8,7 @@ import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
-from dng_lightning import diffusers_format
+from dng_lightning import shipped
 from dng_lightning.callbacks.progress import SamplingProgress
 from dng_lightning.callbacks.requirements import claim_draws, sampler_of, seeds_of
 from dng_lightning.callbacks.trackers import label, tracked_posteriors, tracker
@@ -86,7 +86,7 @@ class ResultsWriter(Callback):
             reference=self._reference(trainer, module, data, extractor) if extractor else None,
             unguided=draws[0].run if self.unguided else None,
             trackers={tracker(posterior): label(posterior) for posterior in self.posteriors},
-            about={"model": diffusers_format.name_of(module.checkpoint), "forbidden": names},
+            about={"model": shipped.name_of(module.checkpoint), "forbidden": names},
         )
         todo = self.evaluator.unfinished([draw.run for draw in draws])
         module.draws = [draw for draw in draws if draw.run in todo]

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, RandomSampler, Sampler
+from torch.utils.data import DataLoader, DistributedSampler, RandomSampler, Sampler, TensorDataset
 
 from dng_lightning.class_labels import label_of
 from dng_lightning.data.pixels import to_float
@@ -29,7 +29,7 @@ SPLIT_SEED = 0
 Classes = list[str | int] | str | int | None
 
 
-class ImageTensors(Dataset[Arrays]):
+class ImageTensors(TensorDataset):
     """Images and labels in memory; the loader asks for a whole batch of indices at once.
 
     Args:
@@ -38,23 +38,16 @@ class ImageTensors(Dataset[Arrays]):
     """
 
     def __init__(self, images: Tensor, labels: Tensor) -> None:
+        super().__init__(images, labels)
         self.images, self.labels = images, labels
 
-    def __len__(self) -> int:
-        """The number of images."""
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> Arrays:
-        """One image (C, H, W) and its label ()."""
-        return self.images[index], self.labels[index]
-
-    def __getitems__(self, indices: list[int]) -> Arrays:
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, ...]:
         """One batch, already collated: an indexing call per batch instead of one per image."""
         chosen = torch.as_tensor(indices)
         return self.images[chosen], self.labels[chosen]
 
 
-class TrainingLoader(DataLoader[Arrays]):
+class TrainingLoader(DataLoader[Any]):
     """Continues a resumed epoch where its checkpoint was saved; the order is the sampler's, which knows the epoch."""
 
     data: "ImageDataModule"
@@ -110,12 +103,10 @@ class ImageDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         check_at_least(1, **{"data.batch_size": batch_size})
-        self.root = Path(root)
-        self.batch_size = batch_size
+        self.root, self.download = Path(root), download
+        self.batch_size, self.num_workers = batch_size, num_workers
         self.validation = self.usual_validation if validation is None else validation
         self.flip = self.usual_flip if flip is None else flip
-        self.download = download
-        self.num_workers = num_workers
         self._seen_classes = kept(only, without, len(self.class_names), "class", self._label_of)
         self._parts: dict[str, ImageTensors] = {}
 
@@ -158,14 +149,14 @@ class ImageDataModule(LightningDataModule):
         held = held_out(labels, self.validation)
         parts = {"train": (images[~held], labels[~held]), "val": (images[held], labels[held]), "test": test}
         seen = torch.tensor(self._seen_classes)
-        for name, (part_images, part_labels) in parts.items():
-            kept = torch.isin(part_labels, seen)
-            self._parts[name] = ImageTensors(part_images[kept], part_labels[kept])
+        for name, (images, labels) in parts.items():
+            is_kept = torch.isin(labels, seen)
+            self._parts[name] = self._tensors(images[is_kept], labels[is_kept])
         if not len(self._parts["train"]):
             self._parts = {}
             raise SettingError(f"{type(self).__name__} in {self.root} has no training image of the classes asked for.")
 
-    def train_dataloader(self) -> DataLoader[Arrays]:
+    def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled; the incomplete last batch is dropped unless it is the only one.
 
         Under a trainer the order depends on the seed and the epoch alone, and resumes within an epoch.
@@ -173,18 +164,18 @@ class ImageDataModule(LightningDataModule):
         part = self._parts["train"]
         order: Sampler[int] = RandomSampler(part)
         if self.trainer is not None:  # what Lightning would take for several devices; it tells the sampler the epoch
-            ranks, rank, seed = self.trainer.world_size, self.trainer.global_rank, os.environ.get("PL_GLOBAL_SEED", 0)
-            order = DistributedSampler(part, num_replicas=ranks, rank=rank, seed=int(seed))
+            seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
+            order = DistributedSampler(part, self.trainer.world_size, self.trainer.global_rank, seed=seed)
         drop_last = len(order) >= self.batch_size  # type: ignore[arg-type]  # both of them have a length
         loader = TrainingLoader(part, sampler=order, drop_last=drop_last, **self._loading())
         loader.data = self
         return loader
 
-    def val_dataloader(self) -> DataLoader[Arrays]:
+    def val_dataloader(self) -> DataLoader[Any]:
         """The held-out training images, in order."""
         return DataLoader(self._parts["val"], **self._loading())
 
-    def test_dataloader(self) -> DataLoader[Arrays]:
+    def test_dataloader(self) -> DataLoader[Any]:
         """The official test images, in order."""
         return DataLoader(self._parts["test"], **self._loading())
 
@@ -228,10 +219,14 @@ class ImageDataModule(LightningDataModule):
 
     def _is_there(self) -> bool:
         """Whether the files are where `_read` will look; damaged ones count, so that reading can name them."""
-        raise NotImplementedError
+        return True
 
     def _fetch(self) -> object:
         return self.source(str(self.root), download=True)
+
+    def _tensors(self, images: Tensor, labels: Tensor) -> ImageTensors:
+        """A part's images, and what batches hold of its labels as `_read` gives them."""
+        return ImageTensors(images, labels)
 
     def _read(self) -> tuple[Arrays, Arrays]:
         """The official training and test part."""

@@ -20,6 +20,7 @@ from dng_lightning.data.images import MNIST
 from dng_lightning.errors import SettingError
 
 PICTURE_SEED = 0
+LABELS = torch.tensor([list(kind.labels().values()) for kind in EVERY])  # of all attributes, (kinds, 4)
 
 Pictures = list[Attributes] | Attributes | None
 
@@ -46,10 +47,9 @@ class CaptionedTensors(ImageTensors):
         labels: int64 (N, 4).
     """
 
-    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, ...]:
         """Images, labels, and the indices themselves, int64 (B,)."""
-        chosen = torch.as_tensor(indices)
-        return self.images[chosen], self.labels[chosen], chosen
+        return *super().__getitems__(indices), torch.as_tensor(indices)
 
 
 class CaptionedDigits(MNIST):
@@ -110,22 +110,7 @@ class CaptionedDigits(MNIST):
         """Labels of the chosen attributes that the filters leave, ascending; none if batches hold something else."""
         if not self.labelled:
             return []
-        kinds = torch.tensor([list(picture.labels().values()) for picture in self.pictures])
-        return sorted(set(joint(kinds, self.labelled).tolist()))
-
-    def setup(self, stage: str | None = None) -> None:
-        """Read, draw, split and filter, which takes seconds; see ``ImageDataModule.setup``."""
-        ready = bool(self._parts)
-        super().setup(stage)
-        if ready:
-            return
-        kinds = torch.tensor([list(kind.labels().values()) for kind in EVERY])
-        for name, part in self._parts.items():
-            labels = kinds[part.labels]
-            if self.labelled:
-                self._parts[name] = ImageTensors(part.images, joint(labels, self.labelled))
-            else:
-                self._parts[name] = CaptionedTensors(part.images, labels)
+        return sorted(set(joint(LABELS[self._seen_classes], self.labelled).tolist()))
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Seed as ``ImageDataModule`` does, and write the captions."""
@@ -156,6 +141,12 @@ class CaptionedDigits(MNIST):
             draw = Random(f"{seed}{index}")
             written.append(caption(mentioned(EVERY[kind], draw), draw))
         return written
+
+    def _tensors(self, images: Tensor, labels: Tensor) -> ImageTensors:
+        attributes = LABELS[labels]
+        if self.labelled:
+            return ImageTensors(images, joint(attributes, self.labelled))
+        return CaptionedTensors(images, attributes)
 
     def _read(self) -> tuple[Arrays, Arrays]:
         train, test = super()._read()

@@ -109,9 +109,6 @@ class Digits(ImageDataModule):
     image_shape = (1, 8, 8)
     usual_validation = 200
 
-    def _is_there(self) -> bool:
-        return True
-
     def _read(self) -> tuple[Arrays, Arrays]:
         from sklearn.datasets import load_digits  # takes a second to import, and only this class needs it
 

@@ -84,11 +84,11 @@ class TrajectorySet:
     posterior: Tensor | None
     forbidden: Sequence[bool]
 
-    def plot(self) -> Iterator[tuple[Axes, Tensor]]:
+    def plot(self, figure: Figure) -> Iterator[tuple[Axes, Tensor]]:
         """One above the other the axes of posterior and scale against t, and what is to be drawn on them, (N, S)."""
         rows = {"posterior of the forbidden": self.posterior} if self.posterior is not None else {}
         rows |= {"guidance scale": self.scale}
-        figure = Figure(figsize=(6.4, 2.6 * len(rows)), layout="constrained")
+        figure.set_size_inches(6.4, 2.6 * len(rows))
         for axes, (name, row) in zip(figure.subplots(len(rows), 1, squeeze=False)[:, 0], rows.items(), strict=True):
             values = row.cpu().double()
             axes.set_ylabel(name)
@@ -108,10 +108,9 @@ class TrajectorySet:
 
 def trajectories(shown: TrajectorySet) -> Figure:
     """Posterior and guidance scale against t, one line an image."""
-    for axes, values in shown.plot():
+    figure = Figure(layout="constrained")
+    for axes, values in shown.plot(figure):
         shown.lines(axes, values, range(len(values)))
-    figure = axes.figure
-    assert isinstance(figure, Figure)
     return figure
 
 
@@ -122,7 +121,8 @@ def trajectory_bands(shown: TrajectorySet) -> Figure:
     """
     red = [i for i, is_forbidden in enumerate(shown.forbidden) if is_forbidden][:4]
     blue = [i for i, is_forbidden in enumerate(shown.forbidden) if not is_forbidden][: 8 - len(red)]
-    for axes, values in shown.plot():
+    figure = Figure(layout="constrained")
+    for axes, values in shown.plot(figure):
         low, median, high = values.quantile(torch.tensor([0.1, 0.5, 0.9], dtype=values.dtype), dim=0).tolist()
         shown.lines(axes, values, blue + red)
         axes.fill_between(shown.times, low, high, color="grey", alpha=0.3, lw=0, label="10 % to 90 % of the images")
@@ -131,8 +131,6 @@ def trajectory_bands(shown: TrajectorySet) -> Figure:
         if red:
             axes.plot([], [], color=COLOURS[True], label="an image that is forbidden")
         axes.plot([], [], color=COLOURS[False], label="another image")
-    figure = axes.figure
-    assert isinstance(figure, Figure)
     figure.set_size_inches(4.8, 2.4 * len(figure.axes))  # still readable as small as TensorBoard shows it
     figure.axes[0].legend(fontsize="x-small", framealpha=0.5)
     return figure

@@ -9,7 +9,6 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Generator, Tensor, nn
 from torch.nn import functional
-from torchmetrics.classification import MulticlassAccuracy
 
 from dng_lightning.errors import SettingError
 from dng_lightning.evaluation.runs import Labels
@@ -60,9 +59,6 @@ class ClassifierModule(TrainedModule):
         self.optimizer, self.scheduler = optimizer, scheduler
         self.shift, self.cutout = shift, cutout
         self.label_smoothing = label_smoothing
-        classes = int(net.num_classes)  # type: ignore[arg-type]  # nn.Module does not know it
-        self.val_accuracy = MulticlassAccuracy(classes, average="micro")
-        self.test_accuracy = MulticlassAccuracy(classes, average="micro")
 
     def forward(self, x: Tensor, timesteps: Tensor | None = None) -> Tensor:
         """Logits (B, num_classes) of images (B, C, H, W); noisy ones need their levels' timesteps (B,)."""
@@ -146,14 +142,12 @@ class ClassifierModule(TrainedModule):
         images, labels = batch
         x_t, t, timesteps = self._noised(images, generator)
         logits = self(x_t, timesteps)
-        accuracy: MulticlassAccuracy = getattr(self, f"{stage}_accuracy")
-        accuracy(logits, labels)
-        losses = functional.cross_entropy(logits, labels, reduction="none")
-        self.log(f"{stage}/loss", losses.mean(), batch_size=len(labels), sync_dist=True)
-        self.log(f"{stage}/accuracy", accuracy, batch_size=len(labels), prog_bar=True)
-        if self.schedule and t is not None:
-            self.log_by_level(f"{stage}/loss_t", losses, t, self.schedule.T)
-            self.log_by_level(f"{stage}/accuracy_t", (logits.argmax(1) == labels).float(), t, self.schedule.T)
+        right = (logits.argmax(1) == labels).float()
+        for name, values in (("loss", functional.cross_entropy(logits, labels, reduction="none")), ("accuracy", right)):
+            bar = name == "accuracy"
+            self.log(f"{stage}/{name}", values.mean(), batch_size=len(labels), sync_dist=True, prog_bar=bar)
+            if self.schedule and t is not None:
+                self.log_by_level(f"{stage}/{name}_t", values, t, self.schedule.T)
 
     def _noised(self, x: Tensor, generator: Generator | None = None) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Images at random levels, the levels and their timesteps (B,); as they are without a schedule."""

@@ -18,33 +18,17 @@ from dng_lightning.schedule import LinearSchedule, NoiseSchedule
 class BaseDiffusionModule(TrainedModule, ABC):
     """Learns what was noised at random levels; a subclass says of what, and what the network is told.
 
-    Args:
+    Attributes:
         schedule: the noise schedule.
-        prediction: what the network predicts: eps, x0 or v.
-        snr_gamma: weigh the levels by min-SNR-gamma (Hang et al., 2023, who take 5); None to weigh the errors of
-            what is predicted alike (Ho et al.'s simple loss). Validation always does that.
-        optimizer: makes the optimiser from the parameters.
-        scheduler: makes the learning-rate schedule, stepped at each training step; None for a constant rate.
-        compile: compile the network for training.
+        prediction: what the network predicts: eps, x0, v, flow or edm.
+        snr_gamma: bound of the min-SNR weights, > 0; None weighs the errors of what is predicted alike.
+        compile_net: compile the network for training.
     """
 
-    def __init__(
-        self,
-        schedule: NoiseSchedule,
-        prediction: Prediction,
-        snr_gamma: float | None,
-        optimizer: OptimizerCallable,
-        scheduler: LRSchedulerCallable | None,
-        compile: bool,
-    ) -> None:
-        super().__init__()
-        schedule.check(prediction)
-        check_in("(0, inf)", snr_gamma=snr_gamma)
-        self.schedule = schedule
-        self.prediction: Prediction = prediction
-        self.snr_gamma = snr_gamma
-        self.optimizer, self.scheduler = optimizer, scheduler
-        self.compile_net = compile
+    schedule: NoiseSchedule
+    prediction: Prediction
+    snr_gamma: float | None
+    compile_net: bool
 
     def setup(self, stage: str) -> None:
         """Take over the facts about the data; compile the network if asked."""
@@ -124,15 +108,17 @@ class DiffusionModule(BaseDiffusionModule):
         scheduler: LRSchedulerCallable | None = None,
         compile: bool = False,
     ) -> None:
-        super().__init__(schedule or LinearSchedule(), prediction, snr_gamma, optimizer, scheduler, compile)
+        super().__init__()
         self.keep_hyperparameters("net", "schedule", "optimizer", "scheduler")
         check_0_to_1(condition_dropout=condition_dropout)
+        check_in("(0, inf)", snr_gamma=snr_gamma)
         if not isinstance(getattr(net, "num_classes", None), int):
-            raise SettingError(
-                f"{type(net).__name__} has no num_classes; wrap it in networks.DiffusersNetwork or alike"
-            )
+            name = type(net).__name__
+            raise SettingError(f"{name} has no num_classes; wrap it in networks.DiffusersNetwork or alike")
         self.net = net.to(memory_format=torch.channels_last)
-        self.condition_dropout = condition_dropout
+        self.schedule, self.prediction = schedule or LinearSchedule(), prediction
+        self.condition_dropout, self.snr_gamma = condition_dropout, snr_gamma
+        self.optimizer, self.scheduler, self.compile_net = optimizer, scheduler, compile
 
     @classmethod
     def load(cls, name: str) -> Self:
@@ -149,10 +135,10 @@ class DiffusionModule(BaseDiffusionModule):
         path = diffusers_format.find(name)
         if path.name != diffusers_format.INDEX:
             return super().load(name)
-        found = diffusers_format.read(path)
-        module = cls(found.net, found.schedule, found.prediction)
+        net, schedule, prediction, image_shape = diffusers_format.read(path)
+        module = cls(net, schedule, prediction)
         module.net.to(memory_format=torch.contiguous_format)  # as diffusers has it, for its output to the last bit
-        module.image_shape, module.class_names, module.seen_classes = found.image_shape, (), ()
+        module.image_shape, module.class_names, module.seen_classes = image_shape, (), ()
         return module.eval().requires_grad_(False)
 
     @property

@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from dng_lightning import diffusers_format
+from dng_lightning import diffusers_format, shipped
 from dng_lightning.class_labels import labels_of
 from dng_lightning.errors import SettingError
 from dng_lightning.evaluation.runs import EvaluationRun, Samples
@@ -108,8 +108,7 @@ class GuidedSampler(ImageSampler):
             noisy_classifier=ClassifierModule.load(noisy_classifier, noisy=True) if noisy_classifier else None,
         )
         self.judge_name, self.observer_name, self.noisy_classifier_name, self.retrained_name = (
-            diffusers_format.name_of(name) if name else ""
-            for name in (classifier, observer, noisy_classifier, retrained)
+            shipped.name_of(name) if name else "" for name in (classifier, observer, noisy_classifier, retrained)
         )
 
         # The guidances, with what lies beside the checkpoint

@@ -16,6 +16,8 @@ from torch import Generator, Tensor, nn
 from dng_lightning import shipped
 from dng_lightning.errors import SettingError, reason
 
+FACTS = ("image_shape", "class_names", "seen_classes")  # of the data, which a checkpoint tells
+
 
 @contextlib.contextmanager
 def reading(path: Path, what: str) -> Iterator[None]:
@@ -56,8 +58,7 @@ class TrainedModule(LightningModule):
         one made in Python the arguments named in ``objects`` are no plain data and are left out: they must be given
         again to load its checkpoint.
         """
-        frame = inspect.currentframe()
-        constructor = frame.f_back if frame else None
+        constructor = inspect.currentframe().f_back  # type: ignore[union-attr]  # CPython has frames
         self.save_hyperparameters(ignore=objects, frame=constructor)
         if "_instantiator" in self.hparams:  # Lightning holds the configuration in place of the objects
             self.save_hyperparameters(frame=constructor)
@@ -78,9 +79,8 @@ class TrainedModule(LightningModule):
         data = getattr(self.trainer, "datamodule", None)
         if data is None or not hasattr(data, "seen_classes"):
             return
-        self.image_shape = tuple(data.image_shape)
-        self.class_names = tuple(data.class_names)
-        self.seen_classes = tuple(data.seen_classes)
+        for name in FACTS:
+            setattr(self, name, tuple(getattr(data, name)))
         classes = getattr(self.net, "num_classes", 0)
         if classes not in (0, len(self.class_names)):
             raise SettingError(
@@ -169,11 +169,7 @@ class TrainedModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store the facts about the data."""
         if hasattr(self, "seen_classes"):
-            checkpoint["trained_on"] = {
-                "image_shape": list(self.image_shape),
-                "class_names": list(self.class_names),
-                "seen_classes": list(self.seen_classes),
-            }
+            checkpoint["trained_on"] = {name: list(getattr(self, name)) for name in FACTS}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the facts about the data."""

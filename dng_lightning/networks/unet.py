@@ -7,6 +7,7 @@ work happens at half resolution (or a quarter), where the same width costs a qua
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -125,23 +126,20 @@ class UNet(nn.Module):
         self.shrink, self.grow = nn.ModuleList(), nn.ModuleList()
         skips = [width]
         for level, out in enumerate(channels):
-            blocks_here = nn.ModuleList()
-            for _ in range(blocks):
-                blocks_here.append(_Level(width, out, embedding, dropout, level in attention))
-                width = out
-                skips.append(width)
-            self.down.append(blocks_here)
+            pairs = pairwise([width, *[out] * blocks])
+            levels = (_Level(before, after, embedding, dropout, level in attention) for before, after in pairs)
+            self.down.append(nn.ModuleList(levels))
+            skips, width = [*skips, *[out] * blocks], out
             if level < len(channels) - 1:
                 self.shrink.append(nn.Conv2d(width, width, 3, stride=2, padding=1))
                 skips.append(width)
         self.middle1 = _Level(width, width, embedding, dropout, attention=True)
         self.middle2 = ResidualBlock(width, width, embedding, dropout)
         for level, out in reversed(list(enumerate(channels))):
-            blocks_here = nn.ModuleList()
-            for _ in range(blocks + 1):
-                blocks_here.append(_Level(width + skips.pop(), out, embedding, dropout, level in attention))
-                width = out
-            self.up.append(blocks_here)
+            widths = [before + skips.pop() for before in (width, *[out] * blocks)]
+            levels = (_Level(before, out, embedding, dropout, level in attention) for before in widths)
+            self.up.append(nn.ModuleList(levels))
+            width = out
             if level > 0:
                 self.grow.append(nn.Conv2d(width, width, 3, padding=1))
         self.head = nn.Sequential(_norm(width), nn.SiLU(), _zero(nn.Conv2d(width, pixels, 3, padding=1)))

@@ -8,7 +8,7 @@ from torch import Generator, Tensor, nn
 
 from dng_lightning.data.captioned_digits import Captioned, CaptionedDigits
 from dng_lightning.data.pixels import to_float
-from dng_lightning.errors import SettingError, check_0_to_1
+from dng_lightning.errors import SettingError, check_0_to_1, check_in
 from dng_lightning.modules.diffusion import BaseDiffusionModule
 from dng_lightning.parametrization import Prediction
 from dng_lightning.schedule import LinearSchedule, NoiseSchedule
@@ -34,7 +34,7 @@ class TextToImageModule(BaseDiffusionModule):
         schedule: the noise schedule, one that preserves the variance; None for DDPM's linear one with 1,000 levels.
         prediction: what the U-Net predicts: eps, x0 or v.
         caption_dropout: share of the images that are trained with the empty caption, in [0, 1].
-        snr_gamma: weigh the levels by min-SNR-gamma; None for none, see ``BaseDiffusionModule``.
+        snr_gamma: weigh the levels by min-SNR-gamma; None for none, see ``DiffusionModule``.
         optimizer: makes the optimiser from the parameters of U-Net and text encoder.
         scheduler: makes the learning-rate schedule, stepped at each training step; None for a constant rate.
         compile: compile the U-Net for training (needs a C++ compiler on CPUs); faster once the first step is over.
@@ -65,9 +65,12 @@ class TextToImageModule(BaseDiffusionModule):
         scheduler: LRSchedulerCallable | None = None,
         compile: bool = False,
     ) -> None:
-        super().__init__(schedule or LinearSchedule(), prediction, snr_gamma, optimizer, scheduler, compile)
+        super().__init__()
         self.keep_hyperparameters("schedule", "optimizer", "scheduler")
         check_0_to_1(caption_dropout=caption_dropout)
+        check_in("(0, inf)", snr_gamma=snr_gamma)
+        self.schedule, self.prediction = schedule or LinearSchedule(), prediction
+        self.snr_gamma, self.optimizer, self.scheduler, self.compile_net = snr_gamma, optimizer, scheduler, compile
         libraries()  # missing ones are missed now
         trained = AutoencoderModule.load(autoencoder)
         self.vae = trained.net.train()  # train() only silences a warning

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from devices import WithoutDouble
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.tensorboard import SummaryWriter
 
@@ -112,16 +113,6 @@ def test_a_wide_range_is_drawn_whole_on_a_logarithmic_axis():
         assert axes.get_yscale() == "log"
         assert axes.get_ylim()[0] < 1e-3
         assert axes.get_ylim()[1] > 0.9
-
-
-class WithoutDouble(torch.Tensor):
-    """As tensors on Apple's GPUs are: fp64 is for the CPU."""
-
-    def cpu(self) -> torch.Tensor:  # type: ignore[override]
-        return self.as_subclass(torch.Tensor)
-
-    def double(self) -> torch.Tensor:  # type: ignore[override]
-        raise TypeError("this device has no fp64")
 
 
 def test_figures_ask_no_device_for_double_precision(writer: SummaryWriter):

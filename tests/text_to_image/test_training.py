@@ -1,10 +1,12 @@
 """Training of a small latent text-to-image model."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from devices import WithoutDouble
 from running import QUIET, TINY, fit_settings
 from torch import Tensor
 
@@ -217,3 +219,15 @@ def test_settings_that_cannot_be(settings: dict[str, Any], message: str, autoenc
 def test_data_without_captions_are_refused(settings: list[str], message: str, trained):
     with pytest.raises(SettingError, match=message):
         trained("refused", 1, *settings)
+
+
+def test_the_scale_of_the_latents_asks_no_device_for_double_precision(monkeypatch: pytest.MonkeyPatch):
+    def moments(_: object, images: Tensor) -> tuple[Tensor, Tensor]:
+        values = torch.arange(len(images) * 4.0).view(-1, 4).as_subclass(WithoutDouble)
+        return values, 0 * values
+
+    monkeypatch.setattr(networks, "moments", moments)
+    data = SimpleNamespace(part=lambda _: SimpleNamespace(images=torch.zeros(3, 3, 8, 8, dtype=torch.uint8)))
+    model = SimpleNamespace(scale=None, vae=None, device=torch.device("cpu"), trainer=SimpleNamespace(datamodule=data))
+    scale = TextToImageModule._measured_scale(model)  # type: ignore[arg-type]
+    assert scale == pytest.approx(float(torch.arange(12.0).var(correction=0)) ** -0.5)
