@@ -127,10 +127,10 @@ def test_guided_sampling_sees_the_average_in_any_order(order: tuple[int, int], t
     used: list[Tensor] = []
 
     def watched(predictor, *args: object, **settings: object):
-        used.append(weights(predictor.model if hasattr(predictor, "model") else predictor.base))
+        used.append(weights(predictor.denoiser))
         return sample(predictor, *args, **settings)
 
-    monkeypatch.setattr("dng_lightning.callbacks.guided_sampling.sample", watched)
+    monkeypatch.setattr("dng_lightning.modules.image_sampler.sample", watched)
     ema, sampling = EMA(0.9), GuidedSampling("0", images=2, steps=2)
     callbacks = [(ema, sampling)[i] for i in order]
     module = diffusion()
