@@ -25,6 +25,7 @@ import re
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dng_lightning import __version__, shipped
@@ -79,6 +80,9 @@ def run(argv: Sequence[str]) -> "LightningCLI":
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda r: "Tip" not in str(r.msg)[:6])
     for message in NOISE:
         warnings.filterwarnings("ignore", message=f".*{re.escape(message)}")
+
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))  # for classes of the user's own, named by their class path
 
     from dng_lightning.cli import DNGCLI
 

@@ -80,11 +80,7 @@ def read(index: Path) -> tuple[DiffusersNetwork, NoiseSchedule, Prediction, tupl
 
 
 def schedule_of(scheduler: Any) -> NoiseSchedule:
-    """The noise levels of one of diffusers' schedulers.
-
-    Raises:
-        SettingError: they end in pure noise (``rescale_betas_zero_snr``), of which no eps says anything.
-    """
+    """The noise levels of one of diffusers' schedulers; with ``rescale_betas_zero_snr`` they end in pure noise."""
     alpha_bar = (1 - scheduler.betas.double()).cumprod(0)
     return NoiseSchedule(alpha_bar.sqrt(), (1 - alpha_bar).sqrt())
 

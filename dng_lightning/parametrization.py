@@ -48,7 +48,9 @@ def denoised_of(
     if prediction == "x0":
         return output
     if prediction == "eps":
-        return (x_t - sigma * output) / alpha
+        return (
+            x_t / alpha - sigma / alpha * output
+        )  # all branches share x_t / alpha: it does not blur their differences
     if prediction == "v":
         return (alpha * x_t - sigma * output) / (alpha**2 + sigma**2)
     if prediction == "flow":

@@ -42,6 +42,20 @@ def test_the_core_comes_without_lightning_and_torchvision(statement):
     assert run(f"import sys; {statement}; print(*[name for name in {HEAVY} if name in sys.modules])") == ""
 
 
+def test_guided_comes_without_them_too_and_about_as_fast_as_torch():
+    """The extra's libraries are imported when they are used."""
+    statement = "from dng_lightning.text_to_image import guided"
+    heavy = (*HEAVY, "transformers")
+    assert run(f"import sys; {statement}; print(*[name for name in {heavy} if name in sys.modules])") == ""
+    seconds = "import time; start = time.process_time(); {}; print(time.process_time() - start)"
+    run(seconds.format(statement))  # whatever has to be read or compiled for the first time
+
+    def least(what: str) -> float:
+        return min(float(run(seconds.format(what))) for _ in range(3))
+
+    assert least(statement) <= 1.5 * least("import torch")
+
+
 def test_the_core_names_nothing_internal_among_what_a_user_may_choose():
     run(PUBLIC_SUBCLASSES)
 

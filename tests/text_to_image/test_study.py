@@ -69,17 +69,17 @@ def test_the_values_are_those_of_the_images(written: Path, in_place: Path):
     shown = [row for row in found if row["method"] != "Rejection"]
     assert [row["method"] for row in shown] == ["Unguided", *names]
     assert [row["scale"] for row in shown] == ["", "1", "1"]
-    assert module.classifier is not None
+    assert module.judge is not None
     drawn = [module.draw(range(N), guidance) for guidance in (FREE, TRACKING, ADAPTIVE)]
     data = CaptionedDigits(str(Path("data")), label="digit", only=module.kinds.obeys, validation=20)  # type: ignore[attr-defined]
     data.setup()
     real, moments = data.part("train"), Moments()
-    moments.update(module.classifier.net.features(real.images[real.labels != 7] / 127.5 - 1))
+    moments.update(module.judge.net.features(real.images[real.labels != 7] / 127.5 - 1))
     seen = [module.judge.label(to_uint8(samples.images) / 127.5 - 1) for samples in drawn]
     assert seen[0] is not None
     fine = seen[0].labels != 7
     for row, samples, labels in zip(shown, drawn, seen, strict=True):
-        read = module.classifier.net.read(to_uint8(samples.images) / 127.5 - 1)
+        read = module.judge.net.read(to_uint8(samples.images) / 127.5 - 1)
         assert labels is not None
         assert labels.attributes is not None
         assert torch.equal(labels.attributes, read)
@@ -102,7 +102,7 @@ def test_the_values_are_those_of_the_images(written: Path, in_place: Path):
         for name, value in expected.items():
             assert float(row[name]) == pytest.approx(value, rel=1e-4, abs=1e-6), name
         own = Moments()
-        own.update(module.classifier.net.features(to_uint8(samples.images) / 127.5 - 1))
+        own.update(module.judge.net.features(to_uint8(samples.images) / 127.5 - 1))
         distance = frechet_distance(own.mean, own.covariance, moments.mean, moments.covariance)
         assert float(row["fd_retained"]) == pytest.approx(distance, rel=0.01, abs=1e-3)
     assert [float(row["evaluations"]) for row in shown[:2]] == [2 * STEPS, 3 * STEPS]
@@ -139,8 +139,8 @@ def test_an_observer_sees_what_the_reader_reads_in_the_decoded_images(captioned_
     x, level = torch.randn(3, *module.chain_shape), module.schedule.level(500)
     given = predictor.predict(x, level, Needs(observer=1.0))
     images = module.model.decode(given.denoised).clamp(-1, 1)
-    assert module.classifier is not None
-    digit, colour, thickness, _ = module.classifier.net.probabilities(images)
+    assert module.judge is not None
+    digit, colour, thickness, _ = module.judge.net.probabilities(images)
     expected = torch.stack([digit[:, 7], colour[:, VALUES["colour"].index("blue")] * thickness[:, 0]], 1)
     torch.testing.assert_close(given.observed, expected, rtol=1e-4, atol=1e-6)
     assert "observer" not in module.predictor(TRACKING).provides
