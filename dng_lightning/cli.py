@@ -5,10 +5,11 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 import yaml
+from jsonargparse import Namespace, _typehints
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from dng_lightning import (
@@ -37,6 +38,19 @@ RESULTS = {
 
 # What each module that draws is told to avoid, for the name of its folder.
 AVOIDED = {"GuidedSampler": "forbidden", "TextToImageSampler": "negative_prompt"}
+
+
+def _discard_init_args(parser: Any, before: Any, now: Any) -> None:
+    """Forget the settings of a class that another class replaces.
+
+    jsonargparse keeps those whose names the new class knows as well: `--model.guidance NegativePrompting` would take the
+    scale of the method in the configuration, whose scale means something else.
+    """
+    if before and "init_args" in before and before["class_path"].split(".")[-1] != now["class_path"].split(".")[-1]:
+        before["init_args"] = Namespace()
+
+
+_typehints.discard_init_args_on_class_path_change = _discard_init_args
 
 
 class Parser(LightningArgumentParser):

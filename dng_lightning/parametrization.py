@@ -17,14 +17,15 @@ SIGMA_DATA = 0.5  # standard deviation of the data that EDM's preconditioning as
 
 
 def preconditioning(sigma: Any) -> tuple[Any, Any, Any]:
-    """EDM's c_skip, c_out and c_in at the noise level sigma / alpha, a number or a tensor (Karras et al., 2022, table 1)."""
+    """EDM's c_skip, c_out and c_in at the noise level sigma / alpha, a number or a tensor (Karras et al., table 1)."""
     total = sigma**2 + SIGMA_DATA**2
     return SIGMA_DATA**2 / total, sigma * SIGMA_DATA * total**-0.5, total**-0.5
 
 
 def network_input(x_t: Tensor, alpha: float | Tensor, sigma: float | Tensor, prediction: Prediction) -> Tensor:
     """What the network is shown of ``x_t``: itself, or for "edm" x_t / alpha, scaled by c_in."""
-    return x_t if prediction != "edm" else x_t / alpha * preconditioning(sigma / alpha)[2]
+    shown: Tensor = x_t if prediction != "edm" else x_t / alpha * preconditioning(sigma / alpha)[2]
+    return shown
 
 
 def denoised_of(

@@ -71,11 +71,12 @@ class CalibrationWriter(Callback):
 
     def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
         """Keep labels and log ratios."""
-        module, pixels = sampler_of(pl_module, self), to_uint8(outputs.images)
+        module, samples = sampler_of(pl_module, self), outputs["samples"]
+        pixels = to_uint8(samples.images)
         found = module.label(to_float(pixels))
         assert found is not None  # setup refuses a module without a judge
         none = torch.zeros(len(pixels), 0)
-        self.store.write(outputs.seeds, pixels, found.labels, none, self.tracking.state(0))
+        self.store.write(samples.seeds, pixels, found.labels, none, self.tracking.state(0))
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Fit, judge and write."""

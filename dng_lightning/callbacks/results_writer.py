@@ -111,9 +111,8 @@ class ResultsWriter(Callback):
             if trainer.is_global_zero:
                 evaluator.store(draw.run).clear()
             trainer.strategy.barrier("cleared")
-            self.tracking = (
-                PassiveTracking(self.posteriors) if self.posteriors and draw.run == evaluator.unguided else None
-            )
+            tracks = self.posteriors and draw.run == evaluator.unguided
+            self.tracking = PassiveTracking(self.posteriors) if tracks else None
             module.recorders = [self.progress, *([self.tracking] if self.tracking else [])]
         self.clock.start()
 
@@ -127,7 +126,7 @@ class ResultsWriter(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Keep the images; after a guidance's last batch, write its row and redraw the figures."""
-        module, evaluator, samples = sampler_of(pl_module, self), self._evaluator(), outputs
+        module, evaluator, samples = sampler_of(pl_module, self), self._evaluator(), outputs["samples"]
         self.clock.stop(samples)
         draw = module.draws[dataloader_idx]
         evaluator.add(draw.run, samples, self.tracking.log_prob if self.tracking else None)
@@ -179,7 +178,7 @@ class ResultsWriter(Callback):
         """The network whose features are compared, on the module's device."""
         if self.features == "inception":
             return InceptionFeatures(self.inception_weights).to(module.device)
-        return ClassifierFeatures(module.judge, module.judge_name) if self.features else None
+        return ClassifierFeatures(module.judge, module.judge_name) if self.features and module.judge else None
 
     def _reference(
         self, trainer: Trainer, module: ImageSampler, data: Seeds, extractor: FeatureExtractor
@@ -196,6 +195,7 @@ class ResultsWriter(Callback):
                 data.real.prepare_data()
                 data.real.setup("test")
                 path = folder / RealStatistics.file(extractor)
+                assert module.judge is not None  # as setup checked
                 RealStatistics.cached(path, data.real, extractor, module.judge).save(path)
             trainer.strategy.barrier("real images")
         real = RealStatistics.find([folder, module.folder], extractor)
@@ -212,9 +212,9 @@ class ResultsWriter(Callback):
 
 
 class _Clock:
-    """Time, evaluations and CUDA memory of the images of a process; a run's first batch is left out where others follow.
+    """Time, evaluations and CUDA memory of a process's images; the first batch is not timed where others follow.
 
-    The first batch may compile, or warm caches.
+    That one may compile, or warm caches.
     """
 
     def __init__(self, device: torch.device) -> None:

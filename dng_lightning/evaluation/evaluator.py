@@ -201,7 +201,9 @@ class Evaluator:
         middle = min(times, key=lambda time: abs(time - times[0] / 2))
         rows, ends = posterior_metrics.posterior_rows(store.all("posteriors"), became, list(trackers), [middle, 0.0])
         self.posteriors.add([row | self._drawing() for row in rows])
-        lines = {f"{number}: {name}": end for number, (name, end) in enumerate(zip(trackers.values(), ends), 1)}
+        lines = {
+            f"{number}: {name}": end for number, (name, end) in enumerate(zip(trackers.values(), ends, strict=True), 1)
+        }
         curves.calibration(lines).savefig(self.folder / "calibration.png", dpi=120)
 
     def _log(self, run: EvaluationRun, rows: Sequence[dict[str, Any]], times: Sequence[float]) -> None:
@@ -217,8 +219,8 @@ class Evaluator:
         about = {"n": len(self.seeds), "steps": self.steps, "features": rows[0]["features"]} | self.about
         reference = {}
         if self.unguided:
-            counts = torch.bincount(self.store(self.unguided).all("labels"), minlength=len(kinds.names))
-            reference = {"Unguided": counts.tolist()}
+            found = torch.bincount(self.store(self.unguided).all("labels"), minlength=len(kinds.names))
+            reference = {"Unguided": found.tolist()}
         for row in rows:
             own = {name: value for name, value in json.loads(row["guidance"]).items() if name != "class"}
             settings = {"method": row["method"], "scale": row["scale"]} | own | about
@@ -235,7 +237,7 @@ class Evaluator:
         if self.reference is not None:
             hits, total = self.reference.floor(self.kinds.forbidden)
             notes.append(
-                f"Real images: {self.reference.data}; features: {self.reference.extractor}. The classifier calls {hits} "
-                f"of {total} held-out real images of the retained classes forbidden: its floor."
+                f"Real images: {self.reference.data}; features: {self.reference.extractor}. The classifier calls "
+                f"{hits} of {total} held-out real images of the retained classes forbidden: its floor."
             )
         return notes

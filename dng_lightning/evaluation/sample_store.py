@@ -82,7 +82,7 @@ class SampleStore:
                 arrays[name][rows] = values
         if missing:
             raise SettingError(
-                f"{self.folder} lacks the images of {len(missing)} of {len(self.seeds)} seeds, of {min(missing)} first: "
+                f"{self.folder} lacks the images of {len(missing)} of {len(self.seeds)} seeds, first {min(missing)}: "
                 "all processes must write to one file system (--trainer.default_root_dir)"
             )
         for array in arrays.values():

@@ -1,5 +1,6 @@
 """Names and settings of a guidance, also where it wraps another: for tables, file names and messages."""
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass, replace
@@ -7,19 +8,19 @@ from typing import Any, TypeVar
 
 from dng_lightning.guidance.base import Guidance
 from dng_lightning.guidance.references import References
-from dng_lightning.posterior import Posterior, Timing
+from dng_lightning.posterior import CalibratedPosterior, Posterior, Timing, TrackedPosterior
 
 T = TypeVar("T")
 
-PLAIN_POSTERIORS = ("TrackedPosterior", "CalibratedPosterior")  # not part of a name
+PLAIN_POSTERIORS = (TrackedPosterior, CalibratedPosterior)  # not part of a name
 
 
 def display_name(guidance: Guidance) -> str:
     """The method's name, with what it wraps and an unusual posterior: "DynamicNegativeGuidance, released"."""
     inside = ", ".join(map(display_name, wrapped(guidance)))
-    posterior = type(getattr(guidance, "posterior", None)).__name__
-    shown = posterior.endswith("Posterior") and posterior not in PLAIN_POSTERIORS
-    suffix = f", {posterior.removesuffix('Posterior').lower()}" if shown else ""
+    posterior = type(getattr(guidance, "posterior", None))
+    usual = (*PLAIN_POSTERIORS, type(getattr(type(guidance), "posterior", None)))
+    suffix = "" if posterior in usual else f", {posterior.__name__.removesuffix('Posterior').lower()}"
     return type(guidance).__name__ + (f"({inside})" if inside else "") + suffix
 
 
@@ -84,7 +85,14 @@ def _subclasses(kind: type[Any]) -> Iterator[type[Any]]:
 
 
 def _as_dict(value: Any) -> dict[str, Any] | str:
-    return str(value.source) if isinstance(value, References) else {"class": type(value).__name__, **_fields(value)}
+    """What stands for an object in JSON; the rows of a calibration by their hash, for they are many."""
+    if isinstance(value, References):
+        return str(value.source)
+    settings = _fields(value)
+    if isinstance(value, CalibratedPosterior) and value.calibration != "checkpoint":
+        rows = json.dumps([list(map(float, row)) for row in value.calibration])
+        settings["calibration"] = f"sha256 {hashlib.sha256(rows.encode()).hexdigest()[:12]}"
+    return {"class": type(value).__name__, **settings}
 
 
 def _fields(value: Any) -> dict[str, Any]:

@@ -194,9 +194,9 @@ class GuidedSampler(ImageSampler):
             draws.append(Draw(run, Unguided(), retrained=True))
         return draws
 
-    def test_step(self, batch: Tensor, batch_idx: int, dataloader_idx: int = 0) -> Samples:
+    def test_step(self, batch: Tensor, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Samples]:
         """The images of a batch of seeds, from the retrained model where the draw says so."""
         if not self.draws[dataloader_idx].retrained or self.retrained is None:
             return super().test_step(batch, batch_idx, dataloader_idx)
         predictor = NetworkPairPredictor(self.retrained, [], self.retrained.null_class or None)
-        return self.draw_from(predictor, batch.tolist(), Unguided())
+        return {"samples": self.draw_from(predictor, batch.tolist(), Unguided())}

@@ -73,6 +73,7 @@ class CalibratedPosterior(Posterior):
 
     def start(self, x_T: Tensor, conditions: int) -> Tensor:
         """No evidence, (B, K)."""
+        self._rows()  # missing rows are missed before any network is called
         return torch.zeros(len(x_T), conditions, dtype=state_dtype(x_T.device), device=x_T.device)
 
     def log_prob(self, predictions: Predictions, state: Tensor, step: Step) -> Tensor:
@@ -105,10 +106,13 @@ class CalibratedPosterior(Posterior):
         Raises:
             SettingError: the rows are still to be found in the checkpoint's folder.
         """
+        log_snr, slope, shift = zip(*self._rows(), strict=True)
+        return float(np.interp(level.log_snr, log_snr, slope)), float(np.interp(level.log_snr, log_snr, shift))
+
+    def _rows(self) -> Rows:
         if isinstance(self.calibration, str):
             raise SettingError("calibration: checkpoint needs the checkpoint's folder: give rows, or use dng predict")
-        log_snr, slope, shift = zip(*self.calibration, strict=True)
-        return float(np.interp(level.log_snr, log_snr, slope)), float(np.interp(level.log_snr, log_snr, shift))
+        return self.calibration
 
 
 def fit_calibration(

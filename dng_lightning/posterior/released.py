@@ -6,7 +6,6 @@ division. Set the sampler's ``variance`` to beta to draw as the release does.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 from torch import Tensor
 
@@ -46,7 +45,7 @@ class ReleasedPosterior(Posterior):
         """The priors that were given, one or K."""
         return [float(self.prior)] if isinstance(self.prior, int | float) else [float(p) for p in self.prior]
 
-    @cached_property
+    @property
     def corrections(self) -> Corrections:
         """What the authors add to the evidence."""
         return Corrections(self.temperature, self.offset, offset_inside=True)

@@ -8,7 +8,6 @@ starting from the prior. It costs nothing beyond the predictions that the guidan
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Literal, Self
 
 import torch
@@ -78,7 +77,7 @@ class TrackedPosterior(Posterior):
         """The priors that were given, one or K."""
         return [float(self.prior)] if isinstance(self.prior, int | float) else [float(p) for p in self.prior]
 
-    @cached_property
+    @property
     def corrections(self) -> Corrections:
         """What the authors add to the evidence."""
         return Corrections(self.temperature, self.offset, self.offset_inside)

@@ -92,7 +92,8 @@ def sample(
             it needs something that the predictor does not provide.
     """
     sampler, guidance = sampler or Sampler(), with_schedule(guidance, schedule)
-    check(predictor, guidance, sampler)
+    predictor.check(guidance.needs(), type(guidance).__name__)
+    warn_if_biased(guidance.needs(), sampler.eta)
     chain = sampler.chain(schedule)
 
     # Start: x_T ~ N(0, sigma_T^2 I)
@@ -128,20 +129,13 @@ def sample(
     return x_t
 
 
-def check(predictor: Predictor, guidance: Guidance, sampler: Sampler) -> None:
-    """Refuse a guidance whose needs the predictor cannot serve; warn where its posterior is biased."""
-    needs = guidance.needs()
-    predictor.check(needs, type(guidance).__name__)
-    warn_if_biased(needs, sampler.eta)
-
-
 def warn_if_biased(needs: Needs, eta: float) -> None:
     """Warn where a tracked posterior is biased with a sampler of this ``eta``."""
     if needs.is_biased(eta):
         warnings.warn(
             f"a posterior tracked at eta {eta:g} is biased against the class: set eta to 1, or the posterior's "
             "divergence to 1 (twice the network's work) where it has one",
-            stacklevel=4,
+            stacklevel=4,  # whoever calls ``sample``, above its decorator
         )
 
 

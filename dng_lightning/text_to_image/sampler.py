@@ -66,8 +66,8 @@ class TextToImageSampler(ImageSampler):
         save_memory: attend in slices, decode images one by one and in tiles; slower.
         observer: looks at the images for a guidance that asks which negative prompts are emerging; None for the
             ``reader``, if there is one.
-        reader: classifiers that say what images of coloured digits show, see ``AttributeClassifier.load``: they label the
-            images of one prompt by what its negative prompts name, and say without any which images obey their prompt;
+        reader: classifiers that say what images of coloured digits show, see ``AttributeClassifier.load``: they label
+            the images of one prompt by what its negative prompts name, and say without any which images obey their prompt;
             None for no labels.
         compile: compile the U-Net (needs a C++ compiler on CPUs); pays from some hundred images on.
 

@@ -1,0 +1,147 @@
+"""Feedback Guidance's published temperatures and offsets from their two times, and the same for negative guidance."""
+
+import math
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+import torch
+from tracking import LINEAR, advance, no_evidence, start, step_between
+
+from dng_lightning.errors import SettingError
+from dng_lightning.guidance import DynamicNegativeGuidance, FeedbackGuidance, Guidance, LimitedInterval
+from dng_lightning.interfaces import Step
+from dng_lightning.kernel import Kernel
+from dng_lightning.posterior import ObserverPosterior, Timing, TrackedPosterior
+from dng_lightning.sampling.sampler import with_schedule
+from dng_lightning.schedule import LinearSchedule, NoiseSchedule
+
+PRIOR = 0.01
+
+
+def edm(levels: int) -> NoiseSchedule:
+    """Karras et al.'s grid from .002 to 80 with rho 7, as a variance exploding path."""
+    roots = torch.linspace(0.002 ** (1 / 7), 80 ** (1 / 7), levels, dtype=torch.double)
+    return NoiseSchedule(torch.ones(levels), roots**7)
+
+
+def p_at_scale(pi: float, scale: float) -> float:
+    """The posterior at which Feedback Guidance has this scale lambda."""
+    return PRIOR * (1 - pi) * scale / (scale - 1)
+
+
+def feedback(pi: float, t0: float, t1: float, scale: float = 3.0) -> FeedbackGuidance:
+    posterior = TrackedPosterior(PRIOR, p_max=0.2, timing=Timing(t0, t1, p_at_scale(pi, scale)))
+    return FeedbackGuidance(pi, posterior)
+
+
+@pytest.mark.parametrize(
+    ("pi", "t0", "t1", "offset", "temperature"),
+    [
+        (0.999, 0.556, 0.429, -0.2288, 0.0173),
+        (0.95, 0.5, 0.4, -0.0809, 0.0035),
+        (0.85, 0.75, 0.5, -0.0932, 0.0253),
+    ],
+)
+def test_feedback_guidance_has_the_published_temperature_and_offset_at_64_steps(pi, t0, t1, offset, temperature):
+    posterior = with_schedule(feedback(pi, t0, t1), edm(64)).posterior
+    assert posterior.timing is None
+    assert posterior.offset == pytest.approx(offset, abs=5e-5)  # given to four decimals
+    assert posterior.temperature == pytest.approx(temperature, abs=5e-5)
+
+
+def test_the_offset_of_a_level_makes_theirs_of_a_step_and_the_temperature_stays():
+    posterior = feedback(0.999, 0.556, 0.429).posterior
+    coarse, fine = (posterior.with_schedule(edm(levels)) for levels in (64, 6400))
+    assert 100 * fine.offset == pytest.approx(coarse.offset, rel=1e-12)
+    # of 64 steps each, but one of 100 levels from 6,400 ends at a sigma 8 % above that of one of 64
+    assert fine.temperature == pytest.approx(coarse.temperature, rel=0.2)
+
+
+def test_a_noise_level_is_the_same_in_any_units():
+    ve, timing = edm(1000), Timing(0.6, 0.4, math.exp(-3))
+    alpha = 1 / (1 + ve.sigma[1:] ** 2).sqrt()
+    vp = NoiseSchedule(alpha, alpha * ve.sigma[1:])
+    assert timing.corrections(0.99, vp) == pytest.approx(timing.corrections(0.99, ve), rel=1e-9)
+
+
+def without_evidence(guidance: Guidance, steps: int, t0: float) -> float:
+    """The scale at t0, if the two predictions never differ."""
+    guidance = with_schedule(guidance, LINEAR)
+    x_t, x_s, same = no_evidence()
+    same = replace(same, null=x_t)
+    state = guidance.start(x_t, 1)
+    for index, (t, s) in enumerate(pairwise(LINEAR.levels(steps))):
+        kernel = Kernel(t, s)
+        step = Step(index, steps, kernel, kernel)
+        guided = guidance.guide(same, state, step)
+        if LINEAR.fraction(t) <= t0:
+            return float(guided.scale)
+        state = guidance.update(state, step, x_t, x_s, same, guided)
+    raise AssertionError
+
+
+@pytest.mark.parametrize("steps", [1000, 100, 20])
+@pytest.mark.parametrize("scale", [3.0, 1.5])
+def test_without_evidence_the_scale_is_the_one_of_p_0_at_t0_on_any_grid(steps, scale):
+    assert without_evidence(feedback(0.9, 0.5, 0.4, scale), steps, 0.5) == pytest.approx(scale, rel=1e-6)
+    posterior = TrackedPosterior(0.05, timing=Timing(0.5, 0.4, scale / (1 + scale)))
+    dynamic = DynamicNegativeGuidance(posterior=posterior)
+    assert without_evidence(dynamic, steps, 0.5) == pytest.approx(scale, rel=1e-6)
+
+
+def test_the_default_p_0_has_odds_of_3():
+    dynamic = DynamicNegativeGuidance(posterior=TrackedPosterior(0.05, timing=Timing(0.5, 0.4)))
+    assert without_evidence(dynamic, 100, 0.5) == pytest.approx(3, rel=1e-6)
+
+
+def test_at_t1_a_step_of_the_named_discrepancy_balances_the_offset():
+    timing, schedule = Timing(0.5, 0.25, 0.5, discrepancy=2.0), LinearSchedule(64)
+    temperature, offset = timing.corrections(0.5 * math.exp(-1.7), schedule)
+    assert offset == pytest.approx(1.7 / 32)
+    end = step_between(17, 16, schedule=schedule).kernel  # to 16 of 64
+    x_s = math.sqrt(2.0) * end.next_level.alpha  # this far from the one mean, and at the other
+    assert temperature * x_s**2 / (2 * end.variance) == pytest.approx(offset, rel=1e-9)
+
+
+def test_of_several_classes_the_likeliest_comes_to_p_0():
+    posterior = TrackedPosterior([0.02, 0.1], timing=Timing(0.5, 0.5, 0.5)).with_schedule(LINEAR)
+    assert posterior.offset == pytest.approx(math.log(0.5 / 0.1) / 500)
+
+
+def test_a_posterior_inside_others_has_the_times_too():
+    inner = TrackedPosterior(timing=Timing(0.5, 0.4))
+    expected = inner.with_schedule(LINEAR)
+    assert expected == replace(inner, timing=None, temperature=expected.temperature, offset=expected.offset)
+    for wrapped in (lambda p: p, ObserverPosterior):
+        guidance = LimitedInterval(DynamicNegativeGuidance(posterior=wrapped(inner)), 0.5, 5.0)
+        found = with_schedule(guidance, LINEAR)
+        assert found == LimitedInterval(DynamicNegativeGuidance(posterior=wrapped(expected)), 0.5, 5.0)
+
+
+def test_times_without_noise_levels_are_not_passed_over():
+    posterior = TrackedPosterior(timing=Timing(0.5, 0.4))
+    with pytest.raises(SettingError, match="timing needs the noise levels"):
+        advance(posterior, start(posterior, 1, 1), step_between(9, 8), *no_evidence())
+
+
+@pytest.mark.parametrize(
+    ("setting", "reason"),
+    [
+        ({"t0": 1.0}, r"t0 in \[0, 1\)"),
+        ({"t1": 1.1}, r"t1 in \[0, 1\]"),
+        ({"t1": math.nan}, "timing needs"),
+        ({"p_0": 0.0}, "p_0 must be inside"),
+        ({"p_0": 1.0}, "p_0 must be inside"),
+        ({"discrepancy": math.inf}, "discrepancy must be positive and finite"),
+    ],
+)
+def test_times_out_of_range_are_refused(setting, reason):
+    with pytest.raises(SettingError, match=reason):
+        Timing(**({"t0": 0.5, "t1": 0.5} | setting))
+
+
+@pytest.mark.parametrize("setting", [{"offset": 0.1}, {"temperature": 0.5}, {"offset_inside": True}])
+def test_times_beside_what_they_replace_are_refused(setting):
+    with pytest.raises(SettingError, match="timing determines temperature and offset"):
+        TrackedPosterior(timing=Timing(0.5, 0.5), **setting)
