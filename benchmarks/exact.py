@@ -185,7 +185,8 @@ def avoiding(problem: Problem) -> dict[str, Method]:
         "Safe Denoiser, 256 references, exact odds": near(DynamicSafeDenoiser, references),
         "Safe Denoiser, 256 references, as released": near(SafeDenoiser, references),
         "SPELL, 256 references": near(ShieldedDiffusion, references),
-        "Safety-Guided Flow, 256 references": near(SafetyGuidedFlow, references),
+        "Safety-Guided Flow, 256 references": LimitedInterval(near(SafetyGuidedFlow, references), low=25.0),
+        "Safety-Guided Flow, 256 references, all noise levels": near(SafetyGuidedFlow, references),
     }
     return {name: Method(guidance) for name, guidance in guidances.items()}
 

@@ -85,7 +85,8 @@ class FeedbackGuidance(PositiveGuidance):
         log_p = self.posterior.log_prob(_of_class(predictions), state.posterior, step)
         log_ratio = log_p[:, 0] - (log_p if state.log_prior is None else state.log_prior)[:, 0]
         constant = self.scale - 1 if inside(step, self.low, self.high) else 0.0
-        shortfall = ((1 - self.pi) * torch.exp(-log_ratio)).clamp(max=1 - 1 / self._greatest)
+        # (1 - pi) / R in log space: R can be so small that 1 / R overflows, and pi be 1
+        shortfall = torch.exp(self._log_share - log_ratio).clamp(max=1 - 1 / self._greatest)
         scale = (1 / (1 - shortfall) + constant).to(base.dtype)
         return Guided(torch.lerp(null, base, per_image(scale, base)), scale)
 
@@ -95,6 +96,11 @@ class FeedbackGuidance(PositiveGuidance):
         if prior is None:
             prior = self.posterior.log_prob(own, state.posterior, step)
         return Fed(self.posterior.update(state.posterior, step, x_t, x_s, own, guided), prior)
+
+    @property
+    def _log_share(self) -> float:
+        """Log of the unconditional model's share in the learned one."""
+        return math.log(1 - self.pi) if self.pi < 1 else -math.inf
 
     @property
     def _greatest(self) -> float:

@@ -207,6 +207,14 @@ def test_the_scale_is_bounded_on_both_sides_however_the_evidence(scale, most):
     assert up.guide(given, high, step).scale.tolist() == pytest.approx([1 / (1 - 0.1 * math.exp(-3)) + scale - 1] * 3)
 
 
+@pytest.mark.parametrize("log_r", [-9e3, -1e3, 1e3])
+def test_no_ratio_is_too_small_or_too_large(log_r):
+    given, state = same(torch.zeros(4, 2)), state_of(torch.full((4, 1), log_r, dtype=torch.double))
+    for pi, least in ((1.0, 1.0), (0.9, 10.0)):
+        scale = FeedbackGuidance(pi).guide(given, state, step_at()).scale
+        torch.testing.assert_close(scale, torch.full((4,), least if log_r < 0 else 1.0))
+
+
 # --- what it asks for, and what it refuses ---
 
 

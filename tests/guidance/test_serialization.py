@@ -70,7 +70,11 @@ def concrete(kind: type) -> list[type]:
         (DNG(posterior=ClassifierPosterior()), "DynamicNegativeGuidance, classifier"),
         (DNG(posterior=ObserverPosterior(TrackedPosterior())), "DynamicNegativeGuidance, observer"),
         (DNG(posterior=ConstantPosterior()), "DynamicNegativeGuidance, constant"),
-        (AdaptiveNegative(NegativePrompting()), "AdaptiveNegative(NegativePrompting), observer"),
+        (AdaptiveNegative(NegativePrompting()), "AdaptiveNegative(NegativePrompting)"),  # an observer is usual there
+        (
+            AdaptiveNegative(NegativePrompting(), ClassifierPosterior()),
+            "AdaptiveNegative(NegativePrompting), classifier",
+        ),
         (AdaptiveNegative(NegativePrompting(), TrackedPosterior()), "AdaptiveNegative(NegativePrompting)"),
         (
             LimitedInterval(PositiveAndNegative(DNG(2.0, ReleasedPosterior()))),
@@ -128,16 +132,25 @@ def test_references_are_told_by_where_they_come_from():
 
 
 def test_only_what_is_unusual_is_left():
-    guidance = LimitedInterval(DNG(2.0, CalibratedPosterior([[0, 1, 0]])), high=3.0)
+    guidance = LimitedInterval(DNG(2.0, TrackedPosterior([0.1, 0.2])), high=3.0)
     assert non_default(guidance) == {
         "class": "LimitedInterval",
         "high": 3.0,
         "guidance": {
             "class": "DynamicNegativeGuidance",
             "scale": 2.0,
-            "posterior": {"class": "CalibratedPosterior", "calibration": [[0, 1, 0]]},
+            "posterior": {"class": "TrackedPosterior", "prior": [0.1, 0.2]},
         },
     }
+
+
+def test_the_rows_of_a_calibration_are_told_apart_by_a_hash():
+    one, same, other = (
+        non_default(DNG(posterior=CalibratedPosterior(rows))) for rows in ([[0, 1, 0]], [[0, 1.0, 0]], [[0, 1, 2]])
+    )
+    assert one == same != other
+    assert one["posterior"]["calibration"].startswith("sha256 ")
+    assert non_default(DNG(posterior=CalibratedPosterior()))["posterior"] == {"class": "CalibratedPosterior"}
 
 
 @pytest.mark.parametrize("kind", concrete(Guidance), ids=lambda kind: kind.__name__)
