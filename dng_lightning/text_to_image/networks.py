@@ -39,12 +39,9 @@ def unet(settings: Settings, vae: Any, text_encoder: Any) -> Any:
         SettingError: as ``autoencoder``.
     """
     usual = _blocks(settings, "CrossAttnDownBlock2D", "CrossAttnUpBlock2D")
-    given = {
-        "sample_size": vae.config.sample_size // 2 ** (len(vae.config.block_out_channels) - 1),
-        "in_channels": vae.config.latent_channels,
-        "out_channels": vae.config.latent_channels,
-        "cross_attention_dim": text_encoder.config.hidden_size,
-    }
+    latents, side = vae.config.latent_channels, vae.config.sample_size // 2 ** (len(vae.config.block_out_channels) - 1)
+    given = {"sample_size": side, "in_channels": latents, "out_channels": latents}
+    given["cross_attention_dim"] = text_encoder.config.hidden_size
     return _made(libraries()[0].UNet2DConditionModel, "a UNet2DConditionModel", usual | dict(settings), given)
 
 
@@ -55,13 +52,8 @@ def text_encoder(settings: Settings, tokenizer: Any) -> Any:
         SettingError: as ``autoencoder``.
     """
     _, transformers = libraries()
-    given = {
-        "vocab_size": len(tokenizer),
-        "max_position_embeddings": tokenizer.model_max_length,
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
+    given = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    given |= {"vocab_size": len(tokenizer), "max_position_embeddings": tokenizer.model_max_length}
 
     def make(**settings: Any) -> Any:
         if unknown := set(settings) - set(vars(transformers.CLIPTextConfig())):
@@ -110,13 +102,8 @@ def scheduler(schedule: NoiseSchedule, prediction: Prediction) -> Any:
     if not torch.allclose(alpha_bar + schedule.sigma**2, torch.ones_like(alpha_bar)):
         raise SettingError("diffusers has no scheduler of this schedule: take one that preserves the variance")
     beta = 1 - alpha_bar[1:] / alpha_bar[:-1]
-    plain = {
-        "num_train_timesteps": schedule.T,
-        "prediction_type": PREDICTION_TYPES[prediction],
-        "timestep_spacing": "trailing",
-        "steps_offset": 1,  # without effect for that spacing, but any other value is deprecated
-        "clip_sample": False,
-    }
+    plain = {"num_train_timesteps": schedule.T, "prediction_type": PREDICTION_TYPES[prediction], "clip_sample": False}
+    plain |= {"timestep_spacing": "trailing", "steps_offset": 1}  # that offset has no effect; others are deprecated
     linear = {"beta_start": round(float(beta[0]), 9), "beta_end": round(float(beta[-1]), 9), "beta_schedule": "linear"}
     for levels in (linear, {"beta_schedule": "squaredcos_cap_v2"}):
         made = kind(**plain, **levels)

@@ -111,8 +111,7 @@ class TextToImageSampler(ImageSampler):
         dynamic = PositiveAndNegative(DynamicNegativeGuidance(27, AUTHORS), SCALE) if negatives else self.unguided
         usual = [CFGNegativePrompt(SCALE)] if negatives else []
         given = ([guidance or dynamic], guidances or [], usual if compared is None else compared)
-        loaded = ([load_settings(method, self.folder) for method in methods] for methods in given)
-        (self.guidance,), others, self.compared = loaded
+        (self.guidance,), others, self.compared = ([load_settings(m, self.folder) for m in group] for group in given)
         self.guidances = others or [self.guidance]
 
         # Whether all of them go together

@@ -173,8 +173,8 @@ def test_what_obeys_is_what_the_classifiers_read(text_to_image: TextToImageModul
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"prompts": []}, "PromptSampling needs prompts"),
-        ({"prompts": ["a"], "images": 0}, "images >= 1"),
+        ({"prompts": []}, "PromptSampling's prompts must be at least 1"),
+        ({"prompts": ["a"], "images": 0}, "PromptSampling's images must be at least 1"),
         ({"prompts": ["a"], "guidance": NegativePrompting(1.0)}, "NegativePrompting is not for it"),
         ({"prompts": ["a"], "guidance": AdaptiveNegative(ClassifierFreeGuidance(1.0))}, "is not for it"),
         ({"prompts": ["a"], "steps": 0}, "steps must be at least 1"),
@@ -198,7 +198,7 @@ def test_prompts_that_cannot_be_drawn(settings: dict[str, Any], message: str):
         ({"text_encoder": {"hidden_size": 10, "num_attention_heads": 3}}, "these settings do not make a CLIPTextModel"),
         ({"text_encoder": {"vocab_size": 10}}, "gets its vocab_size from the parts beside it"),
         ({"caption_dropout": 1.5}, "caption_dropout must be between 0 and 1; got 1.5"),
-        ({"snr_gamma": 0.0}, "snr_gamma must be above 0"),
+        ({"snr_gamma": 0.0}, r"snr_gamma must be in \(0, inf\)"),
         ({"autoencoder": "nowhere"}, "No checkpoint 'nowhere'"),
         ({"autoencoder": "digits-classifier"}, "is no checkpoint of a AutoencoderModule"),
     ],
@@ -213,7 +213,7 @@ def test_settings_that_cannot_be(settings: dict[str, Any], message: str, autoenc
     ("settings", "message"),
     [
         (["--data.label=colour"], "set data to CaptionedDigits, its label all"),
-        (["--data=MNIST"], "set data to CaptionedDigits, its label all"),
+        (["--data=MNIST", "--data.validation=20"], "set data to CaptionedDigits, its label all"),
     ],
 )
 def test_data_without_captions_are_refused(settings: list[str], message: str, trained):
