@@ -21,8 +21,8 @@ from tiny_vision_language import tiny_vision_language
 
 from dng_lightning import shipped
 from dng_lightning.__main__ import main
+from dng_lightning.captioned_digits.attributes import VALUES
 from dng_lightning.data import CIFAR10, MNIST
-from dng_lightning.data.attributes import VALUES
 from dng_lightning.evaluation.features import ClassifierFeatures
 from dng_lightning.evaluation.real import RealStatistics
 from dng_lightning.modules import ClassifierModule

@@ -6,8 +6,6 @@ from dng_lightning.callbacks.ema import EMA
 from dng_lightning.callbacks.export import Export
 from dng_lightning.callbacks.guided_sampling import GuidedSampling
 from dng_lightning.callbacks.image_writer import ImageWriter
-from dng_lightning.callbacks.pipeline_export import PipelineExport
-from dng_lightning.callbacks.prompt_sampling import PromptSampling
 from dng_lightning.callbacks.results_writer import ResultsWriter
 
 __all__ = [
@@ -17,7 +15,5 @@ __all__ = [
     "Export",
     "GuidedSampling",
     "ImageWriter",
-    "PipelineExport",
-    "PromptSampling",
     "ResultsWriter",
 ]

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from lightning import Callback, LightningModule
-from torch import Tensor, nn
+from torch import Tensor
 
 from dng_lightning.evaluation.features import Judge
 from dng_lightning.evaluation.kinds import Kinds
@@ -87,7 +87,7 @@ class ImageSampler(LightningModule, ABC):
         self.draws_owner: Callback | None = None
         self.recorders: list[Recorder] = []
 
-    def keep_apart(self, **networks: nn.Module | None) -> None:
+    def keep_apart(self, **networks: object) -> None:
         """Set attributes out of the module tree: the trainer's precision is not for what judges images."""
         for name, network in networks.items():
             object.__setattr__(self, name, network)

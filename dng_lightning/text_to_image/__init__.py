@@ -7,14 +7,11 @@ import importlib
 from typing import Any
 
 PUBLIC = {
-    "AttributeClassifier": "attribute_classifier",
-    "AutoencoderModule": "autoencoder",
     "ClassifierObserver": "observers",
     "PromptObserver": "observers",
     "Prompts": "prompts",
     "TextPredictor": "predictor",
     "TextToImageModel": "model",
-    "TextToImageModule": "training",
     "TextToImageSampler": "sampler",
     "VisionLanguageObserver": "vision_language",
     "guided": "pipelines",

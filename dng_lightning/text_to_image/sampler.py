@@ -6,9 +6,7 @@ import torch
 from torch import Tensor
 
 from dng_lightning import diffusers_format
-from dng_lightning.data.captioned_digits import CaptionedDigits
 from dng_lightning.errors import SettingError
-from dng_lightning.evaluation.asked import Asked, Wanted
 from dng_lightning.evaluation.kinds import Kinds
 from dng_lightning.guidance import (
     CFGNegativePrompt,
@@ -23,12 +21,11 @@ from dng_lightning.modules.checkpoint_settings import load_settings
 from dng_lightning.modules.image_sampler import ImageSampler
 from dng_lightning.posterior import TrackedPosterior
 from dng_lightning.sampling import Predictor, Sampler, WithObserver
-from dng_lightning.text_to_image.attribute_classifier import AttributeClassifier
 from dng_lightning.text_to_image.model import Precision, TextToImageModel
 from dng_lightning.text_to_image.observers import PromptObserver
 from dng_lightning.text_to_image.predictor import TextPredictor
-from dng_lightning.text_to_image.prompt_classifier import PromptClassifier
 from dng_lightning.text_to_image.prompts import check_guidance, texts_of
+from dng_lightning.text_to_image.readers import PromptJudge, PromptReader
 
 SCALE = 7.5  # of classifier-free guidance, diffusers' default for Stable Diffusion
 
@@ -58,9 +55,8 @@ class TextToImageSampler(ImageSampler):
         precision: of the U-Net and the text encoders, "fp32" or "bf16".
         save_memory: attend in slices, decode images one by one and in tiles; slower.
         observer: looks at the images for a guidance that needs an observer; None for the ``reader``, if there is one.
-        reader: classifiers of images of coloured digits, see ``AttributeClassifier.load``: they label the images of one
-            prompt by what its negative prompts name, or, without negative prompts, measure which images show what their
-            prompt asks for; None for no labels.
+        reader: labels the images of one prompt by what its negative prompts name, or, without negative prompts,
+            measures which images show what their prompt asks for; None for no labels.
         compile: compile the U-Net (needs a C++ compiler on CPUs); pays from some hundred images on.
 
     Raises:
@@ -68,8 +64,7 @@ class TextToImageSampler(ImageSampler):
     """
 
     folder: Path = Path()
-    reader: AttributeClassifier | None
-    judge: PromptClassifier | None = None
+    judge: PromptJudge | None = None
 
     def __init__(
         self,
@@ -88,7 +83,7 @@ class TextToImageSampler(ImageSampler):
         precision: Precision = "fp32",
         save_memory: bool = False,
         observer: PromptObserver | None = None,
-        reader: str | None = None,
+        reader: PromptReader | None = None,
         compile: bool = False,
     ) -> None:
         super().__init__(Sampler(steps, eta, variance))
@@ -132,22 +127,21 @@ class TextToImageSampler(ImageSampler):
         self.prompts = self.model.encode(prompts, negatives)
         self.class_names, self.forbidden = (*prompts, *negatives, ""), self.prompts.forbidden
         self.wanted = list(range(len(prompts)))
-        self.observer, self.judge_name = observer, f"{Path(reader or '').name}-reader"
+        self.observer, self.reader, self.prompt_kinds = observer, reader, None
         if observer is not None:
             observer.check(negatives, self.image_shape)
-        if reader is not None and self.image_shape != CaptionedDigits.image_shape:
-            raise SettingError(f"a reader knows images of {CaptionedDigits.image_shape}, not {self.image_shape}")
-        loaded_reader = None if reader is None else AttributeClassifier.load(reader)
-        self.asked = None if reader is None else _asked(prompts, negatives)
-        if loaded_reader and isinstance(self.asked, Asked):
-            self.keep_apart(judge=PromptClassifier(loaded_reader, self.asked))
-        self.keep_apart(reader=loaded_reader)
+        if reader is not None:
+            if self.image_shape != reader.image_shape:
+                raise SettingError(f"a reader knows images of {reader.image_shape}, not {self.image_shape}")
+            self.prompt_kinds, judge = reader.understand(prompts, negatives)
+            self.judge_name = reader.name
+            self.keep_apart(judge=judge)
         self.draws = self.all_draws()
 
     @property
     def kinds(self) -> Kinds:
         """What the prompts are about, if there is a reader."""
-        return self.asked or super().kinds
+        return self.prompt_kinds or super().kinds
 
     def read(self, images: Tensor) -> Tensor | None:
         """See ``ImageSampler.read``."""
@@ -166,21 +160,8 @@ class TextToImageSampler(ImageSampler):
         if self.observer is not None:
             return self.observer.probabilities(images, self.prompts.negatives)
         assert self.judge
-        return self.judge.emerging(images)
+        return self.judge.probabilities(images)
 
     def decode(self, x_0: Tensor) -> Tensor:
         """The decoded latents."""
         return self.model.decode(x_0)
-
-
-def _asked(prompts: list[str], negatives: list[str]) -> Asked | Wanted:
-    """What the prompts mean to a reader.
-
-    Raises:
-        SettingError: they are not understood, or there are several with a negative prompt.
-    """
-    if not negatives:
-        return Wanted.in_words(prompts)
-    if len(prompts) > 1:
-        raise SettingError("a reader judges what is avoided by one prompt: give one, or set reader to null")
-    return Asked.in_words(prompts[0], negatives)

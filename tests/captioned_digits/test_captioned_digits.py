@@ -9,9 +9,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from running import Dng, fit_settings
 from torch import Tensor, nn
 
-from dng_lightning.data import MNIST, CaptionedDigits, strokes
-from dng_lightning.data.attributes import VALUES, Attributes
-from dng_lightning.data.captioned_digits import Captioned
+from dng_lightning.captioned_digits import CaptionedDigits, strokes
+from dng_lightning.captioned_digits.attributes import VALUES, Attributes
+from dng_lightning.captioned_digits.data import Captioned
+from dng_lightning.data import MNIST
 from dng_lightning.errors import SettingError
 
 

@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from dng_lightning.data import MNIST, CaptionedDigits
-from dng_lightning.data.attributes import EVERY, VALUES, Attributes
-from dng_lightning.data.captions import caption
+from dng_lightning.captioned_digits import CaptionedDigits
+from dng_lightning.captioned_digits.attributes import EVERY, VALUES, Attributes
+from dng_lightning.captioned_digits.captions import caption
+from dng_lightning.captioned_digits.prompt_kinds import PromptAccuracy, PromptKinds
+from dng_lightning.data import MNIST
 from dng_lightning.errors import SettingError
-from dng_lightning.evaluation.asked import Asked, Wanted
 from dng_lightning.evaluation.metrics import kl_divergence, wilson_interval
 
 COLOURS = VALUES["colour"]
@@ -27,89 +28,89 @@ def read(*pictures: Attributes) -> Tensor:
 
 
 def test_a_related_negative():
-    asked = Asked.in_words("a red digit", ["a seven"])
-    assert asked.names == VALUES["digit"]
-    assert (asked.forbidden, asked.retained) == ((7,), (0, 1, 2, 3, 4, 5, 6, 8, 9))
-    assert (asked.obeys, asked.open) == (Attributes(colour="red"), ("thickness", "background"))
+    kinds = PromptKinds.in_words("a red digit", ["a seven"])
+    assert kinds.names == VALUES["digit"]
+    assert (kinds.forbidden, kinds.retained) == ((7,), (0, 1, 2, 3, 4, 5, 6, 8, 9))
+    assert (kinds.obeys, kinds.open) == (Attributes(colour="red"), ("thickness", "background"))
 
 
 def test_an_unrelated_negative():
     """All that is left of the colours is the one that was asked for."""
-    asked = Asked.in_words("a red seven", ["a blue digit"])
-    assert asked.names == COLOURS
-    assert (asked.forbidden, asked.retained) == ((BLUE,), (RED,))
-    assert (asked.obeys, asked.open) == (Attributes(7, "red"), ("thickness", "background"))
+    kinds = PromptKinds.in_words("a red seven", ["a blue digit"])
+    assert kinds.names == COLOURS
+    assert (kinds.forbidden, kinds.retained) == ((BLUE,), (RED,))
+    assert (kinds.obeys, kinds.open) == (Attributes(7, "red"), ("thickness", "background"))
 
 
 def test_a_contradiction():
     """The negative prompt has the last word; what it does not touch is left of the prompt."""
-    asked = Asked.in_words("a red seven", ["a red digit"])
-    assert (asked.forbidden, asked.retained) == ((RED,), tuple(range(1, 7)))
-    assert (asked.obeys, asked.open) == (Attributes(7), ("thickness", "background"))
+    kinds = PromptKinds.in_words("a red seven", ["a red digit"])
+    assert (kinds.forbidden, kinds.retained) == ((RED,), tuple(range(1, 7)))
+    assert (kinds.obeys, kinds.open) == (Attributes(7), ("thickness", "background"))
 
 
 def test_several_negatives_of_two_attributes():
-    asked = Asked.in_words("a thin digit", ["a seven", "a red digit"])
-    assert len(asked.names) == 70
-    assert len(asked.forbidden) == 7 + 10 - 1
-    assert set(asked.forbidden) | set(asked.retained) == set(range(70))
-    assert all("7" in asked.names[label] or "red" in asked.names[label] for label in asked.forbidden)
-    assert asked.open == ("background",)
+    kinds = PromptKinds.in_words("a thin digit", ["a seven", "a red digit"])
+    assert len(kinds.names) == 70
+    assert len(kinds.forbidden) == 7 + 10 - 1
+    assert set(kinds.forbidden) | set(kinds.retained) == set(range(70))
+    assert all("7" in kinds.names[label] or "red" in kinds.names[label] for label in kinds.forbidden)
+    assert kinds.open == ("background",)
 
 
 def test_a_negative_of_two_attributes_forbids_both_together_alone():
-    asked = Asked.in_words("a digit", ["a red seven"])
-    assert [asked.names[label] for label in asked.forbidden] == ["7 red"]
-    assert len(asked.retained) == 69
+    kinds = PromptKinds.in_words("a digit", ["a red seven"])
+    assert [kinds.names[label] for label in kinds.forbidden] == ["7 red"]
+    assert len(kinds.retained) == 69
 
 
 @pytest.mark.parametrize("negative", [["a seven"], ["a red seven", "white background"], ["a thin blue 3 on grey"]])
 def test_an_image_is_forbidden_if_it_is_what_a_negative_prompt_says(negative: list[str]):
-    asked = Asked.in_words("a digit", negative)
-    labels = asked.labels(EVERYTHING).tolist()
+    kinds = PromptKinds.in_words("a digit", negative)
+    labels = kinds.labels(EVERYTHING).tolist()
     for picture, label in zip(EVERY, labels, strict=True):
-        assert (label in asked.forbidden) == any(named.covers(picture) for named in asked.negatives)
-    assert set(labels) == set(range(len(asked.names)))
+        assert (label in kinds.forbidden) == any(named.covers(picture) for named in kinds.negatives)
+    assert set(labels) == set(range(len(kinds.names)))
 
 
 def test_however_it_is_said():
     for number in range(20):
         said = caption(Attributes(7, "red"), Random(number))
-        assert Asked.in_words(said, ["blue"]) == Asked.in_words("a red seven", ["a blue digit"])
+        assert PromptKinds.in_words(said, ["blue"]) == PromptKinds.in_words("a red seven", ["a blue digit"])
 
 
 # --- measures ---
 
 
 def test_what_is_measured_of_the_prompt():
-    asked = Asked.in_words("a red seven", ["a blue digit"])
+    kinds = PromptKinds.in_words("a red seven", ["a blue digit"])
     images = read(
         Attributes(7, "red"), Attributes(7, "blue"), Attributes(1, "red"), Attributes(7, "red", "thick", "white")
     )
-    assert asked.obeyed(images).tolist() == [True, False, False, True]
-    found = asked.measures(images)
-    assert tuple(found) == asked.columns
+    assert kinds.obeyed(images).tolist() == [True, False, False, True]
+    found = kinds.measures(images)
+    assert tuple(found) == kinds.columns
     assert found["obeyed"] == 0.5
     assert (found["obeyed_low"], found["obeyed_high"]) == wilson_interval(2, 4)
     expected = (kl_divergence([3, 1]) + kl_divergence([3, 1, 0, 0])) / 2  # thickness and background
     assert found["kl_open"] == pytest.approx(expected)
-    assert asked.measures(EVERYTHING)["kl_open"] == pytest.approx(0, abs=1e-9)
+    assert kinds.measures(EVERYTHING)["kl_open"] == pytest.approx(0, abs=1e-9)
 
 
 def test_where_nothing_is_avoided_each_image_is_held_against_its_own_prompt():
-    told = Wanted.in_words(["a red seven", "a one", "a digit"])
+    told = PromptAccuracy.in_words(["a red seven", "a one", "a digit"])
     images = read(Attributes(7, "red"), Attributes(7, "red"), Attributes(7, "red"), Attributes(1, "blue"))
     assert told.summary(images, torch.tensor([0, 1, 2, 1])).startswith("3 of 4 images are all that their prompt asks")
     assert told.summary(images, torch.tensor([1, 1, 1, 0])).startswith("0 of 4 images")
     assert (told.names, told.forbidden, told.columns) == ((), (), ())
     with pytest.raises(SettingError, match="'meat' is not understood"):
-        Wanted.in_words(["a red seven", "meat"])
+        PromptAccuracy.in_words(["a red seven", "meat"])
 
 
 def test_nothing_is_left_open():
-    asked = Asked.in_words("a thick red digit on white", ["a seven"])
-    assert asked.measures(EVERYTHING)["kl_open"] is None
-    assert asked.measures(EVERYTHING[:0]) == {"obeyed": None, "obeyed_low": 0.0, "obeyed_high": 1.0, "kl_open": None}
+    kinds = PromptKinds.in_words("a thick red digit on white", ["a seven"])
+    assert kinds.measures(EVERYTHING)["kl_open"] is None
+    assert kinds.measures(EVERYTHING[:0]) == {"obeyed": None, "obeyed_low": 0.0, "obeyed_high": 1.0, "kl_open": None}
 
 
 # --- real images ---
@@ -125,23 +126,23 @@ def test_nothing_is_left_open():
     ],
 )
 def test_real_images_are_those_that_the_prompt_allows(prompt: str, negative: list[str], settings: dict):
-    asked, data = Asked.in_words(prompt, negative), CaptionedDigits(**settings)
-    asked.check_real(data)
-    assert data.class_names == asked.names
-    assert set(asked.retained) <= set(data.seen_classes)
+    kinds, data = PromptKinds.in_words(prompt, negative), CaptionedDigits(**settings)
+    kinds.check_real(data)
+    assert data.class_names == kinds.names
+    assert set(kinds.retained) <= set(data.seen_classes)
     for wrong in (
         CaptionedDigits(**settings | {"only": Attributes(4)}),
         CaptionedDigits(**settings | {"label": "all"}),
     ):
         with pytest.raises(SettingError, match="these prompts ask for other real images: set data"):
-            asked.check_real(wrong)
+            kinds.check_real(wrong)
 
 
 def test_the_message_says_which_real_images():
     with pytest.raises(SettingError, match=r"its label to digit and its only to \{colour: red\}$"):
-        Asked.in_words("a red digit", ["a seven"]).check_real(MNIST())
+        PromptKinds.in_words("a red digit", ["a seven"]).check_real(MNIST())
     with pytest.raises(SettingError, match=r"its label to \[digit, colour\] and its only to null$"):
-        Asked.in_words("a digit", ["a seven", "red"]).check_real(MNIST())
+        PromptKinds.in_words("a digit", ["a seven", "red"]).check_real(MNIST())
 
 
 # --- what is not understood ---
@@ -157,4 +158,4 @@ def test_the_message_says_which_real_images():
 )
 def test_words_that_say_nothing(prompt: str, negative: list[str], message: str):
     with pytest.raises(SettingError, match=message):
-        Asked.in_words(prompt, negative)
+        PromptKinds.in_words(prompt, negative)

@@ -5,7 +5,7 @@ Every word that is not of grammar says one value of one attribute, so a caption 
 
 from random import Random
 
-from dng_lightning.data.attributes import VALUES, Attributes
+from dng_lightning.captioned_digits.attributes import VALUES, Attributes
 from dng_lightning.errors import SettingError
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dng_lightning.data import strokes
-from dng_lightning.data.attributes import EVERY, VALUES, Attributes
+from dng_lightning.captioned_digits import strokes
+from dng_lightning.captioned_digits.attributes import EVERY, VALUES, Attributes
+from dng_lightning.captioned_digits.captions import caption, mentioned
 from dng_lightning.data.base import Arrays, ImageTensors, kept
-from dng_lightning.data.captions import caption, mentioned
 from dng_lightning.data.images import MNIST
 from dng_lightning.errors import SettingError
 

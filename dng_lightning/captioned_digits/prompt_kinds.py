@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from dng_lightning.data.attributes import EVERY, VALUES, Attributes
-from dng_lightning.data.captioned_digits import CaptionedDigits, joint, joint_names
-from dng_lightning.data.captions import understood
+from dng_lightning.captioned_digits.attributes import EVERY, VALUES, Attributes
+from dng_lightning.captioned_digits.captions import understood
+from dng_lightning.captioned_digits.data import CaptionedDigits, joint, joint_names
 from dng_lightning.errors import SettingError
 from dng_lightning.evaluation.kinds import Kinds
 from dng_lightning.evaluation.metrics import kl_divergence, wilson_interval
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Asked(Kinds):
+class PromptKinds(Kinds):
     """The kinds of images that a prompt and some negative prompts are about.
 
     Attributes:
@@ -41,7 +41,7 @@ class Asked(Kinds):
     open: tuple[str, ...]
 
     @classmethod
-    def in_words(cls, prompt: str, negative: Sequence[str]) -> "Asked":
+    def in_words(cls, prompt: str, negative: Sequence[str]) -> "PromptKinds":
         """What is meant.
 
         Raises:
@@ -122,7 +122,7 @@ class Asked(Kinds):
 
 
 @dataclass(frozen=True)
-class Wanted(Kinds):
+class PromptAccuracy(Kinds):
     """What some prompts ask for, where nothing is avoided: images are of no kinds, but held against their prompt.
 
     Attributes:
@@ -132,7 +132,7 @@ class Wanted(Kinds):
     prompts: tuple[Attributes, ...]
 
     @classmethod
-    def in_words(cls, prompts: Sequence[str]) -> "Wanted":
+    def in_words(cls, prompts: Sequence[str]) -> "PromptAccuracy":
         """What is meant.
 
         Raises:

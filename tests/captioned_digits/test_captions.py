@@ -3,8 +3,17 @@ from random import Random
 
 import pytest
 
-from dng_lightning.data.attributes import BACKGROUNDS, COLOURS, EVERY, VALUES, Attributes
-from dng_lightning.data.captions import GRAMMAR, MOST_WORDS, VOCABULARY, WORDS, caption, mentioned, prompt, understood
+from dng_lightning.captioned_digits.attributes import BACKGROUNDS, COLOURS, EVERY, VALUES, Attributes
+from dng_lightning.captioned_digits.captions import (
+    GRAMMAR,
+    MOST_WORDS,
+    VOCABULARY,
+    WORDS,
+    caption,
+    mentioned,
+    prompt,
+    understood,
+)
 from dng_lightning.errors import SettingError
 
 MEANING = {word: (name, value) for name, values in WORDS.items() for value, words in values.items() for word in words}

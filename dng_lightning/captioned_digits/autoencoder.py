@@ -6,11 +6,11 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Generator, Tensor
 
-from dng_lightning.data.captioned_digits import Captioned
+from dng_lightning.captioned_digits import networks
+from dng_lightning.captioned_digits.attribute_classifier import AttributeClassifier
+from dng_lightning.captioned_digits.data import Captioned
 from dng_lightning.errors import SettingError, check_at_least_0
 from dng_lightning.modules.trained import TrainedModule
-from dng_lightning.text_to_image import networks
-from dng_lightning.text_to_image.attribute_classifier import AttributeClassifier
 
 
 class AutoencoderModule(TrainedModule):

@@ -9,9 +9,9 @@ import pytest
 import torch
 from running import Dng
 
-from dng_lightning.data import CaptionedDigits
-from dng_lightning.data.attributes import VALUES
-from dng_lightning.data.captions import understood
+from dng_lightning.captioned_digits import CaptionedDigits, DigitReader
+from dng_lightning.captioned_digits.attributes import VALUES
+from dng_lightning.captioned_digits.captions import understood
 from dng_lightning.data.pixels import to_uint8
 from dng_lightning.errors import SettingError
 from dng_lightning.evaluation.metrics import kl_divergence, posterior_quality, wilson_interval
@@ -43,7 +43,7 @@ GUIDANCES = """[
 def sampler(
     prompt: str = "a red digit", negative: str | list[str] = "a seven", **settings: object
 ) -> TextToImageSampler:
-    given = {"guidances": [TRACKING, ADAPTIVE], "unguided": FREE, "steps": STEPS, "reader": "captioned-digits"}
+    given = {"guidances": [TRACKING, ADAPTIVE], "unguided": FREE, "steps": STEPS, "reader": DigitReader()}
     return TextToImageSampler("captioned-digits", prompt, negative, **given | settings)  # type: ignore[arg-type]
 
 
@@ -149,7 +149,7 @@ def test_an_observer_sees_what_the_reader_reads_in_the_decoded_images(captioned_
 def test_predict_says_how_many_images_have_what_was_to_be_avoided(
     captioned_place: Path, in_place: Path, dng: Dng, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    prompts = ["--model.prompt=a red digit", "--model.negative_prompt=a seven", "--model.reader=captioned-digits"]
+    prompts = ["--model.prompt=a red digit", "--model.negative_prompt=a seven", "--model.reader=DigitReader"]
     few = ["--model.checkpoint=captioned-digits", "--model.steps=2", "--data.n=2"]
     dng("predict", "--config=stable_diffusion", *few, *prompts, f"--trainer.default_root_dir={tmp_path}")
     out = capsys.readouterr().out
@@ -180,10 +180,14 @@ def test_predict_holds_images_of_many_prompts_against_their_own(
     assert f": {right} of 24 images are all that their prompt asks for" in out
 
 
+def test_a_reader_whose_classifiers_are_not_there(in_place: Path):
+    with pytest.raises(SettingError, match="No checkpoint 'nobody-digit'"):
+        DigitReader("nobody")
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"reader": "nobody"}, "No checkpoint 'nobody-digit'"),
         ({"reader": None}, "AdaptiveNegative.* needs somebody to look at the images: set observer or reader"),
         ({"prompt": ["a seven", "a red one"]}, "a reader judges what is avoided by one prompt"),
         ({"negative": "roasted meat"}, "'roasted meat' is not understood"),

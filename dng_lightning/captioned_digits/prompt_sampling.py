@@ -6,19 +6,19 @@ from torch import Tensor
 
 from dng_lightning.callbacks.requirements import expect
 from dng_lightning.callbacks.validation_sampling import ValidationSampling
-from dng_lightning.data.captions import understood
+from dng_lightning.captioned_digits import networks
+from dng_lightning.captioned_digits.attribute_classifier import AttributeClassifier
+from dng_lightning.captioned_digits.captions import understood
+from dng_lightning.captioned_digits.prompt_kinds import shows
+from dng_lightning.captioned_digits.training import TextToImageModule
 from dng_lightning.data.pixels import to_float, to_uint8
 from dng_lightning.errors import SettingError, check_at_least
 from dng_lightning.evaluation import plots, tensorboard
-from dng_lightning.evaluation.asked import shows
 from dng_lightning.guidance import ClassifierFreeGuidance, Guidance
 from dng_lightning.guidance.serialization import display_name
 from dng_lightning.modules.image_sampler import draw_samples
 from dng_lightning.sampling import Sampler
-from dng_lightning.text_to_image import networks
-from dng_lightning.text_to_image.attribute_classifier import AttributeClassifier
 from dng_lightning.text_to_image.predictor import TextPredictor
-from dng_lightning.text_to_image.training import TextToImageModule
 
 
 class PromptSampling(ValidationSampling):

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from dng_lightning.data.captions import VOCABULARY
+from dng_lightning.captioned_digits.captions import VOCABULARY
 from dng_lightning.errors import SettingError
 
 BEGIN, END, PADDING, UNKNOWN = "<|startoftext|>", "<|endoftext|>", "<|padding|>", "<|unknown|>"

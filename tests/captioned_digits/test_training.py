@@ -12,13 +12,18 @@ from torch import Tensor
 
 from dng_lightning import shipped
 from dng_lightning.__main__ import run
-from dng_lightning.callbacks import PromptSampling
-from dng_lightning.data import CaptionedDigits
-from dng_lightning.data.captioned_digits import Captioned
+from dng_lightning.captioned_digits import (
+    AutoencoderModule,
+    CaptionedDigits,
+    PromptSampling,
+    TextToImageModule,
+    networks,
+)
+from dng_lightning.captioned_digits.data import Captioned
 from dng_lightning.errors import SettingError
 from dng_lightning.guidance import AdaptiveNegative, ClassifierFreeGuidance, NegativePrompting
 from dng_lightning.sampling import ImageNoise, Sampler, sample
-from dng_lightning.text_to_image import AutoencoderModule, TextPredictor, TextToImageModel, TextToImageModule, networks
+from dng_lightning.text_to_image import TextPredictor, TextToImageModel
 
 pytest.importorskip("diffusers", reason="diffusers is not installed (extra text-to-image)")
 pytest.importorskip("transformers", reason="transformers is not installed (extra text-to-image)")

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from dng_lightning.data import MNIST, strokes
-from dng_lightning.data.attributes import BACKGROUNDS, COLOURS
+from dng_lightning.captioned_digits import strokes
+from dng_lightning.captioned_digits.attributes import BACKGROUNDS, COLOURS
+from dng_lightning.data import MNIST
 from dng_lightning.modules import ClassifierModule
 
 
