@@ -63,7 +63,7 @@ class DNGCLI(LightningCLI):
             parser_class=Parser,
             seed_everything_default=0,
             save_config_kwargs={"overwrite": True},
-            trainer_defaults={"callbacks": [callbacks.Dashboard()]},
+            trainer_defaults={"callbacks": [callbacks.HParams()]},
             auto_configure_optimizers=False,
         )
 

@@ -1,7 +1,7 @@
 """Adds the model cards, the benchmarks and the configurations of the repository to the documentation site.
 
 They stay where the repository has them, so that a link between any two of these files works in both places: on the
-site ``docs`` is the root, and ``checkpoints``, ``benchmarks`` and ``configs`` are folders in it.
+site ``docs`` is the root, and ``checkpoints``, ``scripts/benchmarks`` and ``configs`` are folders in it.
 """
 
 import re
@@ -12,7 +12,11 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
-FOLDERS = {"checkpoints": (".md", ".png", ".csv", ".yaml"), "benchmarks": (".md", ".png"), "configs": (".yaml",)}
+FOLDERS = {
+    "checkpoints": (".md", ".png", ".csv", ".yaml"),
+    "scripts/benchmarks": (".md", ".png"),
+    "configs": (".yaml",),
+}
 
 OUT_OF_DOCS = re.compile(rf"(\]\((?:\.\./)*)\.\./(?={'|'.join(FOLDERS)})")
 INTO_DOCS = re.compile(r"(\]\((?:\.\./)+)docs/")

@@ -130,14 +130,11 @@ def tensorboard(logdir: Path, told: Path) -> Iterator[str]:
             assert process.poll() is None, told.read_text()
             assert time.monotonic() < deadline, told.read_text()
             time.sleep(0.1)
-        layout = b"{}"
-        while json.loads(layout) == {}:  # it reads in the background
-            assert time.monotonic() < deadline, "TensorBoard found no layout"
-            with (
-                contextlib.suppress(OSError),
-                urllib.request.urlopen(f"{found[0]}data/plugin/custom_scalars/layout") as answer,
-            ):
-                layout = answer.read()
+        runs = b"[]"
+        while json.loads(runs) == []:  # it reads in the background
+            assert time.monotonic() < deadline, "TensorBoard found no run"
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"{found[0]}data/runs") as answer:
+                runs = answer.read()
             time.sleep(0.1)
         yield found[0]
 

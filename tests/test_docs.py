@@ -30,7 +30,7 @@ OTHERS = [
     r"pip install (\.|'?\.\[[\w-]+\]'?)",
     r"pytest( -\S+)*",
     r"tensorboard --logdir \S+",
-    r"python (benchmarks|scripts)/\w+\.py( \S+)*",
+    r"python scripts/(benchmarks/)?\w+\.py( \S+)*",
 ]
 
 

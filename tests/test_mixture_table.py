@@ -10,7 +10,7 @@ from mixture_table import COLUMNS, INTRODUCTION, heading, row
 from dng_lightning import guidance
 from dng_lightning.guidance import Guidance
 
-BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+BENCHMARKS = Path(__file__).resolve().parents[1] / "scripts" / "benchmarks"
 each_problem = pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem: problem.title)
 
 

@@ -1,19 +1,19 @@
 """Callbacks: weight averaging, sampling and charts of a training, its export, evaluation, writing what was drawn."""
 
 from dng_lightning.callbacks.calibration_writer import CalibrationWriter
-from dng_lightning.callbacks.dashboard import Dashboard
 from dng_lightning.callbacks.ema import EMA
 from dng_lightning.callbacks.export import Export
 from dng_lightning.callbacks.guided_sampling import GuidedSampling
+from dng_lightning.callbacks.hparams import HParams
 from dng_lightning.callbacks.image_writer import ImageWriter
 from dng_lightning.callbacks.results_writer import ResultsWriter
 
 __all__ = [
     "EMA",
     "CalibrationWriter",
-    "Dashboard",
     "Export",
     "GuidedSampling",
+    "HParams",
     "ImageWriter",
     "ResultsWriter",
 ]

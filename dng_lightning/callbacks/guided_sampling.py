@@ -1,6 +1,5 @@
 """The DNG sampling callback: watch, while a model trains, what guidance makes of it."""
 
-import json
 from dataclasses import replace
 from typing import Any
 
@@ -20,11 +19,10 @@ from dng_lightning.evaluation.metrics import forbidden_rate, kl_divergence
 from dng_lightning.evaluation.quality import Moments, frechet_distance
 from dng_lightning.evaluation.runs import Samples
 from dng_lightning.guidance import DynamicNegativeGuidance, Guidance, Unguided
-from dng_lightning.guidance.serialization import settings_json
+from dng_lightning.guidance.serialization import display_name, scale_of
 from dng_lightning.modules.classifier import ClassifierModule
 from dng_lightning.modules.diffusion import DiffusionModule
 from dng_lightning.modules.image_sampler import draw_samples
-from dng_lightning.posterior import Posterior
 from dng_lightning.sampling import ClassConditionalPredictor, Sampler
 
 
@@ -101,53 +99,35 @@ class GuidedSampling(ValidationSampling):
         writer, counts = tensorboard.writer_of(trainer), {}
         for name, guidance in self._methods().items():
             samples = self._draw(trainer, module, guidance)
-            pixels, forbidden = to_uint8(samples.images), [False] * self.images
-            measures = {}
+            pixels, forbidden, measures = to_uint8(samples.images), [False] * self.images, {}
+            posterior = None if samples.posterior is None else samples.posterior.sum(2)
+
+            # Metrics: the same on every device
             if self.classifier is not None:
                 labels = self.classifier.classify(to_float(pixels))[0]
                 forbidden = [label in self.labels for label in labels.tolist()]
                 counts[name] = torch.bincount(labels, minlength=len(module.class_names)).tolist()
                 measures = self._measure(pixels, counts[name])
-            for metric, value in measures.items():  # the same on every device
+            if guidance is self.guidance:
+                measures["scale"] = float(samples.scale.mean())
+                if posterior is not None:
+                    measures["posterior"] = float(posterior[:, -1].mean())
+            for metric, value in measures.items():
                 module.log(f"metrics/{metric}_{name}", value, batch_size=self.images)
+
+            # Pictures: on the first device
             if writer is None:
                 continue
             writer.add_image(f"samples/{name}", plots.framed_grid(pixels.cpu(), forbidden), step)
             if name in counts:
                 tensorboard.class_histogram(writer, f"classes/{name}", counts[name], step)
-                tensorboard.class_shares(writer, f"classes/{name}", counts[name], module.class_names, step)
-            if name == "guided":
-                posterior = None if samples.posterior is None else samples.posterior.sum(2)
+            if guidance is self.guidance:
                 shown = plots.TrajectorySet(samples.times, samples.scale, posterior, forbidden)
-                tensorboard.trajectories(writer, "guidance", shown, step)
+                writer.add_figure("trajectories/scale_and_posterior", plots.trajectory_bands(shown), step)
         if writer is not None:
             if counts:
                 tensorboard.class_bars(writer, counts, module.class_names, self.labels, step)
             writer.flush()
-
-    def charts(self) -> tensorboard.Layout:
-        """The charts of what is logged here, for ``SummaryWriter.add_custom_scalars``."""
-        names = sorted(self._methods())
-
-        def both(metric: str) -> tensorboard.Chart:
-            return tensorboard.lines(*(f"metrics/{metric}_{name}" for name in names))
-
-        charts: tensorboard.Layout = {}
-        if self.classifier is not None:
-            balance = {f"Share of each class, {name}": tensorboard.lines(f"classes/{name}/*") for name in names}
-            if self.labels:
-                balance[f"Share that is forbidden, N = {self.images}"] = both("forbidden_rate")
-            charts["Class balance"] = balance | {"KL from the even classes": both("kl")}
-        bands = {"Scale over all steps": "guidance/scale"}
-        if isinstance(getattr(self.guidance, "posterior", None), Posterior):
-            bands["Posterior at the end"] = "guidance/posterior"
-        if self.labels:
-            titled = ((f"{title}, mean and its 95 % interval", tag) for title, tag in bands.items())
-            charts["Guidance"] = {title: tensorboard.band(tag) for title, tag in titled}
-        titles = {"fd": "Fréchet distance to the retained classes", "fd_all": "Fréchet distance to all real images"}
-        if self.real:
-            charts["Quality"] = {f"{titles[metric]}, N = {self.images}": both(metric) for metric in self.real}
-        return charts
 
     def settings(self, module: LightningModule) -> dict[str, Any]:
         """What is drawn, for the HPARAMS tab; empty if there is nothing forbidden."""
@@ -156,8 +136,8 @@ class GuidedSampling(ValidationSampling):
         names = expect(DiffusionModule, module, self).class_names
         return {
             "forbidden": ", ".join(names[label] for label in self.labels),
-            "guidance": json.loads(settings_json(self.guidance)),
-            "guidance.steps": self.sampler.steps,
+            "guidance": display_name(self.guidance),
+            "scale": scale_of(self.guidance),
         }
 
     def _methods(self) -> dict[str, Guidance]:

@@ -6,7 +6,7 @@ disk, so that any number of processes may add images and an interrupted evaluati
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -197,9 +197,8 @@ class Evaluator:
             labels = self.store(self.unguided).all("labels")
             reference = {"Unguided": torch.bincount(labels, minlength=len(kinds.names)).tolist()}
         for row in rows:
-            own = dict(_flat(json.loads(row["guidance"])))
             about = {"n": len(self.seeds), "steps": int(row["steps"]), "features": row["features"]} | self.about
-            settings = {"method": row["method"], "scale": row.get("scale")} | own | about
+            settings = {"method": row["method"], "scale": row.get("scale")} | about
             counts = {row["method"]: list(map(int, row["histogram"].split()))} | reference
             parts = row["method"], str(row.get("scale") or ""), _hash({name: row[name] for name in KEY}, 6)
             folder = self.folder / "board" / "-".join(filter(None, parts))
@@ -221,15 +220,6 @@ class Evaluator:
                 f"{hits} of {total} held-out real images of the retained classes forbidden: its floor."
             )
         return notes
-
-
-def _flat(settings: Mapping[str, Any], name: str = "") -> Iterator[tuple[str, Any]]:
-    """Settings within settings as "posterior.prior"; of these the class is "posterior"."""
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{name}{key}.")
-        elif name or key != "class":
-            yield name.removesuffix(".") if key == "class" else name + key, value
 
 
 def _hash(identity: Mapping[str, str], digits: int) -> str:

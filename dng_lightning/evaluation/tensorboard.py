@@ -1,10 +1,8 @@
-"""What is drawn on TensorBoard: charts and their layout, classes, trajectories, settings beside results."""
+"""What TensorBoard shows: metrics, classes, images, trajectories, and settings with their results (HPARAMS)."""
 
-import re
 import shutil
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from textwrap import shorten
 from typing import Any
 
 from lightning import Trainer
@@ -16,92 +14,17 @@ from torch.utils.tensorboard.summary import hparams
 from dng_lightning.evaluation import plots
 from dng_lightning.evaluation.plots import TrajectorySet
 
-Chart = list[Any]
-Layout = dict[str, dict[str, Chart]]
-"""Category -> title -> chart, as ``SummaryWriter.add_custom_scalars`` takes it, once a run."""
-
 RENAMED = {"forbidden": "forbidden_rate", "fd_retained": "fd"}
 MEASURED = ("forbidden", "kl", "kl_own", "kl_uniform", "tv", "fd_retained", "fd_all", "kid", "precision", "recall")
 MEASURES = {column: f"metrics/{RENAMED.get(column, column)}" for column in (*MEASURED, "invasiveness")}
-MEASURES |= {column: f"cost/{column}" for column in ("evaluations", "images_per_second")}
+MEASURES |= {column: f"speed/{column}" for column in ("evaluations", "images_per_second")}
 """Columns of ``results.csv`` and their tags, as ``GuidedSampling`` calls those that it has."""
-
-CHARTS = {
-    "Class balance": {
-        "Share that is forbidden": "forbidden",
-        "KL from the even retained classes": "kl",
-        "KL from what is retained of the unguided images": "kl_own",
-        "KL from all classes evenly": "kl_uniform",
-    },
-    "Guidance": {"Images moved that were never forbidden": "invasiveness"},
-    "Quality": {
-        "Fréchet distance to the retained real images": "fd_retained",
-        "Fréchet distance to all real images": "fd_all",
-        "Precision": "precision",
-        "Recall": "recall",
-    },
-}
-"""Category -> title -> column, of the runs of ``dng test``."""
 
 
 def writer_of(trainer: Trainer) -> SummaryWriter | None:
     """The trainer's TensorBoard; None if it logs to none, and on other devices than the first."""
     loggers = (log for log in trainer.loggers if isinstance(log, TensorBoardLogger) and trainer.is_global_zero)
     return next((logger.experiment for logger in loggers), None)
-
-
-# --- charts ---
-
-
-def lines(*tags: str) -> Chart:
-    """A chart of these scalars; a tag that ends in ``*`` stands for all that begin so."""
-    # TensorBoard takes regular expressions and matches the beginning alone: val/loss would bring val/loss_t along
-    return ["Multiline", [re.escape(tag[:-1]) if tag.endswith("*") else f"{re.escape(tag)}$" for tag in tags]]
-
-
-def band(tag: str) -> Chart:
-    """A chart of what ``spread`` logs."""
-    return ["Margin", [f"{tag}_mean", f"{tag}_low", f"{tag}_high"]]
-
-
-def result_charts() -> Layout:
-    """The charts of ``dng test``; every run has the same, and TensorBoard shows them once."""
-    charts = {
-        category: {f"{title}, against 1,000 × scale": lines(MEASURES[column]) for title, column in titles.items()}
-        for category, titles in CHARTS.items()
-    }
-    title = "Guidance scale against 1,000 t / T (the noise is on the right), mean and its 95 % interval"
-    charts["Guidance"] |= {
-        title: band("way/scale"),
-        "Posterior of the forbidden against 1,000 t / T, mean and its 95 % interval": band("way/posterior"),
-    }
-    return charts
-
-
-# --- what charts show ---
-
-
-def spread(writer: SummaryWriter, tag: str, values: Tensor, step: int) -> None:
-    """Log the mean of a quantity >= 0 over images, (N,), and the 95 % interval of that mean, for ``band``.
-
-    The scalars are ``<tag>_mean``, ``<tag>_low`` and ``<tag>_high``.
-    """
-    mean = float(values.mean())
-    error = 1.96 * float(values.std()) / len(values) ** 0.5 if len(values) > 1 else 0.0
-    for name, value in (("mean", mean), ("low", max(0.0, mean - error)), ("high", mean + error)):
-        writer.add_scalar(f"{tag}_{name}", value, step)
-
-
-def trajectories(writer: SummaryWriter, tag: str, shown: TrajectorySet, step: int) -> None:
-    """Log posterior and guidance scale: a figure against t, and the spread of single numbers.
-
-    The figure is ``<tag>/trajectories``; the spread of the images' average scale ``<tag>/scale``, that of their last
-    posterior ``<tag>/posterior``.
-    """
-    spread(writer, f"{tag}/scale", shown.scale.mean(1), step)
-    if shown.posterior is not None:
-        spread(writer, f"{tag}/posterior", shown.posterior[:, -1], step)
-    writer.add_figure(f"{tag}/trajectories", plots.trajectory_bands(shown), step)
 
 
 def class_bars(
@@ -114,13 +37,6 @@ def class_bars(
     """Log a bar chart of each class's share of the images; ``counts`` are name -> images of each class."""
     shares = {name: [count / sum(found) for count in found] for name, found in counts.items()}
     writer.add_figure("classes/bars", plots.class_bars(shares, class_names, forbidden), step)
-
-
-def class_shares(writer: SummaryWriter, tag: str, counts: Sequence[int], class_names: Sequence[str], step: int) -> None:
-    """Log each class's share of the images as a scalar ``<tag>/<class name>``, for a chart of ``lines("<tag>/*")``."""
-    for name, count in zip(class_names, counts, strict=True):
-        word = re.sub(r"[^-.\w]", "_", name)  # a tag is made of words
-        writer.add_scalar(f"{tag}/{word}", count / sum(counts), step)
 
 
 def class_histogram(writer: SummaryWriter, tag: str, counts: Sequence[int], step: int) -> None:
@@ -142,19 +58,6 @@ def class_histogram(writer: SummaryWriter, tag: str, counts: Sequence[int], step
     )
 
 
-def flat(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings without nesting: a class under its name, its own settings under dotted ones."""
-    found: dict[str, Any] = {}
-    for name, value in settings.items():
-        if not isinstance(value, dict):
-            found[name] = value
-            continue
-        kind = value.get("class_path") or value.get("class") or ""
-        inner = {f"{name}.{key}": own for key, own in value.get("init_args", value).items() if key != "class"}
-        found |= {name: kind.rsplit(".", 1)[-1] or None} | flat(inner)
-    return found
-
-
 def hyperparameters(writer: SummaryWriter, settings: Mapping[str, Any], metrics: Sequence[str] | None = None) -> None:
     """Fill the HPARAMS tab with a run's settings and, as its results, the last values of scalars that it logged.
 
@@ -163,13 +66,11 @@ def hyperparameters(writer: SummaryWriter, settings: Mapping[str, Any], metrics:
 
     Args:
         writer: where to.
-        settings: plain values, and classes with their settings as dicts, which become dotted names; what is None or
-            False is left out and long values are cut, to keep the table short.
+        settings: short plain values; None is left out.
         metrics: tags of scalars; None lets TensorBoard gather settings and scalars from all runs that it shows, which
             then may have different ones.
     """
-    told = {name: value for name, value in flat(settings).items() if value is not None and value is not False}
-    plain = {name: value if type(value) in (int, float) else shorten(str(value), 60) for name, value in told.items()}
+    plain = {name: value for name, value in settings.items() if value is not None}
     file = writer._get_file_writer()  # type: ignore[no-untyped-call]
     experiment, *session = hparams(plain, dict.fromkeys(metrics or (), 0.0))  # type: ignore[no-untyped-call]
     for summary in session if metrics is None else (experiment, *session):
@@ -204,7 +105,6 @@ def write_result(
     shutil.rmtree(folder, ignore_errors=True)
     step = round(1000 * float(settings.get("scale") or 0))
     with SummaryWriter(str(folder)) as writer:
-        writer.add_custom_scalars(result_charts())
         for column, tag in MEASURES.items():
             if measures.get(column) is not None:
                 writer.add_scalar(tag, measures[column], step)
@@ -213,9 +113,5 @@ def write_result(
         if samples is not None:
             writer.add_image("samples/first_seeds", plots.framed_grid(*samples), step)
         if shown is not None:
-            rows = {"scale": shown.scale, "posterior": shown.posterior}
-            for name, values in ((name, values) for name, values in rows.items() if values is not None):
-                for time, column in zip(shown.times, values.T, strict=True):
-                    spread(writer, f"way/{name}", column, round(1000 * time))
-            writer.add_figure("way/trajectories", plots.trajectory_bands(shown), step)
+            writer.add_figure("trajectories/scale_and_posterior", plots.trajectory_bands(shown), step)
         hyperparameters(writer, settings)

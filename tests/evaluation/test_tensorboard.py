@@ -1,6 +1,5 @@
 """What is drawn on TensorBoard has known values; see also `tests/test_dashboards.py`."""
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,43 +26,6 @@ def written(writer: SummaryWriter) -> EventAccumulator:
     return events
 
 
-def scalar(events: EventAccumulator, tag: str) -> float:
-    (event,) = events.Scalars(tag)
-    assert event.step == 7
-    return event.value
-
-
-def test_lines_take_the_whole_name_or_its_beginning():
-    kind, (exact, beginning) = tensorboard.lines("val/loss", "classes/a.b/*")
-    assert kind == "Multiline"
-    assert re.match(exact, "val/loss")
-    assert not re.match(exact, "val/loss_t/q1")
-    assert re.match(beginning, "classes/a.b/3")
-    assert not re.match(beginning, "classes/a_b/3")
-
-
-def test_spread_is_the_interval_of_the_mean(writer: SummaryWriter):
-    values = torch.tensor([1.0, 2.0, 3.0, 6.0])  # mean 3, variance 14 / 3, of the mean 7 / 6
-    tensorboard.spread(writer, "scale", values, 7)
-    events = written(writer)
-    error = 1.96 * (7 / 6) ** 0.5
-    assert [scalar(events, tag) for tag in tensorboard.band("scale")[1]] == pytest.approx([3, 3 - error, 3 + error])
-
-
-@pytest.mark.parametrize(("values", "low"), [([0.0, 0.0, 1.0], 0.0), ([0.5], 0.5)])
-def test_spread_stays_above_zero_and_of_one_image_has_no_width(values: list[float], low: float, writer: SummaryWriter):
-    tensorboard.spread(writer, "posterior", torch.tensor(values), 7)
-    assert scalar(written(writer), "posterior_low") == low
-
-
-def test_shares_of_classes_whatever_their_names(writer: SummaryWriter):
-    tensorboard.class_shares(writer, "classes/guided", [1, 0, 3], ["T-shirt/top", "Ankle boot", "0.5"], 7)
-    events = written(writer)
-    tags = ["classes/guided/T-shirt_top", "classes/guided/Ankle_boot", "classes/guided/0.5"]
-    assert events.Tags()["scalars"] == tags
-    assert [scalar(events, tag) for tag in tags] == [0.25, 0, 0.75]
-
-
 def test_a_histogram_keeps_empty_classes(writer: SummaryWriter):
     tensorboard.class_histogram(writer, "classes/guided", [0, 2, 0, 1, 0], 7)
     (event,) = written(writer).Histograms("classes/guided")
@@ -73,16 +35,6 @@ def test_a_histogram_keeps_empty_classes(writer: SummaryWriter):
     assert histogram.bucket_limit == [0.5, 1.5, 2.5, 3.5, 4.5]
     assert (histogram.min, histogram.max) == (0.5, 3.5)
     assert (histogram.num, histogram.sum, histogram.sum_squares) == (3, 5, 11)
-
-
-def test_trajectories_average_the_scale_and_take_the_last_posterior(writer: SummaryWriter):
-    posterior, scale = torch.tensor([[0.1, 0.2], [0.1, 0.6]]), torch.tensor([[1.0, 3.0], [2.0, 6.0]])
-    shown = TrajectorySet([1.0, 0.5], scale, posterior, [False, True])
-    tensorboard.trajectories(writer, "guidance", shown, 7)
-    events = written(writer)
-    assert scalar(events, "guidance/posterior_mean") == pytest.approx(0.4)
-    assert scalar(events, "guidance/scale_mean") == pytest.approx(3)
-    assert events.Tags()["images"] == ["guidance/trajectories"]
 
 
 # --- the figure ---
@@ -115,8 +67,8 @@ def test_a_wide_range_is_drawn_whole_on_a_logarithmic_axis():
         assert axes.get_ylim()[1] > 0.9
 
 
-def test_figures_ask_no_device_for_double_precision(writer: SummaryWriter):
+def test_figures_ask_no_device_for_double_precision():
     scale = torch.rand(9, 2).as_subclass(WithoutDouble)
     shown = TrajectorySet([1.0, 0.5], scale, scale, [True] + [False] * 8)
-    tensorboard.trajectories(writer, "guidance", shown, 7)
+    assert len(plots.trajectory_bands(shown).axes) == 2
     assert len(plots.trajectories(shown).axes) == 2

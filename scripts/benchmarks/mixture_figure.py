@@ -1,4 +1,4 @@
-"""The 2-D mixture under each method, beside the true conditional: python benchmarks/mixture_figure.py [PNG]."""
+"""The 2-D mixture under each method, beside the true conditional: python scripts/benchmarks/mixture_figure.py [PNG]."""
 
 import sys
 from io import BytesIO

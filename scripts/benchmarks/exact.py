@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
 from mixture import BatchNoise, GaussianMixture, across, near, ring
 
 from dng_lightning.guidance import (

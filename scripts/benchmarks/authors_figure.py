@@ -1,4 +1,4 @@
-"""Our trade-off beside the authors' first: python benchmarks/authors_figure.py [results.csv of dng test]
+"""Our trade-off beside the authors' first: python scripts/benchmarks/authors_figure.py [results.csv of dng test]
 
 Prints how Dynamic Negative Guidance compares with negative prompting and Safe Latent Diffusion at equal shares of
 airplanes in CIFAR-10: as ratios, since the networks, the classifiers and the features of the distances are others, and

@@ -1,4 +1,4 @@
-"""What a guided step costs beyond its network: python benchmarks/sampling_overhead.py
+"""What a guided step costs beyond its network: python scripts/benchmarks/sampling_overhead.py
 
 Times whole steps of the sampler (predictions, guidance, evidence, noise) against the bare batched forward pass of the
 same network on the same input, in turn, and prints the median of the ratios step by step.

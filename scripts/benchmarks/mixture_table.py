@@ -1,6 +1,6 @@
 """Every guidance on mixtures whose exact predictions are known.
 
-    python benchmarks/mixture_table.py > benchmarks/mixture.md
+    python scripts/benchmarks/mixture_table.py > scripts/benchmarks/mixture.md
 
 Prints ``INTRODUCTION`` and a table a problem and number of steps, as it goes: the share of samples that are not of the
 true conditional's components, with its 95 % interval; how far the retained modes were moved, and their width; the
@@ -18,7 +18,7 @@ from dng_lightning.evaluation.metrics import kl_divergence, wilson_interval
 INTRODUCTION = """\
 # Every guidance on exact mixtures
 
-`python benchmarks/mixture_table.py > benchmarks/mixture.md`, one seed, about ten minutes on one CPU core.
+`python scripts/benchmarks/mixture_table.py > scripts/benchmarks/mixture.md`, one seed, about ten minutes on one core.
 Scales are examples, not tuned; without a class or prompt the forms of negative prompting are one. Sampling is ancestral
 but where eta 0 is said. The references all lie in the forbidden mode; in two dimensions SPELL and Safety-Guided Flow
 move an image off them, not out of the mode. "Posterior off by" is the mean distance, before the last step and on the

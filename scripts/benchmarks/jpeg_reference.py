@@ -1,4 +1,4 @@
-"""What a good Fréchet distance is: python benchmarks/jpeg_reference.py [data folder] [classifier]
+"""What a good Fréchet distance is: python scripts/benchmarks/jpeg_reference.py [data folder] [classifier]
 
 Prints the distance to CIFAR-10's training images of equally many held-out test images, as they are and after JPEG
 compression of quality 75, in the classifier's features: what ``dng test`` reports as ``fd_all`` for generated ones. The

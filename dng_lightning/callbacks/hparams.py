@@ -1,0 +1,50 @@
+"""Fills TensorBoard's tab of hyper-parameters with the settings that trainings differ in, and what came of them."""
+
+from typing import Any
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+
+from dng_lightning.callbacks.guided_sampling import GuidedSampling
+from dng_lightning.evaluation import tensorboard
+
+
+class HParams(Callback):
+    """Writes settings beside the metrics that were last measured, when a training ends.
+
+    The command line adds it to every training; it does nothing without a ``TensorBoardLogger``.
+    """
+
+    def __init__(self) -> None:
+        self.has_trained = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note that this is not a finished training that was resumed."""
+        self.has_trained = True
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write them."""
+        if self.has_trained and (writer := tensorboard.writer_of(trainer)):
+            measured = sorted(name for name in trainer.callback_metrics if name.startswith(("val/", "metrics/")))
+            tensorboard.hyperparameters(writer, settings(trainer, pl_module), measured)
+
+
+def settings(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
+    """What trainings are compared by: network, optimiser, data, length and guidance."""
+    optimizer, data = trainer.optimizers[0], trainer.datamodule  # type: ignore[attr-defined]  # set by Trainer.fit
+    batch = getattr(data, "batch_size", None)
+    found: dict[str, Any] = {
+        "parameters": sum(weight.numel() for weight in module.parameters()),
+        "prediction": module.hparams.get("prediction"),
+        "optimizer": type(optimizer).__name__,
+        # of a one-cycle schedule the peak; what the optimiser was given is overwritten by it
+        "learning_rate": optimizer.param_groups[0].get("max_lr", optimizer.defaults.get("lr")),
+        "batch_size": batch and batch * trainer.world_size * trainer.accumulate_grad_batches,
+        "steps": trainer.global_step,
+        "precision": trainer.precision,
+        "data": type(data).__name__ if data else None,
+    }
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, GuidedSampling):
+            found |= callback.settings(module)
+    return found
