@@ -19,7 +19,7 @@ PUBLIC = ("guidance", "posterior", "sampling", "schedule", "kernel", "interfaces
 
 
 def __getattr__(name: str) -> Any:
-    # `from dng_lightning import shipped` asks here first: a module of that name is no public name to look for
+    # `from dng_lightning import resources` asks here first: a module of that name is no public name to look for
     is_module = importlib.util.find_spec(f"{__name__}.{name}") is not None
     for module in () if name.startswith("_") or is_module else PUBLIC:
         public = importlib.import_module(f"{__name__}.{module}")

@@ -28,7 +28,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dng_lightning import __version__, shipped
+from dng_lightning import __version__, resources
 from dng_lightning.errors import SettingError
 
 if TYPE_CHECKING:
@@ -108,14 +108,14 @@ def _with_configs(argv: list[str]) -> list[str]:
     for before, arg in zip([command, *rest], rest, strict=False):
         flag, equals, value = arg.partition("=")
         if before in ("-c", "--config"):
-            found.append(str(shipped.config(arg)))
+            found.append(str(resources.config(arg)))
         elif flag == "--config" and equals:
-            found.append(f"--config={shipped.config(value)}")
+            found.append(f"--config={resources.config(value)}")
         else:
             found.append(arg)
         named |= flag in ("-c", "--config")
     if command in DEFAULT_CONFIGS and (command in ALWAYS_FIRST or not named):
-        found[1:1] = ["--config", str(shipped.config(DEFAULT_CONFIGS[command]))]
+        found[1:1] = ["--config", str(resources.config(DEFAULT_CONFIGS[command]))]
     return found
 
 

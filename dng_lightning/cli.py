@@ -11,10 +11,10 @@ import yaml
 from jsonargparse import Namespace, _typehints
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
-from dng_lightning import callbacks, captioned_digits, data, guidance, modules, networks, posterior, schedule, shipped
+from dng_lightning import callbacks, captioned_digits, data, guidance, modules, networks, posterior, resources, schedule
 from dng_lightning.errors import SettingError
 from dng_lightning.files import file_name
-from dng_lightning.modules.trained import reading
+from dng_lightning.modules.base_module import reading
 from dng_lightning.text_to_image import observers, sampler, vision_language
 
 # What is imported can be named in a configuration by its class name alone.
@@ -22,10 +22,8 @@ NAMED = callbacks, captioned_digits, data, guidance, modules, networks, posterio
 NAMED_IN_TEXT_TO_IMAGE = observers, sampler, vision_language
 
 # For each command what it continues in its folder, and which settings of the model may differ when it does.
-RESULTS = {
-    "predict": ("records", ()),
-    "test": ("results.csv", ("guidance", "guidances", "steps", "observer", "noisy_classifier", "retrained", "compile")),
-}
+FREE = "guidance guidances steps observer noise_conditional_classifier retrained_checkpoint compile"
+RESULTS = {"predict": ("records", ()), "test": ("results.csv", FREE.split())}
 
 # What each module that draws is told to avoid, for the name of its folder.
 AVOIDED = {"GuidedSampler": "forbidden", "TextToImageSampler": "negative_prompt"}
@@ -109,7 +107,7 @@ class DNGCLI(LightningCLI):
             return
         if self._draws():
             raise SettingError(f"--ckpt_path is not for sampling: use --model.checkpoint {settings.ckpt_path}")
-        path = shipped.checkpoint(settings.ckpt_path)
+        path = resources.checkpoint(settings.ckpt_path)
         with reading(path, "a training"):
             torch.load(path, map_location="cpu", weights_only=True)
         settings.ckpt_path = str(path)
@@ -129,7 +127,7 @@ class DNGCLI(LightningCLI):
             return "logs"
         forbidden = model.init_args[avoided]
         names = [file_name(name) for name in (forbidden if isinstance(forbidden, list) else [forbidden or "nothing"])]
-        folder = f"results/{shipped.name_of(model.init_args.checkpoint)}-without-{'-'.join(names)}"
+        folder = f"results/{resources.name_of(model.init_args.checkpoint)}-without-{'-'.join(names)}"
         if self.subcommand == "predict":
             guidance = model.init_args.guidance
             method = f"-{guidance.class_path.rsplit('.', 1)[-1]}" if guidance else ""

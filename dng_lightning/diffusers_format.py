@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dng_lightning import shipped
+from dng_lightning import resources
 from dng_lightning.errors import SettingError, reason, require
 from dng_lightning.networks.diffusers import DiffusersNetwork
 from dng_lightning.parametrization import Prediction
@@ -23,7 +23,7 @@ def find(name: str, pipeline: str = "DDPMPipeline", without: Sequence[str] = ())
     """The file of a checkpoint of ours, or the `model_index.json` of one of diffusers'.
 
     Args:
-        name: as ``shipped.checkpoint`` takes it, or a model of the Hugging Face hub, `owner/model`, which is
+        name: as ``resources.checkpoint`` takes it, or a model of the Hugging Face hub, `owner/model`, which is
             downloaded if it is not in its cache. What exists here wins.
         pipeline: the class of diffusers' that downloads it.
         without: parts of it that are not downloaded.
@@ -32,7 +32,7 @@ def find(name: str, pipeline: str = "DDPMPipeline", without: Sequence[str] = ())
         SettingError: there is none, it cannot be had, or diffusers is not installed.
     """
     try:
-        return shipped.checkpoint(name)
+        return resources.checkpoint(name)
     except SettingError:
         if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) or name.endswith(".ckpt") or Path(name).parent.is_dir():
             raise

@@ -123,13 +123,13 @@ class Step:
         index: number of the step, from 0.
         count: number of steps.
         kernel: the ancestral kernel (eta = 1) by which evidence is measured.
-        drawn: the kernel that the sampler draws from; ``kernel`` itself at eta = 1.
+        sampling_kernel: the kernel that the sampler draws from; ``kernel`` itself at eta = 1.
     """
 
     index: int
     count: int
     kernel: Kernel
-    drawn: Kernel
+    sampling_kernel: Kernel
 
     @property
     def level(self) -> NoiseLevel:
@@ -144,7 +144,7 @@ class Step:
     @property
     def eta(self) -> float:
         """The sampler's eta."""
-        return self.drawn.eta
+        return self.sampling_kernel.eta
 
 
 @dataclass(frozen=True)

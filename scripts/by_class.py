@@ -17,9 +17,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dng_lightning.errors import SettingError
-from dng_lightning.evaluation.curves import LABELS, MARKS, errors, plain_numbers
-from dng_lightning.evaluation.report import SAFETY, Rows, by_method, equal_safety
-from dng_lightning.evaluation.table import read
+from dng_lightning.evaluation.results_file import read
+from dng_lightning.evaluation.study_figures import LABELS, MARKS, errors, plain_numbers
+from dng_lightning.evaluation.tables import SAFETY, Rows, by_method, equal_safety
 
 
 def collected(folders: Sequence[Path]) -> list[dict[str, str]]:
@@ -76,7 +76,7 @@ def points(
     axes: Axes, x: Sequence[float], rows: Rows, measure: str, look: str = "o-", colour: str = "C0", label: str = ""
 ) -> None:
     """Values of a measure with their intervals; a forbidden rate in per cent."""
-    factor = 100 if measure == "forbidden" else 1
+    factor = 100 if measure == "forbidden_rate" else 1
     bounds = [[factor * error for error in side] for side in errors(rows, measure)]
     values = [factor * float(row[measure]) for row in rows]
     axes.errorbar(x, values, bounds, fmt=look, ms=5, color=colour, elinewidth=0.8, label=label or "_")
@@ -93,12 +93,12 @@ def matched(rows: Rows, safety: Sequence[float] = SAFETY) -> str:
     methods = list(dict.fromkeys(result["method"] for own in found.values() for result in own))
     features = ", ".join(dict.fromkeys(row["features"] for row in rows if row.get("features")))
     distance = f"Fréchet distance (features of {features})" if features else "Fréchet distance"
-    own = "KL to the unguided images' own balance / " if any(row.get("kl_own") for row in rows) else ""
-    lines = [f"KL to even over what is retained / {own}{distance}, where this share is still forbidden:", ""]
+    own = "KL to unguided / " if any(row.get("kl_unguided") for row in rows) else ""
+    lines = [f"KL to uniform over the retained classes / {own}{distance}, where this share is still forbidden:", ""]
     heads = [f"{method}, {100 * level:g} %" for level in safety for method in methods]
     lines += [f"| removed | {' | '.join(heads)} |", "|" + "---|" * (1 + len(heads))]
     for name, results in found.items():
-        values = {(result["method"], result["forbidden"]): result for result in results}
+        values = {(result["method"], result["forbidden_rate"]): result for result in results}
         cells = [_cell(values.get((method, level), {})) for level in safety for method in methods]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
@@ -112,7 +112,7 @@ def share(text: str) -> float:
 
 
 def _cell(result: Mapping[str, Any]) -> str:
-    shown = {"kl": 3, "kl_own": 3, "fd_retained": 2}
+    shown = {"kl_retained": 3, "kl_unguided": 3, "fd_retained": 2}
     numbers = [f"{result[name]:.{digits}f}" for name, digits in shown.items() if name in result]
     return " / ".join(numbers) or "–"
 

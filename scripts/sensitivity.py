@@ -17,9 +17,9 @@ from matplotlib.figure import Figure
 
 from dng_lightning import guidance
 from dng_lightning.errors import SettingError
-from dng_lightning.evaluation.curves import LABELS, plain_numbers
-from dng_lightning.evaluation.report import Rows
-from dng_lightning.evaluation.table import read
+from dng_lightning.evaluation.results_file import read
+from dng_lightning.evaluation.study_figures import LABELS, plain_numbers
+from dng_lightning.evaluation.tables import Rows
 from dng_lightning.guidance.serialization import settings_json
 
 Settings = Mapping[str, Any]
@@ -57,7 +57,7 @@ def figure(rows: Rows) -> Figure:
     grid = figure.subplots(2, len(varied), squeeze=False, sharex="col", sharey="row")
     for column, (name, own) in enumerate(varied.items()):
         ticks = [f"{value:g}" if _is_number(value) else str(value) for value, _ in own]
-        for axes, measure in zip(grid[:, column], ("forbidden", "kl"), strict=True):
+        for axes, measure in zip(grid[:, column], ("forbidden_rate", "kl_retained"), strict=True):
             points(axes, range(len(own)), [row for _, row in own], measure)
             axes.set_xticks(range(len(own)), ticks)
             axes.set_ylabel("" if column else fill(LABELS[measure], 28))

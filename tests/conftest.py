@@ -19,12 +19,12 @@ from running import QUIET, Dng, DngProcess, Fitted, fit_settings
 from tiny_diffusion import tiny
 from tiny_vision_language import tiny_vision_language
 
-from dng_lightning import shipped
+from dng_lightning import resources
 from dng_lightning.__main__ import main
 from dng_lightning.captioned_digits.attributes import VALUES
 from dng_lightning.data import CIFAR10, MNIST
 from dng_lightning.evaluation.features import ClassifierFeatures
-from dng_lightning.evaluation.real import RealStatistics
+from dng_lightning.evaluation.reference_statistics import ReferenceStatistics
 from dng_lightning.modules import ClassifierModule
 
 # On cores that others use too (pytest -n 2) torch's threads wait for each other, and everything takes ten times longer.
@@ -127,7 +127,7 @@ def tiny_checkpoint(dng: Dng, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_single_class(dng: Dng, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of an unconditional model of the digit 0 alone."""
-    settings = ["--data.only=0", "--model.net.num_classes=0", "--trainer.max_steps=12"]
+    settings = ["--data.include_classes=0", "--model.net.num_classes=0", "--trainer.max_steps=12"]
     callbacks = "--trainer.callbacks=[{class_path: EMA}, {class_path: Export}]"
     return fit_tiny(dng, tmp_path_factory.mktemp("tiny_0"), *settings, callbacks)
 
@@ -159,7 +159,7 @@ def fitted(dng: Dng, fake_mnist: Path) -> Fitted:
     place = fake_mnist.parent
 
     def fit(name: str) -> Path:
-        trainer = yaml.safe_load(shipped.config(name).read_text())["trainer"]
+        trainer = yaml.safe_load(resources.config(name).read_text())["trainer"]
         folder = place / trainer["default_root_dir"]
         if folder.exists():
             return folder
@@ -203,12 +203,12 @@ def place(fitted: Fitted) -> Path:
         shutil.copytree(fitted(name), place / name.replace("_", "-"), dirs_exist_ok=True)
     shutil.copytree(place / "mnist-classifier", place / "mnist-observer", dirs_exist_ok=True)
     data, classifier = (
-        MNIST(root=str(place / "data"), validation=20),
+        MNIST(root=str(place / "data"), val_size=20),
         ClassifierModule.load(str(place / "mnist-classifier")),
     )
     data.setup()
     extractor = ClassifierFeatures(classifier, "mnist-classifier")
-    RealStatistics.compute(data, extractor, classifier).save(place / "mnist" / "real-mnist-classifier.pt")
+    ReferenceStatistics.compute(data, extractor, classifier).save(place / "mnist" / "real-mnist-classifier.pt")
     return place
 
 
@@ -223,11 +223,13 @@ def cifar10_place(place: Path, fitted: Fitted) -> Path:
     blocks = {"down_block_types": ["DownBlock2D"], "up_block_types": ["UpBlock2D"], "block_out_channels": [8]}
     network = diffusers.UNet2DModel(32, 3, 3, layers_per_block=1, norm_num_groups=4, **blocks)
     diffusers.DDPMPipeline(network, diffusers.DDPMScheduler()).save_pretrained(place / "google" / "ddpm-cifar10-32")
-    data = CIFAR10(root=str(place / "data"), validation=20)
+    data = CIFAR10(root=str(place / "data"), val_size=20)
     data.setup()
     classifier = ClassifierModule.load(str(place / "cifar10-classifier"))
     extractor = ClassifierFeatures(classifier, "cifar10-classifier")
-    RealStatistics.compute(data, extractor, classifier).save(place / "cifar10-small" / RealStatistics.file(extractor))
+    ReferenceStatistics.compute(data, extractor, classifier).save(
+        place / "cifar10-small" / ReferenceStatistics.file(extractor)
+    )
     return place
 
 

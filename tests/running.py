@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dng_lightning import shipped
+from dng_lightning import resources
 from dng_lightning.__main__ import main
 
 QUIET = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
@@ -28,7 +28,7 @@ def fit_settings(config: str) -> list[str]:
     settings = [f"--model.{part}.{k}={v}" for part, given in TINY.get(config, {}).items() for k, v in given.items()]
     settings = settings or ["--model.net.channels=[8]"]
     settings += ["--trainer.limit_train_batches=1", "--trainer.limit_val_batches=1"]
-    settings += [] if config.startswith("digits") else ["--data.validation=20"]  # of 200 images
+    settings += [] if config.startswith("digits") else ["--data.val_size=20"]  # of 200 images
     if "classifier" not in config:
         settings += ["--model.compile=false"] + (["--model.net.patch=4"] if "cifar10" in config else [])
     return settings
@@ -38,11 +38,13 @@ Dng = Callable[..., None]
 Fitted = Callable[[str], Path]
 DngProcess = Callable[..., "subprocess.CompletedProcess[str]"]
 
-EVERY = {name: yaml.safe_load(shipped.config(name).read_text()) for name in shipped.configs()}
+EVERY = {name: yaml.safe_load(resources.config(name).read_text()) for name in resources.configs()}
 # the others go on top of one of these
 CONFIGS = {name: config for name, config in EVERY.items() if "class_path" in config.get("model", {})}
 OVERLAYS = {
-    name: re.findall(r"--config (\w+)\.yaml", shipped.config(name).read_text()) for name in EVERY if name not in CONFIGS
+    name: re.findall(r"--config (\w+)\.yaml", resources.config(name).read_text())
+    for name in EVERY
+    if name not in CONFIGS
 }
 IN_WORDS = ["captioned_digits_autoencoder", "captioned_digits"]  # trainings that need an extra
 

@@ -16,12 +16,14 @@ def rows(parity: bool = False) -> list[dict[str, str]]:
     for scale, (left, values) in enumerate(LEFT.items(), start=1):
         for method, value in zip(METHODS, values, strict=True):
             guidance = {"class": method, "scale": scale}
-            row = {"method": method, "scale": str(scale), "n": "1000", "forbidden": str(left)}
-            found.append(row | {"guidance": json.dumps(guidance), "kl": str(value), "fd_retained": str(10 * value)})
+            row = {"method": method, "scale": str(scale), "n": "1000", "forbidden_rate": str(left)}
+            found.append(
+                row | {"guidance": json.dumps(guidance), "kl_retained": str(value), "fd_retained": str(10 * value)}
+            )
             if parity and method == METHODS[0]:
                 guidance |= {"parity": True}
                 row |= {"method": f"{method}, parity", "guidance": json.dumps(guidance)}
-                found.append(row | {"kl": str(value / 2), "fd_retained": str(5 * value)})
+                found.append(row | {"kl_retained": str(value / 2), "fd_retained": str(5 * value)})
     return found
 
 

@@ -138,9 +138,11 @@ def assert_finite(run: Trajectory) -> None:
 
 def public(module: Any, base: type, field: str | None = None) -> set[str]:
     """The names of a module's subclasses of ``base``, with this field if one is given."""
-    kinds = [getattr(module, name) for name in module.__all__]
-    kinds = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, base) and kind is not base]
-    return {k.__name__ for k in kinds if field is None or field in {f.name for f in dataclasses.fields(k)}}
+    label_space = [getattr(module, name) for name in module.__all__]
+    label_space = [
+        kind for kind in label_space if isinstance(kind, type) and issubclass(kind, base) and kind is not base
+    ]
+    return {k.__name__ for k in label_space if field is None or field in {f.name for f in dataclasses.fields(k)}}
 
 
 def test_none_is_left_out_here():

@@ -14,7 +14,7 @@ from running import Dng, DngProcess
 
 from dng_lightning.data import Digits
 from dng_lightning.evaluation.features import ClassifierFeatures
-from dng_lightning.evaluation.real import RealStatistics
+from dng_lightning.evaluation.reference_statistics import ReferenceStatistics
 from dng_lightning.modules import ClassifierModule, DiffusionModule
 
 GUIDANCE = "--model.guidance=DynamicNegativeGuidance"
@@ -63,7 +63,7 @@ def complaint(dng: Dng, capsys: pytest.CaptureFixture[str], *args: object) -> st
         ("--model.forbidden=-1", "no class"),
         ("--model.forbidden=[3,11]", "no class"),
         ("--model.forbidden=[3,3]", "named twice"),
-        ("--model.wanted=unicorn", "no class 'unicorn'"),
+        ("--model.class_labels=unicorn", "no class 'unicorn'"),
         ("--model.steps=0", "steps must be at least 1; got 0"),
         ("--model.steps=-5", "steps must be at least 1; got -5"),
         ("--model.steps=1001", "steps must be between 1 and 1000"),
@@ -74,7 +74,7 @@ def complaint(dng: Dng, capsys: pytest.CaptureFixture[str], *args: object) -> st
         ("--model.nonsense=1", "nonsense"),
         ("--model.negative_checkpoints=[nowhere]", "No checkpoint 'nowhere'"),
         ("--model.classifier=nowhere", "No checkpoint 'nowhere'"),
-        ("--data.n=0", "data.n must be at least 1; got 0"),
+        ("--data.num_samples=0", "data.num_samples must be at least 1; got 0"),
         ("--data.first_seed=-1", "data.first_seed must be at least 0"),
         ("--data.batch_size=0", "data.batch_size must be at least 1"),
         ("--ckpt_path=last.ckpt", "--model.checkpoint last.ckpt"),
@@ -115,7 +115,7 @@ def test_a_guidance_toward_a_class_without_one(method: str, dng: Dng, from_tiny:
 
 def test_to_avoid_nothing_or_all_that_is_wanted(dng: Dng, from_tiny: list[str], capsys):
     assert "forbidden names no class" in complaint(dng, capsys, "predict", *from_tiny, "--model.forbidden=[]")
-    line = complaint(dng, capsys, "predict", *from_tiny, "--model.forbidden=[3,4]", "--model.wanted=3")
+    line = complaint(dng, capsys, "predict", *from_tiny, "--model.forbidden=[3,4]", "--model.class_labels=3")
     assert "every wanted class is forbidden" in line
 
 
@@ -131,7 +131,9 @@ def test_a_negative_network_of_another_class(dng: Dng, from_tiny: list[str], tin
 
 
 def test_several_mistakes_are_one_line_too(dng: Dng, from_tiny: list[str], capsys):
-    complaint(dng, capsys, "predict", *from_tiny, "--model.forbidden=unicorn", "--model.steps=0", "--data.n=0")
+    complaint(
+        dng, capsys, "predict", *from_tiny, "--model.forbidden=unicorn", "--model.steps=0", "--data.num_samples=0"
+    )
 
 
 def test_a_class_that_the_checkpoint_never_saw(dng: Dng, from_tiny: list[str], tiny_checkpoint: Path, capsys):
@@ -139,7 +141,7 @@ def test_a_class_that_the_checkpoint_never_saw(dng: Dng, from_tiny: list[str], t
     stored["trained_on"]["seen_classes"].remove(3)
     torch.save(stored, "without-3.ckpt")
     checkpoint = "--model.checkpoint=without-3.ckpt"
-    for setting in ("--model.forbidden=3", "--model.wanted=3"):
+    for setting in ("--model.forbidden=3", "--model.class_labels=3"):
         assert "never saw class '3'" in complaint(dng, capsys, "predict", *from_tiny, checkpoint, setting)
 
 
@@ -201,9 +203,11 @@ def test_an_oracle_needs_a_classifier_of_the_model_s_noisy_images(
     def refused(*settings: object) -> str:
         return complaint(dng, capsys, "predict", *from_tiny, *settings)
 
-    assert "DynamicNegativeGuidance, classifier needs a noisy_classifier" in refused(*ORACLE)
+    assert "DynamicNegativeGuidance, classifier needs a noise_conditional_classifier" in refused(*ORACLE)
     assert "p_max must be inside (0, 1); got 1" in refused(*ORACLE, "--model.guidance.posterior.p_max=1")
-    assert "digits-classifier classifies clean images" in refused(*ORACLE, "--model.noisy_classifier=digits-classifier")
+    assert "digits-classifier classifies clean images" in refused(
+        *ORACLE, "--model.noise_conditional_classifier=digits-classifier"
+    )
     assert "classifies noisy images" in refused(f"--model.classifier={tiny_noisy_classifier}")
 
     stored = torch.load(tiny_noisy_classifier / "model.ckpt", weights_only=True)
@@ -218,8 +222,8 @@ def test_an_oracle_needs_a_classifier_of_the_model_s_noisy_images(
     }
     for message, change in others.items():
         torch.save(stored | change, "other.ckpt")
-        line = refused(*ORACLE, "--model.noisy_classifier=other.ckpt")
-        assert f"noisy_classifier other.ckpt {message}" in line
+        line = refused(*ORACLE, "--model.noise_conditional_classifier=other.ckpt")
+        assert f"noise_conditional_classifier other.ckpt {message}" in line
 
 
 def test_missing_checkpoints(dng: Dng, from_tiny: list[str], capsys):
@@ -307,7 +311,7 @@ def test_data_that_are_not_there(config: str, dng: Dng, capsys):
 
 def test_a_training_whose_samples_cannot_be_guided(dng: Dng, capsys):
     """`digits.yaml` samples without the digit 0."""
-    assert "never saw class '0'" in complaint(dng, capsys, "fit", "--data.without=0")
+    assert "never saw class '0'" in complaint(dng, capsys, "fit", "--data.exclude_classes=0")
     assert "unconditional; set forbidden to null" in complaint(dng, capsys, "fit", "--model.net.num_classes=0")
     for method in ("ClassifierGuidance", "ClassifierFreeGuidance"):
         sampling = f"[{{class_path: GuidedSampling, init_args: {{guidance: {method}}}}}]"
@@ -320,7 +324,7 @@ def test_a_training_whose_samples_cannot_be_guided(dng: Dng, capsys):
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("--data.only=unicorn", "no class 'unicorn'; Digits knows 0, 1, 2"),
+        ("--data.include_classes=unicorn", "no class 'unicorn'; Digits knows 0, 1, 2"),
         ("--data.batch_size=0", "batch_size"),
         ("--model.condition_dropout=2", "condition_dropout must be between 0 and 1"),
         ("--model.schedule.steps=0", "linear schedule needs steps >= 1"),
@@ -342,14 +346,19 @@ def digits_here(digits: Path) -> list[str]:
     """The model `digits` in a folder of its own, which has nothing beside it."""
     Path("digits").mkdir()
     shutil.copy(digits / "model.ckpt", "digits")
-    return ["--model.checkpoint=digits", "--model.classifier=digits-classifier", "--model.steps=2", "--data.n=8"]
+    return [
+        "--model.checkpoint=digits",
+        "--model.classifier=digits-classifier",
+        "--model.steps=2",
+        "--data.num_samples=8",
+    ]
 
 
 @pytest.fixture(scope="module")
-def statistics() -> RealStatistics:
+def statistics() -> ReferenceStatistics:
     data, classifier = Digits(), ClassifierModule.load("digits-classifier")
     data.setup()
-    return RealStatistics.compute(data, ClassifierFeatures(classifier, "digits-classifier"), classifier)
+    return ReferenceStatistics.compute(data, ClassifierFeatures(classifier, "digits-classifier"), classifier)
 
 
 def test_a_comparison_needs_a_classifier_and_a_class_that_is_left(dng: Dng, digits_here: list[str], capsys):
@@ -358,21 +367,23 @@ def test_a_comparison_needs_a_classifier_and_a_class_that_is_left(dng: Dng, digi
 
     assert "needs a classifier to label the images: set model.classifier" in refused("--model.classifier=null")
     every = [f"--model.forbidden={list(range(10))}", "--model.guidances=[Unguided]", "--model.guidance=Unguided"]
-    assert "model.forbidden names every class: leave one" in refused(*every, "--data.real=Digits")
-    assert "needs a noisy_classifier" in refused("--model.guidances=[ClassifierGuidance]")
+    assert "model.forbidden names every class: leave one" in refused(*every, "--data.reference_data=Digits")
+    assert "needs a noise_conditional_classifier" in refused("--model.guidances=[ClassifierGuidance]")
 
 
-def test_a_comparison_needs_real_images_that_fit(dng: Dng, digits_here: list[str], statistics: RealStatistics, capsys):
+def test_a_comparison_needs_real_images_that_fit(
+    dng: Dng, digits_here: list[str], statistics: ReferenceStatistics, capsys
+):
     def refused(*settings: object) -> str:
         return complaint(dng, capsys, "test", *digits_here, *settings)
 
     line = refused()
     assert "no statistics of real images at digits/real-digits-classifier.pt: name their data set" in line
-    assert "--data.real MNIST" in line
+    assert "--data.reference_data MNIST" in line
     assert "--trainer.callbacks.features null" in line
     # the data set itself; the statistics are not computed, let alone written
-    assert "data.real: MNIST has other images than the model" in refused("--data.real=MNIST")
-    assert "data.real: CIFAR10 has other images than the model" in refused("--data.real=CIFAR10")
+    assert "data.reference_data: MNIST has other images than the model" in refused("--data.reference_data=MNIST")
+    assert "data.reference_data: CIFAR10 has other images than the model" in refused("--data.reference_data=CIFAR10")
     # what lies beside the checkpoint
     samples = statistics.samples[::200], statistics.sample_labels[::200]
     others = {
@@ -402,7 +413,7 @@ def test_a_comparison_needs_real_images_that_fit(dng: Dng, digits_here: list[str
 
 def test_features_that_there_are_not(dng: Dng, digits_here: list[str], monkeypatch, capsys):
     def refused(*settings: object) -> str:
-        return complaint(dng, capsys, "test", *digits_here, "--data.real=Digits", *settings)
+        return complaint(dng, capsys, "test", *digits_here, "--data.reference_data=Digits", *settings)
 
     assert "features must be classifier, inception or null; got nonsense" in refused(
         "--trainer.callbacks.features=nonsense"
@@ -416,16 +427,16 @@ def test_features_that_there_are_not(dng: Dng, digits_here: list[str], monkeypat
 
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_too_few_images_are_refused_before_any_is_drawn(n: int, dng: Dng, digits_here: list[str], capsys):
-    line = complaint(dng, capsys, "test", *digits_here, "--data.real=Digits", f"--data.n={n}")
-    assert f"precision and recall need 4 images; got {n}: raise data.n" in line
+    line = complaint(dng, capsys, "test", *digits_here, "--data.reference_data=Digits", f"--data.num_samples={n}")
+    assert f"precision and recall need 4 images; got {n}: raise data.num_samples" in line
 
 
 def test_a_retrained_model_that_is_none(dng: Dng, digits_here: list[str], capsys):
     def refused(*settings: object) -> str:
-        return complaint(dng, capsys, "test", *digits_here, "--data.real=Digits", *settings)
+        return complaint(dng, capsys, "test", *digits_here, "--data.reference_data=Digits", *settings)
 
-    assert "retrained digits was trained with a forbidden class" in refused("--model.retrained=digits")
-    assert "No checkpoint 'nowhere'" in refused("--model.retrained=nowhere")
+    assert "retrained digits was trained with a forbidden class" in refused("--model.retrained_checkpoint=digits")
+    assert "No checkpoint 'nowhere'" in refused("--model.retrained_checkpoint=nowhere")
     stored = torch.load("digits/model.ckpt", weights_only=True)
     data = stored["trained_on"] | {"seen_classes": list(range(1, 10))}
     others = {
@@ -434,7 +445,7 @@ def test_a_retrained_model_that_is_none(dng: Dng, digits_here: list[str], capsys
     }
     for message, other in others.items():
         torch.save(stored | {"trained_on": other}, "other.ckpt")
-        assert f"retrained other.ckpt has {message}: name another" in refused("--model.retrained=other.ckpt")
+        assert f"retrained other.ckpt has {message}: name another" in refused("--model.retrained_checkpoint=other.ckpt")
 
 
 # --- the process ---
@@ -462,4 +473,4 @@ def test_our_own_mistakes_are_not_hidden(dng: Dng, from_tiny: list[str], monkeyp
 
     monkeypatch.setattr(DiffusionModule, "forward", broken)
     with pytest.raises(ZeroDivisionError):
-        dng("predict", *from_tiny, "--data.n=1")
+        dng("predict", *from_tiny, "--data.num_samples=1")

@@ -17,7 +17,7 @@ import yaml
 from running import CONFIGS, IN_WORDS, Dng, Fitted, command_of, configs_for, fit_settings, its_models, printed
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from dng_lightning import __version__, shipped
+from dng_lightning import __version__, resources
 from dng_lightning.__main__ import main, run
 from dng_lightning.guidance import DynamicNegativeGuidance, NegativePrompting
 from dng_lightning.modules import DiffusionModule
@@ -28,7 +28,7 @@ MANY = 40  # rows, beyond which a comparison's test takes minutes: it draws one 
 
 def given_for(name: str) -> list[str]:
     """The configurations that go to `dng predict` with it, as it says itself: those it is an overlay of, and it."""
-    line = re.search("dng predict .*", shipped.config(name).read_text())
+    line = re.search("dng predict .*", resources.config(name).read_text())
     named = re.findall(r"--config (\w+)", line[0] if line else "")
     return named if named[-1:] == [name] else [name]
 
@@ -50,7 +50,7 @@ def test_the_help_names_real_configs_and_commands(capsys: pytest.CaptureFixture[
     assert "dng predict" in text
     for word in text.split():
         if word.endswith(".yaml"):
-            shipped.config(word)
+            resources.config(word)
 
 
 def test_a_command_explains_its_settings(capsys: pytest.CaptureFixture[str]):
@@ -121,7 +121,7 @@ def test_every_prediction_runs(name: str, dng: Dng, in_place: Path, request: pyt
         request.getfixturevalue("text_to_image_place")
     its_models(name, request)
     configs = [f"--config={part}" for part in given_for(name)]
-    dng("predict", *configs, "--data.n=2", "--model.steps=3", f"--trainer.default_root_dir={folder}")
+    dng("predict", *configs, "--data.num_samples=2", "--model.steps=3", f"--trainer.default_root_dir={folder}")
     assert sorted(path.name for path in folder.glob("0*.png")) == ["00000000.png", "00000001.png"]
     used = yaml.safe_load((folder / "config.yaml").read_text())["model"]["init_args"]
     given = CONFIGS[name]["model"].get("init_args", {}).get("guidance", "DynamicNegativeGuidance")
@@ -146,7 +146,7 @@ def test_the_prompts_are_the_papers():
 def test_each_prompt_has_something_to_avoid_that_belongs_there_and_something_that_does_not(
     name: str, tmp_path: Path, monkeypatch, capsys
 ):
-    commands = re.findall(r"#   dng (.+)", shipped.config(name).read_text())
+    commands = re.findall(r"#   dng (.+)", resources.config(name).read_text())
     monkeypatch.chdir(tmp_path)  # it is found from anywhere
     one, other = (yaml.safe_load(printed(capsys, *shlex.split(line), "--print_config"))["model"] for line in commands)
     assert one["init_args"].pop("negative_prompt") != other["init_args"].pop("negative_prompt")
@@ -159,10 +159,15 @@ def test_each_prompt_has_something_to_avoid_that_belongs_there_and_something_tha
 @pytest.mark.parametrize("name", [name for name in configs_for("test") if name != "calibrate"])
 def test_every_comparison_runs(name: str, dng: Dng, in_place: Path, request: pytest.FixtureRequest, capsys):
     folder = Path("compared", name)
-    settings = ["--data.n=4", "--model.steps=2", "--model.compile=false", f"--trainer.default_root_dir={folder}"]
+    settings = [
+        "--data.num_samples=4",
+        "--model.steps=2",
+        "--model.compile=false",
+        f"--trainer.default_root_dir={folder}",
+    ]
     its_models(name, request)
     if "real" in CONFIGS[name]["data"]["init_args"]:
-        settings.append("--data.real.validation=20")
+        settings.append("--data.reference_data.val_size=20")
     model, (writer,) = CONFIGS[name]["model"]["init_args"], CONFIGS[name]["trainer"]["callbacks"]
     guidances = model["guidances"]
     if len(guidances) > MANY:
@@ -197,14 +202,14 @@ def test_what_the_defaults_need_travels_in_the_wheel():
         needed |= {place[key] for place in places for key in ("checkpoint", "classifier") if place.get(key)}
     assert needed >= {"mnist", "mnist-classifier", "digits-classifier"}
     assert not [name for name in needed if not any(fnmatch.fnmatch(name, pattern) for pattern in kept)]
-    there = [shipped.checkpoint(name) for name in needed if name in shipped.checkpoints()]
-    assert (shipped.checkpoint("mnist").parent / "real-mnist-classifier.pt").exists()  # what `dng test` compares with
+    there = [resources.checkpoint(name) for name in needed if name in resources.checkpoints()]
+    assert (resources.checkpoint("mnist").parent / "real-mnist-classifier.pt").exists()  # what `dng test` compares with
     assert sum(path.stat().st_size for path in there) < 15e6
 
 
 def test_bare_predict_draws_from_the_shipped_model(dng: Dng, tmp_path: Path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    dng("predict", "--data.n=2", "--model.steps=2")
+    dng("predict", "--data.num_samples=2", "--model.steps=2")
     folder = Path("samples/mnist-without-0-DynamicNegativeGuidance")
     assert sorted(path.name for path in folder.glob("0*.png")) == ["00000000.png", "00000001.png"]
     assert "0 ✗" in capsys.readouterr().out
@@ -231,7 +236,12 @@ def test_a_local_config_wins(tmp_path: Path, monkeypatch, capsys):
 def test_later_settings_win(tmp_path: Path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("mine.yaml").write_text("data: {class_path: Seeds, init_args: {n: 5, batch_size: 2}}")
-    args = ["--config=negative_prompting.yaml", "--config=mine.yaml", "--data.n=6", "--model.guidance.scale=7"]
+    args = [
+        "--config=negative_prompting.yaml",
+        "--config=mine.yaml",
+        "--data.num_samples=6",
+        "--model.guidance.scale=7",
+    ]
     settings = yaml.safe_load(printed(capsys, "predict", *args, "--print_config"))
     assert settings["data"]["init_args"] == {"n": 6, "first_seed": 0, "batch_size": 2, "real": None}
     assert settings["model"]["init_args"]["guidance"]["init_args"] == {"scale": 7.0}
@@ -259,8 +269,8 @@ def test_a_class_that_replaces_another_takes_none_of_its_settings(tmp_path: Path
 def test_the_readme_overrides(from_tiny: list[str], tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     override = ["--model.guidance=NegativePrompting", "--model.guidance.scale=1", "--model.forbidden=3"]
-    seeds = ["--data.n=3", "--data.first_seed=1000", "--data.batch_size=2", "--trainer.default_root_dir=here"]
-    cli = run(["predict", f"--config={shipped.config('predict')}", *from_tiny, *override, *seeds])
+    seeds = ["--data.num_samples=3", "--data.first_seed=1000", "--data.batch_size=2", "--trainer.default_root_dir=here"]
+    cli = run(["predict", f"--config={resources.config('predict')}", *from_tiny, *override, *seeds])
     assert cli.model.guidance == NegativePrompting(scale=1)
     assert cli.model.forbidden == [3]
     assert sorted(path.name for path in Path("here").glob("0*.png")) == [f"0000100{i}.png" for i in range(3)]
@@ -269,7 +279,15 @@ def test_the_readme_overrides(from_tiny: list[str], tmp_path: Path, monkeypatch)
 
 def test_several_forbidden_classes_and_the_default_folder(from_tiny: list[str], tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    cli = run(["predict", f"--config={shipped.config('predict')}", *from_tiny, "--model.forbidden=[0,6]", "--data.n=1"])
+    cli = run(
+        [
+            "predict",
+            f"--config={resources.config('predict')}",
+            *from_tiny,
+            "--model.forbidden=[0,6]",
+            "--data.num_samples=1",
+        ]
+    )
     assert cli.model.forbidden == [0, 6]
     given = CONFIGS["predict"]["model"]["init_args"]["guidance"]["init_args"]
     assert given["calibration"] == "checkpoint"  # and there is none beside this one
@@ -281,8 +299,8 @@ def test_several_forbidden_classes_and_the_default_folder(from_tiny: list[str], 
 def test_other_settings_get_another_default_folder(dng: Dng, from_tiny: list[str], tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     scale = "--model.guidance.scale=3"
-    for settings in ([], [scale], [scale, "--data.n=3"], [], ["--model.eta=0"]):
-        dng("predict", *from_tiny, "--data.n=2", *settings)
+    for settings in ([], [scale], [scale, "--data.num_samples=3"], [], ["--model.eta=0"]):
+        dng("predict", *from_tiny, "--data.num_samples=2", *settings)
     (first, second, third) = sorted(Path("samples").iterdir())
     assert first.name.endswith("-without-0-DynamicNegativeGuidance")
     assert (second.name, third.name) == (f"{first.name}-2", f"{first.name}-3")
@@ -297,7 +315,7 @@ def test_the_command_line_wins_over_what_a_checkpoint_stored(tiny_checkpoint: Pa
     args = ["--model.condition_dropout=0.75", "--model.prediction=eps", f"--ckpt_path={last}"]
     quiet = ["--trainer.limit_val_batches=1", "--trainer.enable_progress_bar=false"]
     folder = f"--trainer.default_root_dir={tmp_path}"
-    cli = run(["validate", f"--config={shipped.config('digits')}", *net, *args, *quiet, folder])
+    cli = run(["validate", f"--config={resources.config('digits')}", *net, *args, *quiet, folder])
     assert (stored.condition_dropout, stored.prediction) == (0.3, "v")
     assert (cli.model.condition_dropout, cli.model.prediction) == (0.75, "eps")
     assert cli.model.net.stem.weight.equal(stored.net.stem.weight)  # and yet the weights were loaded

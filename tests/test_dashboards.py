@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dng_lightning.data import Digits
 from dng_lightning.data.pixels import from_png, to_float
-from dng_lightning.evaluation.metrics import kl_divergence
+from dng_lightning.evaluation.class_balance import kl_divergence
 from dng_lightning.modules import ClassifierModule
 
 IMAGES, BORDER = 12, 1
@@ -34,7 +34,7 @@ def folder(dng: Dng, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("dashboards")
     net = ["--model.net.channels=[8]", "--model.net.attention=[]", "--model.prediction=v"]
     length = ["--trainer.max_epochs=2", "--trainer.check_val_every_n_epoch=1", "--trainer.log_every_n_steps=1"]
-    sampling = f"{{images: {IMAGES}, steps: 4, forbidden: 8, classifier: digits-classifier}}"
+    sampling = f"{{num_samples: {IMAGES}, steps: 4, forbidden: 8, classifier: digits-classifier}}"
     callbacks = f"{{class_path: EMA}}, {{class_path: GuidedSampling, init_args: {sampling}}}"
     callbacks = f"--trainer.callbacks=[{callbacks}, {{class_path: LearningRateMonitor}}]"
     data = ["--data.batch_size=1297", f"--trainer.default_root_dir={folder}"]

@@ -72,7 +72,7 @@ def fitted(dng_process: DngProcess, tmp_path_factory: pytest.TempPathFactory) ->
     """The folder of a training by two processes, with EMA, Export and GuidedSampling."""
     folder = tmp_path_factory.mktemp("ddp")
     (folder / "watched.py").write_text(WATCHED)
-    sampling = "{class_path: GuidedSampling, init_args: {images: 5, steps: 2, classifier: digits-classifier}}"
+    sampling = "{class_path: GuidedSampling, init_args: {num_samples: 5, steps: 2, classifier: digits-classifier}}"
     settings = ["--model.net.channels=[8]", "--model.net.attention=[]", f"--data.batch_size={BATCH}"]
     settings += [f"--trainer.max_steps={STEPS}", "--trainer.limit_train_batches=3", "--trainer.limit_val_batches=1"]
     settings += ["--trainer.check_val_every_n_epoch=1", "--trainer.default_root_dir=out", "--model.prediction=v"]
@@ -134,7 +134,7 @@ def test_guided_sampling_draws_its_images_once(fitted: Path):
 def by_one(dng: Dng, from_tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The images of the seeds 0..4 by one process."""
     folder = tmp_path_factory.mktemp("one")
-    dng("predict", *from_tiny, "--data.n=5", f"--trainer.default_root_dir={folder}")
+    dng("predict", *from_tiny, "--data.num_samples=5", f"--trainer.default_root_dir={folder}")
     return folder
 
 
@@ -142,7 +142,7 @@ def by_one(dng: Dng, from_tiny: list[str], tmp_path_factory: pytest.TempPathFact
 def test_two_processes_draw_the_images_of_one(
     n: int, by_one: Path, from_tiny: list[str], dng_process: DngProcess, tmp_path: Path
 ):
-    settings = [f"--data.n={n}", "--data.batch_size=2", "--trainer.default_root_dir=."]
+    settings = [f"--data.num_samples={n}", "--data.batch_size=2", "--trainer.default_root_dir=."]
     done = dng_process("predict", *from_tiny, *QUIET, *TWO, *settings, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("written to") == 1  # one report, over all images
@@ -163,9 +163,9 @@ def test_two_processes_go_on_with_what_one_left_over(
 ):
     """One image is left for two processes; the other one has nothing to do, and does not redo a finished image."""
     folder = f"--trainer.default_root_dir={tmp_path}"
-    dng("predict", *from_tiny, "--data.n=2", folder)
+    dng("predict", *from_tiny, "--data.num_samples=2", folder)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("0*")}
-    done = dng_process("predict", *from_tiny, *QUIET, *TWO, "--data.n=3", folder, cwd=tmp_path)
+    done = dng_process("predict", *from_tiny, *QUIET, *TWO, "--data.num_samples=3", folder, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert {path: path.stat().st_mtime_ns for path in before} == before
     one, other = (from_png(place / "00000002.png").int() for place in (by_one, tmp_path))
@@ -176,14 +176,16 @@ def test_two_processes_count_what_they_draw_once(
     from_tiny: list[str], dng: Dng, dng_process: DngProcess, tmp_path: Path
 ):
     """`dng test` with a number of images that two processes cannot share evenly."""
-    settings = [*from_tiny, "--data.real=Digits", "--data.n=5", "--data.batch_size=2"]
+    settings = [*from_tiny, "--data.reference_data=Digits", "--data.num_samples=5", "--data.batch_size=2"]
     dng("test", *settings, f"--trainer.default_root_dir={tmp_path / 'one'}")
     done = dng_process("test", *settings, *QUIET, *TWO, "--trainer.default_root_dir=two", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     one, two = (list(csv.DictReader((tmp_path / name / "results.csv").open(newline=""))) for name in ("one", "two"))
     assert len(one) == 5  # with what a filter lets pass
     for row, other in zip(one, two, strict=True):
-        assert all(row[name] == other[name] for name in ("method", "guidance", "n", "seeds", "histogram", "kl"))
+        assert all(
+            row[name] == other[name] for name in ("method", "guidance", "n", "seeds", "class_counts", "kl_retained")
+        )
 
 
 def test_a_mistake_is_told_once(dng_process: DngProcess, tmp_path: Path):

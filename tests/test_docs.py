@@ -24,7 +24,7 @@ README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
 CHECKPOINTS = sorted(path for path in (ROOT / "checkpoints").iterdir() if path.is_dir())
 CARDS = [folder / "README.md" for folder in CHECKPOINTS]
-DRAWING = ["--data.n=4", "--model.steps=2", "--trainer.devices=1"]
+DRAWING = ["--data.num_samples=4", "--model.steps=2", "--trainer.devices=1"]
 
 OTHERS = [
     r"pip install (\.|'?\.\[[\w-]+\]'?)",
@@ -157,7 +157,7 @@ def test_commands_run(words: list[str], dng: Dng, request: pytest.FixtureRequest
     if command.startswith("--") or any(re.search(r"help$|^--print_config$", word) for word in settings):
         ends_well(dng, command, *settings)
     elif command in ("predict", "test"):
-        real = ["--data.real.validation=20"] if "--data.real" in settings else []
+        real = ["--data.reference_data.val_size=20"] if "--data.reference_data" in settings else []
         dng(command, *settings, *DRAWING, *real)
     else:
         assert command in ("fit", "validate")

@@ -35,7 +35,7 @@ def run(code: str) -> str:
         "import dng_lightning.sampling",
         "import dng_lightning.schedule",
         "from dng_lightning import DynamicNegativeGuidance, TrackedPosterior, LinearSchedule, sample",
-        "from dng_lightning import shipped",
+        "from dng_lightning import resources",
     ],
 )
 def test_the_core_comes_without_lightning_and_torchvision(statement):

@@ -35,9 +35,9 @@ def test_the_record_has_every_row(problem: Problem):
 
 def test_no_method_is_left_out():
     exported = [getattr(guidance, name) for name in guidance.__all__]
-    kinds = {kind for kind in exported if issubclass(kind, Guidance) and kind is not Guidance}
+    label_space = {kind for kind in exported if issubclass(kind, Guidance) and kind is not Guidance}
     compared = [method.guidance for problem in PROBLEMS for method in methods(problem).values()]
-    left_out = {kind for kind in kinds if not any(isinstance(shown, kind) for shown in compared)}
+    left_out = {kind for kind in label_space if not any(isinstance(shown, kind) for shown in compared)}
     assert left_out == {guidance.NormalizedAttention}  # which acts in the attention to a text
 
 

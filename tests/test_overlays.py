@@ -50,15 +50,26 @@ def test_every_overlay_of_a_comparison_runs(name: str, dng: Dng, in_place: Path,
     worded, folder = name.startswith("captioned"), Path("compared", name)
     its_models(name, request)
     method = "CFGNegativePrompt" if worded else "NegativePrompting"
-    settings = ["--data.n=4", "--model.steps=2", "--model.compile=false", f"--trainer.default_root_dir={folder}"]
+    settings = [
+        "--data.num_samples=4",
+        "--model.steps=2",
+        "--model.compile=false",
+        f"--trainer.default_root_dir={folder}",
+    ]
     settings += [f"--model.guidances=[{{class_path: {method}, init_args: {{scale: 3.0}}}}]"]
-    settings += ["--data.real.validation=20"] if worded else []
+    settings += ["--data.reference_data.val_size=20"] if worded else []
     if name.endswith("unrelated"):
         settings += ["--trainer.callbacks.features=null"]  # hardly one of the fake pictures is a red seven
     dng("test", *(f"--config={part}" for part in OVERLAYS[name]), *settings)
     rows = list(csv.DictReader((folder / "results.csv").open(newline="")))
     assert [row["method"] for row in rows if row["method"] != "Rejection"] == ["Unguided", method]
     for row in rows:
-        assert sum(map(int, row["histogram"].split())) == int(row["n"])
+        assert sum(map(int, row["class_counts"].split())) == int(row["n"])
         if worded:
-            assert 0 <= float(row["obeyed_low"]) <= float(row["obeyed"]) <= float(row["obeyed_high"]) <= 1
+            assert (
+                0
+                <= float(row["prompt_accuracy_low"])
+                <= float(row["prompt_accuracy"])
+                <= float(row["prompt_accuracy_high"])
+                <= 1
+            )

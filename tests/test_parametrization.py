@@ -31,10 +31,10 @@ PATHS = {
 }
 PREDICTIONS = get_args(Prediction)
 
-paths, kinds, seeds = st.sampled_from(sorted(PATHS)), st.sampled_from(PREDICTIONS), st.integers(0, 2**31)
+paths, label_space, seeds = st.sampled_from(sorted(PATHS)), st.sampled_from(PREDICTIONS), st.integers(0, 2**31)
 
 
-@given(paths, kinds, seeds)
+@given(paths, label_space, seeds)
 @settings(max_examples=120, deadline=None)
 def test_a_network_that_learned_its_target_perfectly_gives_back_the_data_and_the_noise(path, kind, seed):
     schedule, generator = PATHS[path], torch.Generator().manual_seed(seed)
@@ -56,7 +56,7 @@ def test_a_network_that_learned_its_target_perfectly_gives_back_the_data_and_the
     torch.testing.assert_close((x_t - alpha * denoised) / sigma, noise, rtol=0, atol=1e-11)
 
 
-@given(paths, kinds, seeds)
+@given(paths, label_space, seeds)
 @settings(max_examples=120, deadline=None)
 def test_output_of_and_denoised_of_are_inverse(path, kind, seed):
     schedule, generator = PATHS[path], torch.Generator().manual_seed(seed)

@@ -75,7 +75,7 @@ def state(folder: Path) -> dict[str, tuple[int, int]]:
 
 
 def test_what_is_written_is_what_was_drawn(dng: Dng, from_tiny: list[str], tmp_path: Path, capsys):
-    seeds = ["--data.n=5", "--data.first_seed=7", "--data.batch_size=2"]
+    seeds = ["--data.num_samples=5", "--data.first_seed=7", "--data.batch_size=2"]
     dng("predict", *from_tiny, *seeds, "--model.forbidden=[3,5]", f"--trainer.default_root_dir={tmp_path}")
     settings = yaml.safe_load((tmp_path / "config.yaml").read_text())
     assert settings["model"]["init_args"]["forbidden"] == [3, 5]
@@ -85,7 +85,7 @@ def test_what_is_written_is_what_was_drawn(dng: Dng, from_tiny: list[str], tmp_p
     guidance = DynamicNegativeGuidance(**given | {"posterior": CalibratedPosterior(**given["posterior"]["init_args"])})
     twin = GuidedSampler(**settings["model"]["init_args"] | {"guidance": guidance})
     rows = list(csv.DictReader((tmp_path / "labels.csv").open(newline="")))
-    assert list(rows[0]) == ["seed", "label", "confidence", "posterior", "wanted"]
+    assert list(rows[0]) == ["seed", "label", "confidence", "posterior", "class_label"]
     assert [row["seed"] for row in rows] == ["7", "8", "9", "10", "11"]
     for batch in ([7, 8], [9, 10], [11]):
         drawn, unguided = twin.draw(batch), twin.draw(batch, Unguided())
@@ -98,7 +98,7 @@ def test_what_is_written_is_what_was_drawn(dng: Dng, from_tiny: list[str], tmp_p
             assert row["label"] == Digits.class_names[found.labels[i]]
             assert float(row["confidence"]) == pytest.approx(float(found.confidence[i]), abs=1e-6)
             assert float(row["posterior"]) == pytest.approx(float(drawn.posterior[i, -1].sum()))
-            assert row["wanted"] == ""
+            assert row["class_label"] == ""
             record = json.loads((tmp_path / "records" / f"{batch[i]:08d}.json").read_text())
             assert record["times"] == [1.0, 0.667, 0.333]
             assert record["posteriors"][0] == pytest.approx(0.2, abs=1e-3)
@@ -126,7 +126,7 @@ def test_the_images_use_the_whole_range(sampler: GuidedSampler):
 
 
 def test_the_figures(dng: Dng, from_tiny: list[str], tmp_path: Path):
-    dng("predict", *from_tiny, "--data.n=9", f"--trainer.default_root_dir={tmp_path}")
+    dng("predict", *from_tiny, "--data.num_samples=9", f"--trainer.default_root_dir={tmp_path}")
     for name in ("grid.png", "trajectories.png"):
         figure = from_png(tmp_path / name)
         _, height, width = figure.shape
@@ -136,14 +136,14 @@ def test_the_figures(dng: Dng, from_tiny: list[str], tmp_path: Path):
 
 
 def test_only_the_images_shown_are_drawn_twice(dng: Dng, from_tiny: list[str], tmp_path: Path):
-    shown = "--trainer.callbacks=[{class_path: ImageWriter, init_args: {shown: 2}}]"
-    dng("predict", *from_tiny, "--data.n=4", shown, f"--trainer.default_root_dir={tmp_path}")
+    shown = "--trainer.callbacks=[{class_path: ImageWriter, init_args: {num_shown: 2}}]"
+    dng("predict", *from_tiny, "--data.num_samples=4", shown, f"--trainer.default_root_dir={tmp_path}")
     assert sorted(path.name for path in (tmp_path / "unguided").glob("*.png")) == ["00000000.png", "00000001.png"]
     assert len(list(tmp_path.glob("0*.png"))) == 4
 
 
 def test_unguided_images_have_no_twins(dng: Dng, from_tiny: list[str], tmp_path: Path):
-    settings = ["--model.guidance=Unguided", "--data.n=2", f"--trainer.default_root_dir={tmp_path}"]
+    settings = ["--model.guidance=Unguided", "--data.num_samples=2", f"--trainer.default_root_dir={tmp_path}"]
     dng("predict", *from_tiny, *settings)
     assert not (tmp_path / "unguided").exists()
     assert {"grid.png", "trajectories.png", "labels.csv"} <= {path.name for path in tmp_path.iterdir()}
@@ -151,7 +151,13 @@ def test_unguided_images_have_no_twins(dng: Dng, from_tiny: list[str], tmp_path:
 
 
 def test_without_a_classifier(dng: Dng, from_tiny: list[str], tmp_path: Path):
-    dng("predict", *from_tiny, "--model.classifier=null", "--data.n=2", f"--trainer.default_root_dir={tmp_path}")
+    dng(
+        "predict",
+        *from_tiny,
+        "--model.classifier=null",
+        "--data.num_samples=2",
+        f"--trainer.default_root_dir={tmp_path}",
+    )
     assert [row["label"] for row in csv.DictReader((tmp_path / "labels.csv").open())] == ["", ""]
 
 
@@ -159,7 +165,7 @@ def test_a_single_class_network_as_the_negative(
     dng: Dng, from_tiny: list[str], tiny_single_class: Path, tmp_path: Path, evaluated: list[int]
 ):
     pair = [f"--model.negative_checkpoints=[{tiny_single_class}]", "--model.guidance.scale=5"]
-    dng("predict", *from_tiny, *pair, "--data.n=2", f"--trainer.default_root_dir={tmp_path}")
+    dng("predict", *from_tiny, *pair, "--data.num_samples=2", f"--trainer.default_root_dir={tmp_path}")
     assert len(list(tmp_path.glob("0*.png"))) == 2
     assert sum(evaluated) == 2 * 3 * (1 + 1) + 2 * 3  # base and negative, and the unguided twins
 
@@ -171,7 +177,12 @@ def test_the_posterior_of_a_noise_conditional_classifier(
     tiny_checkpoint: Path, tiny_noisy_classifier: Path, monkeypatch: pytest.MonkeyPatch
 ):
     by_classifier = DynamicNegativeGuidance(posterior=ClassifierPosterior())
-    settings = {"forbidden": [3, 5], "steps": 4, "classifier": None, "noisy_classifier": str(tiny_noisy_classifier)}
+    settings = {
+        "forbidden": [3, 5],
+        "steps": 4,
+        "classifier": None,
+        "noise_conditional_classifier": str(tiny_noisy_classifier),
+    }
     sampler = GuidedSampler(str(tiny_checkpoint), guidance=by_classifier, **settings)
     asked: list[tuple[NoiseLevel, Tensor]] = []
     log_posterior = ClassifierModule.log_posterior
@@ -201,7 +212,7 @@ def test_the_posterior_of_a_noise_conditional_classifier(
 def test_it_goes_on_where_it_was_interrupted(
     dng: Dng, from_tiny: list[str], tmp_path: Path, monkeypatch, evaluated: list[int]
 ):
-    settings = ["predict", *from_tiny, "--data.n=6", "--data.batch_size=2"]
+    settings = ["predict", *from_tiny, "--data.num_samples=6", "--data.batch_size=2"]
     dng(*settings, f"--trainer.default_root_dir={tmp_path / 'whole'}")
     whole = sum(evaluated)
     assert whole == 6 * 3 * (2 + 1)  # null and forbidden class together, and the unguided twin
@@ -237,7 +248,13 @@ def test_it_goes_on_where_it_was_interrupted(
 def test_missing_records_are_drawn_again_and_nothing_else(
     dng: Dng, from_tiny: list[str], tmp_path: Path, evaluated: list[int]
 ):
-    settings = ["predict", *from_tiny, "--data.n=4", "--data.batch_size=1", f"--trainer.default_root_dir={tmp_path}"]
+    settings = [
+        "predict",
+        *from_tiny,
+        "--data.num_samples=4",
+        "--data.batch_size=1",
+        f"--trainer.default_root_dir={tmp_path}",
+    ]
     dng(*settings)
     (tmp_path / "records" / "00000002.json").unlink()
     before, table = state(tmp_path), (tmp_path / "labels.csv").read_text()
@@ -256,25 +273,25 @@ def test_a_finished_prediction_is_only_summarised(
     dng: Dng, from_tiny: list[str], tmp_path: Path, evaluated: list[int], capsys
 ):
     settings = ["predict", *from_tiny, f"--trainer.default_root_dir={tmp_path}"]
-    dng(*settings, "--data.n=3")
+    dng(*settings, "--data.num_samples=3")
     first, before = capsys.readouterr().out, state(tmp_path)
     evaluated.clear()
-    dng(*settings, "--data.n=3")
+    dng(*settings, "--data.num_samples=3")
     assert not evaluated
     assert state(tmp_path) == before
     costs, end = first.rindex("\n", 0, first.index("network evaluations")), first.rindex("\nwritten to")
     assert capsys.readouterr().out == first[:costs] + first[end:]  # nothing was drawn, so it cost nothing
-    dng(*settings, "--data.n=5", "--data.batch_size=1")  # more of them, drawn in other batches
+    dng(*settings, "--data.num_samples=5", "--data.batch_size=1")  # more of them, drawn in other batches
     assert before.items() <= state(tmp_path).items()
     assert len((tmp_path / "labels.csv").read_text().splitlines()) == 1 + 5
 
 
 def test_images_that_were_not_shown_before_can_be_shown_now(dng: Dng, from_tiny: list[str], tmp_path: Path):
     settings = ["predict", *from_tiny, f"--trainer.default_root_dir={tmp_path}"]
-    shown = "--trainer.callbacks=[{class_path: ImageWriter, init_args: {shown: 2}}]"
-    dng(*settings, shown, "--data.n=4")
+    shown = "--trainer.callbacks=[{class_path: ImageWriter, init_args: {num_shown: 2}}]"
+    dng(*settings, shown, "--data.num_samples=4")
     before = state(tmp_path)
-    dng(*settings, shown, "--data.n=3", "--data.first_seed=2")
+    dng(*settings, shown, "--data.num_samples=3", "--data.first_seed=2")
     assert sorted(path.name for path in (tmp_path / "unguided").glob("*.png")) == [f"0000000{i}.png" for i in range(4)]
     assert all(state(tmp_path)[name] == before[name] for name in ("00000000.png", "00000001.png"))
 
@@ -283,7 +300,7 @@ def test_images_that_were_not_shown_before_can_be_shown_now(dng: Dng, from_tiny:
 def test_other_settings_in_the_same_folder_are_refused(
     other: str, dng: Dng, from_tiny: list[str], tmp_path: Path, capsys
 ):
-    settings = ["predict", *from_tiny, "--data.n=2", f"--trainer.default_root_dir={tmp_path}"]
+    settings = ["predict", *from_tiny, "--data.num_samples=2", f"--trainer.default_root_dir={tmp_path}"]
     dng(*settings)
     config, before = (tmp_path / "config.yaml").read_bytes(), state(tmp_path)
     capsys.readouterr()
@@ -302,9 +319,9 @@ def test_a_folder_whose_configuration_is_damaged_is_refused_in_one_line(
 ):
     (tmp_path / result).touch()
     (tmp_path / "config.yaml").write_bytes(damaged)
-    real = ["--data.real=Digits"] if command == "test" else []
+    real = ["--data.reference_data=Digits"] if command == "test" else []
     with pytest.raises(SystemExit) as ended:
-        dng(command, *from_tiny, *real, "--data.n=2", f"--trainer.default_root_dir={tmp_path}")
+        dng(command, *from_tiny, *real, "--data.num_samples=2", f"--trainer.default_root_dir={tmp_path}")
     assert ended.value.code == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("dng: error:")]
     assert f"{tmp_path} holds {result} made with other" in line
@@ -359,7 +376,7 @@ def test_images_are_the_same_in_the_same_batch_and_nearly_so_in_others(method: G
 def test_the_batch_size_changes_no_file_by_more_than_a_grey_level(dng: Dng, from_tiny: list[str], tmp_path: Path):
     for size in (1, 3, 5):
         folder = f"--trainer.default_root_dir={tmp_path / str(size)}"
-        dng("predict", *from_tiny, "--data.n=5", f"--data.batch_size={size}", folder)
+        dng("predict", *from_tiny, "--data.num_samples=5", f"--data.batch_size={size}", folder)
     images = [pixels(tmp_path / str(size), list(range(5))) for size in (1, 3, 5)]
     assert grey_levels(images[0], images[2]) <= GREY_LEVELS
     assert grey_levels(images[1], images[2]) <= GREY_LEVELS
@@ -373,12 +390,12 @@ def test_half_precision_is_the_network_s_alone(dng: Dng, from_tiny: list[str], t
 
     The images that others are compared with are drawn in the same precision: of a scale of 0 they are the same.
     """
-    kinds, autocast, judged = set(), set(), set()
+    dtypes, autocast, judged = set(), set(), set()
     forward, judge = DiffusionModule.forward, ClassifierModule.forward
 
     def watched(self: DiffusionModule, x_t: Tensor, t: Tensor, class_labels: Tensor | None = None) -> Tensor:
         eps = forward(self, x_t, t, class_labels)
-        kinds.add((next(self.net.parameters()).dtype, x_t.dtype, eps.dtype))
+        dtypes.add((next(self.net.parameters()).dtype, x_t.dtype, eps.dtype))
         autocast.add(torch.is_autocast_enabled("cpu"))
         return eps
 
@@ -393,11 +410,11 @@ def test_half_precision_is_the_network_s_alone(dng: Dng, from_tiny: list[str], t
     for precision in ("32-true", "bf16-mixed", "bf16-true"):
         autocast.clear()
         folder = f"--trainer.default_root_dir={tmp_path / precision}"
-        dng("predict", *from_tiny, "--data.n=4", f"--trainer.precision={precision}", folder)
+        dng("predict", *from_tiny, "--data.num_samples=4", f"--trainer.precision={precision}", folder)
         images[precision] = pixels(tmp_path / precision, list(range(4)))
         assert autocast == {precision == "bf16-mixed"}  # also of the unguided images
     full = torch.float32
-    assert kinds == {(full, full, full), (torch.bfloat16, full, full)}
+    assert dtypes == {(full, full, full), (torch.bfloat16, full, full)}
     assert judged == {(full, full, full)}
     for precision in ("bf16-mixed", "bf16-true"):
         assert 0 < grey_levels(images[precision], images["32-true"]) < 32
@@ -406,9 +423,9 @@ def test_half_precision_is_the_network_s_alone(dng: Dng, from_tiny: list[str], t
 # --- asking for classes ---
 
 
-@pytest.mark.parametrize(("wanted", "classes"), [("all", "0123456789"), ("[3,7]", "37"), ("4", "4")])
+@pytest.mark.parametrize(("class_labels", "classes"), [("all", "0123456789"), ("[3,7]", "37"), ("4", "4")])
 def test_wanted_classes_are_asked_for_in_turn(
-    wanted: str, classes: str, dng: Dng, from_tiny: list[str], tmp_path: Path, monkeypatch, capsys
+    class_labels: str, classes: str, dng: Dng, from_tiny: list[str], tmp_path: Path, monkeypatch, capsys
 ):
     told: set[tuple[int, ...]] = set()
     forward = DiffusionModule.forward
@@ -419,16 +436,21 @@ def test_wanted_classes_are_asked_for_in_turn(
         return forward(self, x_t, t, class_labels)
 
     monkeypatch.setattr(DiffusionModule, "forward", watched)
-    settings = [f"--model.wanted={wanted}", "--model.guidance=Unguided", "--data.n=12", "--data.first_seed=5"]
+    settings = [
+        f"--model.class_labels={class_labels}",
+        "--model.guidance=Unguided",
+        "--data.num_samples=12",
+        "--data.first_seed=5",
+    ]
     dng("predict", *from_tiny, *settings, f"--trainer.default_root_dir={tmp_path}")
     expected = [classes[seed % len(classes)] for seed in range(5, 17)]
     rows = list(csv.DictReader((tmp_path / "labels.csv").open(newline="")))
-    assert [row["wanted"] for row in rows] == expected
+    assert [row["class_label"] for row in rows] == expected
     assert told == {tuple(map(int, expected))}
-    agreed = sum(row["label"] == row["wanted"] for row in rows)
+    agreed = sum(row["label"] == row["class_label"] for row in rows)
     assert f"sees the wanted class in {agreed} of 12" in capsys.readouterr().out
 
 
 def test_a_wanted_class_may_be_the_number_0(tiny_checkpoint: Path):
-    sampler = GuidedSampler(str(tiny_checkpoint), guidance=Unguided(), wanted=0, classifier=None)
-    assert sampler.wanted == [0]
+    sampler = GuidedSampler(str(tiny_checkpoint), guidance=Unguided(), class_labels=0, classifier=None)
+    assert sampler.class_labels == [0]

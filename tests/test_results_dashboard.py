@@ -34,7 +34,7 @@ TABS = {  # what stands there once it has been drawn
 @pytest.fixture(scope="module")
 def command(digits: Path) -> list[str]:
     model = [f"--model.checkpoint={digits}", "--model.classifier=digits-classifier", f"--model.steps={STEPS}"]
-    seeds = [f"--data.n={N}", "--data.batch_size=10", "--data.real=Digits"]
+    seeds = [f"--data.num_samples={N}", "--data.batch_size=10", "--data.reference_data=Digits"]
     return ["test", *model, f"--model.forbidden={FORBIDDEN}", f"--model.guidances={GUIDANCES}", *seeds]
 
 
@@ -54,7 +54,7 @@ def rows(folder: Path) -> dict[str, dict[str, str]]:
 def runs(folder: Path) -> dict[str, EventAccumulator]:
     """By method."""
     found = {}
-    for path in (folder / "board").iterdir():
+    for path in (folder / "tensorboard").iterdir():
         assert len(list(path.iterdir())) == 1  # one file, nothing beside it
         found[path.name.split("-")[0]] = EventAccumulator(str(path), size_guidance={"tensors": 0, "scalars": 0})
         found[path.name.split("-")[0]].Reload()
@@ -70,14 +70,14 @@ def samples(digits: Path) -> Samples:
 def test_each_row_is_a_run_with_its_measures(rows: dict[str, dict[str, str]], runs: dict[str, EventAccumulator]):
     assert set(runs) == set(rows) == {"Unguided", "Rejection", "NegativePrompting", "DynamicNegativeGuidance"}
     for method, row in rows.items():
-        for column, tag in MEASURES.items():
-            if method == "Rejection" and column == "kl_own":  # it is what the others are measured by
+        for tag, column in MEASURES.items():
+            if method == "Rejection" and column == "kl_unguided":  # it is what the others are measured by
                 assert tag not in runs[method].Tags()["scalars"]
                 continue
             (event,) = runs[method].Scalars(tag)
             assert event.value == pytest.approx(float(row[column]), rel=1e-4, abs=1e-6)
             assert event.step == {"NegativePrompting": 1000, "DynamicNegativeGuidance": 2500}.get(method, 0)
-        counts = [int(count) for count in row["histogram"].split()]
+        counts = [int(count) for count in row["class_counts"].split()]
         assert runs[method].Histograms("classes/generated")[0].histogram_value.bucket == counts
         assert runs[method].Images("classes/bars")
 
@@ -120,9 +120,9 @@ def test_going_on_logs_nothing_twice(dng: Dng, command: list[str], folder: Path,
     copy = shutil.copytree(folder, tmp_path / "copy")
     lines = (copy / "results.csv").read_text().splitlines(keepends=True)
     (copy / "results.csv").write_text("".join(lines[:-1]))
-    before = {path: path.stat().st_mtime_ns for path in (copy / "board").rglob("events*")}
+    before = {path: path.stat().st_mtime_ns for path in (copy / "tensorboard").rglob("events*")}
     dng(*command, f"--trainer.default_root_dir={copy}")
-    after = {path: path.stat().st_mtime_ns for path in (copy / "board").rglob("events*")}
+    after = {path: path.stat().st_mtime_ns for path in (copy / "tensorboard").rglob("events*")}
     assert len(after) == len(before) == 4
     assert {path.parent.name.split("-")[0] for path in set(after) - set(before)} == {"DynamicNegativeGuidance"}
 
@@ -132,7 +132,7 @@ def test_going_on_logs_nothing_twice(dng: Dng, command: list[str], folder: Path,
 
 @pytest.fixture(scope="module")
 def url(browser: str, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with tensorboard(folder / "board", tmp_path_factory.mktemp("tensorboard") / "stderr") as url:
+    with tensorboard(folder / "tensorboard", tmp_path_factory.mktemp("tensorboard") / "stderr") as url:
         yield url
 
 

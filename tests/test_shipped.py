@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from dng_lightning import guidance, posterior, shipped
+from dng_lightning import guidance, posterior, resources
 from dng_lightning.errors import SettingError
 from dng_lightning.evaluation.evaluator import KEY
 from dng_lightning.evaluation.posterior_metrics import KEY as POSTERIOR_KEY
@@ -32,7 +32,7 @@ def root(request, tmp_path, monkeypatch):
     working = tmp_path / "working"
     working.mkdir()
     monkeypatch.chdir(working)
-    monkeypatch.setattr(shipped, "PACKAGE", package)
+    monkeypatch.setattr(resources, "PACKAGE", package)
     root = package if request.param == "wheel" else package.parent
     for name in ("mnist.yaml", "cifar10.yaml", "prompts/feast.yaml", "README.md"):
         write(root / "configs" / name)
@@ -43,62 +43,62 @@ def root(request, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["mnist", "mnist.yaml", Path("mnist")])
 def test_a_bare_config_name_is_found_with_and_without_its_suffix(root, name):
-    assert shipped.config(name) == root / "configs" / "mnist.yaml"
+    assert resources.config(name) == root / "configs" / "mnist.yaml"
 
 
 @pytest.mark.parametrize("name", ["prompts/feast", "prompts/feast.yaml", Path("prompts/feast")])
 def test_a_config_in_a_folder_is_found_with_its_folder(root, name):
-    assert shipped.config(name) == root / "configs" / "prompts" / "feast.yaml"
+    assert resources.config(name) == root / "configs" / "prompts" / "feast.yaml"
     write(Path("prompts/feast.yaml"))
     if str(name).endswith(".yaml"):
-        assert shipped.config(name).resolve() == Path.cwd() / name
+        assert resources.config(name).resolve() == Path.cwd() / name
 
 
 @pytest.mark.parametrize("name", ["mnist", Path("mnist")])
 def test_a_bare_checkpoint_name_is_found(root, name):
-    assert shipped.checkpoint(name) == root / "checkpoints" / "mnist" / "model.ckpt"
+    assert resources.checkpoint(name) == root / "checkpoints" / "mnist" / "model.ckpt"
 
 
 def test_names_are_sorted_and_hold_only_what_can_be_used(root):
-    assert shipped.configs() == ["cifar10", "mnist", "prompts/feast"]
-    assert shipped.checkpoints() == ["a-classifier", "in-words", "mnist"]
+    assert resources.configs() == ["cifar10", "mnist", "prompts/feast"]
+    assert resources.checkpoints() == ["a-classifier", "in-words", "mnist"]
 
 
 def test_a_shipped_folder_in_diffusers_format_is_found(root):
-    assert shipped.checkpoint("in-words") == root / "checkpoints" / OTHER_FORMAT
-    assert shipped.name_of("in-words") == "in-words"
+    assert resources.checkpoint("in-words") == root / "checkpoints" / OTHER_FORMAT
+    assert resources.name_of("in-words") == "in-words"
     local = write(Path("checkpoints", OTHER_FORMAT))
-    assert shipped.checkpoint("in-words") == local
+    assert resources.checkpoint("in-words") == local
 
 
 def test_a_local_config_wins_over_the_shipped_one(root):
     write(Path("mnist.yaml"))
-    assert shipped.config("mnist.yaml").resolve() == Path.cwd() / "mnist.yaml"
+    assert resources.config("mnist.yaml").resolve() == Path.cwd() / "mnist.yaml"
 
 
 @pytest.mark.parametrize("local", ["mnist/model.ckpt", "mnist"])
 def test_a_local_checkpoint_wins_over_the_shipped_one(root, local):
     write(Path(local))
-    assert shipped.checkpoint("mnist").resolve() == Path.cwd() / local
+    assert resources.checkpoint("mnist").resolve() == Path.cwd() / local
 
 
 def test_a_local_folder_without_a_model_does_not_hide_the_shipped_checkpoint(root):
     Path("mnist").mkdir()
-    assert shipped.checkpoint("mnist") == root / "checkpoints" / "mnist" / "model.ckpt"
+    assert resources.checkpoint("mnist") == root / "checkpoints" / "mnist" / "model.ckpt"
 
 
 @pytest.mark.parametrize("name", ["runs/7", "runs/7/", "runs/7/model.ckpt"])
 def test_a_checkpoint_is_given_as_its_folder_or_as_its_file(root, name):
     write(Path("runs/7/model.ckpt"))
-    assert shipped.checkpoint(name).resolve() == Path.cwd() / "runs/7/model.ckpt"
-    assert shipped.checkpoint(Path(name).absolute()) == Path.cwd() / "runs/7/model.ckpt"
-    assert shipped.name_of(name) == "7"
+    assert resources.checkpoint(name).resolve() == Path.cwd() / "runs/7/model.ckpt"
+    assert resources.checkpoint(Path(name).absolute()) == Path.cwd() / "runs/7/model.ckpt"
+    assert resources.name_of(name) == "7"
 
 
 def test_a_checkpoint_is_called_by_its_folder_or_by_its_file(root):
     write(Path("runs/7/last.ckpt"))
-    assert shipped.name_of("runs/7/last.ckpt") == "last"
-    assert shipped.name_of("mnist") == "mnist"
+    assert resources.name_of("runs/7/last.ckpt") == "last"
+    assert resources.name_of("mnist") == "mnist"
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_a_checkpoint_is_called_by_its_folder_or_by_its_file(root):
 )
 @pytest.mark.parametrize(
     ("find", "ships"),
-    [(shipped.config, "cifar10, mnist, prompts/feast"), (shipped.checkpoint, "a-classifier, in-words, mnist")],
+    [(resources.config, "cifar10, mnist, prompts/feast"), (resources.checkpoint, "a-classifier, in-words, mnist")],
 )
 def test_a_miss_is_one_line_that_says_what_where_and_what_ships(root, find, ships, name):
     with pytest.raises(SettingError) as miss:
@@ -120,15 +120,15 @@ def test_a_miss_is_one_line_that_says_what_where_and_what_ships(root, find, ship
 
 
 def test_a_miss_where_nothing_ships_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr(shipped, "PACKAGE", tmp_path / "dng_lightning")
+    monkeypatch.setattr(resources, "PACKAGE", tmp_path / "dng_lightning")
     with pytest.raises(SettingError, match=r": none$"):
-        shipped.config("mnist")
+        resources.config("mnist")
 
 
 def test_what_really_ships_is_found_by_every_name_that_is_listed():
-    for name in shipped.configs():
-        assert shipped.config(name).as_posix().endswith(f"/configs/{name}.yaml")
-    assert [shipped.checkpoint(name).parent.name for name in shipped.checkpoints()] == shipped.checkpoints()
+    for name in resources.configs():
+        assert resources.config(name).as_posix().endswith(f"/configs/{name}.yaml")
+    assert [resources.checkpoint(name).parent.name for name in resources.checkpoints()] == resources.checkpoints()
 
 
 CHECKPOINTS = Path(__file__).resolve().parents[1] / "checkpoints"
@@ -175,7 +175,7 @@ STUDIES = {
     "mnist_methods_search": "mnist/methods_search",
     "mnist_search": "mnist/search",
     "mnist_scale": "mnist/scale",
-    "mnist_wanted": "mnist/wanted",
+    "mnist_class_conditional": "mnist/wanted",
     "cifar10_tradeoff": "cifar10-small/results",
     "cifar10_search": "cifar10-small/search",
     "cifar10_classes": "cifar10-small/classes",
@@ -191,7 +191,7 @@ BELOW = {"cifar10": "cifar10_tradeoff", "captioned": "captioned_digits_related"}
 def model_of(config: str) -> dict[str, Any]:
     """The settings of a study's model, with those that its overlay leaves as they are."""
     below = BELOW.get(config.split("_")[0], config)
-    parts = [yaml.safe_load(shipped.config(name).read_text())["model"]["init_args"] for name in (below, config)]
+    parts = [yaml.safe_load(resources.config(name).read_text())["model"]["init_args"] for name in (below, config)]
     return parts[0] | parts[1]
 
 
@@ -221,7 +221,7 @@ def test_a_finished_study_that_is_started_again_redoes_nothing(config: str):
         method = load_settings(built(settings), folder)
         needs = method.needs()
         networks = {
-            "checkpoint": model.get("noisy_classifier") if needs.classifier else None,
+            "checkpoint": model.get("noise_conditional_classifier") if needs.classifier else None,
             "observer": model.get("observer") if needs.observer is not None and not in_words else None,
         }
         run = Draw.of(method, **networks).run
@@ -237,7 +237,7 @@ def test_the_rows_of_a_shipped_table_are_told_apart(name: str):
 
 def test_overlays_have_the_posteriors_that_they_speak_of():
     methods = {
-        name: yaml.safe_load(shipped.config(name).read_text())["model"]["init_args"]["guidance"]["init_args"]
+        name: yaml.safe_load(resources.config(name).read_text())["model"]["init_args"]["guidance"]["init_args"]
         for name in ("dynamic_geo_guide", "captioned_digits_predict", "stable_diffusion")
     }
     assert methods["dynamic_geo_guide"]["posterior"] == {"class_path": "CalibratedPosterior"}

@@ -11,13 +11,13 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from dng_lightning import shipped
+from dng_lightning import resources
 from dng_lightning.callbacks.progress import SamplingProgress
 from dng_lightning.callbacks.requirements import claim_draws, sampler_of, seeds_of
 from dng_lightning.data.pixels import to_float, to_uint8
 from dng_lightning.errors import SettingError
-from dng_lightning.evaluation import curves
-from dng_lightning.evaluation.metrics import posterior_quality
+from dng_lightning.evaluation import study_figures
+from dng_lightning.evaluation.class_balance import posterior_quality
 from dng_lightning.evaluation.sample_store import SampleStore
 from dng_lightning.modules.guided_sampler import GuidedSampler
 from dng_lightning.posterior import CalibratedPosterior
@@ -56,7 +56,7 @@ class CalibrationWriter(Callback):
         claim_draws(module, self)
         module.draws, data.passes = module.all_draws()[:1], 1
         self.folder = Path(trainer.default_root_dir)
-        self.store, self.label = SampleStore(self.folder / "drawn", data.seeds), module.judge.label
+        self.store, self.label = SampleStore(self.folder / "sample_cache", data.seeds), module.judge.label
         self.tracking = PassiveTracking([UNCALIBRATED])
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -111,7 +111,7 @@ class CalibrationWriter(Callback):
             default_flow_style=None,
             width=120,
         )
-        beside = [] if shipped.ships(pl_module.beside) else [pl_module.beside.with_name("calibration.yaml")]
+        beside = [] if resources.ships(pl_module.beside) else [pl_module.beside.with_name("calibration.yaml")]
         for path in (self.folder / "calibration.yaml", *beside):
             path.write_text(text)
             print(f"written to {path}")
@@ -127,4 +127,4 @@ class CalibrationWriter(Callback):
             ends[name] = found[places[-1]]
             print(f"mean Brier score {name}: {sum(q.brier for q in found.values()) / len(found):.4f}")
         (self.folder / "calibration.json").write_text(json.dumps(judged, indent=1) + "\n")
-        curves.calibration(ends).savefig(self.folder / "calibration.png", dpi=120)
+        study_figures.calibration(ends).savefig(self.folder / "calibration.png", dpi=120)

@@ -13,10 +13,10 @@ from dng_lightning.class_labels import labels_of
 from dng_lightning.data.base import ImageDataModule
 from dng_lightning.data.pixels import to_float, to_uint8
 from dng_lightning.errors import SettingError, check_at_least
-from dng_lightning.evaluation import plots, tensorboard
+from dng_lightning.evaluation import figures, tensorboard
+from dng_lightning.evaluation.class_balance import forbidden_rate, kl_divergence
+from dng_lightning.evaluation.distribution_metrics import Moments, frechet_distance
 from dng_lightning.evaluation.features import ClassifierFeatures
-from dng_lightning.evaluation.metrics import forbidden_rate, kl_divergence
-from dng_lightning.evaluation.quality import Moments, frechet_distance
 from dng_lightning.evaluation.runs import Samples
 from dng_lightning.guidance import DynamicNegativeGuidance, Guidance, Unguided
 from dng_lightning.guidance.serialization import display_name, scale_of
@@ -38,7 +38,7 @@ class GuidedSampling(ValidationSampling):
         forbidden: the class or classes to avoid; None draws unguided images only (an unconditional model).
         guidance: the method; None for Dynamic Negative Guidance with its defaults.
         every_n_epochs: draw at the validations of each n-th epoch.
-        images: how many, from seed 0 on.
+        num_samples: how many images, from seed 0 on.
         steps: sampling steps.
         classifier: checkpoint of a classifier that labels them; None for pictures only.
     """
@@ -48,17 +48,19 @@ class GuidedSampling(ValidationSampling):
         forbidden: str | int | list[str | int] | None = "0",
         guidance: Guidance | None = None,
         every_n_epochs: int = 1,
-        images: int = 64,
+        num_samples: int = 64,
         steps: int = 50,
         classifier: str | None = None,
     ) -> None:
-        check_at_least(1, **{"GuidedSampling's every_n_epochs": every_n_epochs, "GuidedSampling's images": images})
+        check_at_least(
+            1, **{"GuidedSampling's every_n_epochs": every_n_epochs, "GuidedSampling's num_samples": num_samples}
+        )
         self.guidance: Guidance = guidance or DynamicNegativeGuidance()
         needs = self.guidance.needs()
         if needs.classifier or needs.class_labels or needs.observer is not None or needs.attention:
             other = f"{type(self.guidance).__name__} is not for it"
             raise SettingError(f"GuidedSampling has no class label, text, classifier or observer: {other}")
-        self.forbidden, self.every_n_epochs, self.images = forbidden, every_n_epochs, images
+        self.forbidden, self.every_n_epochs, self.num_samples = forbidden, every_n_epochs, num_samples
         self.sampler = Sampler(steps)
         self.classifier = ClassifierModule.load(classifier) if classifier else None
         self.features: ClassifierFeatures | None = None
@@ -73,7 +75,7 @@ class GuidedSampling(ValidationSampling):
         if self.classifier is not None:
             self.classifier.to(module.device)
         data = trainer.datamodule  # type: ignore[attr-defined]  # set by Trainer.fit
-        if isinstance(data, ImageDataModule) and self.features is not None and self.images > 1:
+        if isinstance(data, ImageDataModule) and self.features is not None and self.num_samples > 1:
             self.real = self._real(data, self.features)
 
     def check(self, module: LightningModule, data: DiffusionModule | ImageDataModule) -> None:
@@ -99,7 +101,7 @@ class GuidedSampling(ValidationSampling):
         writer, counts = tensorboard.writer_of(trainer), {}
         for name, guidance in self._methods().items():
             samples = self._draw(trainer, module, guidance)
-            pixels, forbidden, measures = to_uint8(samples.images), [False] * self.images, {}
+            pixels, forbidden, measures = to_uint8(samples.images), [False] * self.num_samples, {}
             posterior = None if samples.posterior is None else samples.posterior.sum(2)
 
             # Metrics: the same on every device
@@ -113,17 +115,17 @@ class GuidedSampling(ValidationSampling):
                 if posterior is not None:
                     measures["posterior"] = float(posterior[:, -1].mean())
             for metric, value in measures.items():
-                module.log(f"metrics/{metric}_{name}", value, batch_size=self.images)
+                module.log(f"metrics/{metric}_{name}", value, batch_size=self.num_samples)
 
             # Pictures: on the first device
             if writer is None:
                 continue
-            writer.add_image(f"samples/{name}", plots.framed_grid(pixels.cpu(), forbidden), step)
+            writer.add_image(f"samples/{name}", figures.framed_grid(pixels.cpu(), forbidden), step)
             if name in counts:
                 tensorboard.class_histogram(writer, f"classes/{name}", counts[name], step)
             if guidance is self.guidance:
-                shown = plots.TrajectorySet(samples.times, samples.scale, posterior, forbidden)
-                writer.add_figure("trajectories/scale_and_posterior", plots.trajectory_bands(shown), step)
+                shown = figures.TrajectorySet(samples.times, samples.scale, posterior, forbidden)
+                writer.add_figure("trajectories/scale_and_posterior", figures.trajectory_bands(shown), step)
         if writer is not None:
             if counts:
                 tensorboard.class_bars(writer, counts, module.class_names, self.labels, step)
@@ -169,14 +171,14 @@ class GuidedSampling(ValidationSampling):
     def _draw(self, trainer: Trainer, module: DiffusionModule, guidance: Guidance) -> Samples:
         """The images of all seeds, on every device."""
         ranks = trainer.world_size
-        share = -(-self.images // ranks)  # every device draws equally many, so that they can be gathered
+        share = -(-self.num_samples // ranks)  # every device draws equally many, so that they can be gathered
         predictor = ClassConditionalPredictor(module, module.null_class, self.labels)
         seeds = [trainer.global_rank + ranks * i for i in range(share)]
         mine = draw_samples(module, predictor, seeds, guidance, self.sampler, module.image_shape)
 
         def gather(mine: Tensor) -> Tensor:
             all_of_them = torch.as_tensor(module.all_gather(mine)).reshape(ranks, share, *mine.shape[1:])
-            return all_of_them.transpose(0, 1).flatten(0, 1)[: self.images]
+            return all_of_them.transpose(0, 1).flatten(0, 1)[: self.num_samples]
 
         posterior = None if mine.posterior is None else gather(mine.posterior)
         return replace(mine, images=gather(mine.images), scale=gather(mine.scale), posterior=posterior)

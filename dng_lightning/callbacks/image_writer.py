@@ -15,9 +15,9 @@ from torch import Tensor
 from dng_lightning.callbacks.progress import SamplingProgress
 from dng_lightning.callbacks.requirements import sampler_of, seeds_of
 from dng_lightning.data.pixels import from_png, to_float, to_png, to_uint8
-from dng_lightning.evaluation import plots
-from dng_lightning.evaluation.report import class_table, cost_table, share_with_interval
+from dng_lightning.evaluation import figures
 from dng_lightning.evaluation.runs import Samples
+from dng_lightning.evaluation.tables import class_table, cost_table, share_with_interval
 from dng_lightning.files import file_name, write_whole
 from dng_lightning.guidance import Guidance
 from dng_lightning.guidance.serialization import display_name, display_name_with_scale
@@ -35,22 +35,22 @@ class ImageWriter(BasePredictionWriter):
     compared with; forbidden ones framed) and ``trajectories.png``. What each method cost is printed.
 
     Args:
-        shown: how many images, from the first seed on, are drawn unguided as well and shown in the figures.
+        num_shown: how many images, from the first seed on, are drawn unguided as well and shown in the figures.
 
     Attributes:
         costs: for each method the images that it drew here and now, and the evaluations and seconds that it took.
     """
 
-    def __init__(self, shown: int = 64) -> None:
+    def __init__(self, num_shown: int = 64) -> None:
         super().__init__("batch")
-        self.shown = shown
+        self.num_shown = num_shown
         self.costs: dict[str, tuple[int, float, float]] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find out which images are finished."""
         super().setup(trainer, pl_module, stage)
         module, seeds = sampler_of(pl_module, self), seeds_of(trainer, self)
-        self.folder, self.shown_seeds = Path(trainer.default_root_dir), seeds.seeds[: self.shown]
+        self.folder, self.shown_seeds = Path(trainer.default_root_dir), seeds.seeds[: self.num_shown]
         self.name, self.baselines = display_name(module.guidance), _baselines(module)
         self.finished = seeds.finished = {seed for seed in seeds.seeds if self._is_finished(seed)}
         trainer.strategy.barrier("finished images")  # nobody writes before everybody has looked
@@ -135,7 +135,7 @@ class ImageWriter(BasePredictionWriter):
         for i, seed in enumerate(samples.seeds):
             if seed not in new:
                 continue
-            record: dict[str, Any] = {"seed": seed, "wanted": module.wanted_label(seed)}
+            record: dict[str, Any] = {"seed": seed, "class_label": module.class_label(seed)}
             if found is not None:
                 record |= {"label": int(found.labels[i]), "confidence": round(float(found.confidence[i]), 6)}
             if attributes is not None:
@@ -151,40 +151,40 @@ class ImageWriter(BasePredictionWriter):
     def _write_table(self, records: Records, module: ImageSampler) -> None:
         with (self.folder / "labels.csv").open("w", newline="") as file:
             writer = csv.writer(file)
-            writer.writerow(["seed", "label", "confidence", "posterior", "wanted"])
+            writer.writerow(["seed", "label", "confidence", "posterior", "class_label"])
             for record in records:
-                pairs = ((module.kinds.names, record.get("label")), (module.class_names, record["wanted"]))
+                pairs = ((module.label_space.names, record.get("label")), (module.class_names, record["class_label"]))
                 label, wanted = ("" if number is None else names[number] for names, number in pairs)
                 numbers = record.get("confidence", ""), record.get("posterior", "")
                 writer.writerow([record["seed"], label, *numbers, wanted])
 
     def _write_figures(self, columns: dict[str, Records], module: ImageSampler) -> None:
         """The images of all methods side by side, and the trajectories of the module's own, which come last."""
-        marked = {name: [r.get("label") in module.kinds.forbidden for r in own] for name, own in columns.items()}
+        marked = {name: [r.get("label") in module.label_space.forbidden for r in own] for name, own in columns.items()}
         panels = {}
         for name, records in columns.items():
             folder = self.folder if name == self.name else self._folder(name)
             images = [from_png(folder / f"{record['seed']:08d}.png") for record in records]
-            panels[name] = plots.framed_grid(torch.stack(images), marked[name])
-        plots.side_by_side(panels).savefig(self.folder / "grid.png", dpi=150)
+            panels[name] = figures.framed_grid(torch.stack(images), marked[name])
+        figures.side_by_side(panels).savefig(self.folder / "grid.png", dpi=150)
         shown = columns[self.name]
         scale, tracked = torch.tensor([record["scales"] for record in shown]), [r["posteriors"] for r in shown]
         posterior = torch.tensor(tracked) if all(tracked) else None
-        trajectories = plots.TrajectorySet(shown[0]["times"], scale, posterior, marked[self.name])
-        plots.trajectories(trajectories).savefig(self.folder / "trajectories.png", dpi=150)
+        trajectories = figures.TrajectorySet(shown[0]["times"], scale, posterior, marked[self.name])
+        figures.trajectories(trajectories).savefig(self.folder / "trajectories.png", dpi=150)
 
     def _print(self, columns: dict[str, Records], module: ImageSampler) -> None:
-        kinds, records = module.kinds, columns[self.name]
+        label_space, records = module.label_space, columns[self.name]
         if module.judge is not None:
             labels = {name: [record["label"] for record in own] for name, own in columns.items()}
-            print(class_table(labels, kinds.names, kinds.forbidden))
-            if module.wanted and kinds.names == tuple(module.class_names):
-                agreed = sum(record["label"] == record["wanted"] for record in records)
+            print(class_table(labels, label_space.names, label_space.forbidden))
+            if module.class_labels and label_space.names == tuple(module.class_names):
+                agreed = sum(record["label"] == record["class_label"] for record in records)
                 share = share_with_interval(agreed, len(records))
                 print(f"the classifier sees the wanted class in {agreed} of {len(records)} images, {share}")
         for name, own in columns.items():
-            seen = [(record["read"], record["wanted"]) for record in own if "read" in record]
-            if seen and (words := kinds.summary(*map(torch.tensor, zip(*seen, strict=True)))):
+            seen = [(record["read"], record["class_label"]) for record in own if "read" in record]
+            if seen and (words := label_space.summary(*map(torch.tensor, zip(*seen, strict=True)))):
                 print(f"{name}: {words}")
         if self.costs:  # where nothing is left to be drawn there are none
             print(cost_table({name: self.costs[name] for name in (*self.baselines, self.name) if name in self.costs}))
@@ -211,5 +211,5 @@ class ImageWriter(BasePredictionWriter):
 
 def _baselines(module: ImageSampler) -> dict[str, Guidance]:
     """What the images of a module are shown beside, each method by its name."""
-    methods = {"unguided": module.unguided} | {display_name_with_scale(method): method for method in module.compared}
+    methods = {"unguided": module.unguided} | {display_name_with_scale(method): method for method in module.baselines}
     return {name: method for name, method in methods.items() if method != module.guidance}

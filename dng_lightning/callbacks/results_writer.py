@@ -8,16 +8,16 @@ import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
-from dng_lightning import shipped
+from dng_lightning import resources
+from dng_lightning.callbacks.passive_posteriors import label, tracked_posteriors, tracker
 from dng_lightning.callbacks.progress import SamplingProgress
 from dng_lightning.callbacks.requirements import claim_draws, sampler_of, seeds_of
-from dng_lightning.callbacks.trackers import label, tracked_posteriors, tracker
 from dng_lightning.data.seeds import Seeds
 from dng_lightning.errors import SettingError
-from dng_lightning.evaluation.comparison import LEAST
 from dng_lightning.evaluation.evaluator import Evaluator
 from dng_lightning.evaluation.features import ClassifierFeatures, FeatureExtractor, InceptionFeatures
-from dng_lightning.evaluation.real import RealStatistics
+from dng_lightning.evaluation.measures import LEAST
+from dng_lightning.evaluation.reference_statistics import ReferenceStatistics
 from dng_lightning.evaluation.runs import Cost, Samples
 from dng_lightning.modules.image_sampler import ImageSampler
 from dng_lightning.sampling import PassiveTracking
@@ -80,12 +80,12 @@ class ResultsWriter(Callback):
             folder=Path(trainer.default_root_dir),
             seeds=data.seeds,
             steps=module.sampler.steps,
-            kinds=module.kinds,
+            label_space=module.label_space,
             label=module.judge.label,
             extractor=extractor,
             unguided=draws[0].run if self.unguided else None,
             trackers={tracker(posterior): label(posterior) for posterior in self.posteriors},
-            about={"model": shipped.name_of(module.checkpoint), "forbidden": names},
+            about={"model": resources.name_of(module.checkpoint), "forbidden": names},
         )
         if extractor:  # last, because it writes statistics that it does not find
             self.evaluator.reference = self._reference(trainer, module, data, extractor)
@@ -169,28 +169,28 @@ class ResultsWriter(Callback):
 
     def _reference(
         self, trainer: Trainer, module: ImageSampler, data: Seeds, extractor: FeatureExtractor
-    ) -> RealStatistics:
-        """The statistics of real images: made of ``data.real``, or found in the run's or the checkpoint's folder."""
-        folder, kinds = Path(trainer.default_root_dir), module.kinds
-        if data.real is not None and module.judge is not None:
-            kinds.check_real(data.real)
-            if (data.real.class_names, data.real.image_shape) != (kinds.names, tuple(module.image_shape)):
-                raise SettingError(
-                    f"data.real: {type(data.real).__name__} has other images than the model: name another"
-                )
+    ) -> ReferenceStatistics:
+        """Statistics of ``data.reference_data``, or those in the run's or the checkpoint's folder."""
+        folder, label_space = Path(trainer.default_root_dir), module.label_space
+        if data.reference_data is not None and module.judge is not None:
+            real = data.reference_data
+            label_space.check_real(real)
+            if (real.class_names, real.image_shape) != (label_space.names, tuple(module.image_shape)):
+                name = type(real).__name__
+                raise SettingError(f"data.reference_data: {name} has other images than the model: name another")
             if trainer.is_global_zero:
-                data.real.prepare_data()
-                data.real.setup("test")
-                path = folder / RealStatistics.file(extractor)
-                RealStatistics.cached(path, data.real, extractor, module.judge).save(path)
+                real.prepare_data()
+                real.setup("test")
+                path = folder / ReferenceStatistics.file(extractor)
+                ReferenceStatistics.cached(path, real, extractor, module.judge).save(path)
             trainer.strategy.barrier("real images")
-        real = RealStatistics.find([folder, module.folder], extractor)
-        real.check(kinds.names, module.image_shape, extractor)
-        if len(real.features(kinds.retained)) < LEAST:
+        reference = ReferenceStatistics.find([folder, module.folder], extractor)
+        reference.check(label_space.names, module.image_shape, extractor)
+        if len(reference.features(label_space.retained)) < LEAST:
             raise SettingError(
-                f"the statistics hold less than {LEAST} real images of {real.data} that are not forbidden"
+                f"the statistics hold less than {LEAST} real images of {reference.data} that are not forbidden"
             )
-        return real
+        return reference
 
 
 class _Clock:

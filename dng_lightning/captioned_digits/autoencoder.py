@@ -10,7 +10,7 @@ from dng_lightning.captioned_digits import networks
 from dng_lightning.captioned_digits.attribute_classifier import AttributeClassifier
 from dng_lightning.captioned_digits.data import Captioned
 from dng_lightning.errors import SettingError, check_at_least_0
-from dng_lightning.modules.trained import TrainedModule
+from dng_lightning.modules.base_module import TrainedModule
 
 
 class AutoencoderModule(TrainedModule):

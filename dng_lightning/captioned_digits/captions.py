@@ -66,7 +66,7 @@ def mentioned(attributes: Attributes, draw: Random) -> Attributes:
     return Attributes(**kept)
 
 
-def understood(text: str) -> Attributes:
+def parse_caption(text: str) -> Attributes:
     """What a sentence says of a picture: each word that is not of grammar names the value of one attribute.
 
     Args:

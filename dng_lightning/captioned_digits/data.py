@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dng_lightning.captioned_digits import strokes
+from dng_lightning.captioned_digits import digit_rendering
 from dng_lightning.captioned_digits.attributes import EVERY, VALUES, Attributes
 from dng_lightning.captioned_digits.captions import caption, mentioned
 from dng_lightning.data.base import Arrays, ImageTensors, kept
@@ -53,7 +53,7 @@ class CaptionedTensors(ImageTensors):
 
 
 class CaptionedDigits(MNIST):
-    """MNIST's digits, 60,000 + 10,000 of 32x32 in colour, redrawn by `strokes.draw`; files in `root/MNIST/raw`.
+    """MNIST's digits, 60,000 + 10,000 of 32x32 in colour, redrawn by `digit_rendering.draw`; files in `root/MNIST/raw`.
 
     Colour, thickness and background of each are drawn at random, independently and evenly. Captions mention some of
     the attributes; in training they depend on the seed, the epoch and the image alone, so resuming repeats them, in
@@ -65,9 +65,10 @@ class CaptionedDigits(MNIST):
         label: what a batch holds besides its images: one attribute's labels (B,), to train a classifier; those of a
             list of attributes together, a class for each combination; `caption`, a list of B sentences; or `all`, see
             ``Captioned``.
-        only: keep the pictures that have all the attributes given, of one of these at least; None keeps all.
-        without: drop these pictures instead: `[{digit: 7, colour: red}]` drops red sevens. Not together with `only`.
-        validation: number of training images held out, None for 5,000; each kind of picture has its share.
+        include_classes: keep the pictures that have all attributes of one of these; None keeps all.
+        exclude_classes: drop these pictures: `[{digit: 7, colour: red}]` drops red sevens. Not together with
+            `include_classes`.
+        val_size: number of training images held out, None for 5,000; each kind of picture has its share.
         download: fetch missing files.
         num_workers: loader processes; 0 is fastest.
 
@@ -75,16 +76,16 @@ class CaptionedDigits(MNIST):
         SettingError: there is no such attribute, or no picture is left.
     """
 
-    image_shape = (3, strokes.SIZE, strokes.SIZE)
+    image_shape = (3, digit_rendering.SIZE, digit_rendering.SIZE)
 
     def __init__(
         self,
         root: str = "data",
         batch_size: int = 128,
         label: str | list[str] = "all",
-        only: Pictures = None,
-        without: Pictures = None,
-        validation: int | None = None,
+        include_classes: Pictures = None,
+        exclude_classes: Pictures = None,
+        val_size: int | None = None,
         download: bool = True,
         num_workers: int = 0,
     ) -> None:
@@ -92,13 +93,11 @@ class CaptionedDigits(MNIST):
         self.labelled = [] if names in (["all"], ["caption"]) else names
         if not names or len(set(names)) < len(names) or not set(self.labelled) <= set(VALUES):
             raise SettingError(f"data.label is {label!r}: give all, caption, {', '.join(VALUES)}, or a list of these.")
-        super().__init__(
-            root, batch_size, validation=validation, flip=False, download=download, num_workers=num_workers
-        )
+        super().__init__(root, batch_size, val_size=val_size, flip=False, download=download, num_workers=num_workers)
         self.label = label
         self.class_names = joint_names(self.labelled) if self.labelled else ()
         # of all kinds of pictures, as `_read` labels them
-        self._seen_classes = kept(only, without, len(EVERY), "picture", _covered)
+        self._seen_classes = kept(include_classes, exclude_classes, len(EVERY), "picture", _covered)
 
     @property
     def pictures(self) -> list[Attributes]:
@@ -178,7 +177,7 @@ def _pictures(pixels: Tensor, digits: Tensor, part: str) -> Arrays:
     """The pictures of one part, and which of ``EVERY`` kind each one is."""
     generator = torch.Generator().manual_seed(Random(f"{PICTURE_SEED} {part}").getrandbits(63))
     drawn = [torch.randint(len(VALUES[name]), digits.shape, generator=generator) for name in list(VALUES)[1:]]
-    return strokes.draw(pixels, *drawn), joint(torch.stack([digits, *drawn], dim=1))
+    return digit_rendering.draw(pixels, *drawn), joint(torch.stack([digits, *drawn], dim=1))
 
 
 def _covered(attributes: Attributes) -> list[int]:

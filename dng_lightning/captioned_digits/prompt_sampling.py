@@ -8,12 +8,12 @@ from dng_lightning.callbacks.requirements import expect
 from dng_lightning.callbacks.validation_sampling import ValidationSampling
 from dng_lightning.captioned_digits import networks
 from dng_lightning.captioned_digits.attribute_classifier import AttributeClassifier
-from dng_lightning.captioned_digits.captions import understood
-from dng_lightning.captioned_digits.prompt_kinds import shows
+from dng_lightning.captioned_digits.captions import parse_caption
+from dng_lightning.captioned_digits.prompt_adherence import shows
 from dng_lightning.captioned_digits.training import TextToImageModule
 from dng_lightning.data.pixels import to_float, to_uint8
 from dng_lightning.errors import SettingError, check_at_least
-from dng_lightning.evaluation import plots, tensorboard
+from dng_lightning.evaluation import figures, tensorboard
 from dng_lightning.guidance import ClassifierFreeGuidance, Guidance
 from dng_lightning.guidance.serialization import display_name
 from dng_lightning.modules.image_sampler import draw_samples
@@ -31,7 +31,7 @@ class PromptSampling(ValidationSampling):
         prompts: what is asked for.
         guidance: the method, one that knows of nothing forbidden; None for classifier-free guidance of scale 3.
         every_n_epochs: draw at the validations of each n-th epoch.
-        images: how many of each prompt, from seed 0 on.
+        num_samples: how many images of each prompt, from seed 0 on.
         steps: sampling steps.
         reader: classifiers of the attributes, see ``AttributeClassifier.load``; None for pictures only.
 
@@ -45,11 +45,11 @@ class PromptSampling(ValidationSampling):
         prompts: list[str],
         guidance: Guidance | None = None,
         every_n_epochs: int = 1,
-        images: int = 8,
+        num_samples: int = 8,
         steps: int = 50,
         reader: str | None = None,
     ) -> None:
-        counts = {"prompts": len(prompts), "every_n_epochs": every_n_epochs, "images": images}
+        counts = {"prompts": len(prompts), "every_n_epochs": every_n_epochs, "num_samples": num_samples}
         check_at_least(1, **{f"PromptSampling's {name}": value for name, value in counts.items()})
         self.guidance: Guidance = guidance or ClassifierFreeGuidance(3.0)
         needs = self.guidance.needs()
@@ -57,10 +57,10 @@ class PromptSampling(ValidationSampling):
             raise SettingError(
                 f"PromptSampling has prompts and nothing else: {display_name(self.guidance)} is not for it"
             )
-        self.prompts, self.every_n_epochs, self.images = list(prompts), every_n_epochs, images
+        self.prompts, self.every_n_epochs, self.num_samples = list(prompts), every_n_epochs, num_samples
         self.sampler = Sampler(steps)
         self.reader = AttributeClassifier.load(reader) if reader else None
-        self.asked = [understood(prompt) for prompt in self.prompts] if reader else []
+        self.asked = [parse_caption(prompt) for prompt in self.prompts] if reader else []
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse more steps than levels before the training, not after its first epoch."""
@@ -77,14 +77,14 @@ class PromptSampling(ValidationSampling):
         if obeyed:
             module.log("metrics/obeyed", sum(obeyed) / len(obeyed), batch_size=len(obeyed))
         if (writer := tensorboard.writer_of(trainer)) is not None:
-            grid = plots.framed_grid(images.cpu(), [not right for right in obeyed] or None, self.images)
+            grid = figures.framed_grid(images.cpu(), [not right for right in obeyed] or None, self.num_samples)
             writer.add_image("samples/prompts", grid, trainer.global_step)
             writer.flush()
 
     def _draw(self, module: TextToImageModule) -> Tensor:
         """The images of each prompt, of the same seeds on every device, uint8."""
-        model, seeds = module.model(), list(range(self.images)) * len(self.prompts)
-        prompts = torch.arange(len(self.prompts), device=module.device).repeat_interleave(self.images)
+        model, seeds = module.model(), list(range(self.num_samples)) * len(self.prompts)
+        prompts = torch.arange(len(self.prompts), device=module.device).repeat_interleave(self.num_samples)
         predictor = TextPredictor(model, model.encode(self.prompts).to(module.device), prompts)
         shape, decode = model.latent_shape(), model.decode
         return to_uint8(draw_samples(module, predictor, seeds, self.guidance, self.sampler, shape, (), decode).images)
@@ -93,5 +93,5 @@ class PromptSampling(ValidationSampling):
         """Whether each image is all that its prompt asks for; empty if nobody can say."""
         if self.reader is None:
             return []
-        read = self.reader.to(images.device).read(to_float(images)).view(len(self.asked), self.images, -1)
+        read = self.reader.to(images.device).read(to_float(images)).view(len(self.asked), self.num_samples, -1)
         return [right for rows, said in zip(read, self.asked, strict=True) for right in shows(rows, said).tolist()]

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from dng_lightning.captioned_digits.attribute_classifier import AttributeClassifier
 from dng_lightning.captioned_digits.attributes import VALUES
 from dng_lightning.captioned_digits.data import CaptionedDigits
-from dng_lightning.captioned_digits.prompt_kinds import PromptAccuracy, PromptKinds
+from dng_lightning.captioned_digits.prompt_adherence import PromptAccuracy, PromptLabelSpace
 from dng_lightning.errors import SettingError
-from dng_lightning.evaluation.kinds import Kinds
+from dng_lightning.evaluation.label_space import LabelSpace
 from dng_lightning.evaluation.runs import Labels
 from dng_lightning.text_to_image.readers import PromptJudge, PromptReader
 
@@ -30,14 +30,14 @@ class DigitReader(PromptReader):
     def __init__(self, classifiers: str = "captioned-digits") -> None:
         self.net, self.name = AttributeClassifier.load(classifiers), f"{classifiers}-reader"
 
-    def understand(self, prompts: Sequence[str], negatives: Sequence[str]) -> tuple[Kinds, PromptJudge | None]:
+    def understand(self, prompts: Sequence[str], negatives: Sequence[str]) -> tuple[LabelSpace, PromptJudge | None]:
         """See ``PromptReader.understand``; with negative prompts there is one prompt."""
         if not negatives:
             return PromptAccuracy.in_words(prompts), None
         if len(prompts) > 1:
             raise SettingError("a reader judges what is avoided by one prompt: give one, or set reader to null")
-        kinds = PromptKinds.in_words(prompts[0], negatives)
-        return kinds, PromptClassifier(self.net, kinds)
+        label_space = PromptLabelSpace.in_words(prompts[0], negatives)
+        return label_space, PromptClassifier(self.net, label_space)
 
     def read(self, images: Tensor) -> Tensor:
         """See ``PromptReader.read``."""
@@ -45,21 +45,21 @@ class DigitReader(PromptReader):
 
 
 class PromptClassifier(nn.Module):
-    """Sorts images into the kinds that the prompts are about, as a ``ClassifierModule`` does into classes.
+    """Sorts images into the label space of the prompts, as a ``ClassifierModule`` does into classes.
 
     Args:
         net: classifies the attributes.
-        kinds: what the prompt asks for and what is avoided.
+        label_space: what the prompt asks for and what is avoided.
 
     Attributes:
         net: the same; images are compared by its features.
-        class_names: of the kinds.
+        class_names: of the label_space.
     """
 
-    def __init__(self, net: AttributeClassifier, kinds: PromptKinds) -> None:
+    def __init__(self, net: AttributeClassifier, label_space: PromptLabelSpace) -> None:
         super().__init__()
-        self.net, self.kinds = net, kinds
-        self.class_names = kinds.names
+        self.net, self.label_space = net, label_space
+        self.class_names = label_space.names
 
     def label(self, x: Tensor) -> Labels:
         """The kind of each image, its probability, and the labels of all attributes, (B, 4).
@@ -69,11 +69,11 @@ class PromptClassifier(nn.Module):
         """
         best = [p.max(1) for p in self.net.probabilities(x)]
         attributes = torch.stack([found.indices for found in best], 1)
-        seen = [found.values for name, found in zip(VALUES, best, strict=True) if name in self.kinds.avoided]
-        return Labels(self.kinds.labels(attributes), torch.stack(seen, 1).prod(1), attributes)
+        seen = [found.values for name, found in zip(VALUES, best, strict=True) if name in self.label_space.avoided]
+        return Labels(self.label_space.labels(attributes), torch.stack(seen, 1).prod(1), attributes)
 
     def probabilities(self, x: Tensor) -> Tensor:
         """The probability of what each negative prompt names, (B, K): of all of its attributes."""
         each = dict(zip(VALUES, self.net.probabilities(x), strict=True))
-        named = [[each[name][:, label] for name, label in n.labels().items()] for n in self.kinds.negatives]
+        named = [[each[name][:, label] for name, label in n.labels().items()] for n in self.label_space.negatives]
         return torch.stack([torch.stack(probabilities, 1).prod(1) for probabilities in named], 1)

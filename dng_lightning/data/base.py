@@ -71,9 +71,9 @@ class ImageDataModule(LightningDataModule):
     Args:
         root: folder with the data set's files in their official layout.
         batch_size: images per batch and device, >= 1.
-        only: classes to keep, by name or index; None keeps all.
-        without: classes to drop, by name or index. Not together with `only`.
-        validation: number of training images held out, None for the data set's usual number. The split is stratified,
+        include_classes: classes to keep, by name or index; None keeps all.
+        exclude_classes: classes to drop, by name or index. Not together with `include_classes`.
+        val_size: number of training images held out, None for the data set's usual number. The split is stratified,
             the same in every run, and made before the filters: no filter moves an image from one part to another.
         flip: mirror training images left to right at random, None for the data set's habit.
         download: fetch missing files.
@@ -87,16 +87,16 @@ class ImageDataModule(LightningDataModule):
     image_shape: ClassVar[tuple[int, int, int]]  # (C, H, W)
     source: ClassVar[Any]  # the data set's class in torchvision
     files: ClassVar[str]  # below ``root``, for messages
-    usual_validation: ClassVar[int] = 5000
-    usual_flip: ClassVar[bool] = False
+    default_val_size: ClassVar[int] = 5000
+    default_flip: ClassVar[bool] = False
 
     def __init__(
         self,
         root: str = "data",
         batch_size: int = 128,
-        only: Classes = None,
-        without: Classes = None,
-        validation: int | None = None,
+        include_classes: Classes = None,
+        exclude_classes: Classes = None,
+        val_size: int | None = None,
         flip: bool | None = None,
         download: bool = True,
         num_workers: int = 0,
@@ -105,9 +105,9 @@ class ImageDataModule(LightningDataModule):
         check_at_least(1, **{"data.batch_size": batch_size})
         self.root, self.download = Path(root), download
         self.batch_size, self.num_workers = batch_size, num_workers
-        self.validation = self.usual_validation if validation is None else validation
-        self.flip = self.usual_flip if flip is None else flip
-        self._seen_classes = kept(only, without, len(self.class_names), "class", self._label_of)
+        self.val_size = self.default_val_size if val_size is None else val_size
+        self.flip = self.default_flip if flip is None else flip
+        self._seen_classes = kept(include_classes, exclude_classes, len(self.class_names), "class", self._label_of)
         self._parts: dict[str, ImageTensors] = {}
 
     @property
@@ -136,7 +136,7 @@ class ImageDataModule(LightningDataModule):
         """Read, split and filter; the parts do not depend on `stage`.
 
         Raises:
-            SettingError: files are missing or damaged, or `validation` does not fit.
+            SettingError: files are missing or damaged, or `val_size` does not fit.
         """
         self._seed = torch.initial_seed()
         if self._parts:
@@ -144,9 +144,9 @@ class ImageDataModule(LightningDataModule):
         if not self._is_there():
             raise SettingError(self._missing)
         (images, labels), test = self._read()
-        if not 0 <= self.validation < len(labels):
-            raise SettingError(f"data.validation is {self.validation}: give 0 to {len(labels) - 1}.")
-        held = held_out(labels, self.validation)
+        if not 0 <= self.val_size < len(labels):
+            raise SettingError(f"data.val_size is {self.val_size}: give 0 to {len(labels) - 1}.")
+        held = held_out(labels, self.val_size)
         parts = {"train": (images[~held], labels[~held]), "val": (images[held], labels[held]), "test": test}
         seen = torch.tensor(self._seen_classes)
         for name, (images, labels) in parts.items():
@@ -247,13 +247,13 @@ def kept(only: Any, without: Any, count: int, what: str, labels_of: Callable[[An
         SettingError: both filters are given, or nothing is left.
     """
     if only is not None and without is not None:
-        raise SettingError("data.only and data.without exclude each other: give one of them.")
+        raise SettingError("data.include_classes and data.exclude_classes exclude each other: give one of them.")
     given = without if only is None else only
     items = given if isinstance(given, list) else [] if given is None else [given]
     named = {label for item in items for label in labels_of(item)}
     left = [label for label in range(count) if (label in named) == (only is not None)]
     if not left:
-        raise SettingError(f"data.{'without' if only is None else 'only'} leaves no {what}.")
+        raise SettingError(f"data.{'exclude_classes' if only is None else 'include_classes'} leaves no {what}.")
     return left
 
 

@@ -48,7 +48,7 @@ class FashionMNIST(MNIST):
     source = datasets.FashionMNIST
     class_names = tuple(datasets.FashionMNIST.classes)
     files = "FashionMNIST/raw/*-ubyte"
-    usual_flip = True
+    default_flip = True
 
 
 class CIFAR10(ImageDataModule):
@@ -62,7 +62,7 @@ class CIFAR10(ImageDataModule):
     class_names = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
     image_shape = (3, 32, 32)
     files = "cifar-10-batches-bin/*.bin or cifar-10-batches-py/*"
-    usual_flip = True
+    default_flip = True
 
     def _is_there(self) -> bool:
         return self._binary.is_dir() or all(path.exists() for path in self._pickles())
@@ -107,7 +107,7 @@ class Digits(ImageDataModule):
 
     class_names = tuple("0123456789")
     image_shape = (1, 8, 8)
-    usual_validation = 200
+    default_val_size = 200
 
     def _read(self) -> tuple[Arrays, Arrays]:
         from sklearn.datasets import load_digits  # takes a second to import, and only this class needs it

@@ -11,29 +11,35 @@ from dng_lightning.errors import SettingError, check_at_least
 
 
 class Seeds(LightningDataModule):
-    """The seeds first_seed .. first_seed + n - 1; the image of a seed does not depend on the others.
+    """The seeds first_seed .. first_seed + num_samples - 1; the image of a seed does not depend on the others.
 
     Attributes:
         finished: seeds that ``predict`` leaves out.
         passes: how often ``test`` goes through all of them, once for each guidance.
 
     Args:
-        n: number of images, at least 1.
-        first_seed: seed of the first image, at least 0; first_seed + n is at most 2^32.
+        num_samples: number of images, at least 1.
+        first_seed: seed of the first image, at least 0; first_seed + num_samples is at most 2^32.
         batch_size: images drawn together, at least 1.
-        real: the data set that ``test`` compares with; None for the statistics that travel with the checkpoint.
+        reference_data: the real images that ``test`` compares with; None for the statistics in the checkpoint's folder.
     """
 
     def __init__(
-        self, n: int = 64, first_seed: int = 0, batch_size: int = 64, real: ImageDataModule | None = None
+        self,
+        num_samples: int = 64,
+        first_seed: int = 0,
+        batch_size: int = 64,
+        reference_data: ImageDataModule | None = None,
     ) -> None:
         super().__init__()
-        self.real = real
-        check_at_least(1, **{"data.n": n, "data.batch_size": batch_size})
+        self.reference_data = reference_data
+        check_at_least(1, **{"data.num_samples": num_samples, "data.batch_size": batch_size})
         check_at_least(0, **{"data.first_seed": first_seed})
-        if first_seed + n > 2**32:
-            raise SettingError("data.first_seed + data.n must not be above 2^32: torch tells no more seeds apart")
-        self.seeds = range(first_seed, first_seed + n)
+        if first_seed + num_samples > 2**32:
+            raise SettingError(
+                "data.first_seed + data.num_samples must not be above 2^32: torch tells no more seeds apart"
+            )
+        self.seeds = range(first_seed, first_seed + num_samples)
         self.batch_size = batch_size
         self.finished: Collection[int] = ()
         self.passes = 1
@@ -54,7 +60,7 @@ class Seeds(LightningDataModule):
             SettingError: fewer seeds than devices.
         """
         if self.trainer and len(self.seeds) < self.trainer.world_size:
-            raise SettingError(f"data.n is {len(self.seeds)}: give at least one image to each device")
+            raise SettingError(f"data.num_samples is {len(self.seeds)}: give at least one image to each device")
         return [self._loader(list(self.seeds)) for _ in range(self.passes)]
 
     def _loader(self, seeds: list[int]) -> DataLoader[int]:

@@ -15,24 +15,25 @@ from torch import Tensor
 
 from dng_lightning.data.pixels import to_float, to_uint8
 from dng_lightning.errors import SettingError
-from dng_lightning.evaluation import curves, posterior_metrics, tensorboard
-from dng_lightning.evaluation.comparison import LEAST, measure, per_class
+from dng_lightning.evaluation import posterior_metrics, study_figures, tensorboard
 from dng_lightning.evaluation.features import FeatureExtractor
-from dng_lightning.evaluation.kinds import Kinds
-from dng_lightning.evaluation.plots import TrajectorySet
-from dng_lightning.evaluation.real import RealStatistics
-from dng_lightning.evaluation.report import results_markdown, results_table, safety_table
+from dng_lightning.evaluation.figures import TrajectorySet
+from dng_lightning.evaluation.label_space import LabelSpace
+from dng_lightning.evaluation.measures import LEAST, measure, per_class
+from dng_lightning.evaluation.reference_statistics import ReferenceStatistics
+from dng_lightning.evaluation.results_file import Table
 from dng_lightning.evaluation.runs import Cost, EvaluationRun, Labels, Samples
 from dng_lightning.evaluation.sample_store import SampleStore
-from dng_lightning.evaluation.table import Table
+from dng_lightning.evaluation.tables import results_markdown, results_table, safety_table
 
 COLUMNS = [
     *("method", "scale", "guidance", "n", "seeds", "steps", "features"),
-    *("forbidden", "forbidden_low", "forbidden_high", "kl", "kl_low", "kl_high", "kl_uniform"),
-    *("kl_own", "kl_own_low", "kl_own_high"),
-    *("tv", "fd_retained", "fd_low", "fd_high", "fd_all", "kid", "precision"),
-    *("recall", "invasiveness", "invasiveness_features", "histogram"),
-    *("evaluations", "images_per_second", "memory_mb"),
+    *("forbidden_rate", "forbidden_rate_low", "forbidden_rate_high"),
+    *("kl_retained", "kl_retained_low", "kl_retained_high", "kl_all"),
+    *("kl_unguided", "kl_unguided_low", "kl_unguided_high", "tv"),
+    *("fd_retained", "fd_retained_low", "fd_retained_high", "fd_all", "kid", "precision", "recall"),
+    *("rmse_to_unguided", "feature_distance_to_unguided", "class_counts"),
+    *("nfe", "images_per_second", "memory_mb"),
 ]
 KEY = ["method", "guidance", "seeds", "steps", "features"]
 CLASS_COLUMNS = [*KEY, "class", "share", "kid", "precision", "recall"]
@@ -50,7 +51,7 @@ class Evaluator:
         folder: for ``results.csv`` and all that goes with it.
         seeds: of all images, consecutive.
         steps: sampling steps, for the tables.
-        kinds: what images are sorted into, and which of it is forbidden.
+        label_space: what images are sorted into, and which of it is forbidden.
         label: labels images (B, C, H, W) in [-1, 1].
         extractor: features that images are compared in; None to leave out what needs real images.
         reference: statistics of real images in these features; None to leave out what needs them.
@@ -67,23 +68,23 @@ class Evaluator:
         folder: Path,
         seeds: range,
         steps: int,
-        kinds: Kinds,
+        label_space: LabelSpace,
         label: Callable[[Tensor], Labels],
         extractor: FeatureExtractor | None = None,
-        reference: RealStatistics | None = None,
+        reference: ReferenceStatistics | None = None,
         unguided: EvaluationRun | None = UNGUIDED,
         trackers: Mapping[str, str] | None = None,
         about: Mapping[str, Any] | None = None,
     ) -> None:
-        if not kinds.retained:
+        if not label_space.retained:
             raise SettingError("model.forbidden names every class: leave one to be drawn")
         if extractor is not None and len(seeds) < LEAST:
-            raise SettingError(f"precision and recall need {LEAST} images; got {len(seeds)}: raise data.n")
-        self.folder, self.seeds, self.kinds, self.label = folder, seeds, kinds, label
+            raise SettingError(f"precision and recall need {LEAST} images; got {len(seeds)}: raise data.num_samples")
+        self.folder, self.seeds, self.label_space, self.label = folder, seeds, label_space, label
         self.extractor, self.reference, self.unguided = extractor, reference, unguided
         self.trackers, self.about, self.times = dict(trackers or {}), dict(about or {}), [1.0]
         self.drawing = {"seeds": f"{seeds.start}-{seeds.stop - 1}", "steps": str(steps)}
-        self.results = Table(folder / "results.csv", [*COLUMNS, *kinds.columns], KEY)
+        self.results = Table(folder / "results.csv", [*COLUMNS, *label_space.columns], KEY)
         self.classes = Table(folder / "classes.csv", CLASS_COLUMNS, [*KEY, "class"])
         self.posteriors = Table(folder / "posterior.csv", posterior_metrics.COLUMNS, posterior_metrics.KEY)
 
@@ -106,7 +107,7 @@ class Evaluator:
 
     def store(self, run: EvaluationRun) -> SampleStore:
         """Where the run's images are."""
-        return SampleStore(self.folder / "drawn" / f"{run.method}-{_hash(self.identity(run), 12)}", self.seeds)
+        return SampleStore(self.folder / "sample_cache" / f"{run.method}-{_hash(self.identity(run), 12)}", self.seeds)
 
     def add(self, run: EvaluationRun, samples: Samples, tracked: Tensor | None = None) -> None:
         """Keep a batch of images, labelled.
@@ -140,14 +141,14 @@ class Evaluator:
         store = self.store(run)
         store.merge()
         unguided = self.store(self.unguided) if self.unguided else None
-        measures = measure(store, unguided, self.reference, self.kinds)
+        measures = measure(store, unguided, self.reference, self.label_space)
         rows = [{"scale": run.scale} | self.identity(run) | measures | cost.columns()]
         if run == self.unguided:
-            if passed := 1 - measures["forbidden"]:
-                rejected = measure(store, unguided, self.reference, self.kinds, reject=True)
+            if passed := 1 - measures["forbidden_rate"]:
+                rejected = measure(store, unguided, self.reference, self.label_space, reject=True)
                 rows.append(self.identity(REJECTION) | rejected | cost.columns(passed))
             self._judge_trackers(store)
-        classes = per_class(store, self.reference, self.kinds.names)
+        classes = per_class(store, self.reference, self.label_space.names)
         self.classes.add([self.identity(run) | row for row in classes])
         self._log(store, rows)
         if run != self.unguided:  # others are compared with all of its images
@@ -160,13 +161,15 @@ class Evaluator:
         Args:
             runs: those whose images are shown, where they are there.
         """
-        rows, kinds = self.results.rows(), self.kinds
-        curves.tradeoff(rows).savefig(self.folder / "tradeoff.png", dpi=150)
-        curves.class_histograms(rows, kinds.names, kinds.forbidden).savefig(self.folder / "histograms.png", dpi=110)
+        rows, label_space = self.results.rows(), self.label_space
+        study_figures.tradeoff(rows).savefig(self.folder / "tradeoff.png", dpi=150)
+        study_figures.class_histograms(rows, label_space.names, label_space.forbidden).savefig(
+            self.folder / "histograms.png", dpi=110
+        )
         stores = [(run.label, self.store(run)) for run in runs]
         samples = [(label, *self._first_images(store)) for label, store in stores if store.is_complete]
         if samples:
-            curves.sample_rows(samples).savefig(self.folder / "samples.png", dpi=110)
+            study_figures.sample_rows(samples).savefig(self.folder / "samples.png", dpi=110)
         (self.folder / "results.md").write_text(results_markdown(rows, self._notes()))
 
     def summary(self) -> str:
@@ -179,42 +182,46 @@ class Evaluator:
         """Measure the passively tracked posteriors."""
         if not self.trackers:
             return
-        became, posteriors = self.kinds.are_forbidden(store.all("labels")), store.all("tracked")
+        became, posteriors = self.label_space.are_forbidden(store.all("labels")), store.all("tracked")
         rows, ends = posterior_metrics.posterior_rows(posteriors, became, list(self.trackers), self.times)
         self.posteriors.add([row | self.drawing for row in rows])
         names = (f"{number}: {name}" for number, name in enumerate(self.trackers.values(), 1))
-        curves.calibration(dict(zip(names, ends, strict=True))).savefig(self.folder / "calibration.png", dpi=120)
+        study_figures.calibration(dict(zip(names, ends, strict=True))).savefig(self.folder / "calibration.png", dpi=120)
 
     def _log(self, store: SampleStore, rows: Sequence[dict[str, Any]]) -> None:
         """A TensorBoard run for each row; the first is of the images as they were drawn."""
-        kinds, shown, way = self.kinds, self._first_images(store), None
+        label_space, shown, way = self.label_space, self._first_images(store), None
         if store.has("scales"):
             scale, labels = store.first("scales", PLOTTED), store.first("labels", PLOTTED)
             posterior = store.first("posterior", PLOTTED) if store.has("posterior") else None
-            way = TrajectorySet(self.times, scale, posterior, kinds.are_forbidden(labels).tolist())
+            way = TrajectorySet(self.times, scale, posterior, label_space.are_forbidden(labels).tolist())
         reference = {}
         if self.unguided:
             labels = self.store(self.unguided).all("labels")
-            reference = {"Unguided": torch.bincount(labels, minlength=len(kinds.names)).tolist()}
+            reference = {"Unguided": torch.bincount(labels, minlength=len(label_space.names)).tolist()}
         for row in rows:
             about = {"n": len(self.seeds), "steps": int(row["steps"]), "features": row["features"]} | self.about
             settings = {"method": row["method"], "scale": row.get("scale")} | about
-            counts = {row["method"]: list(map(int, row["histogram"].split()))} | reference
+            counts = {row["method"]: list(map(int, row["class_counts"].split()))} | reference
             parts = row["method"], str(row.get("scale") or ""), _hash({name: row[name] for name in KEY}, 6)
-            folder = self.folder / "board" / "-".join(filter(None, parts))
+            folder = self.folder / "tensorboard" / "-".join(filter(None, parts))
             images = shown if row is rows[0] else None
-            tensorboard.write_result(folder, settings, row, counts, kinds.names, kinds.forbidden, images, way)
+            tensorboard.write_result(
+                folder, settings, row, counts, label_space.names, label_space.forbidden, images, way
+            )
 
     def _first_images(self, store: SampleStore) -> tuple[Tensor, list[bool]]:
         """Some images, uint8, and which of them are forbidden."""
-        return store.first("pixels", SHOWN), self.kinds.are_forbidden(store.first("labels", SHOWN)).tolist()
+        return store.first("pixels", SHOWN), self.label_space.are_forbidden(store.first("labels", SHOWN)).tolist()
 
     def _notes(self) -> list[str]:
-        forbidden = self.about.get("forbidden") or ", ".join(self.kinds.names[label] for label in self.kinds.forbidden)
+        forbidden = self.about.get("forbidden") or ", ".join(
+            self.label_space.names[label] for label in self.label_space.forbidden
+        )
         seeds = self.drawing["seeds"].replace("-", "–")
         notes = [f"Without {forbidden}; seeds {seeds}, {self.drawing['steps']} steps."]
         if self.reference is not None:
-            hits, total = self.reference.floor(self.kinds.forbidden)
+            hits, total = self.reference.floor(self.label_space.forbidden)
             notes.append(
                 f"Real images: {self.reference.data}; features: {self.reference.extractor}. The classifier calls "
                 f"{hits} of {total} held-out real images of the retained classes forbidden: its floor."

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from dng_lightning.evaluation.metrics import PosteriorQuality, posterior_quality
+from dng_lightning.evaluation.class_balance import PosteriorQuality, posterior_quality
 
 COLUMNS = ["tracker", "t/T", "n", "seeds", "steps", "auc", "brier", "curve"]
 KEY = ["tracker", "t/T", "seeds", "steps"]

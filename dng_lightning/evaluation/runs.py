@@ -85,4 +85,4 @@ class Cost:
     def columns(self, passed: float = 1.0) -> dict[str, float | None]:
         """Columns of ``results.csv``, for each image of which a share ``passed`` is kept."""
         speed = passed * self.images_per_second
-        return {"evaluations": self.nfe / passed, "images_per_second": speed, "memory_mb": self.memory_mb}
+        return {"nfe": self.nfe / passed, "images_per_second": speed, "memory_mb": self.memory_mb}

@@ -11,14 +11,13 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from dng_lightning.evaluation import plots
-from dng_lightning.evaluation.plots import TrajectorySet
+from dng_lightning.evaluation import figures
+from dng_lightning.evaluation.figures import TrajectorySet
 
-RENAMED = {"forbidden": "forbidden_rate", "fd_retained": "fd"}
-MEASURED = ("forbidden", "kl", "kl_own", "kl_uniform", "tv", "fd_retained", "fd_all", "kid", "precision", "recall")
-MEASURES = {column: f"metrics/{RENAMED.get(column, column)}" for column in (*MEASURED, "invasiveness")}
-MEASURES |= {column: f"speed/{column}" for column in ("evaluations", "images_per_second")}
-"""Columns of ``results.csv`` and their tags, as ``GuidedSampling`` calls those that it has."""
+METRICS = "forbidden_rate kl_retained kl_unguided kl_all tv fd_retained fd_all kid precision recall rmse_to_unguided"
+MEASURES = {f"metrics/{column}": column for column in METRICS.split()}
+MEASURES |= {f"speed/{column}": column for column in ("nfe", "images_per_second")}
+"""Tags and their columns of ``results.csv``."""
 
 
 def writer_of(trainer: Trainer) -> SummaryWriter | None:
@@ -36,7 +35,7 @@ def class_bars(
 ) -> None:
     """Log a bar chart of each class's share of the images; ``counts`` are name -> images of each class."""
     shares = {name: [count / sum(found) for count in found] for name, found in counts.items()}
-    writer.add_figure("classes/bars", plots.class_bars(shares, class_names, forbidden), step)
+    writer.add_figure("classes/bars", figures.class_bars(shares, class_names, forbidden), step)
 
 
 def class_histogram(writer: SummaryWriter, tag: str, counts: Sequence[int], step: int) -> None:
@@ -105,13 +104,13 @@ def write_result(
     shutil.rmtree(folder, ignore_errors=True)
     step = round(1000 * float(settings.get("scale") or 0))
     with SummaryWriter(str(folder)) as writer:
-        for column, tag in MEASURES.items():
+        for tag, column in MEASURES.items():
             if measures.get(column) is not None:
                 writer.add_scalar(tag, measures[column], step)
         class_histogram(writer, "classes/generated", next(iter(counts.values())), step)
         class_bars(writer, counts, class_names, forbidden, step)
         if samples is not None:
-            writer.add_image("samples/first_seeds", plots.framed_grid(*samples), step)
+            writer.add_image("samples/first_seeds", figures.framed_grid(*samples), step)
         if shown is not None:
-            writer.add_figure("trajectories/scale_and_posterior", plots.trajectory_bands(shown), step)
+            writer.add_figure("trajectories/scale_and_posterior", figures.trajectory_bands(shown), step)
         hyperparameters(writer, settings)

@@ -10,7 +10,7 @@ import yaml
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from dng_lightning import shipped
+from dng_lightning import resources
 from dng_lightning.data.pixels import from_png, to_float
 from dng_lightning.errors import SettingError
 from dng_lightning.guidance import Guidance
@@ -72,7 +72,7 @@ def read_references(name: str) -> References:
     Raises:
         SettingError: it holds no images.
     """
-    path = shipped.references(name)
+    path = resources.references(name)
     if path.is_dir():
         pictures = [from_png(file) for file in sorted(path.glob("*.png")) if file.name not in OVERVIEWS]
         if len({picture.shape for picture in pictures}) != 1:

@@ -13,7 +13,7 @@ from torch.nn import functional
 from dng_lightning.errors import SettingError
 from dng_lightning.evaluation.runs import Labels
 from dng_lightning.kernel import NoiseLevel
-from dng_lightning.modules.trained import TrainedModule
+from dng_lightning.modules.base_module import TrainedModule
 from dng_lightning.schedule import NoiseSchedule
 
 

@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from dng_lightning import diffusers_format, shipped
+from dng_lightning import diffusers_format, resources
 from dng_lightning.class_labels import labels_of
 from dng_lightning.errors import SettingError
 from dng_lightning.evaluation.runs import EvaluationRun, Samples
@@ -14,9 +14,7 @@ from dng_lightning.guidance import DynamicNegativeGuidance, Guidance, Unguided
 from dng_lightning.kernel import Variance
 from dng_lightning.modules.checkpoint_settings import load_settings
 from dng_lightning.modules.classifier import ClassifierModule
-from dng_lightning.modules.diffusion import DiffusionModule
-from dng_lightning.modules.image_sampler import Draw, ImageSampler
-from dng_lightning.modules.matching import (
+from dng_lightning.modules.compatibility import (
     DIFFERENCES,
     check_classes,
     check_needs,
@@ -24,6 +22,8 @@ from dng_lightning.modules.matching import (
     check_same,
     name_classes,
 )
+from dng_lightning.modules.diffusion import DiffusionModule
+from dng_lightning.modules.image_sampler import Draw, ImageSampler
 from dng_lightning.sampling import (
     ClassConditionalPredictor,
     NetworkPairPredictor,
@@ -49,23 +49,23 @@ class GuidedSampler(ImageSampler):
         eta: 1 is ancestral sampling, 0 is deterministic (DDIM).
         variance: of the noise at eta = 1, see ``Sampler``.
         clip: bound on the denoised prediction, None for none.
-        wanted: class or classes that the images shall show in turn, "all" for each class in turn; None for
+        class_labels: class or classes that the images shall show in turn, "all" for each class in turn; None for
             unconditional images.
-        retrained: a model trained without the forbidden classes, for ``dng test`` to compare with; None for none.
+        retrained_checkpoint: a model trained without the forbidden classes, a baseline of ``dng test``; None for none.
         compile: compile the networks (needs a C++ compiler on CPUs); pays from some hundred images on.
         negative_checkpoints: a single-class model for each forbidden class (the paper's network pair); None to ask
             ``checkpoint`` itself.
         classifier: checkpoint of the classifier that labels the images; None for no labels.
         observer: checkpoint of the classifier that looks at the denoised images on the way, for a guidance that asks
             what is emerging; None for ``classifier``, which then judges its own work.
-        noisy_classifier: checkpoint of a noise-conditional classifier, for a guidance that is told p(c | x_t); None
-            for the others.
+        noise_conditional_classifier: checkpoint of a classifier of noisy images, for a guidance or posterior that needs
+            p(c | x_t); None for the others.
 
     Attributes:
         beside: the checkpoint whose folder holds the guidance's calibration.
         classifier: labels the images.
         observer: looks at the denoised images.
-        noisy_classifier: gives p(c | x_t).
+        noise_conditional_classifier: gives p(c | x_t).
 
     Raises:
         SettingError: a checkpoint cannot be used, a class is unknown to it, or a setting is out of its range.
@@ -73,7 +73,7 @@ class GuidedSampler(ImageSampler):
 
     classifier: ClassifierModule | None
     observer: ClassifierModule | None
-    noisy_classifier: ClassifierModule | None
+    noise_conditional_classifier: ClassifierModule | None
 
     def __init__(
         self,
@@ -85,12 +85,12 @@ class GuidedSampler(ImageSampler):
         eta: float = 1.0,
         variance: Variance = "beta_tilde",
         clip: float | None = None,
-        wanted: Classes | Literal["all"] | None = None,
+        class_labels: Classes | Literal["all"] | None = None,
         negative_checkpoints: list[str] | None = None,
         classifier: str | None = "mnist-classifier",
         observer: str | None = None,
-        noisy_classifier: str | None = None,
-        retrained: str | None = None,
+        noise_conditional_classifier: str | None = None,
+        retrained_checkpoint: str | None = None,
         compile: bool = False,
     ) -> None:
         super().__init__(Sampler(steps, eta, variance, clip))
@@ -101,14 +101,17 @@ class GuidedSampler(ImageSampler):
         self.schedule.levels(steps)  # refuses too many steps now, not after minutes
         negatives = [DiffusionModule.load(name) for name in negative_checkpoints or []]
         self.negatives = torch.nn.ModuleList(negatives)
-        self.retrained = DiffusionModule.load(retrained) if retrained else None
+        self.retrained = DiffusionModule.load(retrained_checkpoint) if retrained_checkpoint else None
         self.keep_apart(
             classifier=ClassifierModule.load(classifier) if classifier else None,
             observer=ClassifierModule.load(observer) if observer else None,
-            noisy_classifier=ClassifierModule.load(noisy_classifier, noisy=True) if noisy_classifier else None,
+            noise_conditional_classifier=ClassifierModule.load(noise_conditional_classifier, noisy=True)
+            if noise_conditional_classifier
+            else None,
         )
-        self.judge_name, self.observer_name, self.noisy_classifier_name, self.retrained_name = (
-            shipped.name_of(name) if name else "" for name in (classifier, observer, noisy_classifier, retrained)
+        self.judge_name, self.observer_name, self.noise_conditional_classifier_name, self.retrained_name = (
+            resources.name_of(name) if name else ""
+            for name in (classifier, observer, noise_conditional_classifier, retrained_checkpoint)
         )
 
         # The guidances, with what lies beside the checkpoint
@@ -124,27 +127,39 @@ class GuidedSampler(ImageSampler):
         self.image_shape, self.class_names = self.model.image_shape, self.model.class_names
         seen = self.model.seen_classes
         self.forbidden = labels_of(forbidden, self.class_names, range(len(self.class_names)) if negatives else seen)
-        wanted = [] if wanted is None else list(map(str, seen)) if wanted == "all" else wanted
-        self.wanted = labels_of(wanted, self.class_names, seen)
+        class_labels = [] if class_labels is None else list(map(str, seen)) if class_labels == "all" else class_labels
+        self.class_labels = labels_of(class_labels, self.class_names, seen)
 
         # Whether all of them go together
         check_negatives(negatives, self.model, checkpoint, self.forbidden)
         for method in [self.guidance, *self.guidances]:
-            check_needs(method, bool(known), self.noisy_classifier is not None, bool(self.wanted))
+            check_needs(method, bool(known), self.noise_conditional_classifier is not None, bool(self.class_labels))
             method.start(torch.empty(1, *self.image_shape), len(self.forbidden))  # refuses priors that do not fit
-        check_classes(self.forbidden, self.wanted, [self.guidance, *self.guidances])
-        if self.wanted and not self.model.null_class:
+        check_classes(self.forbidden, self.class_labels, [self.guidance, *self.guidances])
+        if self.class_labels and not self.model.null_class:
             raise SettingError(f"{checkpoint} is unconditional: it cannot be asked for a class")
         for name, judge in known.items():
             check_same(name, judge, checkpoint, self.model, "class_names", "image_shape")
-        if self.noisy_classifier:
+        if self.noise_conditional_classifier:
             check_same(
-                f"noisy_classifier {noisy_classifier}", self.noisy_classifier, checkpoint, self.model, *DIFFERENCES
+                f"noise_conditional_classifier {noise_conditional_classifier}",
+                self.noise_conditional_classifier,
+                checkpoint,
+                self.model,
+                *DIFFERENCES,
             )
         if self.retrained:
-            check_same(f"retrained {retrained}", self.retrained, checkpoint, self.model, "class_names", "image_shape")
+            check_same(
+                f"retrained_checkpoint {retrained_checkpoint}",
+                self.retrained,
+                checkpoint,
+                self.model,
+                "class_names",
+                "image_shape",
+            )
             if set(self.retrained.seen_classes) & set(self.forbidden):
-                raise SettingError(f"retrained {retrained} was trained with a forbidden class: name another, or null")
+                name = f"retrained_checkpoint {retrained_checkpoint}"
+                raise SettingError(f"{name} was trained with a forbidden class: name another, or null")
         if compile:
             for network in (self.model, self.retrained, *negatives):
                 if network is not None:
@@ -170,8 +185,8 @@ class GuidedSampler(ImageSampler):
             else ClassConditionalPredictor(self.model, null, self.forbidden, class_labels)
         )
         needs = guidance.needs()
-        if needs.classifier and self.noisy_classifier:
-            predictor = WithClassifier(predictor, self.noisy_classifier.log_posterior, self.forbidden)
+        if needs.classifier and self.noise_conditional_classifier:
+            predictor = WithClassifier(predictor, self.noise_conditional_classifier.log_posterior, self.forbidden)
         if needs.observer is not None:
             predictor = WithObserver(predictor, self._observe)
         return predictor
@@ -188,7 +203,7 @@ class GuidedSampler(ImageSampler):
         for guidance in self.guidances:
             if not isinstance(guidance, Unguided):
                 needs = guidance.needs()
-                noisy = self.noisy_classifier_name if needs.classifier else ""
+                noisy = self.noise_conditional_classifier_name if needs.classifier else ""
                 observer = self.observer_name if needs.observer is not None else ""
                 draws.append(Draw.of(guidance, checkpoint=noisy, observer=observer))
         if self.retrained:

@@ -13,7 +13,7 @@ from lightning import Callback, LightningModule
 from torch import Tensor
 
 from dng_lightning.evaluation.features import Judge
-from dng_lightning.evaluation.kinds import Kinds
+from dng_lightning.evaluation.label_space import LabelSpace
 from dng_lightning.evaluation.runs import EvaluationRun, Samples
 from dng_lightning.guidance import Guidance
 from dng_lightning.guidance.serialization import display_name, non_default_settings, scale_of, settings_json
@@ -53,13 +53,13 @@ class ImageSampler(LightningModule, ABC):
         guidance: the method of ``dng predict``.
         guidances: the methods that ``dng test`` compares on the same seeds.
         unguided: the method that their images are compared with, which knows of nothing forbidden.
-        compared: further methods that they are compared with.
+        baselines: further methods that they are compared with.
         schedule: the noise levels of the chain.
         chain_shape: (C, H, W) of what is drawn along it.
         image_shape: (C, H, W) of the images.
         class_names: of the conditions that there are.
         forbidden: the labels of those to avoid.
-        wanted: those that the images shall show in turn; empty for any.
+        class_labels: those that the images shall show in turn; empty for any.
         checkpoint: the model that the images are drawn from, as it was named.
         judge_name: what the features of ``judge`` are called.
         draws: those that ``dng test`` makes, one a data loader.
@@ -75,14 +75,14 @@ class ImageSampler(LightningModule, ABC):
     image_shape: tuple[int, int, int]
     class_names: tuple[str, ...]
     forbidden: list[int]
-    wanted: list[int]
+    class_labels: list[int]
     checkpoint: str
     judge_name: str
 
     def __init__(self, sampler: Sampler) -> None:
         super().__init__()
         self.sampler = sampler
-        self.compared: list[Guidance] = []
+        self.baselines: list[Guidance] = []
         self.draws: list[Draw] = []
         self.draws_owner: Callback | None = None
         self.recorders: list[Recorder] = []
@@ -98,9 +98,9 @@ class ImageSampler(LightningModule, ABC):
         """Where the model lies, and what belongs to it."""
 
     @property
-    def kinds(self) -> Kinds:
+    def label_space(self) -> LabelSpace:
         """What images are sorted into: by default the conditions themselves."""
-        return Kinds.of_classes(self.class_names, self.forbidden)
+        return LabelSpace.of_classes(self.class_names, self.forbidden)
 
     @property
     def judge(self) -> Judge | None:
@@ -124,9 +124,9 @@ class ImageSampler(LightningModule, ABC):
         """The images, (B, C, H, W) in about [-1, 1], that the chain's end stands for: itself, if it is of pixels."""
         return x_0
 
-    def wanted_label(self, seed: int) -> int | None:
+    def class_label(self, seed: int) -> int | None:
         """The class that the image of ``seed`` shall show, None for any."""
-        return self.wanted[seed % len(self.wanted)] if self.wanted else None
+        return self.class_labels[seed % len(self.class_labels)] if self.class_labels else None
 
     def draw(
         self, seeds: Sequence[int], guidance: Guidance | None = None, recorders: Sequence[Recorder] = ()
@@ -139,7 +139,7 @@ class ImageSampler(LightningModule, ABC):
             recorders: note each step of these images alone.
         """
         guidance = guidance or self.guidance
-        labels = torch.tensor([self.wanted_label(s) for s in seeds], device=self.device) if self.wanted else None
+        labels = torch.tensor([self.class_label(s) for s in seeds], device=self.device) if self.class_labels else None
         return self.draw_from(self.predictor(guidance, labels), seeds, guidance, recorders)
 
     def draw_from(

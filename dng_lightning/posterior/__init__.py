@@ -6,7 +6,7 @@ from dng_lightning.posterior.classifier import ClassifierPosterior
 from dng_lightning.posterior.constant import ConstantPosterior
 from dng_lightning.posterior.observer import ObserverPosterior
 from dng_lightning.posterior.released import ReleasedPosterior
-from dng_lightning.posterior.timing import Timing
+from dng_lightning.posterior.time_parametrization import Timing
 from dng_lightning.posterior.tracked import TrackedPosterior
 
 __all__ = [

@@ -137,7 +137,7 @@ def fit_calibration(
     """
     share = float(became.double().mean())
     if not 0 < share < 1:
-        raise SettingError("a calibration needs images that are of the classes and others: raise data.n")
+        raise SettingError("a calibration needs images that are of the classes and others: raise data.num_samples")
     with torch.inference_mode(False), torch.enable_grad():  # Lightning calls with neither gradients nor normal tensors
         x, y = log_ratio.double().clone(), became.double().unsqueeze(1).expand_as(log_ratio).clone()
         # each level's weights of the knots, by linear interpolation, (S, knots)

@@ -61,7 +61,7 @@ def without_push(
     """
     if weight == 1:
         return x_s
-    push = step.drawn.mean(x_t, guided.denoised) - step.drawn.mean(x_t, predictions.denoised)
+    push = step.sampling_kernel.mean(x_t, guided.denoised) - step.sampling_kernel.mean(x_t, predictions.denoised)
     return x_s - (1 - weight) * push
 
 

@@ -18,7 +18,7 @@ from dng_lightning.interfaces import Guided, Needs, Predictions, Step
 from dng_lightning.kernel import NoiseLevel
 from dng_lightning.posterior.base import LEAST_LOG_P, Posterior, mask_inactive, odds, state_dtype
 from dng_lightning.posterior.log_ratio import Corrections, log_ratio, without_push
-from dng_lightning.posterior.timing import Timing
+from dng_lightning.posterior.time_parametrization import Timing
 from dng_lightning.schedule import NoiseSchedule
 
 Reference = Literal["unconditional", "complement"]

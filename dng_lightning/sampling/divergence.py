@@ -58,7 +58,7 @@ class WithDivergence(PredictorWrapper):
         before, width, draw = self.last
         return replace(predictions, divergence=_dot(predictions.differences - before, draw) / width)
 
-    def drawn(self, predictions: Predictions, width: float, draw: Tensor) -> None:
+    def record_noise(self, predictions: Predictions, width: float, draw: Tensor) -> None:
         """Record the noise that the sampler adds, ``width`` times the standard normal ``draw`` (B, ...)."""
         if 0 < self.eta < 1:
             self.last = predictions.differences, width, draw

@@ -114,11 +114,11 @@ def sample(
             guided = guidance.guide(predictions, state, step)
 
         # Step: x_s = alpha_s D_hat + sqrt(sigma_s^2 - w^2) eps_hat + w z
-        x_s = step.drawn.mean(x_t, guided.denoised, guided.renoise)
-        if step.drawn.std > 0:
+        x_s = step.sampling_kernel.mean(x_t, guided.denoised, guided.renoise)
+        if step.sampling_kernel.std > 0:
             z = noise()
-            predictor.drawn(predictions, step.drawn.std, z)
-            x_s = x_s + step.drawn.std * z
+            predictor.record_noise(predictions, step.sampling_kernel.std, z)
+            x_s = x_s + step.sampling_kernel.std * z
 
         # Update: what the guidance learns from where the step went
         with full_precision(x_t):

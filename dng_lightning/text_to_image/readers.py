@@ -7,7 +7,7 @@ from typing import Protocol
 from torch import Tensor
 
 from dng_lightning.evaluation.features import Judge
-from dng_lightning.evaluation.kinds import Kinds
+from dng_lightning.evaluation.label_space import LabelSpace
 
 
 class PromptJudge(Judge, Protocol):
@@ -29,7 +29,7 @@ class PromptReader(ABC):
     image_shape: tuple[int, int, int]
 
     @abstractmethod
-    def understand(self, prompts: Sequence[str], negatives: Sequence[str]) -> tuple[Kinds, PromptJudge | None]:
+    def understand(self, prompts: Sequence[str], negatives: Sequence[str]) -> tuple[LabelSpace, PromptJudge | None]:
         """What images of these prompts are sorted into, and who sorts them; None where nothing is avoided.
 
         Raises:

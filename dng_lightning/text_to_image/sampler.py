@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dng_lightning import diffusers_format
 from dng_lightning.errors import SettingError
-from dng_lightning.evaluation.kinds import Kinds
+from dng_lightning.evaluation.label_space import LabelSpace
 from dng_lightning.guidance import (
     CFGNegativePrompt,
     ClassifierFreeGuidance,
@@ -45,7 +45,7 @@ class TextToImageSampler(ImageSampler):
         guidances: the methods that ``dng test`` compares on the same seeds; None for ``guidance`` alone.
         unguided: the method without a negative prompt that draws the images to compare with; None for classifier-free
             guidance of scale 7.5.
-        compared: further methods to compare with; None for the negative prompting of diffusers' pipelines, of scale
+        baselines: further methods to compare with; None for the negative prompting of diffusers' pipelines, of scale
             7.5, where there is a negative prompt; [] for none.
         steps: sampling steps, in 1..T.
         eta: 1 is ancestral sampling, 0 is deterministic (DDIM).
@@ -74,7 +74,7 @@ class TextToImageSampler(ImageSampler):
         guidance: Guidance | None = None,
         guidances: list[Guidance] | None = None,
         unguided: Guidance | None = None,
-        compared: list[Guidance] | None = None,
+        baselines: list[Guidance] | None = None,
         steps: int = 50,
         eta: float = 1.0,
         variance: Variance = "beta_tilde",
@@ -105,14 +105,14 @@ class TextToImageSampler(ImageSampler):
         self.unguided = unguided or ClassifierFreeGuidance(SCALE)
         dynamic = PositiveAndNegative(DynamicNegativeGuidance(27, AUTHORS), SCALE) if negatives else self.unguided
         usual = [CFGNegativePrompt(SCALE)] if negatives else []
-        given = ([guidance or dynamic], guidances or [], usual if compared is None else compared)
-        (self.guidance,), others, self.compared = ([load_settings(m, self.folder) for m in group] for group in given)
+        given = ([guidance or dynamic], guidances or [], usual if baselines is None else baselines)
+        (self.guidance,), others, self.baselines = ([load_settings(m, self.folder) for m in group] for group in given)
         self.guidances = others or [self.guidance]
 
         # Whether all of them go together
         if self.unguided.needs().avoids:
             raise SettingError(f"unguided is {display_name(self.unguided)}, which avoids something: name another")
-        groups = {"guidance": [self.guidance], "guidances": self.guidances, "compared": self.compared}
+        groups = {"guidance": [self.guidance], "guidances": self.guidances, "baselines": self.baselines}
         for setting, methods in (groups | {"unguided": [self.unguided]}).items():
             for method in methods:
                 check_guidance(method, observer is not None or reader is not None)
@@ -120,28 +120,28 @@ class TextToImageSampler(ImageSampler):
                     name = display_name(method)
                     raise SettingError(f"{name} avoids something: set negative_prompt, or {setting} to null")
                 method.start(torch.empty(1, *self.chain_shape), len(negatives))  # refuses priors that do not fit
-        if len(set(map(display_name_with_scale, self.compared))) < len(self.compared):
-            raise SettingError("compared names a method twice: give them other scales, by which they are told apart")
+        if len(set(map(display_name_with_scale, self.baselines))) < len(self.baselines):
+            raise SettingError("baselines names a method twice: give them other scales, by which they are told apart")
 
         # The texts, and who looks at the images
         self.prompts = self.model.encode(prompts, negatives)
         self.class_names, self.forbidden = (*prompts, *negatives, ""), self.prompts.forbidden
-        self.wanted = list(range(len(prompts)))
-        self.observer, self.reader, self.prompt_kinds = observer, reader, None
+        self.class_labels = list(range(len(prompts)))
+        self.observer, self.reader, self.prompt_label_space = observer, reader, None
         if observer is not None:
             observer.check(negatives, self.image_shape)
         if reader is not None:
             if self.image_shape != reader.image_shape:
                 raise SettingError(f"a reader knows images of {reader.image_shape}, not {self.image_shape}")
-            self.prompt_kinds, judge = reader.understand(prompts, negatives)
+            self.prompt_label_space, judge = reader.understand(prompts, negatives)
             self.judge_name = reader.name
             self.keep_apart(judge=judge)
         self.draws = self.all_draws()
 
     @property
-    def kinds(self) -> Kinds:
+    def label_space(self) -> LabelSpace:
         """What the prompts are about, if there is a reader."""
-        return self.prompt_kinds or super().kinds
+        return self.prompt_label_space or super().label_space
 
     def read(self, images: Tensor) -> Tensor | None:
         """See ``ImageSampler.read``."""

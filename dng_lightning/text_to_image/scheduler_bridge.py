@@ -119,7 +119,7 @@ class PipelineGuidance:
         self._last = PendingStep(step, x_t, predictions, guided)
 
         # Step: left to the scheduler, which takes eps from D_hat: where eps is another one, the D_hat of the same mean
-        denoised, drawn = guided.denoised, step.drawn
+        denoised, drawn = guided.denoised, step.sampling_kernel
         if guided.renoise is not None:
             moved = drawn.mean(x_t, denoised, guided.renoise) - drawn.mean(x_t, denoised)
             denoised = denoised + moved / drawn.x0_coef
@@ -140,7 +140,7 @@ class PipelineGuidance:
 
     def _finish(self, last: PendingStep, x_s: Tensor) -> None:
         """Update the guidance with where the last step went."""
-        step, guided, drawn = last.step, last.guided, last.step.drawn
+        step, guided, drawn = last.step, last.guided, last.step.sampling_kernel
         if drawn.std > 0:
             draw = (x_s - drawn.mean(last.x_t, guided.denoised, guided.renoise)) / drawn.std
             if len(self.trajectories.levels) == 1 and draw.square().mean() < 0.25:
@@ -148,7 +148,7 @@ class PipelineGuidance:
                 raise SettingError(
                     f"the scheduler drew less noise than eta {eta} says: call the pipeline with eta={eta}"
                 )
-            self.source.drawn(last.predictions, drawn.std, draw)
+            self.source.record_noise(last.predictions, drawn.std, draw)
         with full_precision(x_s):
             self.state = self.guidance.update(self.state, step, last.x_t, x_s, last.predictions, guided)
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from dng_lightning.errors import SettingError
-from dng_lightning.evaluation.report import equal_safety
-from dng_lightning.evaluation.table import read
+from dng_lightning.evaluation.results_file import read
+from dng_lightning.evaluation.tables import equal_safety
 
 METHODS = ("DynamicNegativeGuidance", "NegativePrompting", "SafeLatentDiffusion")
 # by share of forbidden images; the methods' values in the order above
@@ -37,7 +37,7 @@ FID = {
 def ratios(ours: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> list[str]:
     """KL and Fréchet distance of one curve of DNG over those of each other method's first; a dash where one lacks."""
     cells = []
-    for measure in ("kl", "fd_retained"):
+    for measure in ("kl_retained", "fd_retained"):
         for name in METHODS[1:]:
             values = [result[measure] for result in others if result["method"].startswith(name) and measure in result]
             cells.append(f"{ours[measure] / values[0]:.2f}" if values and measure in ours else "–")

@@ -14,8 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 from dng_lightning.data import CIFAR10
+from dng_lightning.evaluation.distribution_metrics import Moments, frechet_distance
 from dng_lightning.evaluation.features import ClassifierFeatures
-from dng_lightning.evaluation.quality import Moments, frechet_distance
 from dng_lightning.modules import ClassifierModule
 
 N, QUALITY = 2000, 75

@@ -13,7 +13,7 @@ import sys
 
 from exact import PROBLEMS, STD, Method, Problem, methods
 
-from dng_lightning.evaluation.metrics import kl_divergence, wilson_interval
+from dng_lightning.evaluation.class_balance import kl_divergence, wilson_interval
 
 INTRODUCTION = """\
 # Every guidance on exact mixtures

@@ -11,7 +11,7 @@ import yaml
 from running import Dng
 
 from dng_lightning.data.pixels import from_png, to_float, to_uint8
-from dng_lightning.evaluation.metrics import posterior_quality
+from dng_lightning.evaluation.class_balance import posterior_quality
 from dng_lightning.guidance import DynamicNegativeGuidance, Unguided
 from dng_lightning.modules import DiffusionModule, GuidedSampler
 from dng_lightning.posterior import CalibratedPosterior
@@ -23,7 +23,7 @@ SETTINGS = [
     "--model.classifier=digits-classifier",
     f"--model.steps={STEPS}",
     "--model.compile=false",
-    f"--data.n={N}",
+    f"--data.num_samples={N}",
     "--data.batch_size=16",
     "--trainer.precision=32-true",
 ]
@@ -68,7 +68,12 @@ def test_the_overlay_says_what_was_asked_and_fitted(written: Path, model: str):
 
 
 def test_the_overlay_is_accepted_by_predict(written: Path, model: str, dng: Dng, tmp_path: Path):
-    few = ["--model.classifier=digits-classifier", "--model.steps=3", "--data.n=2", f"--model.checkpoint={model}"]
+    few = [
+        "--model.classifier=digits-classifier",
+        "--model.steps=3",
+        "--data.num_samples=2",
+        f"--model.checkpoint={model}",
+    ]
     config = f"--config={written / 'calibration.yaml'}"
     dng("predict", config, *few, f"--trainer.default_root_dir={tmp_path}")
     used = yaml.safe_load((tmp_path / "config.yaml").read_text())["model"]["init_args"]["guidance"]

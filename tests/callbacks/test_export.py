@@ -7,17 +7,24 @@ import torch
 import yaml
 from running import QUIET
 
-from dng_lightning import shipped
+from dng_lightning import resources
 from dng_lightning.__main__ import run
 from dng_lightning.data import Digits
 from dng_lightning.modules import ClassifierModule, DiffusionModule
 
 
 def test_it_predicts_what_the_trained_module_predicts(tmp_path: Path):
-    net = ["--model.net.channels=[8]", "--model.net.attention=[]", "--data.without=7"]
+    net = ["--model.net.channels=[8]", "--model.net.attention=[]", "--data.exclude_classes=7"]
     length = ["--trainer.max_steps=5", "--trainer.limit_val_batches=1", "--trainer.check_val_every_n_epoch=1"]
     cli = run(
-        ["fit", f"--config={shipped.config('digits')}", *QUIET, *net, *length, f"--trainer.default_root_dir={tmp_path}"]
+        [
+            "fit",
+            f"--config={resources.config('digits')}",
+            *QUIET,
+            *net,
+            *length,
+            f"--trainer.default_root_dir={tmp_path}",
+        ]
     )
     trained = cli.model.eval()
     loaded = DiffusionModule.load(str(tmp_path))
@@ -47,7 +54,7 @@ def test_half_precision_takes_half_the_space(tmp_path: Path):
     net = ["--model.net.channels=[16]", "--model.net.attention=[]", "--trainer.max_steps=5"]
     callbacks = ["--trainer.callbacks=[{class_path: Export, init_args: {half: true}}]", "--trainer.limit_val_batches=0"]
     folder = f"--trainer.default_root_dir={tmp_path}"
-    trained = run(["fit", f"--config={shipped.config('digits')}", *QUIET, *net, *callbacks, folder]).model.eval()
+    trained = run(["fit", f"--config={resources.config('digits')}", *QUIET, *net, *callbacks, folder]).model.eval()
     size = sum(weight.numel() * weight.element_size() for weight in trained.parameters())
     assert 0.5 * size < (tmp_path / "model.ckpt").stat().st_size < 0.75 * size
     loaded = DiffusionModule.load(str(tmp_path))
@@ -70,10 +77,10 @@ def test_metrics_and_config_stand_beside_it(tiny_checkpoint: Path):
 
 def test_the_folder_of_a_shipped_checkpoint_is_such_a_folder():
     loaded = ClassifierModule.load("digits-classifier")
-    stored = torch.load(shipped.checkpoint("digits-classifier"), weights_only=True)
+    stored = torch.load(resources.checkpoint("digits-classifier"), weights_only=True)
     assert all(torch.equal(loaded.state_dict()[name], weight) for name, weight in stored["state_dict"].items())
-    for name in shipped.checkpoints():
-        beside = {path.name for path in shipped.checkpoint(name).parent.iterdir()}
+    for name in resources.checkpoints():
+        beside = {path.name for path in resources.checkpoint(name).parent.iterdir()}
         assert {"config.yaml", "metrics.json"} <= beside, name
         assert beside & {"model.ckpt", "model_index.json"}, name
 
@@ -82,5 +89,5 @@ def test_a_resumed_training_that_had_ended_keeps_the_export(tiny_checkpoint: Pat
     net = ["--model.net.channels=[16]", "--model.net.attention=[]", "--model.prediction=v", "--trainer.max_steps=60"]
     last = tiny_checkpoint / "checkpoints" / "last.ckpt"
     args = [*net, f"--trainer.default_root_dir={tmp_path}", f"--ckpt_path={last}"]
-    run(["fit", f"--config={shipped.config('digits')}", *QUIET, *args])
+    run(["fit", f"--config={resources.config('digits')}", *QUIET, *args])
     assert not (tmp_path / "model.ckpt").exists()

@@ -11,7 +11,7 @@ from tensorboard.data_compat import migrate_value
 from tensorboard.util.tensor_util import make_ndarray
 from torch import Tensor
 
-from dng_lightning import shipped
+from dng_lightning import resources
 from dng_lightning.__main__ import run
 from dng_lightning.callbacks import GuidedSampling
 from dng_lightning.data.pixels import from_png
@@ -26,9 +26,9 @@ def fit(folder: Path, *settings: str, sampling: str) -> EventAccumulator:
     net = ["--model.net.channels=[8]", "--model.net.attention=[]", "--model.prediction=v"]
     length = ["--trainer.max_epochs=2", "--data.batch_size=1297", "--trainer.limit_val_batches=2"]
     length += ["--trainer.check_val_every_n_epoch=1", f"--trainer.default_root_dir={folder}"]
-    callback = f"{{class_path: GuidedSampling, init_args: {{images: {IMAGES}, steps: 2, {sampling}}}}}"
+    callback = f"{{class_path: GuidedSampling, init_args: {{num_samples: {IMAGES}, steps: 2, {sampling}}}}}"
     args = [*net, *length, *settings, f"--trainer.callbacks=[{callback}, {{class_path: EMA}}]"]
-    run(["fit", f"--config={shipped.config('digits')}", *QUIET, *args])
+    run(["fit", f"--config={resources.config('digits')}", *QUIET, *args])
     board = EventAccumulator(str(folder))
     board.Reload()
     return board
@@ -138,9 +138,9 @@ def test_every_n_epochs_and_an_unconditional_model(tmp_path: Path):
     ("settings", "sampling", "message"),
     [
         ("--model.net.num_classes=0", "forbidden: 4", "unconditional; set forbidden to null"),
-        ("--data.without=4", "forbidden: 4", "never saw class '4'"),
-        ("--data.only=4", "forbidden: eleven", "no class 'eleven'"),
-        ("--data.only=4", "forbidden: 4, images: 0", "GuidedSampling's images must be at least 1"),
+        ("--data.exclude_classes=4", "forbidden: 4", "never saw class '4'"),
+        ("--data.include_classes=4", "forbidden: eleven", "no class 'eleven'"),
+        ("--data.include_classes=4", "forbidden: 4, num_samples: 0", "GuidedSampling's num_samples must be at least 1"),
         ("--model.schedule=LinearSchedule", "forbidden: 4, every_n_epochs: 0", "every_n_epochs must be at least 1"),
     ],
 )
@@ -156,10 +156,10 @@ def test_more_steps_than_levels_are_refused(tmp_path: Path):
 
 
 def test_it_draws_nothing_outside_of_fit(tmp_path: Path, tiny_checkpoint: Path):
-    sampling = "--trainer.callbacks=[{class_path: GuidedSampling, init_args: {images: 2, steps: 2}}]"
+    sampling = "--trainer.callbacks=[{class_path: GuidedSampling, init_args: {num_samples: 2, steps: 2}}]"
     net = ["--model.net.channels=[16]", "--model.net.attention=[]"]
     args = [*net, sampling, f"--trainer.default_root_dir={tmp_path}", f"--ckpt_path={tiny_checkpoint / 'model.ckpt'}"]
-    run(["validate", f"--config={shipped.config('digits')}", *QUIET, *args])
+    run(["validate", f"--config={resources.config('digits')}", *QUIET, *args])
     board = EventAccumulator(str(tmp_path))
     board.Reload()
     assert not board.Tags()["images"]
@@ -181,16 +181,16 @@ def test_images_are_drawn_in_the_precision_of_the_training(tmp_path: Path, monke
 
 
 def test_it_goes_with_a_diffusion_model_alone(tmp_path: Path):
-    callback = "--trainer.callbacks=[{class_path: GuidedSampling, init_args: {images: 2, steps: 2}}]"
+    callback = "--trainer.callbacks=[{class_path: GuidedSampling, init_args: {num_samples: 2, steps: 2}}]"
     args = [callback, f"--trainer.default_root_dir={tmp_path}"]
     with pytest.raises(SettingError, match=r"^GuidedSampling goes with a DiffusionModule; the model is a Classifier"):
-        run(["fit", f"--config={shipped.config('digits_classifier')}", *QUIET, *args])
+        run(["fit", f"--config={resources.config('digits_classifier')}", *QUIET, *args])
 
 
 def test_an_image_writer_is_not_for_training(tmp_path: Path):
     args = ["--trainer.callbacks=[{class_path: ImageWriter}]", f"--trainer.default_root_dir={tmp_path}"]
     with pytest.raises(SettingError, match=r"^ImageWriter goes with a GuidedSampler; the model is DiffusionModule"):
-        run(["fit", f"--config={shipped.config('digits')}", *QUIET, *args])
+        run(["fit", f"--config={resources.config('digits')}", *QUIET, *args])
 
 
 def test_few_images_can_be_drawn():

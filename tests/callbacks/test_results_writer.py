@@ -17,11 +17,11 @@ from torch import Tensor
 
 from dng_lightning.data import Digits
 from dng_lightning.data.pixels import from_png, to_float, to_uint8
+from dng_lightning.evaluation.class_balance import kl_divergence, posterior_quality, wilson_interval
+from dng_lightning.evaluation.distribution_metrics import kernel_distance, precision_recall
 from dng_lightning.evaluation.evaluator import Evaluator
 from dng_lightning.evaluation.features import ClassifierFeatures, InceptionFeatures
-from dng_lightning.evaluation.metrics import kl_divergence, posterior_quality, wilson_interval
-from dng_lightning.evaluation.quality import kernel_distance, precision_recall
-from dng_lightning.evaluation.real import RealStatistics
+from dng_lightning.evaluation.reference_statistics import ReferenceStatistics
 from dng_lightning.evaluation.runs import Samples
 from dng_lightning.guidance import DynamicNegativeGuidance, Guidance, NegativePrompting, Unguided
 from dng_lightning.modules import ClassifierModule, DiffusionModule, GuidedSampler
@@ -57,14 +57,19 @@ def without_3_and_8(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 @pytest.fixture(scope="module")
 def settings(digits: Path) -> list[str]:
     model = [f"--model.checkpoint={digits}", "--model.classifier=digits-classifier", f"--model.steps={STEPS}"]
-    seeds = [f"--data.n={N}", f"--data.first_seed={FIRST}", "--data.real=Digits", "--data.batch_size=10"]
+    seeds = [
+        f"--data.num_samples={N}",
+        f"--data.first_seed={FIRST}",
+        "--data.reference_data=Digits",
+        "--data.batch_size=10",
+    ]
     return [*model, f"--model.forbidden={FORBIDDEN}", f"--model.guidances={GUIDANCES}", *seeds]
 
 
 @pytest.fixture(scope="module")
 def written(dng: Dng, settings: list[str], without_3_and_8: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("written")
-    dng("test", *settings, f"--model.retrained={without_3_and_8}", f"--trainer.default_root_dir={folder}")
+    dng("test", *settings, f"--model.retrained_checkpoint={without_3_and_8}", f"--trainer.default_root_dir={folder}")
     return folder
 
 
@@ -85,7 +90,7 @@ def samples(sampler: GuidedSampler) -> list[Samples]:
     """Unguided, of each method, and retrained, in one batch."""
     seeds = range(FIRST, FIRST + N)
     guided = [sampler.draw(seeds, method) for method in METHODS]
-    retrained = NetworkPairPredictor(sampler.retrained, [], sampler.retrained.null_class)
+    retrained = NetworkPairPredictor(sampler.retrained_checkpoint, [], sampler.retrained_checkpoint.null_class)
     return [sampler.draw(seeds, Unguided()), *guided, sampler.draw_from(retrained, seeds, Unguided())]
 
 
@@ -133,11 +138,11 @@ def test_a_row_each_with_all_columns(written: Path):
     assert [row["scale"] for row in found] == ["", "", "1", "1", "3", ""]
     empty = {(row["method"], name) for row in found for name, value in row.items() if not value}
     assert {cell for cell in empty if cell[1] not in ("scale", "memory_mb")} == {
-        ("Rejection", "forbidden_low"),
-        ("Rejection", "forbidden_high"),
-        ("Rejection", "kl_own"),
-        ("Rejection", "kl_own_low"),
-        ("Rejection", "kl_own_high"),
+        ("Rejection", "forbidden_rate_low"),
+        ("Rejection", "forbidden_rate_high"),
+        ("Rejection", "kl_unguided"),
+        ("Rejection", "kl_unguided_low"),
+        ("Rejection", "kl_unguided_high"),
     }
     told = [json.loads(row["guidance"]) for row in found]
     assert told[0] == {"class": "Unguided"}
@@ -168,28 +173,28 @@ def test_the_values_are_those_of_the_images(
         kept = fine if row is rejected else torch.ones_like(fine)
         pixels, counts = to_uint8(drawn.images), torch.bincount(labels_of(drawn)[kept], minlength=10).tolist()
         hits = counts[3] + counts[8]
-        assert row["histogram"] == " ".join(map(str, counts))
+        assert row["class_counts"] == " ".join(map(str, counts))
         assert int(row["n"]) == sum(counts)
 
         def close(name: str, value: float, row: dict[str, str] = row) -> None:
             assert float(row[name]) == pytest.approx(value, rel=1e-3, abs=1e-5), name
 
-        close("forbidden", hits / sum(counts))
+        close("forbidden_rate", hits / sum(counts))
         if row is not rejected:
-            close("forbidden_low", wilson_interval(hits, sum(counts))[0])
-            close("forbidden_high", wilson_interval(hits, sum(counts))[1])
-        close("kl", kl_divergence(counts, FORBIDDEN))
-        close("kl_uniform", kl_divergence(counts))
+            close("forbidden_rate_low", wilson_interval(hits, sum(counts))[0])
+            close("forbidden_rate_high", wilson_interval(hits, sum(counts))[1])
+        close("kl_retained", kl_divergence(counts, FORBIDDEN))
+        close("kl_all", kl_divergence(counts))
         if row is not rejected:
             own = torch.bincount(labels_of(unguided)[fine], minlength=10).double()
             generated = (torch.tensor(counts) + 0.5) / (sum(counts) + 5)
-            close("kl_own", float(torch.special.xlogy(own / own.sum(), own / own.sum() / generated).sum()))
+            close("kl_unguided", float(torch.special.xlogy(own / own.sum(), own / own.sum() / generated).sum()))
         close("tv", sum(abs(c / sum(counts) - (i not in FORBIDDEN) / 8) for i, c in enumerate(counts)) / 2)
 
         difference = (pixels[fine].double() - to_uint8(unguided.images)[fine].double()) / 255
-        close("invasiveness", float(difference.square().flatten(1).mean(1).sqrt().mean()))
+        close("rmse_to_unguided", float(difference.square().flatten(1).mean(1).sqrt().mean()))
         features, twins = extractor(pixels), extractor(to_uint8(unguided.images))
-        close("invasiveness_features", float((features - twins)[fine].norm(dim=1).mean()))
+        close("feature_distance_to_unguided", float((features - twins)[fine].norm(dim=1).mean()))
 
         theirs = extractor(real_images[0][retained])
         close("fd_retained", frechet(features[kept], theirs))
@@ -198,10 +203,10 @@ def test_the_values_are_those_of_the_images(
         precision, recall = precision_recall(theirs, features[kept])
         assert float(row["precision"]) == pytest.approx(precision, abs=1.5 / N)  # kept in half precision
         assert float(row["recall"]) == pytest.approx(recall, abs=0.01)
-        close("evaluations", STEPS * (N / sum(counts)) if row is rejected else drawn.nfe)
-    assert float(rejected["forbidden"]) == 0
-    assert [float(row["evaluations"]) for row in others] == [STEPS, *[3 * STEPS] * 3, STEPS]
-    assert [float(row["invasiveness"]) > 0.01 for row in others] == [False, True, True, True, True]
+        close("nfe", STEPS * (N / sum(counts)) if row is rejected else drawn.nfe)
+    assert float(rejected["forbidden_rate"]) == 0
+    assert [float(row["nfe"]) for row in others] == [STEPS, *[3 * STEPS] * 3, STEPS]
+    assert [float(row["rmse_to_unguided"]) > 0.01 for row in others] == [False, True, True, True, True]
 
 
 def frechet(one: Tensor, other: Tensor) -> float:
@@ -258,7 +263,7 @@ def test_the_terminal_shows_the_table_and_the_floor(
     dng: Dng, settings: list[str], written: Path, without_3_and_8, capsys
 ):
     before = (written / "results.csv").read_bytes()
-    dng("test", *settings, f"--model.retrained={without_3_and_8}", f"--trainer.default_root_dir={written}")
+    dng("test", *settings, f"--model.retrained_checkpoint={without_3_and_8}", f"--trainer.default_root_dir={written}")
     out = capsys.readouterr().out
     assert [line.split()[0] for line in out.splitlines() if line.split()[0] in ORDER][:5] == ORDER
     assert "its floor" in out
@@ -365,10 +370,10 @@ def test_references_that_are_named_later_add_their_rows(
     folder = shutil.copytree(whole, tmp_path / "copy")
     others = [without_3_and_8.parent, shutil.copytree(without_3_and_8.parent, tmp_path / "another")]
     for retrained in (*others, without_3_and_8):
-        dng("test", *settings, f"--model.retrained={retrained}", f"--trainer.default_root_dir={folder}")
+        dng("test", *settings, f"--model.retrained_checkpoint={retrained}", f"--trainer.default_root_dir={folder}")
     assert passes == ["Retrained"] * 3 * 2
     guidances = "[{class_path: DynamicNegativeGuidance, init_args: {posterior: ClassifierPosterior}}]"
-    oracle = [f"--model.noisy_classifier={tiny_noisy_classifier}", f"--model.guidances={guidances}"]
+    oracle = [f"--model.noise_conditional_classifier={tiny_noisy_classifier}", f"--model.guidances={guidances}"]
     dng("test", *settings, *oracle, f"--trainer.default_root_dir={folder}")
     assert passes[6:] == ["DynamicNegativeGuidance, classifier"] * 3
     assert compared(folder)[:5] == compared(whole)
@@ -390,14 +395,19 @@ def test_unguided_images_that_were_lost_are_drawn_again_where_others_need_them(
     dng: Dng, settings: list[str], whole: Path, passes: list[str], tmp_path: Path
 ):
     folder = shutil.copytree(whole, tmp_path / "copy")
-    shutil.rmtree(folder / "drawn")
+    shutil.rmtree(folder / "sample_cache")
     continue_with_another(dng, settings, folder, passes)
     assert compared(folder)[:5] == compared(whole)
 
 
 def test_other_features_are_other_rows(dng: Dng, settings: list[str], passes: list[str], tmp_path: Path):
     """First without any; then what is drawn anew is compared with what was drawn in the same features."""
-    few = [*settings, "--data.n=6", f"--trainer.default_root_dir={tmp_path}", "--model.guidances=[NegativePrompting]"]
+    few = [
+        *settings,
+        "--data.num_samples=6",
+        f"--trainer.default_root_dir={tmp_path}",
+        "--model.guidances=[NegativePrompting]",
+    ]
     dng("test", *few, "--trainer.callbacks.features=null")
     passes.clear()
     dng("test", *few[:-1], "--model.guidances=[NegativePrompting, SafeLatentDiffusion]")
@@ -407,7 +417,7 @@ def test_other_features_are_other_rows(dng: Dng, settings: list[str], passes: li
     assert named[2:] == [(method, "digits-classifier") for method in passes]
     for row in rows(tmp_path):
         if row["method"] != "Rejection":
-            assert bool(row["fd_retained"]) == bool(row["invasiveness_features"]) == (row["features"] != "none")
+            assert bool(row["fd_retained"]) == bool(row["feature_distance_to_unguided"]) == (row["features"] != "none")
     assert {row["features"] for row in rows(tmp_path, "classes") if row["kid"]} <= {"digits-classifier"}
     assert "NegativePrompting, digits-classifier" in (tmp_path / "results.md").read_text()
 
@@ -473,14 +483,14 @@ def test_a_filter_that_lets_few_or_no_images_pass(dng: Dng, settings: list[str],
             return labels, confidence
 
         monkeypatch.setattr(ClassifierModule, "classify", biased)
-        few = ["--data.n=6", "--model.guidances=[NegativePrompting]"]
+        few = ["--data.num_samples=6", "--model.guidances=[NegativePrompting]"]
         folder = tmp_path / str(passed)
         dng("test", *settings, *few, f"--trainer.default_root_dir={folder}")
         found = rows(folder)
         assert [row["method"] for row in found] == expected
         assert all(row["precision"] and row["fd_retained"] for row in found if row["method"] != "Rejection")
         if passed:
-            assert (found[1]["n"], found[1]["forbidden"], found[1]["evaluations"]) == ("2", "0", "30")
+            assert (found[1]["n"], found[1]["forbidden_rate"], found[1]["nfe"]) == ("2", "0", "30")
             assert found[1]["precision"] == found[1]["fd_retained"] == found[1]["kid"] == ""
         assert (folder / "tradeoff.png").exists()
 
@@ -500,11 +510,11 @@ def test_cost_is_the_mean_of_all_images_and_leaves_out_what_is_not_theirs(
 
     monkeypatch.setattr(GuidedSampler, "draw", slow_or_fast)
     one = "--model.guidances=[DynamicNegativeGuidance]"
-    dng("test", *settings, one, "--data.n=11", f"--trainer.default_root_dir={tmp_path}")
+    dng("test", *settings, one, "--data.num_samples=11", f"--trainer.default_root_dir={tmp_path}")
     assert drawn == ["Unguided"] * 3 + ["DynamicNegativeGuidance"] * 2  # one of them to see what it costs
     unguided, rejection, guided = rows(tmp_path)
-    assert float(unguided["evaluations"]) == STEPS  # without those of the negatives
-    assert float(guided["evaluations"]) == pytest.approx((10 * 100 + 3 * STEPS) / 11, rel=1e-4)
+    assert float(unguided["nfe"]) == STEPS  # without those of the negatives
+    assert float(guided["nfe"]) == pytest.approx((10 * 100 + 3 * STEPS) / 11, rel=1e-4)
     assert float(unguided["images_per_second"]) > 1 / 2
     assert float(guided["images_per_second"]) > 10 / 2 / 3
     assert float(rejection["images_per_second"]) < float(unguided["images_per_second"])
@@ -512,20 +522,26 @@ def test_cost_is_the_mean_of_all_images_and_leaves_out_what_is_not_theirs(
 
 def test_without_features(dng: Dng, settings: list[str], tmp_path: Path):
     """No data set is needed, one image will do, and what needs real images is left empty."""
-    settings = [setting for setting in settings if setting != "--data.real=Digits"]
-    settings += ["--data.n=1", "--trainer.callbacks.features=null", f"--trainer.default_root_dir={tmp_path}"]
+    settings = [setting for setting in settings if setting != "--data.reference_data=Digits"]
+    settings += ["--data.num_samples=1", "--trainer.callbacks.features=null", f"--trainer.default_root_dir={tmp_path}"]
     dng("test", *settings)
     for row in rows(tmp_path):
-        empty = {name for name, value in row.items() if not value} - {"scale", "invasiveness", "memory_mb"}
-        assert empty - {"forbidden_low", "forbidden_high", "kl_own", "kl_own_low", "kl_own_high"} == {
+        empty = {name for name, value in row.items() if not value} - {"scale", "rmse_to_unguided", "memory_mb"}
+        assert empty - {
+            "forbidden_rate_low",
+            "forbidden_rate_high",
+            "kl_unguided",
+            "kl_unguided_low",
+            "kl_unguided_high",
+        } == {
             "fd_retained",
-            "fd_low",
-            "fd_high",
+            "fd_retained_low",
+            "fd_retained_high",
             "fd_all",
             "kid",
             "precision",
             "recall",
-            "invasiveness_features",
+            "feature_distance_to_unguided",
         }
         assert row["features"] == "none"
     assert not list(tmp_path.glob("real*"))
@@ -537,11 +553,11 @@ def test_without_the_unguided_images_the_other_rows_are_the_same(
     alone = [*settings, "--trainer.callbacks.unguided=false", f"--trainer.default_root_dir={tmp_path}"]
     dng("test", *alone)
     compared_with_unguided = dict.fromkeys(
-        ("kl_own", "kl_own_low", "kl_own_high", "invasiveness", "invasiveness_features"), ""
+        ("kl_unguided", "kl_unguided_low", "kl_unguided_high", "rmse_to_unguided", "feature_distance_to_unguided"), ""
     )
     assert compared(tmp_path) == [row | compared_with_unguided for row in compared(written)[2:-1]]
     assert not (tmp_path / "posterior.csv").exists()
-    assert len(list((tmp_path / "board").iterdir())) == len(METHODS)
+    assert len(list((tmp_path / "tensorboard").iterdir())) == len(METHODS)
     dng("test", *alone[:-2], alone[-1])  # and with them afterwards
     assert [row["method"] for row in rows(tmp_path)] == [*ORDER[2:], *ORDER[:2]]
 
@@ -552,7 +568,7 @@ def test_statistics_beside_the_checkpoint_need_no_data_set(
     (tmp_path / "digits").mkdir()
     shutil.copy(digits / "model.ckpt", tmp_path / "digits")
     shutil.copy(whole / "real-digits-classifier.pt", tmp_path / "digits")
-    settings = [setting for setting in settings if setting != "--data.real=Digits"]
+    settings = [setting for setting in settings if setting != "--data.reference_data=Digits"]
     settings += [f"--model.checkpoint={tmp_path / 'digits'}", f"--trainer.default_root_dir={tmp_path / 'out'}"]
     dng("test", *settings)
     assert compared(tmp_path / "out") == compared(whole)
@@ -572,16 +588,21 @@ def test_the_retrained_model_is_the_one_that_draws(samples: list[Samples], writt
 @pytest.mark.slow
 def test_fid_with_inception_s_weights_from_a_file(dng: Dng, digits: Path, inception_weights: Path, tmp_path: Path):
     """The weights are random, the path is the real one; the real images go through Inception once."""
-    few = ["--data.n=6", "--data.real=Digits", "--data.real.validation=1450", f"--trainer.default_root_dir={tmp_path}"]
+    few = [
+        "--data.num_samples=6",
+        "--data.reference_data=Digits",
+        "--data.reference_data.val_size=1450",
+        f"--trainer.default_root_dir={tmp_path}",
+    ]
     model = [f"--model.checkpoint={digits}", "--model.classifier=digits-classifier", "--model.steps=2"]
     features = ["--trainer.callbacks.features=inception", f"--trainer.callbacks.inception_weights={inception_weights}"]
     guidances = "--model.guidances=[{class_path: NegativePrompting}]"
     dng("test", *model, *few, *features, guidances)
     rows = list(csv.DictReader((tmp_path / "results.csv").open(newline="")))
     assert {"Unguided", "NegativePrompting"} <= {row["method"] for row in rows if row["fd_all"]}
-    extractor, data = InceptionFeatures(str(inception_weights)), Digits(validation=1450)
+    extractor, data = InceptionFeatures(str(inception_weights)), Digits(val_size=1450)
     data.setup()
-    real = RealStatistics.load(tmp_path / "real-inception-2048.pt")
+    real = ReferenceStatistics.load(tmp_path / "real-inception-2048.pt")
     found = extractor(data.part("train").images).double()
     n, mean, covariance = real.moments(range(10))
     assert (n, tuple(covariance.shape)) == (47, (2048, 2048))

@@ -9,7 +9,7 @@ import yaml
 from lightning.pytorch import Trainer
 from running import TINY
 
-from dng_lightning import shipped
+from dng_lightning import resources
 from dng_lightning.captioned_digits import AutoencoderModule, CaptionedDigits, networks
 from dng_lightning.data import Digits
 from dng_lightning.errors import SettingError
@@ -22,7 +22,7 @@ NET: dict[str, Any] = TINY["captioned_digits_autoencoder"]["net"]
 
 @pytest.fixture
 def images(fake_mnist: Path) -> torch.Tensor:
-    data = CaptionedDigits(str(fake_mnist), validation=20)
+    data = CaptionedDigits(str(fake_mnist), val_size=20)
     data.setup()
     return data.part("train").images[:8] / 127.5 - 1
 
@@ -63,7 +63,7 @@ def test_latents_are_diffusers_own_and_their_divergence_is_that_of_gaussians(ima
 
 def test_validation_says_what_is_lost(images: torch.Tensor, place: Path, in_place: Path, fitted, tmp_path: Path):
     fitted("captioned_digits_autoencoder")  # and the classifiers, which it asks
-    module, data = AutoencoderModule(NET, reader="captioned-digits"), CaptionedDigits(validation=20)
+    module, data = AutoencoderModule(NET, reader="captioned-digits"), CaptionedDigits(val_size=20)
     (logged,) = trainer(tmp_path).validate(module, data, verbose=False)
     part = data.part("val")
     pixels = part.images / 127.5 - 1
@@ -87,7 +87,7 @@ def test_a_checkpoint_is_the_model(autoencoder: Path, images: torch.Tensor):
 
 
 def test_the_committed_configuration_is_small():
-    settings = yaml.safe_load(shipped.config("captioned_digits_autoencoder").read_text())["model"]["init_args"]["net"]
+    settings = yaml.safe_load(resources.config("captioned_digits_autoencoder").read_text())["model"]["init_args"]["net"]
     net = networks.autoencoder(settings)
     assert 300_000 < sum(weight.numel() for weight in net.parameters()) < 1_000_000
     with torch.no_grad():

@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from running import Dng, fit_settings
 from torch import Tensor, nn
 
-from dng_lightning.captioned_digits import CaptionedDigits, strokes
+from dng_lightning.captioned_digits import CaptionedDigits, digit_rendering
 from dng_lightning.captioned_digits.attributes import VALUES, Attributes
 from dng_lightning.captioned_digits.data import Captioned
 from dng_lightning.data import MNIST
@@ -17,7 +17,7 @@ from dng_lightning.errors import SettingError
 
 
 def ready(root: Path, **settings: object) -> CaptionedDigits:
-    data = CaptionedDigits(str(root), validation=20, **settings)  # type: ignore[arg-type]
+    data = CaptionedDigits(str(root), val_size=20, **settings)  # type: ignore[arg-type]
     data.prepare_data()
     data.setup()
     return data
@@ -52,11 +52,11 @@ def test_batches_of_everything(mnist_root: Path):
 
 
 def test_pictures_are_what_their_attributes_say(mnist_root: Path):
-    data, grey = ready(mnist_root), MNIST(str(mnist_root), validation=0)
+    data, grey = ready(mnist_root), MNIST(str(mnist_root), val_size=0)
     grey.setup()
     part = data.part("test")
     _, *drawn = part.labels.T
-    assert part.images.equal(strokes.draw(grey.part("test").images, *drawn))
+    assert part.images.equal(digit_rendering.draw(grey.part("test").images, *drawn))
     assert part.labels[:, 0].equal(grey.part("test").labels)
 
 
@@ -89,7 +89,7 @@ def test_labels_of_one_attribute(label: str, mnist_root: Path):
 
 
 def test_labels_of_a_combination(mnist_root: Path):
-    data = ready(mnist_root, label=["digit", "colour"], only=Attributes(thickness="thin", colour="blue"))
+    data = ready(mnist_root, label=["digit", "colour"], include_classes=Attributes(thickness="thin", colour="blue"))
     assert (len(data.class_names), data.class_names[7 * 7 + 5]) == (70, "7 blue")
     assert data.seen_classes == [7 * digit + 5 for digit in range(10)]
     assert len(data.pictures) == 40
@@ -178,7 +178,7 @@ def test_a_resumed_training_hears_the_same_captions(mnist_root: Path, tmp_path: 
         saving = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=4, save_top_k=-1)
         quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
         trainer = Trainer(max_steps=steps, callbacks=[saving], limit_val_batches=0, **quiet)  # type: ignore[arg-type]
-        listener, data = Listener(), CaptionedDigits(str(mnist_root), batch_size=64, validation=20)
+        listener, data = Listener(), CaptionedDigits(str(mnist_root), batch_size=64, val_size=20)
         trainer.fit(listener, datamodule=data, ckpt_path=resumed)
         return listener
 
@@ -191,7 +191,7 @@ def test_a_resumed_training_hears_the_same_captions(mnist_root: Path, tmp_path: 
 
 
 def test_without_a_combination(mnist_root: Path):
-    whole, less = ready(mnist_root), ready(mnist_root, without=Attributes(digit=7, colour="red"))
+    whole, less = ready(mnist_root), ready(mnist_root, exclude_classes=Attributes(digit=7, colour="red"))
     for part in ("train", "val", "test"):
         labels = whole.part(part).labels
         kept = ~((labels[:, 0] == 7) & (labels[:, 1] == 0))
@@ -202,7 +202,8 @@ def test_without_a_combination(mnist_root: Path):
 def test_several_filters(mnist_root: Path):
     wanted = [Attributes(thickness="thin", background="white"), Attributes(digit=3)]
     labels, kept, dropped = (
-        ready(mnist_root, **given).part("train").labels for given in ({}, {"only": wanted}, {"without": wanted})
+        ready(mnist_root, **given).part("train").labels
+        for given in ({}, {"include_classes": wanted}, {"exclude_classes": wanted})
     )
     chosen = ((labels[:, 2] == 0) & (labels[:, 3] == 1)) | (labels[:, 0] == 3)
     assert 0 < chosen.sum() < len(labels)
@@ -211,9 +212,9 @@ def test_several_filters(mnist_root: Path):
 
 
 def test_seen_classes_are_those_of_the_label():
-    assert CaptionedDigits(label="colour", without=Attributes(colour="red")).seen_classes == [1, 2, 3, 4, 5, 6]
-    assert CaptionedDigits(label="colour", without=Attributes(7, "red")).seen_classes == list(range(7))
-    assert CaptionedDigits(label="digit", only=[Attributes(4), Attributes(2, "red")]).seen_classes == [2, 4]
+    assert CaptionedDigits(label="colour", exclude_classes=Attributes(colour="red")).seen_classes == [1, 2, 3, 4, 5, 6]
+    assert CaptionedDigits(label="colour", exclude_classes=Attributes(7, "red")).seen_classes == list(range(7))
+    assert CaptionedDigits(label="digit", include_classes=[Attributes(4), Attributes(2, "red")]).seen_classes == [2, 4]
     assert (CaptionedDigits().seen_classes, CaptionedDigits().class_names) == ([], ())
 
 
@@ -223,9 +224,9 @@ def test_seen_classes_are_those_of_the_label():
         ({"label": "size"}, "data.label is 'size': give all, caption, digit, colour"),
         ({"label": []}, r"data.label is \[\]: give all, caption, digit.* or a list of these"),
         ({"label": ["digit", "digit"]}, "data.label is"),
-        ({"only": Attributes(1), "without": Attributes(2)}, "exclude each other"),
-        ({"without": Attributes()}, "data.without leaves no picture"),
-        ({"only": []}, "data.only leaves no picture"),
+        ({"include_classes": Attributes(1), "exclude_classes": Attributes(2)}, "exclude each other"),
+        ({"exclude_classes": Attributes()}, "data.exclude_classes leaves no picture"),
+        ({"include_classes": []}, "data.include_classes leaves no picture"),
         ({"batch_size": 0}, "data.batch_size must be at least 1; got 0"),
     ],
 )
@@ -250,12 +251,12 @@ def test_a_classifier_of_colours_from_the_command_line(dng: Dng, mnist_root: Pat
     with pytest.raises(SystemExit):
         dng("fit", *settings)
     assert "has 10 classes, the data have 7: set its num_classes" in capsys.readouterr().err
-    without = '--data.without=[{"digit": 7, "colour": "red"}, {"colour": "blue"}]'
-    dng("fit", *settings, "--model.net.num_classes=7", without)
+    exclude = '--data.exclude_classes=[{"digit": 7, "colour": "red"}, {"colour": "blue"}]'
+    dng("fit", *settings, "--model.net.num_classes=7", exclude)
     assert json.loads((folder / "metrics.json").read_text())["val/loss"] > 0
 
 
-@pytest.mark.parametrize("wrong", ["--data.without.colour=pink", "--data.label=size"])
+@pytest.mark.parametrize("wrong", ["--data.exclude_classes.colour=pink", "--data.label=size"])
 def test_a_wrong_setting_on_the_command_line_is_one_line(wrong: str, dng: Dng, capsys):
     with pytest.raises(SystemExit):
         dng("fit", "--config=captioned_digits_classifier.yaml", wrong)

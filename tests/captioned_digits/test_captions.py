@@ -11,8 +11,8 @@ from dng_lightning.captioned_digits.captions import (
     WORDS,
     caption,
     mentioned,
+    parse_caption,
     prompt,
-    understood,
 )
 from dng_lightning.errors import SettingError
 
@@ -95,21 +95,21 @@ def test_a_caption_is_understood_as_what_it_was_made_of():
     for number, picture in enumerate(EVERY):
         draw = Random(number)
         said = mentioned(picture, draw)
-        assert understood(caption(said, draw)) == said
-        assert understood(prompt(picture).upper()) == picture
-    assert understood("") == understood("a digit") == Attributes()
+        assert parse_caption(caption(said, draw)) == said
+        assert parse_caption(prompt(picture).upper()) == picture
+    assert parse_caption("") == parse_caption("a digit") == Attributes()
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a red unicorn", "'a red unicorn' is not understood: pictures of digits know no 'unicorn'"),
-        ("a red 7, blue", "'a red 7, blue' is not understood: it names the colours red and blue"),
+        ("a red unicorn", "'a red unicorn' is not parse_caption: pictures of digits know no 'unicorn'"),
+        ("a red 7, blue", "'a red 7, blue' is not parse_caption: it names the colours red and blue"),
     ],
 )
 def test_what_is_not_understood_is_one_line(text: str, message: str):
     with pytest.raises(SettingError, match=f"^{message}$"):
-        understood(text)
+        parse_caption(text)
 
 
 def test_labels_and_covers():

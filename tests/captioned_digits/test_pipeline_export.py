@@ -10,7 +10,7 @@ import yaml
 from running import TINY
 from torch import Tensor
 
-from dng_lightning import diffusers_format, shipped
+from dng_lightning import diffusers_format, resources
 from dng_lightning.callbacks import Export
 from dng_lightning.captioned_digits import AutoencoderModule, PipelineExport, TextToImageModule, networks
 from dng_lightning.errors import SettingError
@@ -23,7 +23,7 @@ diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed 
 pytest.importorskip("transformers", reason="transformers is not installed (extra text-to-image)")
 
 SETTINGS: dict[str, Any] = TINY["captioned_digits"]
-COMMITTED = yaml.safe_load(shipped.config("captioned_digits").read_text())["model"]["init_args"]
+COMMITTED = yaml.safe_load(resources.config("captioned_digits").read_text())["model"]["init_args"]
 PROMPTS, SEEDS = ["a red seven", "a thin blue digit on white"], [3, 14]
 
 
@@ -80,7 +80,7 @@ def test_an_unknown_scale_is_not_exported(autoencoder: Path):
 def committed(tmp_path_factory: pytest.TempPathFactory) -> TextToImageModule:
     """The model of the committed configuration, untrained."""
     folder = tmp_path_factory.mktemp("committed")
-    settings = yaml.safe_load(shipped.config("captioned_digits_autoencoder").read_text())["model"]["init_args"]["net"]
+    settings = yaml.safe_load(resources.config("captioned_digits_autoencoder").read_text())["model"]["init_args"]["net"]
     autoencoder = AutoencoderModule(settings)
     autoencoder.image_shape, autoencoder.class_names, autoencoder.seen_classes = (3, 32, 32), (), ()
     Export().write(autoencoder, folder)
@@ -91,7 +91,7 @@ def test_the_committed_configuration_is_small_and_ships(committed: TextToImageMo
     parameters = sum(weight.numel() for part in (committed.net, committed.text_encoder) for weight in part.parameters())
     assert 5e6 < parameters < 8e6
     committed.scale = 1.0
-    export = yaml.safe_load(shipped.config("captioned_digits").read_text())["trainer"]["callbacks"][-1]
+    export = yaml.safe_load(resources.config("captioned_digits").read_text())["trainer"]["callbacks"][-1]
     assert export["class_path"] == "PipelineExport"
     PipelineExport(**export["init_args"]).write(committed, tmp_path)
     assert sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) < 25e6

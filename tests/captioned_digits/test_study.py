@@ -11,11 +11,11 @@ from running import Dng
 
 from dng_lightning.captioned_digits import CaptionedDigits, DigitReader
 from dng_lightning.captioned_digits.attributes import VALUES
-from dng_lightning.captioned_digits.captions import understood
+from dng_lightning.captioned_digits.captions import parse_caption
 from dng_lightning.data.pixels import to_uint8
 from dng_lightning.errors import SettingError
-from dng_lightning.evaluation.metrics import kl_divergence, posterior_quality, wilson_interval
-from dng_lightning.evaluation.quality import Moments, frechet_distance
+from dng_lightning.evaluation.class_balance import kl_divergence, posterior_quality, wilson_interval
+from dng_lightning.evaluation.distribution_metrics import Moments, frechet_distance
 from dng_lightning.guidance import (
     AdaptiveNegative,
     CFGNegativePrompt,
@@ -52,7 +52,12 @@ def written(captioned_place: Path, dng: Dng) -> Path:
     """The folder of a comparison, relative to the place."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(captioned_place)
-        few = [f"--data.n={N}", f"--model.steps={STEPS}", "--model.compile=false", "--data.real.validation=20"]
+        few = [
+            f"--data.num_samples={N}",
+            f"--model.steps={STEPS}",
+            "--model.compile=false",
+            "--data.reference_data.val_size=20",
+        ]
         free = "--model.unguided={class_path: ClassifierFreeGuidance, init_args: {scale: 2.0}}"
         only = [f"--model.guidances={GUIDANCES}", free, "--model.precision=fp32", "--data.batch_size=5"]
         dng("test", "--config=captioned_digits_related", *few, *only, "--trainer.default_root_dir=compared/prompts")
@@ -71,7 +76,7 @@ def test_the_values_are_those_of_the_images(written: Path, in_place: Path):
     assert [row["scale"] for row in shown] == ["", "1", "1"]
     assert module.judge is not None
     drawn = [module.draw(range(N), guidance) for guidance in (FREE, TRACKING, ADAPTIVE)]
-    data = CaptionedDigits(str(Path("data")), label="digit", only=module.kinds.obeys, validation=20)  # type: ignore[attr-defined]
+    data = CaptionedDigits(str(Path("data")), label="digit", include_classes=module.label_space.obeys, val_size=20)  # type: ignore[attr-defined]
     data.setup()
     real, moments = data.part("train"), Moments()
     moments.update(module.judge.net.features(real.images[real.labels != 7] / 127.5 - 1))
@@ -88,24 +93,24 @@ def test_the_values_are_those_of_the_images(written: Path, in_place: Path):
         red = int((read[:, 1] == VALUES["colour"].index("red")).sum())
         opened = [torch.bincount(read[:, column], minlength=n).tolist() for column, n in ((2, 2), (3, 4))]
         expected = {
-            "forbidden": counts[7] / N,
-            "kl": kl_divergence(counts, [7]),
-            "obeyed": red / N,
-            "obeyed_low": wilson_interval(red, N)[0],
-            "obeyed_high": wilson_interval(red, N)[1],
-            "kl_open": sum(map(kl_divergence, opened)) / 2,
+            "forbidden_rate": counts[7] / N,
+            "kl_retained": kl_divergence(counts, [7]),
+            "prompt_accuracy": red / N,
+            "prompt_accuracy_low": wilson_interval(red, N)[0],
+            "prompt_accuracy_high": wilson_interval(red, N)[1],
+            "kl_unspecified": sum(map(kl_divergence, opened)) / 2,
         }
         pixels, twins = (to_uint8(s.images).double() / 255 for s in (samples, drawn[0]))
         if fine.any():
             moved = (pixels - twins).square().flatten(1).mean(1).sqrt()[fine].mean()
-            assert float(row["invasiveness"]) == pytest.approx(float(moved), abs=1e-3)
+            assert float(row["rmse_to_unguided"]) == pytest.approx(float(moved), abs=1e-3)
         for name, value in expected.items():
             assert float(row[name]) == pytest.approx(value, rel=1e-4, abs=1e-6), name
         own = Moments()
         own.update(module.judge.net.features(to_uint8(samples.images) / 127.5 - 1))
         distance = frechet_distance(own.mean, own.covariance, moments.mean, moments.covariance)
         assert float(row["fd_retained"]) == pytest.approx(distance, rel=0.01, abs=1e-3)
-    assert [float(row["evaluations"]) for row in shown[:2]] == [2 * STEPS, 3 * STEPS]
+    assert [float(row["nfe"]) for row in shown[:2]] == [2 * STEPS, 3 * STEPS]
 
 
 def test_the_tracker_is_judged_by_what_the_unguided_images_became(written: Path, in_place: Path):
@@ -125,7 +130,7 @@ def test_tables_and_figures_have_what_is_new(
     written: Path, in_place: Path, dng: Dng, capsys: pytest.CaptureFixture[str]
 ):
     text = (written / "results.md").read_text()
-    assert "| prompt obeyed, % | KL of what was left open |" in text
+    assert "| prompt accuracy, % | KL of unspecified attributes |" in text
     assert "Without a seven; seeds 0–7, 4 steps." in text
     for name in ("tradeoff", "histograms", "samples", "calibration"):
         assert (written / f"{name}.png").exists()
@@ -150,12 +155,12 @@ def test_predict_says_how_many_images_have_what_was_to_be_avoided(
     captioned_place: Path, in_place: Path, dng: Dng, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     prompts = ["--model.prompt=a red digit", "--model.negative_prompt=a seven", "--model.reader=DigitReader"]
-    few = ["--model.checkpoint=captioned-digits", "--model.steps=2", "--data.n=2"]
+    few = ["--model.checkpoint=captioned-digits", "--model.steps=2", "--data.num_samples=2"]
     dng("predict", "--config=stable_diffusion", *few, *prompts, f"--trainer.default_root_dir={tmp_path}")
     out = capsys.readouterr().out
     assert "7 ✗" in out
     labels = list(csv.DictReader((tmp_path / "labels.csv").open(newline="")))
-    assert {row["wanted"] for row in labels} == {"a red digit"}
+    assert {row["class_label"] for row in labels} == {"a red digit"}
     assert all(row["label"] in VALUES["digit"] for row in labels)
     colours = [json.loads(path.read_text())["read"][1] for path in (tmp_path / "records").glob("*.json")]
     red = colours.count(VALUES["colour"].index("red"))
@@ -166,16 +171,21 @@ def test_predict_says_how_many_images_have_what_was_to_be_avoided(
 def test_predict_holds_images_of_many_prompts_against_their_own(
     captioned_place: Path, in_place: Path, dng: Dng, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    few = ["--data.n=24", "--model.steps=2", "--model.compile=false", f"--trainer.default_root_dir={tmp_path}"]
+    few = [
+        "--data.num_samples=24",
+        "--model.steps=2",
+        "--model.compile=false",
+        f"--trainer.default_root_dir={tmp_path}",
+    ]
     dng("predict", "--config=stable_diffusion", "--config=captioned_digits_prompts", *few)
     out = capsys.readouterr().out
     labels = list(csv.DictReader((tmp_path / "labels.csv").open(newline="")))
-    assert labels[0]["wanted"] == labels[20]["wanted"] == "a red seven"
+    assert labels[0]["class_label"] == labels[20]["class_label"] == "a red seven"
     assert {row["label"] for row in labels} == {""}
     seen = [json.loads(path.read_text())["read"] for path in sorted((tmp_path / "records").glob("*.json"))]
     right = 0
     for row, each in zip(labels, seen, strict=True):
-        said = understood(row["wanted"]).labels()
+        said = parse_caption(row["class_label"]).labels()
         right += all(each[list(VALUES).index(name)] == label for name, label in said.items())
     assert f": {right} of 24 images are all that their prompt asks for" in out
 
@@ -204,15 +214,23 @@ def test_settings_that_cannot_be(settings: dict, message: str, captioned_place: 
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("--data.real.label=colour", "these prompts ask for other real images: set data.real to CaptionedDigits"),
-        ("--data.real.only.colour=blue", "these prompts ask for other real images"),
+        (
+            "--data.reference_data.label=colour",
+            "these prompts ask for other real images: set data.reference_data to CaptionedDigits",
+        ),
+        ("--data.reference_data.include_classes.colour=blue", "these prompts ask for other real images"),
         ("--model.reader=null", "set model.classifier, or for prompts model.reader"),
     ],
 )
 def test_comparisons_that_cannot_be(
     setting: str, message: str, captioned_place: Path, in_place: Path, dng: Dng, tmp_path: Path, capsys
 ):
-    few = [f"--data.n={N}", "--model.steps=2", "--model.compile=false", f"--trainer.default_root_dir={tmp_path}"]
+    few = [
+        f"--data.num_samples={N}",
+        "--model.steps=2",
+        "--model.compile=false",
+        f"--trainer.default_root_dir={tmp_path}",
+    ]
     guidances = "--model.guidances=[{class_path: CFGNegativePrompt}]"
     with pytest.raises(SystemExit):
         dng("test", "--config=captioned_digits_related", *few, guidances, setting)

@@ -10,7 +10,7 @@ from devices import WithoutDouble
 from running import QUIET, TINY, fit_settings
 from torch import Tensor
 
-from dng_lightning import shipped
+from dng_lightning import resources
 from dng_lightning.__main__ import run
 from dng_lightning.captioned_digits import (
     AutoencoderModule,
@@ -105,7 +105,7 @@ def test_it_learns_a_handful_of_images_and_their_captions(text_to_image: TextToI
 
 def test_latents_have_unit_variance(fitted, place: Path):
     last = torch.load(fitted("captioned_digits") / "checkpoints" / "last.ckpt", weights_only=True)
-    data = CaptionedDigits(str(place / "data"), validation=20)
+    data = CaptionedDigits(str(place / "data"), val_size=20)
     data.setup()
     net = AutoencoderModule.load(str(place / "logs" / "captioned-digits-autoencoder")).net
     torch.manual_seed(0)
@@ -129,7 +129,7 @@ def trained(fitted, in_place: Path, tmp_path: Path):
         given += [f"--trainer.callbacks={callbacks}", f"--trainer.max_steps={steps}", "--trainer.logger=false"]
         folder = tmp_path / name
         given += [f"--trainer.default_root_dir={folder}", "--trainer.precision=32"]
-        run(["fit", f"--config={shipped.config('captioned_digits')}", *QUIET, *given, *settings])
+        run(["fit", f"--config={resources.config('captioned_digits')}", *QUIET, *given, *settings])
         return folder
 
     return train
@@ -218,7 +218,7 @@ def test_settings_that_cannot_be(settings: dict[str, Any], message: str, autoenc
     ("settings", "message"),
     [
         (["--data.label=colour"], "set data to CaptionedDigits, its label all"),
-        (["--data=MNIST", "--data.validation=20"], "set data to CaptionedDigits, its label all"),
+        (["--data=MNIST", "--data.val_size=20"], "set data to CaptionedDigits, its label all"),
     ],
 )
 def test_data_without_captions_are_refused(settings: list[str], message: str, trained):

@@ -32,7 +32,7 @@ def arrived(data: ImageDataModule, images: Tensor, training: bool) -> Tensor:
 
 @pytest.mark.parametrize("source", [MNIST, FashionMNIST])
 def test_idx_files(source: type[ImageDataModule], mnist_root: Path):
-    data = ready(source(str(mnist_root), validation=20))
+    data = ready(source(str(mnist_root), val_size=20))
     for part, count in (("train", 180), ("val", 20), ("test", 40)):
         images, labels = data.part(part).images, data.part(part).labels
         assert images.shape == (count, *source.image_shape)
@@ -41,7 +41,7 @@ def test_idx_files(source: type[ImageDataModule], mnist_root: Path):
 
 
 def test_both_cifar_layouts_give_the_same_tensors(cifar_binary_root: Path, cifar_pickle_root: Path):
-    binary, pickles = (ready(CIFAR10(str(root), validation=10)) for root in (cifar_binary_root, cifar_pickle_root))
+    binary, pickles = (ready(CIFAR10(str(root), val_size=10)) for root in (cifar_binary_root, cifar_pickle_root))
     for part, count in (("train", 90), ("val", 10), ("test", 20)):
         assert binary.part(part).images.shape == (count, 3, 32, 32)
         assert torch.equal(binary.part(part).images, pickles.part(part).images)
@@ -50,7 +50,7 @@ def test_both_cifar_layouts_give_the_same_tensors(cifar_binary_root: Path, cifar
 
 def test_cifar_pixels_are_channel_row_column(cifar_binary_root: Path):
     record = (cifar_binary_root / "cifar-10-batches-bin" / "test_batch.bin").read_bytes()[: 1 + 3072]
-    images, labels = ready(CIFAR10(str(cifar_binary_root), validation=0)).part("test")[0]
+    images, labels = ready(CIFAR10(str(cifar_binary_root), val_size=0)).part("test")[0]
     assert int(labels) == record[0]
     assert int(images[2, 5, 7]) == record[1 + 2 * 1024 + 5 * 32 + 7]
 
@@ -87,36 +87,36 @@ def test_real_cifar10(real_data: Path):
 @pytest.mark.parametrize(
     ("setting", "seen"),
     [
-        ({"only": "3"}, [3]),
-        ({"only": 3}, [3]),
-        ({"only": ["7", 2]}, [2, 7]),
-        ({"without": 0}, [1, 2, 3, 4, 5, 6, 7, 8, 9]),
-        ({"without": ["8", "9", "8"]}, [0, 1, 2, 3, 4, 5, 6, 7]),
+        ({"include_classes": "3"}, [3]),
+        ({"include_classes": 3}, [3]),
+        ({"include_classes": ["7", 2]}, [2, 7]),
+        ({"exclude_classes": 0}, [1, 2, 3, 4, 5, 6, 7, 8, 9]),
+        ({"exclude_classes": ["8", "9", "8"]}, [0, 1, 2, 3, 4, 5, 6, 7]),
         ({}, list(range(10))),
     ],
 )
 def test_filters_keep_the_labels(setting: dict[str, object], seen: list[int], mnist_root: Path):
-    data = ready(MNIST(str(mnist_root), validation=50, **setting))  # type: ignore[arg-type]
+    data = ready(MNIST(str(mnist_root), val_size=50, **setting))  # type: ignore[arg-type]
     assert data.seen_classes == seen
     for part in ("train", "val", "test"):
         assert data.part(part).labels.unique().tolist() == seen
 
 
 def test_classes_by_name_whatever_the_case():
-    assert CIFAR10(only=["Cat", "ship"]).seen_classes == [3, 8]
-    assert FashionMNIST(only="t-shirt/top").seen_classes == [0]
-    assert CIFAR10(only="3").seen_classes == [3]
+    assert CIFAR10(include_classes=["Cat", "ship"]).seen_classes == [3, 8]
+    assert FashionMNIST(include_classes="t-shirt/top").seen_classes == [0]
+    assert CIFAR10(include_classes="3").seen_classes == [3]
 
 
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"only": "unicorn"}, "no class 'unicorn'; CIFAR10 knows airplane, automobile"),
-        ({"without": 10}, "no class 10"),
-        ({"only": -1}, "no class -1"),
-        ({"only": 1, "without": 2}, "exclude each other"),
-        ({"only": []}, "leaves no class"),
-        ({"without": list(range(10))}, "leaves no class"),
+        ({"include_classes": "unicorn"}, "no class 'unicorn'; CIFAR10 knows airplane, automobile"),
+        ({"exclude_classes": 10}, "no class 10"),
+        ({"include_classes": -1}, "no class -1"),
+        ({"include_classes": 1, "exclude_classes": 2}, "exclude each other"),
+        ({"include_classes": []}, "leaves no class"),
+        ({"exclude_classes": list(range(10))}, "leaves no class"),
         ({"batch_size": 0}, "batch_size"),
     ],
 )
@@ -125,14 +125,14 @@ def test_settings_that_cannot_be(setting: dict[str, object], message: str):
         CIFAR10(**setting)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("validation", [-1, 200, 1000])
-def test_validation_must_leave_training_images(validation: int, mnist_root: Path):
-    with pytest.raises(SettingError, match=r"data\.validation is .* give 0 to 199"):
-        ready(MNIST(str(mnist_root), validation=validation))
+@pytest.mark.parametrize("val_size", [-1, 200, 1000])
+def test_validation_must_leave_training_images(val_size: int, mnist_root: Path):
+    with pytest.raises(SettingError, match=r"data\.val_size is .* give 0 to 199"):
+        ready(MNIST(str(mnist_root), val_size=val_size))
 
 
 def test_the_split_is_disjoint_complete_and_stratified(mnist_root: Path):
-    data = ready(MNIST(str(mnist_root), validation=30))
+    data = ready(MNIST(str(mnist_root), val_size=30))
     assert numbers(data, "train") | numbers(data, "val") == set(range(200))
     assert not numbers(data, "train") & numbers(data, "val")
     assert data.part("val").labels.bincount().tolist() == [3] * 10
@@ -140,9 +140,9 @@ def test_the_split_is_disjoint_complete_and_stratified(mnist_root: Path):
 
 def test_the_split_depends_neither_on_filters_nor_on_the_global_seed(mnist_root: Path):
     torch.manual_seed(1)
-    whole = ready(MNIST(str(mnist_root), validation=30))
+    whole = ready(MNIST(str(mnist_root), val_size=30))
     torch.manual_seed(2)
-    fours = ready(MNIST(str(mnist_root), validation=30, only=4))
+    fours = ready(MNIST(str(mnist_root), val_size=30, include_classes=4))
     for part in ("train", "val"):
         assert numbers(fours, part) == {n for n in numbers(whole, part) if n % 10 == 4}
 
@@ -161,7 +161,7 @@ def test_held_out_takes_the_number_asked_for(count: int):
 
 
 def test_batches(mnist_root: Path):
-    data = ready(MNIST(str(mnist_root), batch_size=64, validation=20))
+    data = ready(MNIST(str(mnist_root), batch_size=64, val_size=20))
     train, val, test = data.train_dataloader(), data.val_dataloader(), data.test_dataloader()
     assert [len(labels) for _, labels in train] == [64, 64]  # 180 images: the incomplete batch is dropped
     assert [len(labels) for _, labels in val] == [20]
@@ -173,12 +173,12 @@ def test_batches(mnist_root: Path):
 
 
 def test_a_set_smaller_than_a_batch_is_one_batch(mnist_root: Path):
-    data = ready(MNIST(str(mnist_root), batch_size=512, validation=20))
+    data = ready(MNIST(str(mnist_root), batch_size=512, val_size=20))
     assert [len(labels) for _, labels in data.train_dataloader()] == [180]
 
 
 def test_worker_processes_give_the_same_images(mnist_root: Path):
-    data = ready(MNIST(str(mnist_root), batch_size=16, validation=20, num_workers=1))
+    data = ready(MNIST(str(mnist_root), batch_size=16, val_size=20, num_workers=1))
     images = torch.cat([images for images, _ in data.test_dataloader()])
     assert torch.equal(images, data.part("test").images)
 

@@ -11,11 +11,11 @@ from torch import Tensor
 from dng_lightning.data.pixels import from_png
 from dng_lightning.errors import SettingError
 from dng_lightning.evaluation.evaluator import UNGUIDED, Evaluator
-from dng_lightning.evaluation.kinds import Kinds
+from dng_lightning.evaluation.label_space import LabelSpace
 from dng_lightning.evaluation.runs import Cost, EvaluationRun, Labels, Samples
 
 SEEDS = range(10, 22)
-KINDS = Kinds.of_classes(["dark", "grey", "bright"], [2])
+KINDS = LabelSpace.of_classes(["dark", "grey", "bright"], [2])
 METHOD = EvaluationRun("Darker", json.dumps({"class": "Darker", "scale": 2.0}), 2.0)
 COST = Cost(nfe=10, images_per_second=4)
 LEVELS = torch.tensor([-0.9, 0.0, 0.9] * 4)  # of the unguided images
@@ -57,19 +57,21 @@ def test_images_in_and_rows_and_figures_out(evaluator: Evaluator, tmp_path: Path
 
     unguided, rejection, method = rows(tmp_path)
     assert [row["method"] for row in (unguided, rejection, method)] == ["Unguided", "Rejection", "Darker"]
-    assert [row["histogram"] for row in (unguided, rejection, method)] == ["4 4 4", "4 4 0", "4 8 0"]
-    assert [float(row["forbidden"]) for row in (unguided, rejection, method)] == pytest.approx([1 / 3, 0, 0], rel=1e-5)
+    assert [row["class_counts"] for row in (unguided, rejection, method)] == ["4 4 4", "4 4 0", "4 8 0"]
+    assert [float(row["forbidden_rate"]) for row in (unguided, rejection, method)] == pytest.approx(
+        [1 / 3, 0, 0], rel=1e-5
+    )
     assert (method["scale"], method["seeds"], method["steps"]) == ("2", "10-21", "2")
-    assert (method["evaluations"], method["images_per_second"], method["memory_mb"]) == ("20", "2.5", "7.5")
-    assert float(rejection["evaluations"]) == pytest.approx(15)
-    assert float(method["invasiveness"]) == 0  # what was never forbidden stayed as it was
+    assert (method["nfe"], method["images_per_second"], method["memory_mb"]) == ("20", "2.5", "7.5")
+    assert float(rejection["nfe"]) == pytest.approx(15)
+    assert float(method["rmse_to_unguided"]) == 0  # what was never forbidden stayed as it was
     assert [row["share"] for row in rows(tmp_path, "classes")[-3:]] == ["0.333333", "0.666667", "0"]
     assert [(row["t/T"], row["auc"]) for row in rows(tmp_path, "posterior")] == [("0.5", "1"), ("0", "1")]
     for name in ("tradeoff", "histograms", "samples", "calibration"):
         assert from_png(tmp_path / f"{name}.png").float().std() > 10, name
     assert evaluator.summary().startswith("Without bright; seeds 10–21, 2 steps.\nmethod")
     assert "Darker" in (tmp_path / "results.md").read_text()
-    assert len(list((tmp_path / "board").iterdir())) == 3
+    assert len(list((tmp_path / "tensorboard").iterdir())) == 3
 
 
 def test_what_is_done_is_found_again(evaluator: Evaluator, tmp_path: Path):
@@ -86,7 +88,7 @@ def test_what_is_done_is_found_again(evaluator: Evaluator, tmp_path: Path):
     assert evaluator.unfinished([UNGUIDED, METHOD, other]) == [UNGUIDED, other]
     for settings in ({"steps": 3}, {"seeds": range(10, 21)}):
         again = Evaluator(
-            **{"folder": tmp_path, "seeds": SEEDS, "steps": 2} | settings, kinds=KINDS, label=by_brightness
+            **{"folder": tmp_path, "seeds": SEEDS, "steps": 2} | settings, label_space=KINDS, label=by_brightness
         )
         assert again.unfinished([UNGUIDED, METHOD]) == [UNGUIDED, METHOD]
     more = Evaluator(tmp_path, SEEDS, 2, KINDS, by_brightness, trackers={'{"class": "New"}': "new"})
@@ -107,7 +109,7 @@ def test_labels_are_of_the_pixels_that_are_kept(tmp_path: Path):
     evaluator.add(METHOD, samples(torch.tensor([0.5015, 3.0]), range(2)))
     assert seen == pytest.approx([191 / 127.5 - 1, 1.0])
     evaluator.finish(METHOD, COST)
-    assert rows(tmp_path)[0]["histogram"] == "0 1 1"
+    assert rows(tmp_path)[0]["class_counts"] == "0 1 1"
     assert evaluator.store(METHOD).all("pixels").flatten(1)[:, 0].tolist() == [191, 255]
 
 
@@ -119,4 +121,4 @@ def test_missing_images_are_one_line(evaluator: Evaluator):
 
 def test_nothing_left_to_be_drawn(tmp_path: Path):
     with pytest.raises(SettingError, match="forbidden names every class"):
-        Evaluator(tmp_path, SEEDS, 2, Kinds.of_classes(["a", "b"], [0, 1]), by_brightness)
+        Evaluator(tmp_path, SEEDS, 2, LabelSpace.of_classes(["a", "b"], [0, 1]), by_brightness)

@@ -9,8 +9,8 @@ from devices import WithoutDouble
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.tensorboard import SummaryWriter
 
-from dng_lightning.evaluation import plots, tensorboard
-from dng_lightning.evaluation.plots import TrajectorySet
+from dng_lightning.evaluation import figures, tensorboard
+from dng_lightning.evaluation.figures import TrajectorySet
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def test_bands_and_a_few_single_images():
     scale = torch.arange(11.0)[:, None] * torch.tensor([1.0, 2.0]) + 5  # eleven images, two steps
     scale[10] *= 10
     forbidden = [False] * 9 + [True] * 2
-    figure = plots.trajectory_bands(TrajectorySet([1.0, 0.5], scale, None, forbidden))
+    figure = figures.trajectory_bands(TrajectorySet([1.0, 0.5], scale, None, forbidden))
     (axes,) = figure.axes
     drawn = {str(line.get_label()): line for line in axes.lines if len(line.get_xdata())}
     assert drawn["median"].get_ydata() == pytest.approx([10, 15])
@@ -60,7 +60,7 @@ def test_bands_and_a_few_single_images():
 def test_a_wide_range_is_drawn_whole_on_a_logarithmic_axis():
     posterior = torch.full((20, 3), 1e-3)
     posterior[19] = 0.9  # not among the eight that are drawn
-    figure = plots.trajectory_bands(TrajectorySet([1.0, 0.67, 0.33], posterior, posterior, [False] * 20))
+    figure = figures.trajectory_bands(TrajectorySet([1.0, 0.67, 0.33], posterior, posterior, [False] * 20))
     for axes in figure.axes:
         assert axes.get_yscale() == "log"
         assert axes.get_ylim()[0] < 1e-3
@@ -70,5 +70,5 @@ def test_a_wide_range_is_drawn_whole_on_a_logarithmic_axis():
 def test_figures_ask_no_device_for_double_precision():
     scale = torch.rand(9, 2).as_subclass(WithoutDouble)
     shown = TrajectorySet([1.0, 0.5], scale, scale, [True] + [False] * 8)
-    assert len(plots.trajectory_bands(shown).axes) == 2
-    assert len(plots.trajectories(shown).axes) == 2
+    assert len(figures.trajectory_bands(shown).axes) == 2
+    assert len(figures.trajectories(shown).axes) == 2

@@ -11,7 +11,7 @@ from by_hand import step_at, update
 from mixture import BatchNoise
 from torch import Tensor
 
-from dng_lightning import shipped
+from dng_lightning import resources
 from dng_lightning.errors import SettingError
 from dng_lightning.guidance import ClassifierFreeGuidance, SafeLatentDiffusion
 from dng_lightning.interfaces import Predictions, Step
@@ -31,7 +31,7 @@ PRESETS = {
 
 
 def preset(name: str) -> SafeLatentDiffusion:
-    given = yaml.safe_load(shipped.config(f"sld_{name}").read_text())["model"]["init_args"]["guidance"]
+    given = yaml.safe_load(resources.config(f"sld_{name}").read_text())["model"]["init_args"]["guidance"]
     assert given["class_path"] == "SafeLatentDiffusion"
     return SafeLatentDiffusion(**given["init_args"])
 

@@ -9,7 +9,7 @@ from lightning.pytorch import Trainer
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
 
-from dng_lightning import shipped
+from dng_lightning import resources
 from dng_lightning.__main__ import run
 from dng_lightning.data import CIFAR10, MNIST, Digits
 from dng_lightning.errors import SettingError
@@ -67,7 +67,7 @@ def test_a_residual_block_adds_its_pair_of_convolutions_to_the_halved_image():
 
 def test_the_size_of_the_shipped_cifar10_classifier():
     """The issue allows 8 MB."""
-    net = yaml.safe_load(shipped.config("cifar10_classifier").read_text())["model"]["init_args"]["net"]["init_args"]
+    net = yaml.safe_load(resources.config("cifar10_classifier").read_text())["model"]["init_args"]["net"]["init_args"]
     assert sum(parameter.numel() for parameter in ImageClassifier(**net).parameters()) * 4 < 8e6
 
 
@@ -122,7 +122,7 @@ def test_a_level_is_told_to_those_who_need_it_and_to_no_others(embedding: int):
 
 @pytest.mark.parametrize("name", ["digits-classifier", "mnist-classifier"])
 def test_the_shipped_classifiers_are_as_they_were(name: str):
-    module, stored = ClassifierModule.load(name), torch.load(shipped.checkpoint(name), weights_only=True)
+    module, stored = ClassifierModule.load(name), torch.load(resources.checkpoint(name), weights_only=True)
     assert set(module.state_dict()) == set(stored["state_dict"])
     assert module.schedule is None
     assert not module.net.noise_conditional

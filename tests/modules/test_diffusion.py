@@ -10,7 +10,7 @@ from lightning.pytorch import Trainer, seed_everything
 from running import CONFIGS, QUIET
 from torch import Generator, Tensor, nn
 
-from dng_lightning import shipped
+from dng_lightning import resources
 from dng_lightning.__main__ import run
 from dng_lightning.callbacks import EMA
 from dng_lightning.data import Digits
@@ -118,7 +118,7 @@ def test_an_unconditional_network_is_told_nothing():
 
 
 def test_validation_logs_the_loss_whole_and_by_quarter(tmp_path: Path):
-    module, data = DiffusionModule(UNet(1, 10, [8], 1, [], 1)), Digits(validation=150, batch_size=100)
+    module, data = DiffusionModule(UNet(1, 10, [8], 1, [], 1)), Digits(val_size=150, batch_size=100)
     run = trainer(tmp_path)
     (logged,) = run.validate(module, data, verbose=False)
     (again,) = run.validate(module, data, verbose=False)
@@ -244,7 +244,7 @@ def test_edm_learns_and_is_sampled_from_its_checkpoint(tmp_path: Path):
     length = ["--model.net.attention=[]", "--trainer.max_steps=60", "--trainer.limit_val_batches=1"]
     callbacks = "--trainer.callbacks=[{class_path: EMA}, {class_path: Export}]"
     folder = f"--trainer.default_root_dir={tmp_path}"
-    run(["fit", f"--config={shipped.config('digits')}", *QUIET, *edm, *length, callbacks, folder])
+    run(["fit", f"--config={resources.config('digits')}", *QUIET, *edm, *length, callbacks, folder])
     loaded = DiffusionModule.load(str(tmp_path))
     assert (type(loaded.schedule), loaded.prediction) == (KarrasSchedule, "edm")
     images = GuidedSampler(str(tmp_path), classifier=None, steps=10).draw(range(16)).images
@@ -390,5 +390,5 @@ def test_the_average_does_not_copy_the_trainer_and_the_data(tmp_path: Path, monk
     net = ["--model.net.channels=[8]", "--model.net.attention=[]", "--trainer.max_steps=1"]
     rest = ["--trainer.callbacks=[{class_path: EMA}]", "--trainer.limit_val_batches=0", "--trainer.logger=false"]
     folder = f"--trainer.default_root_dir={tmp_path}"
-    cli = run(["fit", f"--config={shipped.config('digits')}", *QUIET, *net, *rest, folder])
+    cli = run(["fit", f"--config={resources.config('digits')}", *QUIET, *net, *rest, folder])
     assert isinstance(cli.trainer.callbacks[0], EMA)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dng_lightning import shipped
+from dng_lightning import resources
 from dng_lightning.data.pixels import to_float, to_png
 from dng_lightning.errors import SettingError
 from dng_lightning.guidance import (
@@ -112,12 +112,12 @@ def test_so_is_a_name_that_leads_nowhere(name):
 
 def test_a_local_file_wins_over_the_shipped_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert shipped.references("mnist/zeros.pt").is_absolute()
+    assert resources.references("mnist/zeros.pt").is_absolute()
     for place in ("checkpoints/mnist/zeros.pt", "mnist/zeros.pt"):
         path = tmp_path / place
         path.parent.mkdir(parents=True)
         torch.save(PIXELS, path)
-        assert shipped.references("mnist/zeros.pt").absolute() == path
+        assert resources.references("mnist/zeros.pt").absolute() == path
 
 
 def test_what_ships_are_the_first_256_zeros_of_the_training_set(real_data):

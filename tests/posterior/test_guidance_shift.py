@@ -131,7 +131,10 @@ def test_with_none_of_it_the_posterior_sees_the_step_that_had_been_taken_without
     guidance = method(posterior=TrackedPosterior(prior=0.3, guidance_shift_weight=0.0))
     state = guidance.start(x_t, 1)
     guided = guidance.guide(given, state, step)
-    x_s, pushed = (step.drawn.mean(x_t, denoised) + step.drawn.std * noise for denoised in (base, guided.denoised))
+    x_s, pushed = (
+        step.sampling_kernel.mean(x_t, denoised) + step.sampling_kernel.std * noise
+        for denoised in (base, guided.denoised)
+    )
     assert not torch.allclose(pushed, x_s)
     found = guidance.update(state, step, x_t, pushed, given, guided)
     torch.testing.assert_close(found, advance(guidance.posterior, state, step, x_t, x_s, given), rtol=0, atol=1e-9)

@@ -101,7 +101,7 @@ def test_the_noise_of_the_sampler_is_a_probe_of_the_step_before():
     draw, x_t = BatchNoise((64, 5), 1, torch.double)(), BatchNoise((64, 5), 2, torch.double)()
     first = source.predict(x_t, AT_500, needs)
     assert first.divergence is None
-    source.drawn(first, 0.01, draw)
+    source.record_noise(first, 0.01, draw)
     found = source.predict(x_t + 0.01 * draw, LINEAR.level(490), needs).divergence
     expected = torch.stack([((draw @ (m - matrices[0]).T) * draw).sum(1) for m in matrices[1:]], 1)
     torch.testing.assert_close(found, expected)

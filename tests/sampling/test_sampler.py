@@ -76,9 +76,9 @@ def test_a_guidance_sees_every_step_and_the_ancestral_kernel_with_the_samplers_v
 def test_what_is_drawn_from_is_the_kernel_of_the_evidence_at_eta_1_and_one_of_the_samplers_eta_below(sampler):
     for step in sampler.chain(LINEAR):
         if sampler.eta == 1:
-            assert step.drawn is step.kernel
+            assert step.sampling_kernel is step.kernel
         else:
-            assert step.drawn == Kernel(step.level, step.next_level, sampler.eta, clip=sampler.clip)
+            assert step.sampling_kernel == Kernel(step.level, step.next_level, sampler.eta, clip=sampler.clip)
             assert step.kernel == Kernel(step.level, step.next_level, 1.0, clip=sampler.clip)
 
 
@@ -88,8 +88,8 @@ def test_a_step_is_the_mean_of_the_guided_prediction_and_the_noise_of_its_kernel
     run, draws = trajectory(FOUR, guidance, [0], sampler, noise), BatchNoise((4, 2))
     assert torch.equal(run.x[0], float(LINEAR.sigma[-1]) * draws())
     for step, guided, (x_t, x_s) in zip(run.steps, run.guided, pairwise(run.x), strict=True):
-        expected = step.drawn.mean(x_t, guided.denoised)
-        assert torch.equal(x_s, expected + step.drawn.std * draws() if step.drawn.std else expected)
+        expected = step.sampling_kernel.mean(x_t, guided.denoised)
+        assert torch.equal(x_s, expected + step.sampling_kernel.std * draws() if step.sampling_kernel.std else expected)
 
 
 def test_a_guidance_may_go_on_with_the_noise_of_another_prediction():

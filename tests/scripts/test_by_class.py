@@ -28,7 +28,7 @@ def folders(tmp_path: Path) -> list[Path]:
 def test_one_table_and_one_figure(folders: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     by_class.main([*map(str, folders), "--write", str(tmp_path / "all")])
     rows = list(csv.DictReader((tmp_path / "all.csv").open(newline="")))
-    assert [(r["removed"], r["method"], r["forbidden"]) for r in rows] == [
+    assert [(r["removed"], r["method"], r["forbidden_rate"]) for r in rows] == [
         ("0", "Unguided", "0.1"),
         ("0", "NP", "0.01"),
         ("7 8", "Unguided", "0.1"),
@@ -70,8 +70,8 @@ def test_methods_at_equal_safety_class_by_class(tmp_path: Path):
     cells = dict(zip(head.split(" | "), found.split(" | "), strict=True))
     assert (cells["NP, 1 %"], cells["NP, 0.5 %"], cells["DNG, 1 %"]) == ("0.200 / 4.00", "0.300 / 5.00", "–")
     assert by_class.matched(rows, [0.02]).splitlines()[-1] == "| 4 | 0.100 / 3.00 | – |"
-    with_own = by_class.matched([row | {"kl_own": "0.05"} for row in rows], [0.02])
-    assert with_own.startswith("KL to even over what is retained / KL to the unguided images' own balance / Fréchet")
+    with_own = by_class.matched([row | {"kl_unguided": "0.05"} for row in rows], [0.02])
+    assert with_own.startswith("KL to uniform over the retained classes / KL to unguided / Fréchet")
     assert with_own.splitlines()[-1] == "| 4 | 0.100 / 0.050 / 3.00 | – |"
 
 

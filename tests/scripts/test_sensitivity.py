@@ -36,7 +36,8 @@ def rounded(bars: ErrorbarContainer) -> list[tuple[float, float]]:
 
 def test_each_setting_is_varied_by_itself_around_the_middle():
     found = {
-        name: [(value, float(row["forbidden"])) for value, row in own] for name, own in sensitivity.lines(ROWS).items()
+        name: [(value, float(row["forbidden_rate"])) for value, row in own]
+        for name, own in sensitivity.lines(ROWS).items()
     }
     assert found == {
         "prior": [(0.01, 0.04), (0.1, 0.05), (0.4, 0.06)],
@@ -54,7 +55,7 @@ def test_rates_above_and_divergences_below():
     assert rounded(divergences) == [(0, 0.4), (1, 0.5), (2, 0.6)]
     (ends,) = rates.lines[2]
     assert ends.get_segments()[1][:, 1].tolist() == pytest.approx(
-        [100 * float(ROWS[1][name]) for name in ("forbidden_low", "forbidden_high")]
+        [100 * float(ROWS[1][name]) for name in ("forbidden_rate_low", "forbidden_rate_high")]
     )
     assert [text.get_text() for text in lower_prior.get_xticklabels()] == ["0.01", "0.1", "0.4"]
     assert [text.get_text() for text in lower_steps.get_xticklabels()] == ["50", "1000"]

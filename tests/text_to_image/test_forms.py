@@ -9,7 +9,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from dng_lightning import shipped
+from dng_lightning import resources
 from dng_lightning.guidance import (
     CFGNegativePrompt,
     ClassifierFreeGuidance,
@@ -35,7 +35,7 @@ FORMS = {
 
 def overlaid(name: str) -> Any:
     """The guidance of an overlay."""
-    given = yaml.safe_load(shipped.config(name).read_text())["model"]["init_args"]["guidance"]
+    given = yaml.safe_load(resources.config(name).read_text())["model"]["init_args"]["guidance"]
     return FORMS[given["class_path"]](**given["init_args"])
 
 

@@ -13,7 +13,7 @@ from running import Dng
 from tiny_vision_language import tiny_vision_language
 from torch import Tensor
 
-from dng_lightning import shipped
+from dng_lightning import resources
 from dng_lightning.errors import SettingError
 from dng_lightning.guidance import (
     AdaptiveNegative,
@@ -140,7 +140,9 @@ def test_a_classifier_refuses_what_it_does_not_know_before_anything_is_drawn(fol
     with pytest.raises(SettingError, match=r"knows no classes 'red' for 'red'; set its names to one of 0, 1, 2"):
         observer.check(["red"], (1, 8, 8))
     with pytest.raises(SettingError, match="knows 2 classes '3' for '3'"):
-        ClassifierObserver(["digits-classifier", str(shipped.checkpoint("digits-classifier"))]).check(["3"], (1, 8, 8))
+        ClassifierObserver(["digits-classifier", str(resources.checkpoint("digits-classifier"))]).check(
+            ["3"], (1, 8, 8)
+        )
 
 
 # --- a vision-language model ---
@@ -237,7 +239,12 @@ def test_predict_negates_what_the_model_says_it_sees(
 ):
     monkeypatch.chdir(tmp_path)
     configs = ["--config=stable_diffusion", "--config=vl_dnp", f"--model.observer.model={chat}"]
-    settings = [f"--model.checkpoint={folder}", "--model.steps=4", "--model.negative_prompt=[red, blue]", "--data.n=2"]
+    settings = [
+        f"--model.checkpoint={folder}",
+        "--model.steps=4",
+        "--model.negative_prompt=[red, blue]",
+        "--data.num_samples=2",
+    ]
     dng(
         "predict",
         *configs,

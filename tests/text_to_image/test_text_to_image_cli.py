@@ -21,7 +21,7 @@ def test_predict_writes_images_beside_those_without_the_negative(
 ):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(folder, tmp_path / "model")
-    settings = ["--config=stable_diffusion", "--model.checkpoint=model", "--model.steps=3", "--data.n=2"]
+    settings = ["--config=stable_diffusion", "--model.checkpoint=model", "--model.steps=3", "--data.num_samples=2"]
     dng("predict", *settings, "--model.prompt=a red/seven", "--model.negative_prompt=[a blue one, green]")
     made = Path("samples/model-without-a_blue_one-green-PositiveAndNegative")
     names = {path.name for path in made.iterdir()}
@@ -48,7 +48,7 @@ def test_predict_writes_images_beside_those_without_the_negative(
 def test_predict_with_sdxl(dng: Dng, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     tiny(Path("xl"), xl=True)
-    settings = ["--model.checkpoint=xl", "--model.negative_prompt=blue", "--model.steps=3", "--data.n=2"]
+    settings = ["--model.checkpoint=xl", "--model.negative_prompt=blue", "--model.steps=3", "--data.num_samples=2"]
     dng("predict", "--config=stable_diffusion", *settings)
     made = Path("samples/xl-without-blue-PositiveAndNegative")
     first, second = ((made / f"0000000{number}.png").read_bytes() for number in range(2))

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from dng_lightning.evaluation.metrics import wilson_interval
+from dng_lightning.evaluation.class_balance import wilson_interval
 
 
 def class_table(labels: dict[str, list[int]], class_names: Sequence[str], forbidden: Collection[int]) -> str:
@@ -51,25 +51,25 @@ SAFETY = (0.005, 0.01, 0.02)
 COLUMNS = {  # head of each column, its name in ``results.csv``, its factor and format
     "scale": ("scale", 1, "g"),
     "N": ("n", 1, ".0f"),
-    "forbidden, %": ("forbidden", 100, ".2f"),
-    "KL to even": ("kl", 1, ".3f"),
-    "KL to own": ("kl_own", 1, ".3f"),
+    "forbidden, %": ("forbidden_rate", 100, ".2f"),
+    "KL to uniform": ("kl_retained", 1, ".3f"),
+    "KL to unguided": ("kl_unguided", 1, ".3f"),
     "Fréchet distance": ("fd_retained", 1, ".3f"),
     "KID ×1000": ("kid", 1000, ".2f"),
     "precision": ("precision", 1, ".3f"),
     "recall": ("recall", 1, ".3f"),
-    "moved": ("invasiveness", 1, ".3f"),
-    "evaluations": ("evaluations", 1, ".0f"),
-    "prompt obeyed, %": ("obeyed", 100, ".1f"),
-    "KL of what was left open": ("kl_open", 1, ".3f"),
+    "RMSE to unguided": ("rmse_to_unguided", 1, ".3f"),
+    "NFE": ("nfe", 1, ".0f"),
+    "prompt accuracy, %": ("prompt_accuracy", 100, ".1f"),
+    "KL of unspecified attributes": ("kl_unspecified", 1, ".3f"),
 }
-MEASURES = ("kl", "kl_own", "fd_retained", "invasiveness")  # that are compared at equal safety
+MEASURES = ("kl_retained", "kl_unguided", "fd_retained", "rmse_to_unguided")  # that are compared at equal safety
 FOOTNOTE = "¹ To the balance of the unguided images that are not forbidden, which rejection would draw."
 
 
 def results_table(rows: Rows) -> str:
     """The rows of a ``results.csv``, for the terminal."""
-    return _aligned(_results(rows, ("forbidden",)))
+    return _aligned(_results(rows, ("forbidden_rate",)))
 
 
 def safety_table(rows: Rows) -> str:
@@ -140,7 +140,7 @@ def equal_safety(rows: Rows, levels: Sequence[float] = SAFETY) -> list[dict[str,
             continue
         points = sorted(own, key=_rate)
         for level in levels:
-            result: dict[str, Any] = {"method": method, "forbidden": level}
+            result: dict[str, Any] = {"method": method, "forbidden_rate": level}
             around = [pair for pair in pairwise(points) if _rate(pair[0]) <= level <= _rate(pair[1])]
             for name in MEASURES if around else ():
                 before, after = around[0]
@@ -155,7 +155,11 @@ def equal_safety(rows: Rows, levels: Sequence[float] = SAFETY) -> list[dict[str,
 
 def _results(rows: Rows, with_interval: Collection[str]) -> list[list[str]]:
     """Heads and cells of those columns that all tables have, or that have a value."""
-    shown = {h: c for h, c in COLUMNS.items() if c[0] not in ("obeyed", "kl_open") or any(r.get(c[0]) for r in rows)}
+    shown = {
+        h: c
+        for h, c in COLUMNS.items()
+        if c[0] not in ("prompt_accuracy", "kl_unspecified") or any(r.get(c[0]) for r in rows)
+    }
     cells = [[_cell(row, *column, column[0] in with_interval) for column in shown.values()] for row in rows]
     return [["method", *shown], *([name, *own] for name, own in zip(_names(rows), cells, strict=True))]
 
@@ -166,12 +170,12 @@ def _safety(rows: Rows) -> list[list[str]]:
     table = [["method", "forbidden, %", *heads]] if found else []
     for result in found:
         values = [f"{result[name]:.3f}" if name in result else "–" for name in MEASURES]
-        table.append([result["method"], f"{100 * result['forbidden']:g}", *values])
+        table.append([result["method"], f"{100 * result['forbidden_rate']:g}", *values])
     return table
 
 
 def _cell(row: Mapping[str, str], name: str, factor: float, form: str, with_interval: bool) -> str:
-    names = [name, *(f"{name.removesuffix('_retained')}_{side}" for side in ("low", "high"))]
+    names = (name, f"{name}_low", f"{name}_high")
     value, low, high = (format(factor * float(row[n]), form) if row.get(n) else "" for n in names)
     return f"{value} ({low}–{high})" if with_interval and low else value or "–"
 
@@ -185,7 +189,7 @@ def _aligned(table: Sequence[Sequence[str]]) -> str:
 
 def _markdown(table: Sequence[Sequence[str]]) -> str:
     head, *lines = [f"| {' | '.join(cells)} |" for cells in table]
-    return "\n".join([head.replace("KL to own", "KL to own¹"), "|" + "---|" * len(table[0]), *lines])
+    return "\n".join([head.replace("KL to unguided", "KL to unguided¹"), "|" + "---|" * len(table[0]), *lines])
 
 
 def _names(rows: Rows) -> list[str]:
@@ -200,4 +204,4 @@ def _differ(rows: Rows, name: str) -> bool:
 
 
 def _rate(row: Mapping[str, str]) -> float:
-    return max(float(row["forbidden"]), 0.5 / float(row["n"]))
+    return max(float(row["forbidden_rate"]), 0.5 / float(row["n"]))

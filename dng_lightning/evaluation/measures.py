@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from dng_lightning.evaluation import sample_store
-from dng_lightning.evaluation.kinds import Kinds
-from dng_lightning.evaluation.metrics import (
+from dng_lightning.evaluation.class_balance import (
     forbidden_rate,
     kl_divergence,
     kl_interval,
@@ -16,14 +15,15 @@ from dng_lightning.evaluation.metrics import (
     kl_to_interval,
     total_variation,
 )
-from dng_lightning.evaluation.quality import (
+from dng_lightning.evaluation.distribution_metrics import (
     Moments,
     frechet_distance,
     frechet_interval,
     kernel_distance,
     precision_recall,
 )
-from dng_lightning.evaluation.real import RealStatistics
+from dng_lightning.evaluation.label_space import LabelSpace
+from dng_lightning.evaluation.reference_statistics import ReferenceStatistics
 from dng_lightning.evaluation.sample_store import SampleStore
 
 LEAST = 4  # images that all measures together need: the third neighbour of one must exist
@@ -34,8 +34,8 @@ WIDEST = 256  # dimensions of features that have a Fréchet interval; with more 
 def measure(
     store: SampleStore,
     unguided: SampleStore | None,
-    reference: RealStatistics | None,
-    kinds: Kinds,
+    reference: ReferenceStatistics | None,
+    label_space: LabelSpace,
     reject: bool = False,
 ) -> dict[str, Any]:
     """The measures of a set of images.
@@ -48,45 +48,45 @@ def measure(
         unguided: those of the same seeds without guidance; None to leave out how far they moved, and whether the
             classes keep the balance that they had there among those that are not forbidden.
         reference: statistics of real images; None to leave out what needs them.
-        kinds: what the images are sorted into.
+        label_space: what the images are sorted into.
         reject: throw the images away that the classifier calls forbidden, first; one at least must be left. That none
             of these is forbidden is no finding, and has no interval.
 
     Returns:
         Columns of ``results.csv``, without those that fewer than ``LEAST`` images do not allow.
     """
-    labels, classes = store.all("labels"), len(kinds.names)
-    others = set(range(classes)) - set(kinds.retained)
-    kept = ~kinds.are_forbidden(labels) if reject else torch.ones_like(labels, dtype=torch.bool)
+    labels, classes = store.all("labels"), len(label_space.names)
+    others = set(range(classes)) - set(label_space.retained)
+    kept = ~label_space.are_forbidden(labels) if reject else torch.ones_like(labels, dtype=torch.bool)
     counts = torch.bincount(labels[kept], minlength=classes).tolist()
-    rate, *bounds = forbidden_rate(counts, kinds.forbidden)
+    rate, *bounds = forbidden_rate(counts, label_space.forbidden)
 
     # The balance of the classes
     measures: dict[str, Any] = {
         "n": sum(counts),
-        "forbidden": rate,
-        **({} if reject else _interval("forbidden", bounds)),
-        "kl": kl_divergence(counts, others),
-        **_interval("kl", kl_interval(counts, others)),
-        "kl_uniform": kl_divergence(counts),
+        "forbidden_rate": rate,
+        **({} if reject else _interval("forbidden_rate", bounds)),
+        "kl_retained": kl_divergence(counts, others),
+        **_interval("kl_retained", kl_interval(counts, others)),
+        "kl_all": kl_divergence(counts),
         "tv": total_variation(counts, others),
-        "histogram": " ".join(map(str, counts)),
+        "class_counts": " ".join(map(str, counts)),
     }
-    if kinds.columns:
-        measures |= kinds.measures(store.all("attributes")[kept])
+    if label_space.columns:
+        measures |= label_space.measures(store.all("attributes")[kept])
 
     # Beside real images, and beside the unguided ones
     if reference is not None and sum(counts) >= LEAST:
-        measures |= _quality(store, kept, reference, sorted(kinds.retained))
+        measures |= _quality(store, kept, reference, sorted(label_space.retained))
     if unguided is not None:
-        fine = ~kinds.are_forbidden(unguided.all("labels"))
+        fine = ~label_space.are_forbidden(unguided.all("labels"))
         if not reject:  # the balance of rejection is the balance itself
             measures |= _own_balance(counts, torch.bincount(unguided.all("labels")[fine], minlength=classes).tolist())
         measures |= _invasiveness(store, unguided, fine)
     return measures
 
 
-def _quality(store: SampleStore, kept: Tensor, reference: RealStatistics, retained: list[int]) -> dict[str, float]:
+def _quality(store: SampleStore, kept: Tensor, reference: ReferenceStatistics, retained: list[int]) -> dict[str, float]:
     """Fréchet distances, KID, precision and recall."""
     moments = Moments()
     held: list[Tensor] = []
@@ -99,7 +99,7 @@ def _quality(store: SampleStore, kept: Tensor, reference: RealStatistics, retain
     _, *of_all = reference.moments(range(len(reference.class_names)))
     interval: dict[str, float] = {}
     if moments.n == len(features) and features.shape[1] <= WIDEST:  # that of the first images is not that of all
-        interval = _interval("fd", frechet_interval(features, mean, covariance))
+        interval = _interval("fd_retained", frechet_interval(features, mean, covariance))
     real = reference.features(retained)
     return {
         "fd_retained": frechet_distance(moments.mean, moments.covariance, mean, covariance),
@@ -116,7 +116,7 @@ def _neighbours(real: Tensor, generated: Tensor) -> dict[str, float]:
 
 
 def per_class(
-    store: SampleStore, reference: RealStatistics | None, class_names: Collection[str]
+    store: SampleStore, reference: ReferenceStatistics | None, class_names: Collection[str]
 ) -> list[dict[str, Any]]:
     """Share, KID, precision and recall of each class by itself, where it has ``LEAST`` images.
 
@@ -137,7 +137,7 @@ def _own_balance(counts: list[int], unguided: list[int]) -> dict[str, float]:
     """KL(unguided images that are not forbidden || generated): rejection draws the first, and guidance is to."""
     if not any(unguided):
         return {}
-    return {"kl_own": kl_to(counts, unguided), **_interval("kl_own", kl_to_interval(counts, unguided))}
+    return {"kl_unguided": kl_to(counts, unguided), **_interval("kl_unguided", kl_to_interval(counts, unguided))}
 
 
 def _invasiveness(store: SampleStore, unguided: SampleStore, fine: Tensor) -> dict[str, float]:
@@ -153,9 +153,9 @@ def _invasiveness(store: SampleStore, unguided: SampleStore, fine: Tensor) -> di
         pairs = zip(store.blocks(name), unguided.blocks(name), strict=True)
         return float(torch.cat([distance(x.float() - x_0.float()) for x, x_0 in pairs])[fine].mean())
 
-    moved = {"invasiveness": mean("pixels", lambda x: (x / 255).square().flatten(1).mean(1).sqrt())}
+    moved = {"rmse_to_unguided": mean("pixels", lambda x: (x / 255).square().flatten(1).mean(1).sqrt())}
     if store.has("features"):
-        moved["invasiveness_features"] = mean("features", lambda x: x.norm(dim=1))
+        moved["feature_distance_to_unguided"] = mean("features", lambda x: x.norm(dim=1))
     return moved
 
 

@@ -9,15 +9,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator, PercentFormatter
 from torch import Tensor
 
-from dng_lightning.evaluation.metrics import PosteriorQuality, wilson_interval
-from dng_lightning.evaluation.plots import framed_grid
-from dng_lightning.evaluation.report import REFERENCES, Rows, by_method
+from dng_lightning.evaluation.class_balance import PosteriorQuality, wilson_interval
+from dng_lightning.evaluation.figures import framed_grid
+from dng_lightning.evaluation.tables import REFERENCES, Rows, by_method
 
 TICKS = (0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1)  # of the forbidden rate
 LABELS = {
-    "forbidden": "forbidden images, %",
-    "kl": "KL(even over retained ‖ generated), nats",
-    "kl_own": "KL(unguided, retained ‖ generated), nats",
+    "forbidden_rate": "forbidden images, %",
+    "kl_retained": "KL(even over retained ‖ generated), nats",
+    "kl_unguided": "KL(unguided, retained ‖ generated), nats",
     "fd_retained": "Fréchet distance to retained real images",
 }
 OBEYED = "images that are what the prompt asks for"
@@ -32,7 +32,10 @@ def tradeoff(rows: Rows) -> Figure:
     Args:
         rows: of a ``results.csv``.
     """
-    panels = ["kl", *(name for name in ("kl_own", "fd_retained", "obeyed") if any(row.get(name) for row in rows))]
+    panels = [
+        "kl_retained",
+        *(name for name in ("kl_unguided", "fd_retained", "prompt_accuracy") if any(row.get(name) for row in rows)),
+    ]
     methods = by_method(rows)
     curves = [name for name, own in methods.items() if own[0]["method"] not in REFERENCES]
     columns = max(1, 76 * len(panels) // (8 + max(map(len, methods))))  # as many as there is room for
@@ -45,12 +48,12 @@ def tradeoff(rows: Rows) -> Figure:
         axes.set_xlim(left=-0.0002)  # so that the mark of no leak at all is whole
         ticks = [tick for tick in TICKS if tick <= axes.get_xlim()[1]]  # one beyond would make the axis longer
         axes.set_xticks(ticks, [f"{100 * tick:g}" for tick in ticks])
-        if name == "obeyed":
+        if name == "prompt_accuracy":
             axes.yaxis.set_major_formatter(PercentFormatter(1))
         else:
             axes.set_yscale("log")
             plain_numbers(axes)
-        axes.set_xlabel(LABELS["forbidden"])
+        axes.set_xlabel(LABELS["forbidden_rate"])
         axes.set_ylabel(LABELS.get(name, OBEYED))
         axes.grid(alpha=0.3)
     handles = figure.axes[0].get_legend_handles_labels()  # of the divergence, which every row has
@@ -69,9 +72,9 @@ def _curve(axes: Axes, rows: Rows, measure: str, method: str, place: int | None)
     """A line, coloured by its place among the lines; a black mark for a reference, which has none."""
     if not rows:
         return
-    rows = sorted(rows, key=lambda row: float(row["forbidden"]))
-    x, y = ([float(row[name]) for row in rows] for name in ("forbidden", measure))
-    x_errors, y_errors = errors(rows, "forbidden"), errors(rows, measure)
+    rows = sorted(rows, key=lambda row: float(row["forbidden_rate"]))
+    x, y = ([float(row[name]) for row in rows] for name in ("forbidden_rate", measure))
+    x_errors, y_errors = errors(rows, "forbidden_rate"), errors(rows, measure)
     if place is None:
         mark, line, size, colour = MARKS[rows[0]["method"]], "none", 9, "black"
     else:
@@ -85,10 +88,9 @@ def _curve(axes: Axes, rows: Rows, measure: str, method: str, place: int | None)
 
 def errors(rows: Rows, measure: str) -> list[list[float]]:
     """How far the intervals of a measure reach below and above it; not at all where a row has none."""
-    low, high = (f"{measure.removesuffix('_retained')}_{side}" for side in ("low", "high"))
     middle = [float(row[measure]) for row in rows]
-    below = [max(0.0, m - float(row[low] or m)) for m, row in zip(middle, rows, strict=True)]
-    above = [max(0.0, float(row[high] or m) - m) for m, row in zip(middle, rows, strict=True)]
+    below = [max(0.0, m - float(row[f"{measure}_low"] or m)) for m, row in zip(middle, rows, strict=True)]
+    above = [max(0.0, float(row[f"{measure}_high"] or m) - m) for m, row in zip(middle, rows, strict=True)]
     return [below, above]
 
 
@@ -100,14 +102,14 @@ def class_histograms(rows: Rows, class_names: Sequence[str], forbidden: Collecti
     grid = figure.subplots(lines, columns, squeeze=False, sharey=True).flatten().tolist()
     charted = [(name, row) for name, own in by_method(rows).items() for row in sorted(own, key=_scale)]
     for axes, (name, row) in zip(grid, charted, strict=False):
-        counts = torch.tensor([int(count) for count in row["histogram"].split()])
+        counts = torch.tensor([int(count) for count in row["class_counts"].split()])
         shares = (100 * counts / counts.sum()).tolist()
         colours = ["tab:red" if label in forbidden else "tab:blue" for label in range(len(shares))]
         axes.bar(range(len(shares)), shares, color=colours)
         axes.axhline(100 / (len(class_names) - len(forbidden)), color="black", lw=0.9, ls="--")
         axes.set_xticks(range(len(class_names)), class_names, fontsize="x-small")
         scale = f" {row['scale']}" if row["scale"] else ""
-        title = f"{name}{scale}: {float(row['forbidden']):.1%} forbidden"
+        title = f"{name}{scale}: {float(row['forbidden_rate']):.1%} forbidden"
         axes.set_title(textwrap.fill(title, 50), fontsize="small")
     for axes in grid[len(rows) :]:
         axes.set_axis_off()

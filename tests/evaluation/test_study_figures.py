@@ -9,8 +9,8 @@ from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from result_rows import CURVE, points, row
 
-from dng_lightning.evaluation import curves
-from dng_lightning.evaluation.metrics import PosteriorQuality, wilson_interval
+from dng_lightning.evaluation import study_figures
+from dng_lightning.evaluation.class_balance import PosteriorQuality, wilson_interval
 
 REFERENCES = [row("Unguided", 0.1, 0.05, 1), row("Rejection", 0, 0.01, 1, n=900), row("Retrained", 0.001, 0.01, 0.5)]
 
@@ -34,7 +34,7 @@ def containers(axes: Axes) -> dict[str, ErrorbarContainer]:
 
 
 def test_a_line_for_each_method_and_a_mark_for_each_reference():
-    figure = curves.tradeoff([*REFERENCES, *CURVE, row("NP", 0.02, 0.5, 9)])
+    figure = study_figures.tradeoff([*REFERENCES, *CURVE, row("NP", 0.02, 0.5, 9)])
     assert len(figure.axes) == 2
     names = ["Unguided", "Rejection", "Retrained", "DNG", "NP"]
     for axes, index in zip(figure.axes, (0, 1), strict=True):
@@ -61,7 +61,7 @@ def test_each_setting_of_a_method_has_its_own_line_and_look():
         for number in range(11)
         for scale in (1.0, 2.0)
     ]
-    found = containers(curves.tradeoff(rows).axes[0])
+    found = containers(study_figures.tradeoff(rows).axes[0])
     assert list(found) == [f"DNG, prior {number}" for number in range(11)]
     assert len({(line.lines[0].get_color(), line.lines[0].get_linestyle()) for line in found.values()}) == 11
     assert all(len(points(line)) == 2 for line in found.values())
@@ -69,7 +69,7 @@ def test_each_setting_of_a_method_has_its_own_line_and_look():
 
 def test_the_legend_fits_however_long_its_names_are():
     for length in (3, 60, 120):
-        figure = curves.tradeoff([row(f"{number}" * length, 0.02, 0.5, 9) for number in range(1, 8)])
+        figure = study_figures.tradeoff([row(f"{number}" * length, 0.02, 0.5, 9) for number in range(1, 8)])
         width = drawn(figure).shape[1]
         frame = figure.legends[0].get_window_extent()
         assert frame.x0 >= 0
@@ -77,24 +77,26 @@ def test_the_legend_fits_however_long_its_names_are():
 
 
 def test_divergences_are_plain_numbers():
-    axes = curves.tradeoff([row("NP", 0.02, 0.004), row("NP", 0.01, 0.3)]).axes[0]
+    axes = study_figures.tradeoff([row("NP", 0.02, 0.004), row("NP", 0.01, 0.3)]).axes[0]
     ticks = [text.get_text() for text in axes.get_yticklabels()]
     assert {"0.005", "0.01", "0.02", "0.05", "0.1", "0.2"} <= set(ticks)
 
 
 def test_error_bars_are_the_intervals():
     (point,) = [row("NP", 0.02, 0.5, 9)]
-    for axes, (low, high) in zip(curves.tradeoff([point]).axes, ((0.45, 0.55), (7.2, 10.8)), strict=True):
+    for axes, (low, high) in zip(study_figures.tradeoff([point]).axes, ((0.45, 0.55), (7.2, 10.8)), strict=True):
         across, upright = (bars for bars in containers(axes)["NP"].lines[2] if isinstance(bars, LineCollection))
         (x_ends,), (y_ends,) = (bars.get_segments() for bars in (across, upright))
-        assert x_ends[:, 0].tolist() == pytest.approx([float(point["forbidden_low"]), float(point["forbidden_high"])])
+        assert x_ends[:, 0].tolist() == pytest.approx(
+            [float(point["forbidden_rate_low"]), float(point["forbidden_rate_high"])]
+        )
         assert y_ends[:, 1].tolist() == pytest.approx([low, high])
 
 
 def test_no_leak_at_all_is_drawn_whole():
     """On a scale that begins at nothing; its mark does not stick to the frame."""
     for rate, kl in ((0, 0.1), (0.3, 0.2)):
-        figure = curves.tradeoff([row("Rejection", rate, kl)])
+        figure = study_figures.tradeoff([row("Rejection", rate, kl)])
         axes = figure.axes[0]
         drawn(figure)
         x = axes.transData.transform((rate, kl))[0]
@@ -106,14 +108,14 @@ def test_no_leak_at_all_is_drawn_whole():
 
 def test_the_ticks_are_percentages_as_far_as_the_points_go():
     for rate, last in ((0.004, 1), (0.96, 1.5)):
-        axes = curves.tradeoff([row("NP", rate, 0.1, n=100_000)]).axes[0]
+        axes = study_figures.tradeoff([row("NP", rate, 0.1, n=100_000)]).axes[0]
         ticks = [float(label.get_text()) / 100 for label in axes.get_xticklabels()]
         assert ticks == pytest.approx(list(axes.get_xticks()))
         assert rate / 4 < max(ticks) < axes.get_xlim()[1] < last
 
 
 def test_without_distances_there_is_one_panel():
-    figure = curves.tradeoff([row("Unguided", 0.1, 0.05), row("NP", 0.02, 0.5)])
+    figure = study_figures.tradeoff([row("Unguided", 0.1, 0.05), row("NP", 0.02, 0.5)])
     assert len(figure.axes) == 1
     assert list(containers(figure.axes[0])) == ["Unguided", "NP"]
     assert len(figure.legends) == 1
@@ -121,8 +123,8 @@ def test_without_distances_there_is_one_panel():
 
 def test_rows_without_a_distance_or_an_interval():
     """A filter that let few images pass, and features too wide for an interval."""
-    wide = row("NP", 0.02, 0.5, 9) | {"fd_low": "", "fd_high": ""}
-    left, right = curves.tradeoff([row("Rejection", 0, 0.1), wide]).axes
+    wide = row("NP", 0.02, 0.5, 9) | {"fd_retained_low": "", "fd_retained_high": ""}
+    left, right = study_figures.tradeoff([row("Rejection", 0, 0.1), wide]).axes
     assert list(containers(left)) == ["Rejection", "NP"]
     assert points(containers(right)["NP"]) == [(0.02, 9.0)]
     assert list(containers(right)) == ["NP"]
@@ -132,8 +134,8 @@ def test_rows_without_a_distance_or_an_interval():
 
 
 def test_histograms():
-    rows = [row("Unguided", 0.5, 0.1, histogram="5 3 2"), *[row("NP", 0, 0.1, scale=2, histogram="0 1 1")] * 3]
-    figure = curves.class_histograms(rows, ["a", "b", "c"], [0])
+    rows = [row("Unguided", 0.5, 0.1, class_counts="5 3 2"), *[row("NP", 0, 0.1, scale=2, class_counts="0 1 1")] * 3]
+    figure = study_figures.class_histograms(rows, ["a", "b", "c"], [0])
     charts = [axes for axes in figure.axes if axes.axison]
     assert len(charts) == 4
     assert [round(bar.get_height(), 6) for bar in charts[0].patches] == [50, 30, 20]
@@ -150,7 +152,7 @@ def test_histograms():
 def test_calibration():
     good = PosteriorQuality(0.9, 0.1, [(0.05, 0.0, 30), (0.5, 0.2, 10)])
     bad = PosteriorQuality(0.6, 0.2, [(0.5, 1.0, 4)])
-    figure = curves.calibration({"good": good, "bad": bad})
+    figure = study_figures.calibration({"good": good, "bad": bad})
     (axes,), (legend,) = figure.axes, figure.legends
     diagonal = axes.get_lines()[0]
     found = containers(axes)
@@ -169,7 +171,7 @@ def test_calibration():
 def test_the_names_of_many_settings_leave_the_calibration_its_place():
     quality = PosteriorQuality(0.9, 0.1, [(0.05, 0.0, 30), (0.5, 0.2, 10)])
     name = "DynamicNegativeGuidance" + "".join(f", setting_{i} 0.0001" for i in range(8))
-    figure = curves.calibration({name: quality})
+    figure = study_figures.calibration({name: quality})
     figure.savefig(io.BytesIO())  # lays it out
     assert figure.bbox.containsx(figure.legends[0].get_window_extent().x0)
     assert figure.axes[0].get_window_extent().height > figure.bbox.height / 2
@@ -180,7 +182,7 @@ def test_samples(channels: int):
     """Two methods of the same name and scale are two rows; the forbidden images are framed in red."""
     images = torch.full((3, channels, 28, 28), 128, dtype=torch.uint8)
     rows = [("DNG 1.0", images, [False, True, False]), ("DNG 1.0", images, [False] * 3)]
-    figure = curves.sample_rows(rows)
+    figure = study_figures.sample_rows(rows)
     assert [axes.get_ylabel() for axes in figure.axes] == ["DNG 1.0"] * 2
     red = [
         torch.from_numpy(axes.get_images()[0].get_array().data) == torch.tensor([214, 39, 40]) for axes in figure.axes

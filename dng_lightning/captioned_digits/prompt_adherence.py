@@ -14,18 +14,18 @@ import torch
 from torch import Tensor
 
 from dng_lightning.captioned_digits.attributes import EVERY, VALUES, Attributes
-from dng_lightning.captioned_digits.captions import understood
+from dng_lightning.captioned_digits.captions import parse_caption
 from dng_lightning.captioned_digits.data import CaptionedDigits, joint, joint_names
 from dng_lightning.errors import SettingError
-from dng_lightning.evaluation.kinds import Kinds
-from dng_lightning.evaluation.metrics import kl_divergence, wilson_interval
+from dng_lightning.evaluation.class_balance import kl_divergence, wilson_interval
+from dng_lightning.evaluation.label_space import LabelSpace
 
 if TYPE_CHECKING:
     from dng_lightning.data.base import ImageDataModule
 
 
 @dataclass(frozen=True)
-class PromptKinds(Kinds):
+class PromptLabelSpace(LabelSpace):
     """The kinds of images that a prompt and some negative prompts are about.
 
     Attributes:
@@ -41,25 +41,25 @@ class PromptKinds(Kinds):
     open: tuple[str, ...]
 
     @classmethod
-    def in_words(cls, prompt: str, negative: Sequence[str]) -> "PromptKinds":
+    def in_words(cls, prompt: str, negative: Sequence[str]) -> "PromptLabelSpace":
         """What is meant.
 
         Raises:
             SettingError: words are not understood, or a negative prompt names no value of an attribute.
         """
-        wanted, negatives = understood(prompt), tuple(map(understood, negative))
+        positive, negatives = parse_caption(prompt), tuple(map(parse_caption, negative))
         for text, named in zip(negative, negatives, strict=True):
             if not named.named():
                 raise SettingError(f"the negative prompt {text!r} names nothing that a digit's picture can be without")
         avoided = tuple(name for name in VALUES if any(name in named.named() for named in negatives))
-        kinds = [
+        label_space = [
             _picture(dict(zip(avoided, values, strict=True))) for values in product(*(VALUES[name] for name in avoided))
         ]
-        forbidden = [label for label, kind in enumerate(kinds) if any(named.covers(kind) for named in negatives)]
-        said = wanted.named()
+        forbidden = [label for label, kind in enumerate(label_space) if any(named.covers(kind) for named in negatives)]
+        said = positive.named()
         there = _picture({name: value for name, value in said.items() if name in avoided})
-        left = [label for label, kind in enumerate(kinds) if label not in forbidden]
-        agreeing = [label for label in left if there.covers(kinds[label])]
+        left = [label for label, kind in enumerate(label_space) if label not in forbidden]
+        agreeing = [label for label in left if there.covers(label_space[label])]
         elsewhere = _picture({name: value for name, value in said.items() if name not in avoided})
         return cls(
             names=joint_names(avoided),
@@ -67,14 +67,14 @@ class PromptKinds(Kinds):
             retained=tuple(agreeing or left),
             avoided=avoided,
             negatives=negatives,
-            obeys=wanted if agreeing else elsewhere,
+            obeys=positive if agreeing else elsewhere,
             open=tuple(name for name in VALUES if name not in avoided and name not in said),
         )
 
     @property
     def columns(self) -> tuple[str, ...]:
         """Share that obeys the prompt with its Wilson interval, and the balance of the attributes left open."""
-        return ("obeyed", "obeyed_low", "obeyed_high", "kl_open")
+        return ("prompt_accuracy", "prompt_accuracy_low", "prompt_accuracy_high", "kl_unspecified")
 
     def labels(self, read: Tensor) -> Tensor:
         """The kind of each image, (N,).
@@ -97,9 +97,14 @@ class PromptKinds(Kinds):
             for name in self.open
         }
         balance = sum(map(kl_divergence, counts.values())) / len(counts) if counts and n else None
-        return {"obeyed": hits / n if n else None, "obeyed_low": low, "obeyed_high": high, "kl_open": balance}
+        return {
+            "prompt_accuracy": hits / n if n else None,
+            "prompt_accuracy_low": low,
+            "prompt_accuracy_high": high,
+            "kl_unspecified": balance,
+        }
 
-    def summary(self, read: Tensor, wanted: Tensor) -> str:
+    def summary(self, read: Tensor, requested: Tensor) -> str:
         """How many obey the prompt, with the Wilson interval of their share."""
         return _share(int(self.obeyed(read).sum()), len(read))
 
@@ -116,13 +121,13 @@ class PromptKinds(Kinds):
         label = self.avoided[0] if len(self.avoided) == 1 else f"[{', '.join(self.avoided)}]"
         only = ", ".join(f"{name}: {value}" for name, value in fixed.items())
         raise SettingError(
-            f"these prompts ask for other real images: set data.real to CaptionedDigits, its label to {label} "
-            f"and its only to {f'{{{only}}}' if only else 'null'}"
+            "these prompts ask for other real images: set data.reference_data to CaptionedDigits, its label to "
+            f"{label} and its include_classes to {f'{{{only}}}' if only else 'null'}"
         )
 
 
 @dataclass(frozen=True)
-class PromptAccuracy(Kinds):
+class PromptAccuracy(LabelSpace):
     """What some prompts ask for, where nothing is avoided: images are of no kinds, but held against their prompt.
 
     Attributes:
@@ -138,11 +143,11 @@ class PromptAccuracy(Kinds):
         Raises:
             SettingError: words are not understood.
         """
-        return cls((), (), (), tuple(map(understood, prompts)))
+        return cls((), (), (), tuple(map(parse_caption, prompts)))
 
-    def summary(self, read: Tensor, wanted: Tensor) -> str:
+    def summary(self, read: Tensor, requested: Tensor) -> str:
         """How many images obey their prompt, with the Wilson interval of their share."""
-        hits = sum(int(shows(read[wanted == number], said).sum()) for number, said in enumerate(self.prompts))
+        hits = sum(int(shows(read[requested == number], said).sum()) for number, said in enumerate(self.prompts))
         return _share(hits, len(read))
 
 

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from dng_lightning.evaluation.table import Table
+from dng_lightning.evaluation.results_file import Table
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import math
 import pytest
 from result_rows import CURVE, row
 
-from dng_lightning.evaluation.report import by_method, equal_safety, results_markdown, results_table, safety_table
+from dng_lightning.evaluation.tables import by_method, equal_safety, results_markdown, results_table, safety_table
 from dng_lightning.guidance import DynamicNegativeGuidance, PositiveAndNegative
 from dng_lightning.guidance.serialization import non_default_settings, settings_json
 from dng_lightning.posterior import Timing, TrackedPosterior
@@ -12,7 +12,9 @@ from dng_lightning.posterior import Timing, TrackedPosterior
 
 def found(rows: list[dict[str, str]]) -> dict[tuple[str, float], dict[str, float]]:
     return {
-        (result["method"], result["forbidden"]): {k: v for k, v in result.items() if k not in ("method", "forbidden")}
+        (result["method"], result["forbidden_rate"]): {
+            k: v for k, v in result.items() if k not in ("method", "forbidden_rate")
+        }
         for result in equal_safety(rows)
     }
 
@@ -84,12 +86,12 @@ def test_distances_in_other_features_are_others():
 def test_values_are_read_off_the_lines_between_points_over_the_logarithm_of_the_rate():
     """0.5 % lies halfway between 0.25 % and 1 %, and 2 % halfway between 1 % and 4 %; 1 % is a point."""
     values = found(CURVE)
-    assert values["DNG", 0.005] == pytest.approx({"kl": 0.25, "fd_retained": 6.0, "invasiveness": 0.125})
-    assert values["DNG", 0.01] == pytest.approx({"kl": 0.2, "fd_retained": 8.0, "invasiveness": 0.125})
-    assert values["DNG", 0.02] == pytest.approx({"kl": 0.15, "fd_retained": 5.0, "invasiveness": 0.125})
+    assert values["DNG", 0.005] == pytest.approx({"kl_retained": 0.25, "fd_retained": 6.0, "rmse_to_unguided": 0.125})
+    assert values["DNG", 0.01] == pytest.approx({"kl_retained": 0.2, "fd_retained": 8.0, "rmse_to_unguided": 0.125})
+    assert values["DNG", 0.02] == pytest.approx({"kl_retained": 0.15, "fd_retained": 5.0, "rmse_to_unguided": 0.125})
     assert found(CURVE[::-1]) == values
     closer = found([row("DNG", 0.005, 0.3), row("DNG", 0.04, 0.1)])["DNG", 0.01]
-    assert closer == pytest.approx({"kl": 0.3 - 0.2 / 3})
+    assert closer == pytest.approx({"kl_retained": 0.3 - 0.2 / 3})
 
 
 def test_nothing_is_said_beyond_the_ends_of_a_curve():
@@ -101,17 +103,17 @@ def test_half_an_image_stands_in_for_none():
     """Of 1,000 images: 0.05 %."""
     values = found([row("DNG", 0, 1.0), row("DNG", 0.02, 0.0)])
     share = math.log(0.005 / 0.0005) / math.log(0.02 / 0.0005)
-    assert values["DNG", 0.005]["kl"] == pytest.approx(1 - share)
+    assert values["DNG", 0.005]["kl_retained"] == pytest.approx(1 - share)
     few = found([row("DNG", 0, 1.0, n=40), row("DNG", 0.02, 0.0, n=1000)])  # of 40 images: 1.25 %
     assert few["DNG", 0.01] == {}
-    assert few["DNG", 0.02] == pytest.approx({"kl": 0.0})
+    assert few["DNG", 0.02] == pytest.approx({"kl_retained": 0.0})
 
 
 def test_several_points_without_a_leak():
     values = found([row("DNG", 0, 1.0), row("DNG", 0, 2.0), row("DNG", 0.02, 0.0)])
-    assert 0 < values["DNG", 0.01]["kl"] < 2.0
+    assert 0 < values["DNG", 0.01]["kl_retained"] < 2.0
     level = found([row("DNG", 0.01, 1.0), row("DNG", 0.01, 2.0)])
-    assert level["DNG", 0.01]["kl"] in (1.0, 2.0)
+    assert level["DNG", 0.01]["kl_retained"] in (1.0, 2.0)
 
 
 def test_references_are_no_curves():
@@ -137,7 +139,7 @@ def test_curves_of_other_steps_and_seeds_are_others():
 
 def test_the_table_at_equal_safety():
     head, *lines = safety_table([*CURVE, row("NP", 0.5, 0.1)]).splitlines()  # NP has no value to show
-    assert head.split("  ")[-4:] == ["KL to even", "KL to own", "Fréchet distance", "moved"]
+    assert head.split("  ")[-4:] == ["KL to uniform", "KL to unguided", "Fréchet distance", "RMSE to unguided"]
     assert [line.split() for line in lines] == [
         ["DNG", "0.5", "0.250", "–", "6.000", "0.125"],
         ["DNG", "1", "0.200", "–", "8.000", "0.125"],
@@ -159,7 +161,7 @@ def test_the_table_of_the_terminal():
 
 def test_a_rate_without_an_interval():
     """That of the images which the judge itself let pass."""
-    rejection = row("Rejection", 0, 0.05) | {"forbidden_low": "", "forbidden_high": ""}
+    rejection = row("Rejection", 0, 0.05) | {"forbidden_rate_low": "", "forbidden_rate_high": ""}
     head, line = results_table([rejection]).splitlines()
     assert len(head) == len(line)
     assert line.split()[3:5] == ["0.00", "0.050"]
@@ -186,21 +188,21 @@ def test_markdown():
     heads, _, unguided, dng = [cells(line) for line in results.splitlines() if line.startswith("|")][:4]
     told = dict(zip(heads, dng, strict=True))
     assert told["forbidden, %"] == "4.00 (2.95–5.40)"
-    assert told["KL to even"] == "0.100 (0.090–0.110)"
-    assert told["KL to own¹"] == "–"
+    assert told["KL to uniform"] == "0.100 (0.090–0.110)"
+    assert told["KL to unguided¹"] == "–"
     assert told["Fréchet distance"] == "2.000 (1.600–2.400)"
     assert told["KID ×1000"] == "1.23"
-    assert (told["precision"], told["recall"], told["moved"]) == ("0.750", "0.625", "0.125")
+    assert (told["precision"], told["recall"], told["RMSE to unguided"]) == ("0.750", "0.625", "0.125")
     assert dict(zip(heads, unguided, strict=True))["Fréchet distance"] == "–"
     assert "| DNG | 0.5 | 0.250 | – | 6.000 | 0.125 |" in safety
 
 
 def test_the_divergence_to_the_model_s_own_balance():
     rows = [
-        row("DNG", rate, 0.1, kl_own=kl, kl_own_low=kl / 2, kl_own_high=2 * kl)
+        row("DNG", rate, 0.1, kl_unguided=kl, kl_unguided_low=kl / 2, kl_unguided_high=2 * kl)
         for rate, kl in ((0.01, 0.05), (0.04, 0.03))
     ]
-    assert found(rows)["DNG", 0.02]["kl_own"] == pytest.approx(0.04)
+    assert found(rows)["DNG", 0.02]["kl_unguided"] == pytest.approx(0.04)
     assert results_table(rows).splitlines()[1].split()[5:7] == ["0.100", "0.050"]
     assert safety_table(rows).splitlines()[2].split()[2:4] == ["0.100", "0.040"]
     text = results_markdown(rows)

@@ -13,7 +13,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, Reduce
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Generator, Tensor, nn
 
-from dng_lightning import shipped
+from dng_lightning import resources
 from dng_lightning.errors import SettingError, reason
 
 FACTS = ("image_shape", "class_names", "seen_classes")  # of the data, which a checkpoint tells
@@ -186,7 +186,7 @@ class TrainedModule(LightningModule):
         Raises:
             SettingError: there is none, or it is truncated, carries code, or is not a checkpoint of this class.
         """
-        path = shipped.checkpoint(name)
+        path = resources.checkpoint(name)
         with reading(path, f"a {cls.__name__}"):
             without = dict.fromkeys(cls.for_training)
             module = cls.load_from_checkpoint(path, map_location="cpu", weights_only=True, **without)

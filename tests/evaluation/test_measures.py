@@ -6,16 +6,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from dng_lightning.evaluation import comparison, sample_store
-from dng_lightning.evaluation.comparison import LEAST, measure, per_class
-from dng_lightning.evaluation.kinds import Kinds
-from dng_lightning.evaluation.metrics import kl_divergence, kl_interval, kl_to, total_variation, wilson_interval
-from dng_lightning.evaluation.quality import frechet_distance, frechet_interval, kernel_distance, precision_recall
-from dng_lightning.evaluation.real import RealStatistics
+from dng_lightning.evaluation import measures, sample_store
+from dng_lightning.evaluation.class_balance import kl_divergence, kl_interval, kl_to, total_variation, wilson_interval
+from dng_lightning.evaluation.distribution_metrics import (
+    frechet_distance,
+    frechet_interval,
+    kernel_distance,
+    precision_recall,
+)
+from dng_lightning.evaluation.label_space import LabelSpace
+from dng_lightning.evaluation.measures import LEAST, measure, per_class
+from dng_lightning.evaluation.reference_statistics import ReferenceStatistics
 from dng_lightning.evaluation.sample_store import SampleStore
 
 CLASSES, FORBIDDEN, WIDTH = 4, [1], 6
-KINDS = Kinds.of_classes("abcd", FORBIDDEN)
+KINDS = LabelSpace.of_classes("abcd", FORBIDDEN)
 LABELS = torch.tensor([0, 1, 2, 3] * 20 + [0] * 15 + [1] * 5)
 N = len(LABELS)
 
@@ -34,12 +39,12 @@ def images(folder: Path, labels: Tensor = LABELS, seed: int = 1, pixels: Tensor 
 
 
 @pytest.fixture
-def real() -> RealStatistics:
+def real() -> ReferenceStatistics:
     """A hundred images a class, of which all features are kept, exact in half precision."""
     labels = torch.arange(CLASSES).repeat_interleave(100)
     features = (normal(400, WIDTH) + labels.unsqueeze(1)).half().double()
     parts = [features[labels == label] for label in range(CLASSES)]
-    return RealStatistics(
+    return ReferenceStatistics(
         data="Any",
         extractor="any",
         fingerprint="",
@@ -54,7 +59,7 @@ def real() -> RealStatistics:
     )
 
 
-def expected_quality(features: Tensor, real: RealStatistics, labels: list[int]) -> dict[str, float]:
+def expected_quality(features: Tensor, real: ReferenceStatistics, labels: list[int]) -> dict[str, float]:
     theirs, features = real.features(labels).double(), features.double()
     distance = frechet_distance(features.mean(0), features.T.cov(), theirs.mean(0), theirs.T.cov())
     low, high = frechet_interval(features, theirs.mean(0), theirs.T.cov())
@@ -62,7 +67,7 @@ def expected_quality(features: Tensor, real: RealStatistics, labels: list[int]) 
     whole = frechet_distance(features.mean(0), features.T.cov(), everything.mean(0), everything.T.cov())
     precision, recall = precision_recall(theirs, features)
     kid = kernel_distance(theirs, features)
-    names = ("fd_retained", "fd_low", "fd_high", "fd_all", "kid", "precision", "recall")
+    names = ("fd_retained", "fd_retained_low", "fd_retained_high", "fd_all", "kid", "precision", "recall")
     return dict(zip(names, (distance, low, high, whole, kid, precision, recall), strict=True))
 
 
@@ -72,48 +77,52 @@ def check(found: dict[str, Any], expected: dict[str, float]) -> None:
 
 
 @pytest.mark.parametrize("block", [7, 1000])
-def test_every_measure_by_itself(block: int, real: RealStatistics, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_every_measure_by_itself(
+    block: int, real: ReferenceStatistics, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(sample_store, "BLOCK", block)
     own = images(tmp_path)
     found = measure(own, own, real, KINDS)
     counts = [35, 25, 20, 20]
     low, high = wilson_interval(25, 100)
     kl_low, kl_high = kl_interval(counts, FORBIDDEN)
-    check(found, {"n": 100, "forbidden": 0.25, "forbidden_low": low, "forbidden_high": high})
-    check(found, {"kl": kl_divergence(counts, FORBIDDEN), "kl_low": kl_low, "kl_high": kl_high})
-    check(found, {"kl_uniform": kl_divergence(counts), "tv": total_variation(counts, FORBIDDEN)})
-    check(found, {"kl_own": kl_to(counts, [35, 0, 20, 20])})
-    assert found["kl_own_low"] < found["kl_own"] < found["kl_own_high"]
-    assert found["histogram"] == "35 25 20 20"
+    check(found, {"n": 100, "forbidden_rate": 0.25, "forbidden_rate_low": low, "forbidden_rate_high": high})
+    check(
+        found, {"kl_retained": kl_divergence(counts, FORBIDDEN), "kl_retained_low": kl_low, "kl_retained_high": kl_high}
+    )
+    check(found, {"kl_all": kl_divergence(counts), "tv": total_variation(counts, FORBIDDEN)})
+    check(found, {"kl_unguided": kl_to(counts, [35, 0, 20, 20])})
+    assert found["kl_unguided_low"] < found["kl_unguided"] < found["kl_unguided_high"]
+    assert found["class_counts"] == "35 25 20 20"
     check(found, expected_quality(own.all("features"), real, [0, 2, 3]))
     assert found["fd_all"] < found["fd_retained"]
-    assert found["invasiveness"] == found["invasiveness_features"] == 0
+    assert found["rmse_to_unguided"] == found["feature_distance_to_unguided"] == 0
     json.dumps(found)  # plain numbers
 
 
 @pytest.mark.parametrize("block", [7, 1000])
 def test_rejection_drops_exactly_the_forbidden(
-    block: int, real: RealStatistics, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    block: int, real: ReferenceStatistics, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(sample_store, "BLOCK", block)
     own = images(tmp_path)
     found = measure(own, own, real, KINDS, reject=True)
-    assert (found["n"], found["forbidden"], found["histogram"]) == (75, 0, "35 0 20 20")
-    assert not {"forbidden_low", "forbidden_high", "kl_own"} & set(found)  # the filter is its own judge
-    check(found, {"kl": kl_divergence([35, 0, 20, 20], FORBIDDEN)})
+    assert (found["n"], found["forbidden_rate"], found["class_counts"]) == (75, 0, "35 0 20 20")
+    assert not {"forbidden_rate_low", "forbidden_rate_high", "kl_unguided"} & set(found)  # the filter is its own judge
+    check(found, {"kl_retained": kl_divergence([35, 0, 20, 20], FORBIDDEN)})
     check(found, expected_quality(own.all("features")[LABELS != 1], real, [0, 2, 3]))
 
 
-def test_two_forbidden_classes(real: RealStatistics, tmp_path: Path):
+def test_two_forbidden_classes(real: ReferenceStatistics, tmp_path: Path):
     own = images(tmp_path)
-    found = measure(own, own, real, Kinds.of_classes("abcd", [3, 1]))
-    check(found, {"forbidden": 0.45, "kl": kl_divergence([35, 25, 20, 20], [1, 3])})
+    found = measure(own, own, real, LabelSpace.of_classes("abcd", [3, 1]))
+    check(found, {"forbidden_rate": 0.45, "kl_retained": kl_divergence([35, 25, 20, 20], [1, 3])})
     check(found, expected_quality(own.all("features"), real, [0, 2]))
 
 
 @pytest.mark.parametrize("block", [7, 1000])
 def test_invasiveness_is_how_far_images_moved_that_needed_not(
-    block: int, real: RealStatistics, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    block: int, real: ReferenceStatistics, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """Half of a fine image's pixels move by 51 of 255, a forbidden one's all the way; what it became does not count."""
     monkeypatch.setattr(sample_store, "BLOCK", block)
@@ -124,12 +133,12 @@ def test_invasiveness_is_how_far_images_moved_that_needed_not(
     unguided, own = images(tmp_path, pixels=before), images(tmp_path, LABELS.roll(1), seed=2, pixels=after)
     found = measure(own, unguided, real, KINDS)
     moved = (own.all("features") - unguided.all("features")).norm(dim=1)[LABELS != 1].mean()
-    check(found, {"invasiveness": 0.2 * 0.5**0.5, "invasiveness_features": float(moved)})
+    check(found, {"rmse_to_unguided": 0.2 * 0.5**0.5, "feature_distance_to_unguided": float(moved)})
 
 
-def test_no_invasiveness_where_all_were_forbidden(real: RealStatistics, tmp_path: Path):
+def test_no_invasiveness_where_all_were_forbidden(real: ReferenceStatistics, tmp_path: Path):
     found = measure(images(tmp_path), images(tmp_path, torch.ones(N).long(), seed=2), real, KINDS)
-    assert "invasiveness" not in found
+    assert "rmse_to_unguided" not in found
 
 
 def test_without_real_images(tmp_path: Path):
@@ -137,45 +146,45 @@ def test_without_real_images(tmp_path: Path):
     own.write(range(N), pixels=torch.zeros(N, 1, 4, 4).byte(), labels=LABELS)
     own.merge()
     found = measure(own, own, None, KINDS)
-    assert found["forbidden"] == 0.25
-    assert found["invasiveness"] == 0
-    assert not {"fd_retained", "kid", "precision", "invasiveness_features"} & set(found)
+    assert found["forbidden_rate"] == 0.25
+    assert found["rmse_to_unguided"] == 0
+    assert not {"fd_retained", "kid", "precision", "feature_distance_to_unguided"} & set(found)
 
 
 @pytest.mark.parametrize("left", [1, 2, 3, 4])
-def test_what_few_images_do_not_allow_is_left_out(left: int, real: RealStatistics, tmp_path: Path):
+def test_what_few_images_do_not_allow_is_left_out(left: int, real: ReferenceStatistics, tmp_path: Path):
     own = images(tmp_path, torch.tensor([2] * left + [1] * 6))
     found = measure(own, own, real, KINDS, reject=True)
     assert found["n"] == left
     assert ({"fd_retained", "kid", "precision", "recall"} <= set(found)) == (left >= LEAST)
-    assert "kl_low" in found
+    assert "kl_retained_low" in found
 
 
-def test_features_held_at_once_are_bounded(real: RealStatistics, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_features_held_at_once_are_bounded(real: ReferenceStatistics, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The Fréchet distance takes all images; what compares each with each takes the first, which give no interval."""
     monkeypatch.setattr(sample_store, "BLOCK", 8)
-    monkeypatch.setattr(comparison, "COMPARED", 30)
+    monkeypatch.setattr(measures, "COMPARED", 30)
     own = images(tmp_path)
     found = measure(own, own, real, KINDS)
     check(found, {"fd_retained": expected_quality(own.all("features"), real, [0, 2, 3])["fd_retained"]})
     first = expected_quality(own.all("features")[:30], real, [0, 2, 3])
     check(found, {name: first[name] for name in ("kid", "precision", "recall")})
-    assert not {"fd_low", "fd_high"} & set(found)
-    monkeypatch.setattr(comparison, "COMPARED", N)
+    assert not {"fd_retained_low", "fd_retained_high"} & set(found)
+    monkeypatch.setattr(measures, "COMPARED", N)
     found = measure(own, own, real, KINDS)
-    assert found["fd_low"] < found["fd_retained"] < found["fd_high"]
+    assert found["fd_retained_low"] < found["fd_retained"] < found["fd_retained_high"]
 
 
-def test_wide_features_have_no_interval(real: RealStatistics, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_wide_features_have_no_interval(real: ReferenceStatistics, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """It would take hours in Inception's 2,048 dimensions."""
     own = images(tmp_path)
-    monkeypatch.setattr(comparison, "WIDEST", WIDTH - 1)
+    monkeypatch.setattr(measures, "WIDEST", WIDTH - 1)
     found = measure(own, own, real, KINDS)
     assert "fd_retained" in found
-    assert not {"fd_low", "fd_high"} & set(found)
+    assert not {"fd_retained_low", "fd_retained_high"} & set(found)
 
 
-def test_a_row_for_each_class(real: RealStatistics, tmp_path: Path):
+def test_a_row_for_each_class(real: ReferenceStatistics, tmp_path: Path):
     labels = torch.tensor([0] * 50 + [1] * 3 + [2] * 4 + [0] * 3)
     own = images(tmp_path, labels)
     rows = per_class(own, real, ["a", "b", "c", "d"])

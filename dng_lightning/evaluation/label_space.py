@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Kinds:
+class LabelSpace:
     """The kinds of images that there are; an image's label is the number of its kind.
 
     Attributes:
@@ -26,7 +26,7 @@ class Kinds:
     retained: tuple[int, ...]
 
     @classmethod
-    def of_classes(cls, names: Sequence[str], forbidden: Collection[int]) -> "Kinds":
+    def of_classes(cls, names: Sequence[str], forbidden: Collection[int]) -> "LabelSpace":
         """The classes of a data set, of which all that are not forbidden are retained."""
         retained = tuple(label for label in range(len(names)) if label not in forbidden)
         return cls(tuple(names), tuple(forbidden), retained)
@@ -44,12 +44,12 @@ class Kinds:
         """More columns of ``results.csv``, of all that was read in some images, (N, ...)."""
         return {}
 
-    def summary(self, read: Tensor, wanted: Tensor) -> str:
+    def summary(self, read: Tensor, requested: Tensor) -> str:
         """One line of what was read in some images, N >= 1, besides their labels; empty for nothing.
 
         Args:
             read: (N, ...).
-            wanted: the number of what each image was asked to show, (N,).
+            requested: the number of the prompt or class that each image was drawn for, (N,).
         """
         return ""
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torchmetrics.image.kid import poly_kernel
 
 from dng_lightning.errors import SettingError
-from dng_lightning.evaluation.metrics import bootstrap_interval, check_count
+from dng_lightning.evaluation.class_balance import bootstrap_interval, check_count
 
 BLOCK = 1024  # rows at a time, which bounds a block of a distance matrix to 80 MB for 10,000 images
 

@@ -12,15 +12,15 @@ from tqdm import tqdm
 from dng_lightning.data.base import ImageDataModule, ImageTensors
 from dng_lightning.data.pixels import to_float
 from dng_lightning.errors import SettingError, reason
+from dng_lightning.evaluation.distribution_metrics import Moments
 from dng_lightning.evaluation.features import FeatureExtractor, Judge
-from dng_lightning.evaluation.quality import Moments
 
 SAMPLES = 500  # images a class of which the features themselves are kept
 HALF_MAX = torch.finfo(torch.float16).max
 
 
 @dataclass(frozen=True)
-class RealStatistics:
+class ReferenceStatistics:
     """Statistics of a data set's training images in an extractor's features, class by class.
 
     Attributes:
@@ -145,7 +145,7 @@ class RealStatistics:
         Raises:
             SettingError: the images have other classes or another shape, or the features are others.
         """
-        mend = "make them anew from that data set with --data.real"
+        mend = "make them anew from that data set with --data.reference_data"
         shape, width = tuple(image_shape), self.means.shape[1]
         problems = {
             f"are of {self.data}, which has other classes than the model": self.class_names != tuple(class_names),
@@ -179,7 +179,7 @@ class RealStatistics:
                 return cls.load(path)
         raise SettingError(
             f"no statistics of real images at {folders[-1] / cls.file(extractor)}: name their data set, such as "
-            "--data.real MNIST, or go without by --trainer.callbacks.features null"
+            "--data.reference_data MNIST, or go without by --trainer.callbacks.features null"
         )
 
     @classmethod

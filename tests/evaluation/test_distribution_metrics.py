@@ -7,8 +7,8 @@ from torch import Tensor
 from torchmetrics.image.fid import _compute_fid
 
 from dng_lightning.errors import SettingError
-from dng_lightning.evaluation import quality
-from dng_lightning.evaluation.quality import (
+from dng_lightning.evaluation import distribution_metrics
+from dng_lightning.evaluation.distribution_metrics import (
     Moments,
     frechet_distance,
     frechet_interval,
@@ -112,7 +112,7 @@ def test_the_kernel_distance_is_the_mean_over_pairs_of_different_images(monkeypa
     direct = mean(itertools.product(*[list(real)] * 2)) + mean(itertools.product(*[list(generated)] * 2))
     direct -= 2 * mean(itertools.product(real, generated))
     assert kernel_distance(real, generated) == pytest.approx(direct, rel=1e-10)
-    monkeypatch.setattr(quality, "BLOCK", 3)
+    monkeypatch.setattr(distribution_metrics, "BLOCK", 3)
     assert kernel_distance(real, generated) == pytest.approx(direct, rel=1e-10)
 
 
@@ -132,7 +132,7 @@ def line(*parts: range) -> Tensor:
 
 @pytest.mark.parametrize("block", [7, 1024])
 def test_precision_and_recall_of_sets_that_overlap_by_half(block: int, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(quality, "BLOCK", block)
+    monkeypatch.setattr(distribution_metrics, "BLOCK", block)
     real, generated = line(range(100)), line(range(50), range(1000, 1050))
     # 49's third neighbour is 46, so that the generated manifold ends at 52; no real image is near the other half
     assert precision_recall(real, generated) == pytest.approx((0.5, 0.53))
@@ -163,7 +163,9 @@ def test_precision_and_recall_tell_fidelity_from_diversity():
     ],
 )
 def test_too_few_images(least: int, measure: Callable[[Tensor], object]):
-    with pytest.raises(SettingError, match=rf"needs at least {least} images of a kind; got {least - 1}: raise data.n"):
+    with pytest.raises(
+        SettingError, match=rf"needs at least {least} images of a kind; got {least - 1}: raise data.num_samples"
+    ):
         measure(gaussian(9, 3))
 
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dng_lightning.errors import SettingError
 from dng_lightning.guidance import Guidance
 from dng_lightning.guidance.serialization import display_name
+from dng_lightning.modules.base_module import TrainedModule
 from dng_lightning.modules.diffusion import DiffusionModule
-from dng_lightning.modules.trained import TrainedModule
 
 DIFFERENCES = {
     "class_names": "other classes",
@@ -63,13 +63,13 @@ def check_classes(forbidden: Sequence[int], wanted: Sequence[int], guidances: Se
         raise SettingError("every wanted class is forbidden: name others, or set the guidance to Unguided")
 
 
-def check_needs(guidance: Guidance, observer: bool, noisy_classifier: bool, wanted: bool) -> None:
+def check_needs(guidance: Guidance, observer: bool, noise_conditional_classifier: bool, wanted: bool) -> None:
     """Refuse a guidance that needs a classifier or a wanted class, where none is named, or a text, which none has."""
     needs, name = guidance.needs(), display_name(guidance)
     if needs.attention is not None:
         raise SettingError(f"{name} acts in the attention to a text: it is for the TextToImageSampler")
-    if needs.classifier and not noisy_classifier:
-        raise SettingError(f"{name} needs a noisy_classifier: name its checkpoint")
+    if needs.classifier and not noise_conditional_classifier:
+        raise SettingError(f"{name} needs a noise_conditional_classifier: name its checkpoint")
     if needs.observer is not None and not observer:
         raise SettingError(f"{name} needs a classifier to look at the images: name one as observer")
     if needs.class_labels and not wanted:

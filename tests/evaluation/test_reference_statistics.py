@@ -10,9 +10,9 @@ from torch import Tensor
 from dng_lightning.data import Digits
 from dng_lightning.data.pixels import to_float
 from dng_lightning.errors import SettingError
-from dng_lightning.evaluation import real
+from dng_lightning.evaluation import reference_statistics
 from dng_lightning.evaluation.features import ClassifierFeatures
-from dng_lightning.evaluation.real import RealStatistics
+from dng_lightning.evaluation.reference_statistics import ReferenceStatistics
 from dng_lightning.modules.classifier import ClassifierModule
 
 CLASSIFIER = ClassifierModule.load("digits-classifier")
@@ -30,8 +30,8 @@ TRAIN, TEST = DATA.part("train"), DATA.part("test")
 
 
 @pytest.fixture(scope="module")
-def statistics() -> RealStatistics:
-    return RealStatistics.compute(DATA, EXTRACTOR, CLASSIFIER)
+def statistics() -> ReferenceStatistics:
+    return ReferenceStatistics.compute(DATA, EXTRACTOR, CLASSIFIER)
 
 
 def features_of(labels: list[int]) -> Tensor:
@@ -42,7 +42,7 @@ def features_of(labels: list[int]) -> Tensor:
 
 
 @pytest.mark.parametrize("labels", [[3], [1, 2, 3, 4, 5, 6, 7, 8, 9], [9, 0], list(range(10))])
-def test_the_moments_of_classes_are_those_of_their_images_together(statistics: RealStatistics, labels: list[int]):
+def test_the_moments_of_classes_are_those_of_their_images_together(statistics: ReferenceStatistics, labels: list[int]):
     n, mean, covariance = statistics.moments(labels)
     features = features_of(labels)
     assert n == len(features)
@@ -52,11 +52,11 @@ def test_the_moments_of_classes_are_those_of_their_images_together(statistics: R
     assert torch.equal(statistics.moments([*labels, labels[0]])[1], mean)  # naming a class twice changes nothing
 
 
-def test_samples_are_evenly_chosen_from_each_class(monkeypatch: pytest.MonkeyPatch, statistics: RealStatistics):
+def test_samples_are_evenly_chosen_from_each_class(monkeypatch: pytest.MonkeyPatch, statistics: ReferenceStatistics):
     everything = statistics.features([4])
     torch.testing.assert_close(everything, features_of([4]).float(), rtol=1e-3, atol=1e-3)
-    monkeypatch.setattr(real, "SAMPLES", 20)
-    few = RealStatistics.compute(DATA, EXTRACTOR, CLASSIFIER)
+    monkeypatch.setattr(reference_statistics, "SAMPLES", 20)
+    few = ReferenceStatistics.compute(DATA, EXTRACTOR, CLASSIFIER)
     assert few.sample_labels.bincount().tolist() == [20] * 10
     assert few.features([4, 7]).shape == (40, EXTRACTOR.num_features)
     assert few.features([4]).dtype == torch.float32
@@ -64,7 +64,7 @@ def test_samples_are_evenly_chosen_from_each_class(monkeypatch: pytest.MonkeyPat
     torch.testing.assert_close(few.features([4]), everything[places], rtol=1e-3, atol=1e-3)
 
 
-def test_the_floor_is_how_often_retained_test_images_are_called_forbidden(statistics: RealStatistics):
+def test_the_floor_is_how_often_retained_test_images_are_called_forbidden(statistics: ReferenceStatistics):
     seen = CLASSIFIER.classify(to_float(TEST.images))[0]
     assert int(statistics.confusion.sum()) == 300
     for forbidden in ([8], [1, 8]):
@@ -78,8 +78,8 @@ def test_the_floor_is_how_often_retained_test_images_are_called_forbidden(statis
     assert confused.floor([0, 2]) == (3 + 4, 3 + 9 + 4)
 
 
-def test_the_batch_size_does_not_matter(statistics: RealStatistics):
-    other = RealStatistics.compute(DATA, EXTRACTOR, CLASSIFIER, batch_size=97)
+def test_the_batch_size_does_not_matter(statistics: ReferenceStatistics):
+    other = ReferenceStatistics.compute(DATA, EXTRACTOR, CLASSIFIER, batch_size=97)
     assert torch.equal(other.counts, statistics.counts)
     assert torch.equal(other.confusion, statistics.confusion)
     assert torch.equal(other.sample_labels, statistics.sample_labels)
@@ -88,7 +88,7 @@ def test_the_batch_size_does_not_matter(statistics: RealStatistics):
 
 
 def test_a_class_without_images():
-    statistics = RealStatistics.compute(digits(without=[0]), EXTRACTOR, CLASSIFIER)
+    statistics = ReferenceStatistics.compute(digits(exclude_classes=[0]), EXTRACTOR, CLASSIFIER)
     assert int(statistics.counts[0]) == 0
     assert torch.equal(statistics.moments(range(10))[2], statistics.moments(range(1, 10))[2])
     assert len(statistics.features([0])) == 0
@@ -99,19 +99,19 @@ def test_a_class_without_images():
 def test_what_cannot_be_computed():
     other = SimpleNamespace(class_names=("cat", "dog"))
     with pytest.raises(SettingError, match=r"^the classifier was trained on other classes than those of Digits$"):
-        RealStatistics.compute(DATA, EXTRACTOR, other)  # type: ignore[arg-type]
+        ReferenceStatistics.compute(DATA, EXTRACTOR, other)  # type: ignore[arg-type]
     huge = ClassifierFeatures(CLASSIFIER, "huge")
     huge._extract = lambda pixels, dtype: 1e6 * EXTRACTOR(pixels)  # type: ignore[method-assign]
     with pytest.raises(SettingError, match=r"^features of huge reach .*e\+0\d, half precision holds 65504$"):
-        RealStatistics.compute(DATA, huge, CLASSIFIER)
+        ReferenceStatistics.compute(DATA, huge, CLASSIFIER)
 
 
 # --- files ---
 
 
-def test_a_file_gives_back_everything(statistics: RealStatistics, tmp_path: Path):
+def test_a_file_gives_back_everything(statistics: ReferenceStatistics, tmp_path: Path):
     statistics.save(tmp_path / "new" / "real.pt")
-    loaded = RealStatistics.load(tmp_path / "new" / "real.pt")
+    loaded = ReferenceStatistics.load(tmp_path / "new" / "real.pt")
     for name, value in vars(statistics).items():
         same = (
             torch.equal(value, getattr(loaded, name)) if isinstance(value, Tensor) else value == getattr(loaded, name)
@@ -121,7 +121,7 @@ def test_a_file_gives_back_everything(statistics: RealStatistics, tmp_path: Path
     assert loaded.samples.dtype == torch.float16
 
 
-def test_ten_classes_in_128_dimensions_take_less_than_two_megabytes(statistics: RealStatistics, tmp_path: Path):
+def test_ten_classes_in_128_dimensions_take_less_than_two_megabytes(statistics: ReferenceStatistics, tmp_path: Path):
     full = replace(
         statistics,
         means=torch.rand(10, 128).double(),
@@ -138,7 +138,7 @@ class Code:
         return print, ("this code ran",)
 
 
-def test_files_of_something_else(statistics: RealStatistics, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_files_of_something_else(statistics: ReferenceStatistics, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     path = tmp_path / "real.pt"
     statistics.save(path)
     whole = path.read_bytes()
@@ -151,7 +151,7 @@ def test_files_of_something_else(statistics: RealStatistics, tmp_path: Path, cap
         elif foreign is not None:
             torch.save(foreign, path)
         with pytest.raises(SettingError, match=r"^.*real\.pt holds no statistics of real images: [^\n]+$"):
-            RealStatistics.load(path)
+            ReferenceStatistics.load(path)
     assert "this code ran" not in capsys.readouterr().out
 
 
@@ -167,27 +167,27 @@ class Counting:
         return EXTRACTOR(pixels)
 
 
-def test_features_of_real_images_are_taken_once(statistics: RealStatistics, tmp_path: Path):
+def test_features_of_real_images_are_taken_once(statistics: ReferenceStatistics, tmp_path: Path):
     path, extractor, wrong = tmp_path / "real.pt", Counting(), ClassifierModule.load("digits-classifier")
     wrong.classify = lambda x: (torch.zeros(len(x), dtype=torch.long), torch.ones(len(x)))  # type: ignore[method-assign]
-    RealStatistics.cached(path, DATA, extractor, CLASSIFIER).save(path)  # type: ignore[arg-type]
+    ReferenceStatistics.cached(path, DATA, extractor, CLASSIFIER).save(path)  # type: ignore[arg-type]
     assert extractor.images == len(TRAIN)
-    again = RealStatistics.cached(path, DATA, extractor, wrong)  # type: ignore[arg-type]
+    again = ReferenceStatistics.cached(path, DATA, extractor, wrong)  # type: ignore[arg-type]
     assert extractor.images == len(TRAIN)
     assert torch.equal(again.covariances, statistics.covariances)
     assert torch.equal(again.confusion[:, 0], TEST.labels.bincount())  # of the classifier at hand, not of the file's
     assert int(again.confusion.sum()) == len(TEST)
-    everything = digits(validation=0)
-    assert int(RealStatistics.cached(path, everything, extractor, CLASSIFIER).counts.sum()) == 1497  # type: ignore[arg-type]
+    everything = digits(val_size=0)
+    assert int(ReferenceStatistics.cached(path, everything, extractor, CLASSIFIER).counts.sum()) == 1497  # type: ignore[arg-type]
     extractor.fingerprint = "other"
-    RealStatistics.cached(path, DATA, extractor, CLASSIFIER)  # type: ignore[arg-type]
+    ReferenceStatistics.cached(path, DATA, extractor, CLASSIFIER)  # type: ignore[arg-type]
     assert extractor.images == 2 * len(TRAIN) + 1497
 
 
 # --- what they may be compared with ---
 
 
-def test_they_fit_their_own_data_and_extractor(statistics: RealStatistics):
+def test_they_fit_their_own_data_and_extractor(statistics: ReferenceStatistics):
     statistics.check(list(DATA.class_names), list(DATA.image_shape), EXTRACTOR)
 
 
@@ -201,11 +201,11 @@ def test_they_fit_their_own_data_and_extractor(statistics: RealStatistics):
         ("were made with other weights of digits-classifier", {"fingerprint": "0" * 12}),
     ],
 )
-def test_they_fit_nothing_else(statistics: RealStatistics, line: str, changed: dict[str, Any]):
+def test_they_fit_nothing_else(statistics: ReferenceStatistics, line: str, changed: dict[str, Any]):
     own = {name: getattr(EXTRACTOR, name) for name in ("name", "num_features", "fingerprint")}
     own |= {"class_names": DATA.class_names, "image_shape": DATA.image_shape} | changed
     names, shape, extractor = own.pop("class_names"), own.pop("image_shape"), SimpleNamespace(**own)
     with pytest.raises(
-        SettingError, match=rf"^the statistics {line}: make them anew from that data set with --data.real$"
+        SettingError, match=rf"^the statistics {line}: make them anew from that data set with --data.reference_data$"
     ):
         statistics.check(names, shape, extractor)  # type: ignore[arg-type]
