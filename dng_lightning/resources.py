@@ -3,6 +3,7 @@
 Both folders lie inside the package in an installed wheel, and beside it in a checkout or an editable install.
 """
 
+from difflib import get_close_matches
 from pathlib import Path
 
 from dng_lightning.errors import SettingError
@@ -15,8 +16,8 @@ def config(name: str | Path) -> Path:
     """Finds a config.
 
     Args:
-        name: A path to a YAML file, or the name of a shipped one: `mnist`, `mnist.yaml`, `prompts/medieval_feast`. What
-            exists at the path wins over what ships.
+        name: A path to a YAML file, or the name of a shipped one, with or without its folder: `mnist`, `mnist.yaml`,
+            `train/mnist.yaml`. What exists at the path wins over what ships.
 
     Returns:
         The path of the file.
@@ -24,8 +25,9 @@ def config(name: str | Path) -> Path:
     Raises:
         SettingError: There is no such file and no such name.
     """
-    shipped = _folder("configs")
-    return _find("config", name, [Path(name)], [shipped / name, shipped / f"{name}.yaml"], configs())
+    names = (Path(name), Path(f"{name}.yaml"))
+    shipped = [path for path in _config_files() if any(str(path).endswith(f"/{own}") for own in names)]
+    return _find("config", name, [Path(name)], shipped, configs())
 
 
 def checkpoint(name: str | Path) -> Path:
@@ -76,14 +78,17 @@ def references(name: str | Path) -> Path:
 
 
 def configs() -> list[str]:
-    """The names of the shipped configs, sorted; those in a folder there with its name, as in `prompts/...`."""
-    folder = _folder("configs")
-    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
+    """The names of the shipped configs, sorted; no two folders hold the same one."""
+    return sorted(path.stem for path in _config_files())
 
 
 def checkpoints() -> list[str]:
     """The names of the shipped checkpoints, sorted."""
     return sorted({path.parent.name for file in MODELS for path in _folder("checkpoints").glob(f"*/{file}")})
+
+
+def _config_files() -> list[Path]:
+    return list(_folder("configs").rglob("*.yaml"))
 
 
 def _folder(kind: str) -> Path:
@@ -96,7 +101,8 @@ def _find(what: str, name: str | Path, local: list[Path], shipped: list[Path], n
     for path in local + (shipped if is_inside else []):
         if path.is_file():
             return path
+    nearest = get_close_matches(Path(name).stem, names, n=3, cutoff=0.3) or names[:3]
     raise SettingError(
-        f"No {what} {str(name)!r}: not at {Path(name).absolute()}, nor among those shipped in {_folder(f'{what}s')}: "
-        f"{', '.join(names) or 'none'}"
+        f"No {what} {str(name)!r}: not at {Path(name).absolute()}, nor among the {len(names)} in {_folder(f'{what}s')}"
+        + (f". The nearest: {', '.join(nearest)}" if nearest else "")
     )

@@ -130,16 +130,16 @@ def test_every_prediction_runs(name: str, dng: Dng, in_place: Path, request: pyt
 
 # Of each prompt: temperature, offset and scale, from the paper's table 3 as others quote it.
 PAPER = {
-    "prompts/medieval_feast": (0.2, 0.004, 27),
-    "prompts/dinner_table": (0.3, 0.003, 12),
-    "prompts/art_workshop": (0.2, 0.002, 27),
-    "prompts/antique_store": (0.2, 0.004, 21),
-    "prompts/english_breakfast": (0.3, 0.003, 18),
+    "medieval_feast": (0.2, 0.004, 27),
+    "dinner_table": (0.3, 0.003, 12),
+    "art_workshop": (0.2, 0.002, 27),
+    "antique_store": (0.2, 0.004, 21),
+    "english_breakfast": (0.3, 0.003, 18),
 }
 
 
 def test_the_prompts_are_the_papers():
-    assert {name for name in CONFIGS if name.startswith("prompts/")} == set(PAPER)
+    assert {name for name in CONFIGS if resources.config(name).parent.name == "prompts"} == set(PAPER)
 
 
 @pytest.mark.parametrize("name", PAPER)

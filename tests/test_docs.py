@@ -151,7 +151,7 @@ def copy_of(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("words", OURS, ids=" ".join)
 def test_commands_run(words: list[str], dng: Dng, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
-    on_texts = re.search(r"stable_diffusion|prompts/|captioned", " ".join(words))
+    on_texts = re.search(r"stable_diffusion|dinner_table|medieval|captioned", " ".join(words))
     monkeypatch.chdir(request.getfixturevalue("folder_of_texts" if on_texts else "folder"))
     command, *settings = words
     if command.startswith("--") or any(re.search(r"help$|^--print_config$", word) for word in settings):

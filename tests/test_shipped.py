@@ -34,21 +34,21 @@ def root(request, tmp_path, monkeypatch):
     monkeypatch.chdir(working)
     monkeypatch.setattr(resources, "PACKAGE", package)
     root = package if request.param == "wheel" else package.parent
-    for name in ("mnist.yaml", "cifar10.yaml", "prompts/feast.yaml", "README.md"):
+    for name in ("train/mnist.yaml", "train/cifar10.yaml", "text_to_image/prompts/feast.yaml", "README.md"):
         write(root / "configs" / name)
     for name in ("mnist/model.ckpt", "a-classifier/model.ckpt", "half-copied/config.yaml", "README.md", OTHER_FORMAT):
         write(root / "checkpoints" / name)
     return root
 
 
-@pytest.mark.parametrize("name", ["mnist", "mnist.yaml", Path("mnist")])
-def test_a_bare_config_name_is_found_with_and_without_its_suffix(root, name):
-    assert resources.config(name) == root / "configs" / "mnist.yaml"
+@pytest.mark.parametrize("name", ["mnist", "mnist.yaml", Path("mnist"), "train/mnist", "train/mnist.yaml"])
+def test_a_bare_config_name_is_found_with_and_without_its_folder_and_suffix(root, name):
+    assert resources.config(name) == root / "configs" / "train" / "mnist.yaml"
 
 
 @pytest.mark.parametrize("name", ["prompts/feast", "prompts/feast.yaml", Path("prompts/feast")])
 def test_a_config_in_a_folder_is_found_with_its_folder(root, name):
-    assert resources.config(name) == root / "configs" / "prompts" / "feast.yaml"
+    assert resources.config(name) == root / "configs" / "text_to_image" / "prompts" / "feast.yaml"
     write(Path("prompts/feast.yaml"))
     if str(name).endswith(".yaml"):
         assert resources.config(name).resolve() == Path.cwd() / name
@@ -60,7 +60,7 @@ def test_a_bare_checkpoint_name_is_found(root, name):
 
 
 def test_names_are_sorted_and_hold_only_what_can_be_used(root):
-    assert resources.configs() == ["cifar10", "mnist", "prompts/feast"]
+    assert resources.configs() == ["cifar10", "feast", "mnist"]
     assert resources.checkpoints() == ["a-classifier", "in-words", "mnist"]
 
 
@@ -102,32 +102,38 @@ def test_a_checkpoint_is_called_by_its_folder_or_by_its_file(root):
 
 
 @pytest.mark.parametrize(
-    "name", ["mnsit", "", ".", "..", "elsewhere/mnist", "../mnist", "prompts/../mnist", "/mnist", "prompts", "feast"]
+    "name", ["mnsit", "", ".", "..", "elsewhere/mnist", "../mnist", "prompts/../mnist", "/mnist", "prompts", "nist"]
 )
-@pytest.mark.parametrize(
-    ("find", "ships"),
-    [(resources.config, "cifar10, mnist, prompts/feast"), (resources.checkpoint, "a-classifier, in-words, mnist")],
-)
-def test_a_miss_is_one_line_that_says_what_where_and_what_ships(root, find, ships, name):
+@pytest.mark.parametrize("find", [resources.config, resources.checkpoint])
+def test_a_miss_is_one_line_that_says_what_and_where_and_the_nearest_names(root, find, name):
     with pytest.raises(SettingError) as miss:
         find(name)
     line = str(miss.value)
     assert repr(name) in line
     assert str(Path(name).absolute()) in line
     assert str(root / f"{find.__name__}s") in line
-    assert line.endswith(f": {ships}")
     assert "\n" not in line
+    if "st" in name:
+        assert line.partition("The nearest: ")[2].startswith("mnist")
+
+
+def test_of_many_names_the_nearest_three_are_listed():
+    with pytest.raises(SettingError, match="The nearest: ") as miss:
+        resources.config("mnist_tradeof")
+    nearest = str(miss.value).partition("The nearest: ")[2].split(", ")
+    assert nearest[0] == "mnist_tradeoff"
+    assert len(nearest) == 3
 
 
 def test_a_miss_where_nothing_ships_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(resources, "PACKAGE", tmp_path / "dng_lightning")
-    with pytest.raises(SettingError, match=r": none$"):
+    with pytest.raises(SettingError, match="nor among the 0 in"):
         resources.config("mnist")
 
 
 def test_what_really_ships_is_found_by_every_name_that_is_listed():
-    for name in resources.configs():
-        assert resources.config(name).as_posix().endswith(f"/configs/{name}.yaml")
+    assert len(set(resources.configs())) == len(resources.configs())
+    assert [resources.config(name).stem for name in resources.configs()] == resources.configs()
     assert [resources.checkpoint(name).parent.name for name in resources.checkpoints()] == resources.checkpoints()
 
 
@@ -147,7 +153,7 @@ def differences(said: object, made: object, place: str = "") -> list[str]:
 
 @pytest.mark.parametrize("name", sorted(path.parent.name for path in CHECKPOINTS.glob("*/metrics.json")))
 def test_the_committed_configuration_is_the_one_that_made_the_checkpoint(name):
-    config = CHECKPOINTS.parent / "configs" / f"{OTHER_CONFIG.get(name, name).replace('-', '_')}.yaml"
+    config = resources.config(OTHER_CONFIG.get(name, name).replace("-", "_"))
     said = yaml.safe_load(config.read_text())
     assert differences(said, yaml.safe_load((CHECKPOINTS / name / "config.yaml").read_text())) == []
 
@@ -175,7 +181,7 @@ STUDIES = {
     "mnist_methods_search": "mnist/methods_search",
     "mnist_search": "mnist/search",
     "mnist_scale": "mnist/scale",
-    "mnist_class_conditional": "mnist/wanted",
+    "mnist_class_conditional": "mnist/class_conditional",
     "cifar10_tradeoff": "cifar10-small/results",
     "cifar10_search": "cifar10-small/search",
     "cifar10_classes": "cifar10-small/classes",
