@@ -21,6 +21,7 @@ from dng_lightning import __version__, resources
 from dng_lightning.__main__ import main, run
 from dng_lightning.guidance import DynamicNegativeGuidance, NegativePrompting
 from dng_lightning.modules import DiffusionModule
+from dng_lightning.posterior import TrackedPosterior
 
 ROOT = Path(__file__).resolve().parents[1]
 MANY = 40  # rows, beyond which a comparison's test takes minutes: it draws one of each method
@@ -152,8 +153,9 @@ def test_each_prompt_has_something_to_avoid_that_belongs_there_and_something_tha
     assert one["init_args"].pop("negative_prompt") != other["init_args"].pop("negative_prompt")
     assert one == other
     dynamic = one["init_args"]["guidance"]["init_args"]["guidance"]["init_args"]
-    assert (dynamic["temperature"], dynamic["offset"], dynamic["scale"]) == PAPER[name]
-    assert (dynamic["prior"], dynamic["offset_inside"], dynamic["calibration"]) == (0.01, True, [])
+    posterior = dynamic["posterior"]["init_args"]
+    assert (posterior["temperature"], posterior["offset"], dynamic["scale"]) == PAPER[name]
+    assert (posterior["prior"], posterior["offset_inside"]) == (0.01, True)
 
 
 @pytest.mark.parametrize("name", [name for name in configs_for("test") if name != "calibrate"])
@@ -289,9 +291,11 @@ def test_several_forbidden_classes_and_the_default_folder(from_tiny: list[str], 
         ]
     )
     assert cli.model.forbidden == [0, 6]
-    given = CONFIGS["predict"]["model"]["init_args"]["guidance"]["init_args"]
-    assert given["calibration"] == "checkpoint"  # and there is none beside this one
-    assert cli.model.guidance == DynamicNegativeGuidance(**given | {"calibration": ()})
+    given = dict(CONFIGS["predict"]["model"]["init_args"]["guidance"]["init_args"])
+    assert given.pop("posterior") == {
+        "class_path": "CalibratedPosterior"
+    }  # and there is no calibration beside this checkpoint
+    assert cli.model.guidance == DynamicNegativeGuidance(**given, posterior=TrackedPosterior())
     (folder,) = Path("samples").iterdir()
     assert folder.name.endswith("-without-0-6-DynamicNegativeGuidance")
 

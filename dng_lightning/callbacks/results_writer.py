@@ -21,6 +21,7 @@ from dng_lightning.evaluation.reference_statistics import ReferenceStatistics
 from dng_lightning.evaluation.runs import Cost, Samples
 from dng_lightning.modules.image_sampler import ImageSampler
 from dng_lightning.sampling import PassiveTracking
+from dng_lightning.sampling.sampler import with_schedule
 
 DRAWING = 0.05  # share of the time that goes into redrawing the figures, at most
 
@@ -111,7 +112,8 @@ class ResultsWriter(Callback):
                 self.evaluator.store(run).clear()
             trainer.strategy.barrier("cleared")
             tracks = bool(self.posteriors) and run == self.evaluator.unguided
-            self.tracking = PassiveTracking(self.posteriors, getattr(module.unguided, "scale", 1.0)) if tracks else None
+            posteriors = [with_schedule(posterior, module.schedule) for posterior in self.posteriors]
+            self.tracking = PassiveTracking(posteriors, getattr(module.unguided, "scale", 1.0)) if tracks else None
             module.recorders = [self.progress, *([self.tracking] if self.tracking else [])]
             self.clock = _Clock(module.device)
         self.clock.start()

@@ -117,6 +117,7 @@ class DiffusionModule(BaseDiffusionModule):
             raise SettingError(f"{name} has no num_classes; wrap it in networks.DiffusersNetwork or alike")
         self.net = net.to(memory_format=torch.channels_last)
         self.schedule, self.prediction = schedule or LinearSchedule(), prediction
+        self.schedule.check(prediction)
         self.condition_dropout, self.snr_gamma = condition_dropout, snr_gamma
         self.optimizer, self.scheduler, self.compile_net = optimizer, scheduler, compile
 

@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -13,12 +14,14 @@ from dng_lightning.guidance.base import Guidance
 from dng_lightning.guidance.serialization import map_settings
 from dng_lightning.interfaces import Needs, Step
 from dng_lightning.kernel import Kernel, Variance
-from dng_lightning.posterior import TrackedPosterior
+from dng_lightning.posterior import Posterior, TrackedPosterior
 from dng_lightning.sampling.divergence import WithDivergence
 from dng_lightning.sampling.noise import Probes
 from dng_lightning.sampling.predictors import Predictor
 from dng_lightning.sampling.recorders import Recorder
 from dng_lightning.schedule import NoiseSchedule
+
+Method = TypeVar("Method", Guidance, Posterior)
 
 
 @dataclass(frozen=True)
@@ -139,8 +142,8 @@ def warn_if_biased(needs: Needs, eta: float) -> None:
         )
 
 
-def with_schedule(guidance: Guidance, schedule: NoiseSchedule) -> Guidance:
-    """The guidance with the settings that follow from the noise levels (``Timing``)."""
+def with_schedule(guidance: Method, schedule: NoiseSchedule) -> Method:
+    """The guidance or posterior with the settings that follow from the noise levels (``Timing``)."""
     return map_settings(
         guidance, lambda part: part.with_schedule(schedule) if isinstance(part, TrackedPosterior) else part
     )
