@@ -64,12 +64,12 @@ def test_without_an_observer_one_line_says_so(tiny_checkpoint: Path):
     guidance = observed([0.25])
     with pytest.raises(SettingError, match=r"Dynamic.*, observer needs a classifier to look at the images"):
         GuidedSampler(str(tiny_checkpoint), guidance=guidance, classifier=None)
-    with pytest.raises(SettingError, match="GuidedSampling has no .* observer: Dynamic"):
+    with pytest.raises(SettingError, match=r"GuidedSampling has no .* observer: Dynamic"):
         GuidedSampling(guidance=guidance)
 
 
 def test_where_there_is_no_text_one_line_says_so(tiny_checkpoint: Path):
     with pytest.raises(SettingError, match=r"NormalizedAttention\(Unguided\) acts in .* is for the TextToImageSampler"):
         GuidedSampler(str(tiny_checkpoint), guidance=NAG, classifier=None)
-    with pytest.raises(SettingError, match="GuidedSampling has no .*text.*: NormalizedAttention is not for it"):
+    with pytest.raises(SettingError, match=r"GuidedSampling has no .*text.*: NormalizedAttention is not for it"):
         GuidedSampling(guidance=NAG)
