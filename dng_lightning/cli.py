@@ -25,7 +25,7 @@ NAMED_IN_TEXT_TO_IMAGE = observers, sampler, vision_language
 FREE = "guidance guidances steps observer noise_conditional_classifier retrained_checkpoint compile"
 RESULTS = {"predict": ("records", ()), "test": ("results.csv", FREE.split())}
 
-# What each module that draws is told to avoid, for the name of its folder.
+# The setting of each sampler that names what to avoid, for the name of its output folder.
 AVOIDED = {"GuidedSampler": "forbidden", "TextToImageSampler": "negative_prompt"}
 
 
@@ -73,7 +73,7 @@ class DNGCLI(LightningCLI):
         """Do not let hyper-parameters stored in a checkpoint overwrite the configuration and the command line."""
 
     def before_instantiate_classes(self) -> None:
-        """Settle the folder that everything is written to, and log to TensorBoard there unless told otherwise."""
+        """Choose the output folder, and log to TensorBoard there unless another logger is set."""
         self._check_ckpt_path()
         if self.subcommand in ("validate", "test") and not self._draws():
             self.save_config_callback = None  # the folder's config.yaml says how the model was trained

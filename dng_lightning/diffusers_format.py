@@ -1,6 +1,7 @@
 """Unconditional models of pixels in diffusers' format, such as `google/ddpm-cifar10-32`: found, and read.
 
-A folder in that format has a `model_index.json`, and its network and scheduler beside it or in `unet` and `scheduler`.
+A folder in that format has a `model_index.json`, and its network and scheduler in the same folder or in `unet` and
+`scheduler`.
 """
 
 import json
@@ -51,8 +52,8 @@ def read(index: Path) -> tuple[DiffusersNetwork, NoiseSchedule, Prediction, tupl
         index: its `model_index.json`.
 
     Returns:
-        The network, in evaluation mode; the schedule, whose T levels are the scheduler's timesteps 0..T - 1, which the
-        network is told; what the network predicts; and (C, H, W) of the images.
+        The network, in evaluation mode; the schedule, whose T levels are the scheduler's timesteps 0..T - 1; what the network
+        predicts; and (C, H, W) of the images.
 
     Raises:
         SettingError: diffusers is not installed, the folder is damaged, or holds another kind of model.

@@ -80,7 +80,7 @@ class Needs:
 
 @dataclass(frozen=True)
 class Predictions:
-    """Denoised predictions D(x_t) at one noise level, and what else was asked for.
+    """Denoised predictions D(x_t) at one noise level, and the other quantities of ``Needs``.
 
     Attributes:
         denoised: the base prediction that is guided, (B, ...): unconditional, or that of the class or prompt.
@@ -153,7 +153,7 @@ class Guided:
 
     Attributes:
         denoised: the guided denoised prediction, (B, ...).
-        scale: factor of the push, away from the forbidden conditions or toward the class that is asked for, (B,).
+        scale: factor of the push, away from the forbidden conditions or toward the class label, (B,).
         posterior: p(c_k | x_t), (B, K), for guidances that have a posterior; else None.
         renoise: denoised prediction whose eps takes the image to the next level (CFG++); None for ``denoised``.
     """

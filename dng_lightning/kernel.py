@@ -19,7 +19,7 @@ class NoiseLevel:
     Attributes:
         alpha: signal coefficient, in [0, 1]; 0 is pure noise.
         sigma: noise coefficient, >= 0; 0 is the data.
-        timestep: what the network is told.
+        timestep: the network's time input.
     """
 
     alpha: float

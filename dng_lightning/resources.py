@@ -1,6 +1,6 @@
 """Finds what ships with the package: the YAML files of `configs`, the networks and reference images of `checkpoints`.
 
-Both folders lie inside the package in an installed wheel, and beside it in a checkout or an editable install.
+Both folders lie inside the package in an installed wheel, and next to it in a checkout or an editable install.
 """
 
 from difflib import get_close_matches

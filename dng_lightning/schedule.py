@@ -24,7 +24,7 @@ class NoiseSchedule:
     Args:
         alpha: signal coefficients of the levels 1..T, shape (T,), >= 0; only the noisiest may be 0.
         sigma: noise coefficients of the levels 1..T, shape (T,), > 0; alpha / sigma must fall with t.
-        timesteps: what the network is told at the levels 0..T, shape (T + 1,); None for -1..T - 1, as DDPM's networks
+        timesteps: the network's time input at the levels 0..T, shape (T + 1,); None for -1..T - 1, as DDPM's networks
             count.
 
     Raises:
@@ -109,7 +109,7 @@ class NoiseSchedule:
         return target_of(x_0, noise, *self.coefficients(t, x_0), prediction)
 
     def timestep(self, t: Tensor) -> Tensor:
-        """What the network is told at the levels ``t`` (B,)."""
+        """The network's time input at the levels ``t`` (B,)."""
         return self._look_up("timesteps", lambda: self.timesteps, t, self.timesteps.dtype)
 
     def min_snr_weight(self, t: Tensor, gamma: float, prediction: Prediction) -> Tensor:

@@ -110,13 +110,13 @@ def test_settings_of_the_guidance(settings: list[str], message: str, dng: Dng, f
 @pytest.mark.parametrize("method", ["ClassifierFreeGuidance", "CFGPlusPlus", "FeedbackGuidance"])
 def test_a_guidance_toward_a_class_without_one(method: str, dng: Dng, from_tiny: list[str], capsys):
     line = complaint(dng, capsys, "predict", *from_tiny, f"--model.guidance={method}", "--model.guidance.scale=1")
-    assert f'{method} guides toward a class: set wanted to one, or to "all"' in line
+    assert f'{method} guides toward a class: set class_labels to one, or to "all"' in line
 
 
 def test_to_avoid_nothing_or_all_that_is_wanted(dng: Dng, from_tiny: list[str], capsys):
     assert "forbidden names no class" in complaint(dng, capsys, "predict", *from_tiny, "--model.forbidden=[]")
     line = complaint(dng, capsys, "predict", *from_tiny, "--model.forbidden=[3,4]", "--model.class_labels=3")
-    assert "every wanted class is forbidden" in line
+    assert "every class of class_labels is forbidden" in line
 
 
 def test_an_overlay_of_predict_is_no_training(dng: Dng, capsys):

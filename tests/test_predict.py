@@ -448,7 +448,7 @@ def test_wanted_classes_are_asked_for_in_turn(
     assert [row["class_label"] for row in rows] == expected
     assert told == {tuple(map(int, expected))}
     agreed = sum(row["label"] == row["class_label"] for row in rows)
-    assert f"sees the wanted class in {agreed} of 12" in capsys.readouterr().out
+    assert f"sees the requested class in {agreed} of 12" in capsys.readouterr().out
 
 
 def test_a_wanted_class_may_be_the_number_0(tiny_checkpoint: Path):

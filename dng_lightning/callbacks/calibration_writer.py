@@ -30,7 +30,7 @@ UNCALIBRATED = CalibratedPosterior([[0.0, 1.0, 0.0]])  # sums log ratios; what i
 
 
 class CalibrationWriter(Callback):
-    """Writes ``calibration.yaml``, an overlay for ``dng predict``, to ``default_root_dir`` and beside the checkpoint.
+    """Writes ``calibration.yaml``, an overlay for ``dng predict``, to ``default_root_dir`` and the checkpoint's folder.
 
     Draws the data's seeds without guidance, sums the log ratios of each of the sampler's forbidden classes, and fits
     slope and shift at every tenth of the levels by maximum likelihood, all classes together, on one half of the images.
@@ -78,7 +78,7 @@ class CalibrationWriter(Callback):
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Fit, judge and write."""
         self.progress.close()
-        trainer.strategy.barrier("drawn")
+        trainer.strategy.barrier("sampled")
         if not trainer.is_global_zero or not isinstance(pl_module, GuidedSampler):
             return
         self.store.merge()
@@ -111,8 +111,12 @@ class CalibrationWriter(Callback):
             default_flow_style=None,
             width=120,
         )
-        beside = [] if resources.ships(pl_module.beside) else [pl_module.beside.with_name("calibration.yaml")]
-        for path in (self.folder / "calibration.yaml", *beside):
+        checkpoint_folder = (
+            []
+            if resources.ships(pl_module.calibration_checkpoint)
+            else [pl_module.calibration_checkpoint.with_name("calibration.yaml")]
+        )
+        for path in (self.folder / "calibration.yaml", *checkpoint_folder):
             path.write_text(text)
             print(f"written to {path}")
 

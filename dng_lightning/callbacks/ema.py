@@ -53,7 +53,7 @@ class EMA(WeightAveraging):
         self.on_validation_epoch_end(trainer, pl_module)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Store the average as the weights, and the current weights beside it for resuming."""
+        """Store the average as the weights, and the current weights for resuming."""
         if self._average_model is not None:
             super().on_save_checkpoint(trainer, pl_module, checkpoint)
 

@@ -69,7 +69,7 @@ class GuidedSampling(ValidationSampling):
         self.real: dict[str, Moments] = {}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Check that the model can be guided as asked, before it trains, and look at the real images."""
+        """Check the settings against the model before it trains, and measure the validation images."""
         module = expect(DiffusionModule, pl_module, self)
         self.check(module, module)
         if self.classifier is not None:
@@ -82,7 +82,7 @@ class GuidedSampling(ValidationSampling):
         """Settle the labels of the forbidden classes; ``data`` says what it is trained on.
 
         Raises:
-            SettingError: it is no diffusion model, or one of these classes cannot be guided as asked.
+            SettingError: it is no diffusion model, or a forbidden class is unknown or was not trained on.
         """
         module = expect(DiffusionModule, module, self)
         module.schedule.levels(self.sampler.steps)
@@ -132,7 +132,7 @@ class GuidedSampling(ValidationSampling):
             writer.flush()
 
     def settings(self, module: LightningModule) -> dict[str, Any]:
-        """What is drawn, for the HPARAMS tab; empty if there is nothing forbidden."""
+        """Settings of the guidance for the HPARAMS tab; empty without a forbidden class."""
         if not self.labels:
             return {}
         names = expect(DiffusionModule, module, self).class_names
@@ -158,7 +158,7 @@ class GuidedSampling(ValidationSampling):
         return metrics
 
     def _real(self, data: ImageDataModule, features: ClassifierFeatures) -> dict[str, Moments]:
-        """What the images' features are compared with: for each distance the moments of validation images."""
+        """Moments of the validation images' features, for each Fréchet distance."""
         real = {"fd": Moments(), "fd_all": Moments()}
         for pixels, labels in data.val_dataloader():
             found = features(pixels).cpu()

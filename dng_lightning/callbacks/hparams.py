@@ -10,7 +10,7 @@ from dng_lightning.evaluation import tensorboard
 
 
 class HParams(Callback):
-    """Writes settings beside the metrics that were last measured, when a training ends.
+    """Writes a training's settings and its last metrics when it ends.
 
     The command line adds it to every training; it does nothing without a ``TensorBoardLogger``.
     """

@@ -29,16 +29,16 @@ Records = list[dict[str, Any]]
 class ImageWriter(BasePredictionWriter):
     """Writes below the trainer's ``default_root_dir``, and continues there after an interruption.
 
-    For each image ``NNNNNNNN.png``, named by its seed, and ``records/NNNNNNNN.json`` with its label and, for the images
-    shown, its trajectory; an image is finished once its record is there. At the end ``labels.csv``, ``grid.png``
-    (the images shown beside those of the same seeds that are unguided, or guided by the methods that the module is
-    compared with; forbidden ones framed) and ``trajectories.png``. What each method cost is printed.
+    Each image is ``NNNNNNNN.png``, named by its seed, with its label in ``records/NNNNNNNN.json``; an image is finished
+    once its record is there. At the end ``labels.csv``, ``grid.png`` (the first images next to the unguided ones and
+    the baselines of the same seeds; forbidden images have a red frame) and ``trajectories.png`` (posterior and scale of
+    the first images). What each method cost is printed.
 
     Args:
-        num_shown: how many images, from the first seed on, are drawn unguided as well and shown in the figures.
+        num_shown: number of images in the figures, from the first seed on; each is drawn unguided as well.
 
     Attributes:
-        costs: for each method the images that it drew here and now, and the evaluations and seconds that it took.
+        costs: for each method the number of images of this run, and their network evaluations and seconds.
     """
 
     def __init__(self, num_shown: int = 64) -> None:
@@ -127,7 +127,7 @@ class ImageWriter(BasePredictionWriter):
         new: Collection[int],
         with_trajectory: Collection[int] = (),
     ) -> None:
-        """Write those of the images that are ``new``: the others were drawn again to keep a device busy."""
+        """Write those of the images that are ``new``: the others are repeats that fill a device's batch."""
         (folder / "records").mkdir(parents=True, exist_ok=True)
         images = to_float(pixels).to(samples.images.device)  # of the pixels that are written
         found = module.judge.label(images) if module.judge else None
@@ -154,9 +154,9 @@ class ImageWriter(BasePredictionWriter):
             writer.writerow(["seed", "label", "confidence", "posterior", "class_label"])
             for record in records:
                 pairs = ((module.label_space.names, record.get("label")), (module.class_names, record["class_label"]))
-                label, wanted = ("" if number is None else names[number] for names, number in pairs)
+                label, requested = ("" if number is None else names[number] for names, number in pairs)
                 numbers = record.get("confidence", ""), record.get("posterior", "")
-                writer.writerow([record["seed"], label, *numbers, wanted])
+                writer.writerow([record["seed"], label, *numbers, requested])
 
     def _write_figures(self, columns: dict[str, Records], module: ImageSampler) -> None:
         """The images of all methods side by side, and the trajectories of the module's own, which come last."""
@@ -181,7 +181,7 @@ class ImageWriter(BasePredictionWriter):
             if module.class_labels and label_space.names == tuple(module.class_names):
                 agreed = sum(record["label"] == record["class_label"] for record in records)
                 share = share_with_interval(agreed, len(records))
-                print(f"the classifier sees the wanted class in {agreed} of {len(records)} images, {share}")
+                print(f"the classifier sees the requested class in {agreed} of {len(records)} images, {share}")
         for name, own in columns.items():
             seen = [(record["read"], record["class_label"]) for record in own if "read" in record]
             if seen and (words := label_space.summary(*map(torch.tensor, zip(*seen, strict=True)))):
@@ -210,6 +210,6 @@ class ImageWriter(BasePredictionWriter):
 
 
 def _baselines(module: ImageSampler) -> dict[str, Guidance]:
-    """What the images of a module are shown beside, each method by its name."""
+    """The methods that the figures compare with, by name."""
     methods = {"unguided": module.unguided} | {display_name_with_scale(method): method for method in module.baselines}
     return {name: method for name, method in methods.items() if method != module.guidance}

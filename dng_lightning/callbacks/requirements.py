@@ -19,8 +19,8 @@ def expect(kind: type[Module], module: LightningModule, callback: Callback) -> M
         SettingError: it is not.
     """
     if not isinstance(module, kind):
-        wanted, found = kind.__name__, type(module).__name__
-        raise SettingError(f"{type(callback).__name__} goes with a {wanted}; the model is a {found}")
+        expected, found = kind.__name__, type(module).__name__
+        raise SettingError(f"{type(callback).__name__} goes with a {expected}; the model is a {found}")
     return module
 
 

@@ -56,7 +56,7 @@ class AutoencoderModule(TrainedModule):
         self.readers = [AttributeClassifier.load(reader)] if reader else []
 
     def setup(self, stage: str) -> None:
-        """Take over the facts about the data; compile the network if asked.
+        """Take over the facts about the data; compile the network if set.
 
         Raises:
             SettingError: the data's images are of another size.

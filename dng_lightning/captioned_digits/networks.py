@@ -123,7 +123,7 @@ def _made(make: Any, what: str, settings: Settings, given: Settings | None = Non
     """Call ``make`` with the settings and with those that follow from other parts; what fails becomes one line."""
     given = dict(given or {})
     if taken := set(settings) & set(given):
-        raise SettingError(f"{what} gets its {sorted(taken)[0]} from the parts beside it: leave the setting out")
+        raise SettingError(f"{what} gets its {sorted(taken)[0]} from another part: leave the setting out")
     try:
         return make(**{name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()}, **given)
     except Exception as error:  # a library's constructor can fail in any way

@@ -16,7 +16,7 @@ from dng_lightning.text_to_image.optional_deps import quiet
 class PipelineExport(Export):
     """As ``Export``, but what it writes is a ``StableDiffusionPipeline`` in diffusers' own format.
 
-    ``model_index.json``, with ``unet``, ``vae``, ``text_encoder``, ``tokenizer`` and ``scheduler`` beside it; the
+    ``model_index.json``, with ``unet``, ``vae``, ``text_encoder``, ``tokenizer`` and ``scheduler``; the
     weights are safetensors.
 
     Args:

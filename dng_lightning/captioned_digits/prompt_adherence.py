@@ -1,4 +1,4 @@
-"""What is asked of a model of coloured digits in words, and how far its images are that.
+"""Prompt adherence: which kinds of coloured digits a prompt and its negative prompts mean, and which images match.
 
 Where something is avoided, the kinds of images are the values of the attributes that the negative prompts name, or
 their combinations. Where prompt and negative prompts contradict each other the negative ones count: of "a red seven"

@@ -1,4 +1,4 @@
-"""Watch, while a text-to-image model trains, what it draws when it is asked for something."""
+"""Samples of fixed prompts during the training of a text-to-image model."""
 
 import torch
 from lightning import LightningModule, Trainer
@@ -28,7 +28,7 @@ class PromptSampling(ValidationSampling):
     asks for; those that are not have a red frame.
 
     Args:
-        prompts: what is asked for.
+        prompts: one a row.
         guidance: the method, one that knows of nothing forbidden; None for classifier-free guidance of scale 3.
         every_n_epochs: draw at the validations of each n-th epoch.
         num_samples: how many images of each prompt, from seed 0 on.
@@ -60,7 +60,7 @@ class PromptSampling(ValidationSampling):
         self.prompts, self.every_n_epochs, self.num_samples = list(prompts), every_n_epochs, num_samples
         self.sampler = Sampler(steps)
         self.reader = AttributeClassifier.load(reader) if reader else None
-        self.asked = [parse_caption(prompt) for prompt in self.prompts] if reader else []
+        self.parsed = [parse_caption(prompt) for prompt in self.prompts] if reader else []
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse more steps than levels before the training, not after its first epoch."""
@@ -93,5 +93,5 @@ class PromptSampling(ValidationSampling):
         """Whether each image is all that its prompt asks for; empty if nobody can say."""
         if self.reader is None:
             return []
-        read = self.reader.to(images.device).read(to_float(images)).view(len(self.asked), self.num_samples, -1)
-        return [right for rows, said in zip(read, self.asked, strict=True) for right in shows(rows, said).tolist()]
+        read = self.reader.to(images.device).read(to_float(images)).view(len(self.parsed), self.num_samples, -1)
+        return [right for rows, said in zip(read, self.parsed, strict=True) for right in shows(rows, said).tolist()]

@@ -83,7 +83,7 @@ class TextToImageModule(BaseDiffusionModule):
         self.scale: float | None = None  # not measured yet
 
     def setup(self, stage: str) -> None:
-        """Take over the facts about the data; compile the U-Net if asked.
+        """Take over the facts about the data; compile the U-Net if set.
 
         Raises:
             SettingError: the data are not pictures with captions, or of another size than the autoencoder's.

@@ -154,7 +154,9 @@ class ImageDataModule(LightningDataModule):
             self._parts[name] = self._tensors(images[is_kept], labels[is_kept])
         if not len(self._parts["train"]):
             self._parts = {}
-            raise SettingError(f"{type(self).__name__} in {self.root} has no training image of the classes asked for.")
+            raise SettingError(
+                f"{type(self).__name__} in {self.root} has no training image of the classes that are left."
+            )
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled; the incomplete last batch is dropped unless it is the only one.

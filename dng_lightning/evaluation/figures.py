@@ -36,7 +36,7 @@ def framed_grid(images: Tensor, marked: Sequence[bool] | None = None, columns: i
 
 
 def side_by_side(panels: dict[str, Tensor]) -> Figure:
-    """Grids beside each other under their titles; uint8 (3, h, w) each."""
+    """Grids side by side under their titles; uint8 (3, h, w) each."""
     ratio = max(grid.shape[1] / grid.shape[2] for grid in panels.values())
     width = max(4.2, min(8, max(grid.shape[2] for grid in panels.values()) / 150))  # large images want more room
     figure = Figure(figsize=(width * len(panels), width * ratio + 0.5), layout="constrained")

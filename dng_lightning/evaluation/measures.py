@@ -75,7 +75,7 @@ def measure(
     if label_space.columns:
         measures |= label_space.measures(store.all("attributes")[kept])
 
-    # Beside real images, and beside the unguided ones
+    # Distances to real images, and to the unguided images
     if reference is not None and sum(counts) >= LEAST:
         measures |= _quality(store, kept, reference, sorted(label_space.retained))
     if unguided is not None:
@@ -141,7 +141,7 @@ def _own_balance(counts: list[int], unguided: list[int]) -> dict[str, float]:
 
 
 def _invasiveness(store: SampleStore, unguided: SampleStore, fine: Tensor) -> dict[str, float]:
-    """How far guidance moves the images that were never forbidden, beside the unguided ones of the same seeds.
+    """Distance of the images from the unguided images of the same seeds, where those are not forbidden.
 
     The root mean square difference of their pixels, of a range of 1, and the Euclidean distance of their features; both
     averaged over the images.

@@ -100,9 +100,9 @@ def by_method(rows: Rows) -> dict[str, list[Mapping[str, str]]]:
     found: dict[str, list[Mapping[str, str]]] = {}
     for row, own in zip(rows, settings, strict=True):
         siblings = [other for other, theirs in zip(settings, rows, strict=True) if theirs["method"] == row["method"]]
-        told = [row["method"], *_apart(own, siblings)]
-        told += [f"{row['steps']} steps" if n == "steps" else f"{n} {row[n]}" for n in several if row.get(n)]
-        found.setdefault(", ".join(told), []).append(row)
+        parts = [row["method"], *_apart(own, siblings)]
+        parts += [f"{row['steps']} steps" if n == "steps" else f"{n} {row[n]}" for n in several if row.get(n)]
+        found.setdefault(", ".join(parts), []).append(row)
     return found
 
 
@@ -194,8 +194,8 @@ def _markdown(table: Sequence[Sequence[str]]) -> str:
 
 def _names(rows: Rows) -> list[str]:
     """Each row's method; where they were measured in several features also in which, as these do not compare."""
-    told = _differ(rows, "features")
-    return [f"{row['method']}, {row['features']}" if told and row.get("features") else row["method"] for row in rows]
+    several = _differ(rows, "features")
+    return [f"{row['method']}, {row['features']}" if several and row.get("features") else row["method"] for row in rows]
 
 
 def _differ(rows: Rows, name: str) -> bool:

@@ -39,7 +39,7 @@ class ClassifierGuidance(Guidance):
         rule: what the gradient is added to: "score", or "mean" of the ancestral kernel with the variance Sigma_t that
             the sampler draws with at eta = 1.
         p_max: greatest sum of the forbidden posteriors, in (0, 1); bounds the odds of "allowed".
-        unconditional: start from the unconditional prediction even where a class is asked for, as with a model that
+        unconditional: start from the unconditional prediction even where a class label is given, as with a model that
             knows no classes; then "class" at scale 1 gives the conditional images. Otherwise the two add up.
 
     Raises:
@@ -79,7 +79,7 @@ def goal_gradient(goal: Goal, predictions: Predictions, p_max: float) -> tuple[T
     """The gradient g of the goal, (B, ...), and the sum of the factors in it, (B,).
 
     Raises:
-        SettingError: no class is asked for, or the predictions carry no gradient.
+        SettingError: no class label is given, or the predictions carry no gradient.
     """
     if goal == "class":
         if predictions.class_gradient is None:

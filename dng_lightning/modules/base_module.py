@@ -34,7 +34,7 @@ class TrainedModule(LightningModule):
     """A LightningModule whose checkpoint says what it was trained on, and needs no code to be read.
 
     Attributes:
-        net: the network; an attribute ``num_classes`` says how many classes it is told or gives, if there is one.
+        net: the network; an attribute ``num_classes`` says the number of its class labels or outputs, if it has any.
         image_shape: (C, H, W) of its images.
         class_names: the data set's classes; a label is an index into them.
         seen_classes: the labels that it was trained on (all of them, unless the data were filtered).

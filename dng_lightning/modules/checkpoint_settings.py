@@ -20,7 +20,7 @@ from dng_lightning.guidance.serialization import map_settings
 from dng_lightning.posterior import CalibratedPosterior, Posterior, TrackedPosterior
 
 CALIBRATION = "calibration.yaml"
-OVERVIEWS = ("grid.png", "trajectories.png")  # what `dng predict` writes beside the images
+OVERVIEWS = ("grid.png", "trajectories.png")  # figures that `dng predict` writes to the images' folder
 
 G = TypeVar("G", bound=Guidance)
 

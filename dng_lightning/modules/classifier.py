@@ -18,7 +18,7 @@ from dng_lightning.schedule import NoiseSchedule
 
 
 class ClassifierModule(TrainedModule):
-    """Cross-entropy training of a classifier on images that are randomly shifted and, if asked, partly hidden.
+    """Cross-entropy training of a classifier on images that are randomly shifted and, optionally, partly hidden.
 
     Args:
         net: (B, C, H, W) in [-1, 1] -> logits (B, num_classes); `features(x)` and `num_features` besides, as
@@ -50,7 +50,7 @@ class ClassifierModule(TrainedModule):
         self.keep_hyperparameters("net", "optimizer", "scheduler", "schedule")
         if getattr(net, "noise_conditional", False) != (schedule is not None):
             raise SettingError(
-                "a classifier of noisy images needs a network that is told the level: set model.net.embedding"
+                "a classifier of noisy images needs a network with a time input: set model.net.embedding"
                 if schedule
                 else "a noise-conditional network needs model.schedule, that of the diffusion model (LinearSchedule)"
             )

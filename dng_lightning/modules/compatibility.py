@@ -1,4 +1,4 @@
-"""Refuses checkpoints that do not go together, before anything is drawn. Names are for the messages."""
+"""Checks that checkpoints fit together, before sampling starts."""
 
 from collections.abc import Sequence
 
@@ -53,18 +53,18 @@ def check_negatives(
         check_same("a negative checkpoint", negative, name, model, "image_shape", "schedule")
 
 
-def check_classes(forbidden: Sequence[int], wanted: Sequence[int], guidances: Sequence[Guidance]) -> None:
-    """Refuse to avoid nothing, or all that is wanted, by a guidance that avoids something."""
+def check_classes(forbidden: Sequence[int], class_labels: Sequence[int], guidances: Sequence[Guidance]) -> None:
+    """Require a forbidden class, and a requested class that is not forbidden, for a negative guidance."""
     if not any(guidance.needs().negatives for guidance in guidances):
         return
     if not forbidden:
         raise SettingError("forbidden names no class: name one, or set the guidance to Unguided")
-    if wanted and set(wanted) <= set(forbidden):
-        raise SettingError("every wanted class is forbidden: name others, or set the guidance to Unguided")
+    if class_labels and set(class_labels) <= set(forbidden):
+        raise SettingError("every class of class_labels is forbidden: name others, or set the guidance to Unguided")
 
 
-def check_needs(guidance: Guidance, observer: bool, noise_conditional_classifier: bool, wanted: bool) -> None:
-    """Refuse a guidance that needs a classifier or a wanted class, where none is named, or a text, which none has."""
+def check_needs(guidance: Guidance, observer: bool, noise_conditional_classifier: bool, class_labels: bool) -> None:
+    """Refuse a guidance that needs a classifier, a class label or a text that is not there."""
     needs, name = guidance.needs(), display_name(guidance)
     if needs.attention is not None:
         raise SettingError(f"{name} acts in the attention to a text: it is for the TextToImageSampler")
@@ -72,5 +72,5 @@ def check_needs(guidance: Guidance, observer: bool, noise_conditional_classifier
         raise SettingError(f"{name} needs a noise_conditional_classifier: name its checkpoint")
     if needs.observer is not None and not observer:
         raise SettingError(f"{name} needs a classifier to look at the images: name one as observer")
-    if needs.class_labels and not wanted:
-        raise SettingError(f'{name} guides toward a class: set wanted to one, or to "all"')
+    if needs.class_labels and not class_labels:
+        raise SettingError(f'{name} guides toward a class: set class_labels to one, or to "all"')

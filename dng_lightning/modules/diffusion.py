@@ -16,7 +16,7 @@ from dng_lightning.schedule import LinearSchedule, NoiseSchedule
 
 
 class BaseDiffusionModule(TrainedModule, ABC):
-    """Learns what was noised at random levels; a subclass says of what, and what the network is told.
+    """Trains a denoiser at random noise levels; a subclass says on what, and with which condition.
 
     Attributes:
         schedule: the noise schedule.
@@ -31,7 +31,7 @@ class BaseDiffusionModule(TrainedModule, ABC):
     compile_net: bool
 
     def setup(self, stage: str) -> None:
-        """Take over the facts about the data; compile the network if asked."""
+        """Take over the facts about the data; compile the network if set."""
         super().setup(stage)
         if self.compile_net and stage == "fit":
             self.net.compile()
@@ -42,20 +42,20 @@ class BaseDiffusionModule(TrainedModule, ABC):
 
         Args:
             batch: of the datamodule.
-            generator: source of all that is drawn; None for torch's global one.
+            generator: source of all random numbers; None for torch's global one.
         """
 
     def noised(self, x_0: Tensor, dropout: float, generator: Generator | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Draw what the network is asked.
+        """Sample noise levels, noise and dropped conditions, and make the network's input and target.
 
         Args:
             x_0: images, or latents of them, (B, C, H, W).
-            dropout: share of the images that it is told nothing of, in [0, 1].
+            dropout: share of the images without their condition, in [0, 1].
             generator: source of the levels, noise and dropout; None for torch's global one.
 
         Returns:
             x_t and what is to be predicted of it, (B, C, H, W); the levels t in 1..T, (B,); and of which images it is
-            told nothing, (B,).
+            without their condition, (B,).
         """
         batch, device = len(x_0), x_0.device
         t = torch.randint(1, self.schedule.T + 1, (batch,), device=device, generator=generator)
@@ -65,7 +65,7 @@ class BaseDiffusionModule(TrainedModule, ABC):
         return self.schedule.add_noise(x_0, t, noise), target, t, dropped
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """One step of the loss, the levels weighed as asked."""
+        """One step of the loss, weighted by level if ``snr_gamma`` is set."""
         losses, t = self.batch_losses(batch, None)
         if self.snr_gamma is not None:
             losses = losses * self.schedule.min_snr_weight(t, self.snr_gamma, self.prediction)
@@ -144,7 +144,7 @@ class DiffusionModule(BaseDiffusionModule):
 
     @property
     def null_class(self) -> int:
-        """The label that stands for "no class told"."""
+        """The label that stands for no class."""
         return int(self.net.num_classes)  # type: ignore[arg-type]  # an int, as the constructor checked
 
     def forward(self, x_t: Tensor, level: NoiseLevel, class_labels: Tensor | None = None) -> Tensor:

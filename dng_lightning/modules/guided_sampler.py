@@ -49,7 +49,7 @@ class GuidedSampler(ImageSampler):
         eta: 1 is ancestral sampling, 0 is deterministic (DDIM).
         variance: of the noise at eta = 1, see ``Sampler``.
         clip: bound on the denoised prediction, None for none.
-        class_labels: class or classes that the images shall show in turn, "all" for each class in turn; None for
+        class_labels: class or classes to condition on, one an image in turn; "all" for every class; None for
             unconditional images.
         retrained_checkpoint: a model trained without the forbidden classes, a baseline of ``dng test``; None for none.
         compile: compile the networks (needs a C++ compiler on CPUs); pays from some hundred images on.
@@ -62,7 +62,7 @@ class GuidedSampler(ImageSampler):
             p(c | x_t); None for the others.
 
     Attributes:
-        beside: the checkpoint whose folder holds the guidance's calibration.
+        calibration_checkpoint: the checkpoint whose folder holds the guidance's calibration.
         classifier: labels the images.
         observer: looks at the denoised images.
         noise_conditional_classifier: gives p(c | x_t).
@@ -114,10 +114,10 @@ class GuidedSampler(ImageSampler):
             for name in (classifier, observer, noise_conditional_classifier, retrained_checkpoint)
         )
 
-        # The guidances, with what lies beside the checkpoint
-        self.beside = diffusers_format.find((negative_checkpoints or [checkpoint])[0])
+        # The guidances, with the calibration in the checkpoint's folder and their reference images
+        self.calibration_checkpoint = diffusers_format.find((negative_checkpoints or [checkpoint])[0])
         given = [guidance or DynamicNegativeGuidance(), *(guidances or [])]
-        self.guidance, *others = (load_settings(method, self.beside.parent) for method in given)
+        self.guidance, *others = (load_settings(method, self.calibration_checkpoint.parent) for method in given)
         self.unguided, self.guidances = Unguided(), others or [self.guidance]
 
         # The classes
@@ -137,7 +137,7 @@ class GuidedSampler(ImageSampler):
             method.start(torch.empty(1, *self.image_shape), len(self.forbidden))  # refuses priors that do not fit
         check_classes(self.forbidden, self.class_labels, [self.guidance, *self.guidances])
         if self.class_labels and not self.model.null_class:
-            raise SettingError(f"{checkpoint} is unconditional: it cannot be asked for a class")
+            raise SettingError(f"{checkpoint} is unconditional: it takes no class_labels")
         for name, judge in known.items():
             check_same(name, judge, checkpoint, self.model, "class_names", "image_shape")
         if self.noise_conditional_classifier:

@@ -55,16 +55,16 @@ class ImageSampler(LightningModule, ABC):
         unguided: the method that their images are compared with, which knows of nothing forbidden.
         baselines: further methods that they are compared with.
         schedule: the noise levels of the chain.
-        chain_shape: (C, H, W) of what is drawn along it.
+        chain_shape: (C, H, W) of the states along it.
         image_shape: (C, H, W) of the images.
         class_names: of the conditions that there are.
         forbidden: the labels of those to avoid.
-        class_labels: those that the images shall show in turn; empty for any.
-        checkpoint: the model that the images are drawn from, as it was named.
+        class_labels: labels to condition on, one an image in turn; empty for none.
+        checkpoint: name of the model.
         judge_name: what the features of ``judge`` are called.
         draws: those that ``dng test`` makes, one a data loader.
         draws_owner: the callback that decides them.
-        recorders: note each step of whatever is drawn, such as a progress bar.
+        recorders: called at each sampling step, such as a progress bar.
     """
 
     guidance: Guidance
@@ -181,7 +181,7 @@ def draw_samples(
         seeds: >= 0.
         guidance: the method.
         sampler: how the reverse chain is sampled.
-        shape: (C, H, W) of what is drawn along it.
+        shape: (C, H, W) of the states along it.
         recorders: note each step.
         decode: gives the images that the chain's end stands for.
     """

@@ -13,7 +13,7 @@ class ImageClassifier(nn.Module):
 
     Each block widens at full resolution, halves the resolution, and looks once more at half the cost; photographs need
     more, a residual pair of convolutions there (Page, 2018, "How to Train Your ResNet"). One that is to classify noisy
-    images is told their noise level, which scales and shifts the channels of each block (Perez et al., 2018, "FiLM").
+    images takes their noise level, which scales and shifts the channels of each block (Perez et al., 2018, "FiLM").
 
     Args:
         image_channels: 1 for grey, 3 for colour.
@@ -21,7 +21,7 @@ class ImageClassifier(nn.Module):
         channels: width of each block; every block halves the resolution, so an image needs 2**len(channels) pixels.
         features: width of the penultimate layer.
         dropout: probability of dropping a penultimate feature while training, in [0, 1).
-        embedding: width of the noise level's embedding, even; 0 for a classifier of clean images, which is told none.
+        embedding: width of the noise level's embedding, even; 0 for a classifier of clean images.
         residual: look once more with two convolutions and a skip, instead of with one.
     """
 
@@ -49,7 +49,7 @@ class ImageClassifier(nn.Module):
 
     @property
     def noise_conditional(self) -> bool:
-        """Whether it classifies noisy images, and must be told their level."""
+        """Whether it classifies noisy images, and takes their level."""
         return self.embedding > 0
 
     def features(self, x: Tensor, t: Tensor | None = None) -> Tensor:
@@ -63,13 +63,13 @@ class ImageClassifier(nn.Module):
             (B, num_features), >= 0.
 
         Raises:
-            SettingError: a noise-conditional network is told no level, or another one is told one.
+            SettingError: a noise level is missing for a noise-conditional network, or given to another one.
         """
         if self.noise_conditional != (t is not None):
             raise SettingError(
-                "a noise-conditional classifier must be told the noise level"
+                "a noise-conditional classifier needs the noise level"
                 if t is None
-                else "a classifier of clean images cannot be told a noise level: set its network's embedding, and train"
+                else "a classifier of clean images takes no noise level: set its network's embedding, and train"
             )
         if t is None:
             x = self.blocks(x)

@@ -90,7 +90,7 @@ class UNet(nn.Module):
 
     Args:
         image_channels: channels of the image, 1 for MNIST.
-        num_classes: classes it can be told; class ``num_classes`` is then the null class ("not told"). 0 makes an
+        num_classes: number of classes; class ``num_classes`` is then the null class (no condition). 0 makes an
             unconditional network, which ignores ``class_labels``.
         channels: width of each level; the resolution halves between two levels.
         blocks: residual blocks a level on the way down (one more on the way up).

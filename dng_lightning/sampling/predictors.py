@@ -88,18 +88,18 @@ class ClassConditionalPredictor(Predictor):
         every = torch.arange(len(x_t), device=x_t.device)
         null, *forbidden = (label_each(label, every) for label in (self.null_class, *self.forbidden))
         # which images are evaluated with which label
-        asked = [(every, null if self.class_labels is None else self.class_labels)]
+        batches = [(every, null if self.class_labels is None else self.class_labels)]
         if needs.null and (self.class_labels is not None or needs.attention):  # else the base is the null prediction
-            asked.append((every, null))
-        active, asked_for = active_images(x_t, self.conditions, needs), len(asked)
-        asked += [(i, labels[i]) for i, labels in zip(active, forbidden, strict=False) if len(i)]
+            batches.append((every, null))
+        active, first = active_images(x_t, self.conditions, needs), len(batches)
+        batches += [(i, labels[i]) for i, labels in zip(active, forbidden, strict=False) if len(i)]
         # one forward for all of them
-        images, labels = (torch.cat(column) for column in zip(*asked, strict=True))
+        images, labels = (torch.cat(column) for column in zip(*batches, strict=True))
         denoised = self.denoiser(x_t if len(images) == len(x_t) else x_t[images], level, labels)
         self.nfe += len(denoised)
-        parts = torch.split(denoised, [len(part) for part, _ in asked])
-        negatives = stack_negatives(parts[0], active, parts[asked_for:])
-        unconditional = parts[asked_for - 1] if needs.null else None
+        parts = torch.split(denoised, [len(part) for part, _ in batches])
+        negatives = stack_negatives(parts[0], active, parts[first:])
+        unconditional = parts[first - 1] if needs.null else None
         return Predictions(parts[0], negatives, null=unconditional, active=active_tensor(needs))
 
 
@@ -162,7 +162,7 @@ class PredictorWrapper(Predictor):
 class WithClassifier(PredictorWrapper):
     """Adds a noise-conditional classifier's log p(c | x_t), and its gradient, where a guidance needs it.
 
-    The posterior is the classifier's, whatever class is asked for. Its cost is not part of the NFE.
+    The posterior is the classifier's, whatever the class label. Its cost is not part of the NFE.
 
     Args:
         predictor: gives the denoised predictions.
@@ -220,7 +220,7 @@ class WithObserver(PredictorWrapper):
 
     Args:
         predictor: gives the denoised predictions.
-        observer: a classifier's probabilities, or a vision-language model's yes (1) and no (0). It is not told the
+        observer: a classifier's probabilities, or a vision-language model's yes (1) and no (0). It does not get the
             noise level; the denoised image of a high one is blurred.
         clip: bound on the denoised images, None for none.
     """

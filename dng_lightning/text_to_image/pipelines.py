@@ -119,12 +119,12 @@ class GuidedForward:
 
         def denoiser(x_t: Tensor, level: NoiseLevel, rows: Tensor | None) -> Tensor:
             assert rows is not None
-            asked, more = texts[rows], None
+            texts_of, more = texts[rows], None
             if added:
-                more = {"text_embeds": asked.pooled, "time_ids": added["time_ids"][-1:].expand(len(x_t), -1)}
+                more = {"text_embeds": texts_of.pooled, "time_ids": added["time_ids"][-1:].expand(len(x_t), -1)}
             given = {"cross_attention_kwargs": cross_attention_kwargs, "added_cond_kwargs": more}
             timesteps = torch.full((len(x_t),), level.timestep, device=x_t.device)
-            (output,) = self.network(x_t.to(sample.dtype), timesteps, asked.tokens, return_dict=False, **given)
+            (output,) = self.network(x_t.to(sample.dtype), timesteps, texts_of.tokens, return_dict=False, **given)
             return denoised_of(output.float(), x_t, level.alpha, level.sigma, self.hosted.prediction)
 
         prompts, null = rows + len(sample) - len(x_t), len(texts.tokens) - 1

@@ -57,7 +57,7 @@ def texts_of(prompt: str | Sequence[str], negative_prompt: str | Sequence[str] |
         if negatives.count(text) > 1:
             raise SettingError(f"negative_prompt {text!r} is named twice")
         if text in prompts:
-            inform(f"{text!r} is both wanted and avoided: nothing is pushed away from itself")
+            inform(f"{text!r} is both a prompt and a negative prompt: it is not pushed away from itself")
     return prompts, negatives
 
 

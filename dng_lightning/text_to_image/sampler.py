@@ -101,7 +101,7 @@ class TextToImageSampler(ImageSampler):
         if compile:
             self.model.unet.compile()
 
-        # The guidances, with what lies beside the checkpoint
+        # The guidances, with the calibration in the checkpoint's folder
         self.unguided = unguided or ClassifierFreeGuidance(SCALE)
         dynamic = PositiveAndNegative(DynamicNegativeGuidance(27, AUTHORS), SCALE) if negatives else self.unguided
         usual = [CFGNegativePrompt(SCALE)] if negatives else []
@@ -121,7 +121,7 @@ class TextToImageSampler(ImageSampler):
                     raise SettingError(f"{name} avoids something: set negative_prompt, or {setting} to null")
                 method.start(torch.empty(1, *self.chain_shape), len(negatives))  # refuses priors that do not fit
         if len(set(map(display_name_with_scale, self.baselines))) < len(self.baselines):
-            raise SettingError("baselines names a method twice: give them other scales, by which they are told apart")
+            raise SettingError("baselines names a method twice: give them other scales, which tell them apart")
 
         # The texts, and who looks at the images
         self.prompts = self.model.encode(prompts, negatives)

@@ -1,6 +1,6 @@
 """A vision-language model as the observer, as in VL-DNP (Chang, Kim, Choi, NeurIPS 2025 workshop, arXiv 2510.26052).
 
-Theirs names in its own words the unwanted content that is emerging. This one is asked about each image and each
+Theirs names in its own words the unwanted content that is emerging. This one gets a question about each image and each
 negative prompt, and answers yes or no.
 """
 
@@ -54,7 +54,7 @@ class VisionLanguageModel:
             if not getattr(processor, "chat_template", None):
                 raise ValueError("it has no chat template")
         except Exception as error:  # a foreign folder can fail in any way
-            raise SettingError(f"{name} is no vision-language model that can be asked: {reason(error)}") from error
+            raise SettingError(f"{name} is no vision-language model that answers questions: {reason(error)}") from error
         return cls(model.eval().requires_grad_(False), processor)
 
     @torch.no_grad()
@@ -119,5 +119,5 @@ class VisionLanguageObserver(PromptObserver):
         answer = self.model.answer(image, question)
         word = re.fullmatch(r"\W*(yes|no)\s*([.,;:!].*)?\W*", answer, re.IGNORECASE | re.DOTALL)  # not "no doubt"
         if word is None:
-            raise SettingError(f"{self.name} was asked {question!r} and said {answer!r}, not yes or no: ask otherwise")
+            raise SettingError(f"{self.name} answers {question!r} with {answer!r}, not yes or no: change the question")
         return word[1].lower() == "yes"

@@ -198,10 +198,10 @@ def test_prompts_that_cannot_be_drawn(settings: dict[str, Any], message: str):
     [
         ({"unet": {"channels": 3}}, "these settings do not make a UNet2DConditionModel: .*channels"),
         ({"unet": {"block_out_channels": 8}}, "these settings do not make a UNet2DConditionModel: "),
-        ({"unet": SETTINGS["unet"] | {"in_channels": 4}}, "gets its in_channels from the parts beside it"),
+        ({"unet": SETTINGS["unet"] | {"in_channels": 4}}, "gets its in_channels from another part"),
         ({"text_encoder": {"width": 3}}, "these settings do not make a CLIPTextModel: there is no setting width"),
         ({"text_encoder": {"hidden_size": 10, "num_attention_heads": 3}}, "these settings do not make a CLIPTextModel"),
-        ({"text_encoder": {"vocab_size": 10}}, "gets its vocab_size from the parts beside it"),
+        ({"text_encoder": {"vocab_size": 10}}, "gets its vocab_size from another part"),
         ({"caption_dropout": 1.5}, "caption_dropout must be between 0 and 1; got 1.5"),
         ({"snr_gamma": 0.0}, r"snr_gamma must be in \(0, inf\)"),
         ({"autoencoder": "nowhere"}, "No checkpoint 'nowhere'"),

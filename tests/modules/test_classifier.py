@@ -114,7 +114,7 @@ def test_a_level_is_told_to_those_who_need_it_and_to_no_others(embedding: int):
     net = ImageClassifier(1, 10, channels=[8], embedding=embedding)
     assert net.noise_conditional == bool(embedding)
     wrong = None if embedding else torch.zeros(2, dtype=torch.long)
-    with pytest.raises(SettingError, match="must be told the noise level" if embedding else "cannot be told"):
+    with pytest.raises(SettingError, match="needs the noise level" if embedding else "takes no noise level"):
         net(torch.randn(2, 1, 8, 8), wrong)
     with pytest.raises(SettingError, match=r"needs model\.schedule" if embedding else r"set model\.net\.embedding"):
         ClassifierModule(net, schedule=None if embedding else LinearSchedule())
@@ -128,7 +128,7 @@ def test_the_shipped_classifiers_are_as_they_were(name: str):
     assert not module.net.noise_conditional
     with pytest.raises(SettingError, match=f"{name} classifies clean images: name a noise-conditional"):
         ClassifierModule.load(name, noisy=True)
-    with pytest.raises(SettingError, match="cannot be told a noise level"):
+    with pytest.raises(SettingError, match="takes no noise level"):
         module.log_posterior(torch.zeros(1, *module.image_shape), LinearSchedule().level(1))
 
 
@@ -280,7 +280,7 @@ def test_a_noise_conditional_one_learns_p_of_c_given_x_t(noisy_digits: Path, tmp
     assert logged[0]["test/loss_t/q4"] == pytest.approx(math.log(10), abs=0.1)
     with pytest.raises(SettingError, match="classifies noisy images: name a classifier of clean ones"):
         ClassifierModule.load(str(noisy_digits))
-    with pytest.raises(SettingError, match="must be told the noise level"):
+    with pytest.raises(SettingError, match="needs the noise level"):
         module.classify(images[:1])
 
 

@@ -192,7 +192,7 @@ def test_a_clear_answer_is_read(answer: str, sees: int):
 def test_an_unclear_answer_is_refused(answer: str):
     with pytest.raises(SettingError) as caught:
         asked_of(answer).probabilities(torch.zeros(1, 3, 2, 2), ["a cat"])
-    line = f"chat was asked 'A cat? a cat!' and said {answer!r}, not yes or no: ask otherwise"
+    line = f"chat answers 'A cat? a cat!' with {answer!r}, not yes or no: change the question"
     assert str(caught.value) == line
 
 
@@ -210,7 +210,7 @@ def asked_of(answer: str) -> VisionLanguageObserver:
 
 def test_one_that_talks_of_other_things_is_refused(tmp_path: Path):
     babbling = tiny_vision_language(tmp_path, always=3)
-    with pytest.raises(SettingError, match="and said '', not yes or no: ask otherwise"):
+    with pytest.raises(SettingError, match="with '', not yes or no: change the question"):
         VisionLanguageObserver(str(babbling)).probabilities(RED.unsqueeze(0), ["red"])
 
 
@@ -224,7 +224,7 @@ def test_what_cannot_be_asked(chat: Path, tmp_path: Path, monkeypatch: pytest.Mo
     for name in (tmp_path / "nothing", tmp_path, mute):
         with pytest.raises(SettingError) as caught:
             _ = VisionLanguageObserver(str(name)).model
-        assert str(caught.value).startswith(f"{name} is no vision-language model that can be asked: ")
+        assert str(caught.value).startswith(f"{name} is no vision-language model that answers questions: ")
         assert "\n" not in str(caught.value)
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(SettingError, match="text-to-image needs an extra"):
