@@ -52,8 +52,8 @@ def read(index: Path) -> tuple[DiffusersNetwork, NoiseSchedule, Prediction, tupl
         index: its `model_index.json`.
 
     Returns:
-        The network, in evaluation mode; the schedule, whose T levels are the scheduler's timesteps 0..T - 1; what the network
-        predicts; and (C, H, W) of the images.
+        The network, in evaluation mode; the schedule, whose T levels are the scheduler's timesteps 0..T - 1; what the
+        network predicts; and (C, H, W) of the images.
 
     Raises:
         SettingError: diffusers is not installed, the folder is damaged, or holds another kind of model.
