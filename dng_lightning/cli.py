@@ -11,14 +11,14 @@ import yaml
 from jsonargparse import Namespace, _typehints
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
-from dng_lightning import callbacks, captioned_digits, data, guidance, modules, networks, posterior, resources, schedule
+from dng_lightning import callbacks, data, guidance, modules, networks, posterior, resources, schedule
 from dng_lightning.errors import SettingError
 from dng_lightning.files import file_name
 from dng_lightning.modules.base_module import reading
 from dng_lightning.text_to_image import observers, sampler, vision_language
 
 # What is imported can be named in a configuration by its class name alone.
-NAMED = callbacks, captioned_digits, data, guidance, modules, networks, posterior, schedule
+NAMED = callbacks, data, guidance, modules, networks, posterior, schedule
 NAMED_IN_TEXT_TO_IMAGE = observers, sampler, vision_language
 
 # For each command what it continues in its folder, and which settings of the model may differ when it does.

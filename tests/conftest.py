@@ -21,11 +21,11 @@ from tiny_vision_language import tiny_vision_language
 
 from dng_lightning import resources
 from dng_lightning.__main__ import main
-from dng_lightning.captioned_digits.attributes import VALUES
 from dng_lightning.data import CIFAR10, MNIST
 from dng_lightning.evaluation.features import ClassifierFeatures
 from dng_lightning.evaluation.reference_statistics import ReferenceStatistics
 from dng_lightning.modules import ClassifierModule
+from scripts.captioned_digits.attributes import VALUES
 
 # On cores that others use too (pytest -n 2) torch's threads wait for each other, and everything takes ten times longer.
 torch.set_num_threads(1)
@@ -88,7 +88,8 @@ def dng_process() -> DngProcess:
 
     def call(*args: object, cwd: Path, script: Path | None = None) -> "subprocess.CompletedProcess[str]":
         start = [str(script)] if script else ["-m", "dng_lightning"]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        root = str(Path(__file__).resolve().parents[1])  # for scripts.captioned_digits
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": root}
         command = [sys.executable, *start, *map(str, args)]
         return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
 

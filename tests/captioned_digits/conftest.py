@@ -7,7 +7,7 @@ import torch
 from running import TINY
 
 from dng_lightning.callbacks import Export
-from dng_lightning.captioned_digits import AutoencoderModule, TextToImageModule
+from scripts.captioned_digits import AutoencoderModule, TextToImageModule
 
 EXTRA = "is not installed (extra text-to-image)"
 

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from dng_lightning.captioned_digits import AttributeClassifier
-from dng_lightning.captioned_digits.attributes import VALUES
 from dng_lightning.errors import SettingError
 from dng_lightning.modules import ClassifierModule
 from dng_lightning.networks import ImageClassifier
+from scripts.captioned_digits import AttributeClassifier
+from scripts.captioned_digits.attributes import VALUES
 
 pytest.importorskip("diffusers", reason="diffusers is not installed (extra text-to-image)")
 

@@ -10,9 +10,9 @@ from lightning.pytorch import Trainer
 from running import TINY
 
 from dng_lightning import resources
-from dng_lightning.captioned_digits import AutoencoderModule, CaptionedDigits, networks
 from dng_lightning.data import Digits
 from dng_lightning.errors import SettingError
+from scripts.captioned_digits import AutoencoderModule, CaptionedDigits, networks
 
 pytest.importorskip("diffusers", reason="diffusers is not installed (extra text-to-image)")
 pytest.importorskip("transformers", reason="transformers is not installed (extra text-to-image)")

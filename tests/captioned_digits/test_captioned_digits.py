@@ -9,11 +9,11 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from running import Dng, fit_settings
 from torch import Tensor, nn
 
-from dng_lightning.captioned_digits import CaptionedDigits, digit_rendering
-from dng_lightning.captioned_digits.attributes import VALUES, Attributes
-from dng_lightning.captioned_digits.data import Captioned
 from dng_lightning.data import MNIST
 from dng_lightning.errors import SettingError
+from scripts.captioned_digits import CaptionedDigits, digit_rendering
+from scripts.captioned_digits.attributes import VALUES, Attributes
+from scripts.captioned_digits.data import Captioned
 
 
 def ready(root: Path, **settings: object) -> CaptionedDigits:

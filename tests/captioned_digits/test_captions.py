@@ -3,8 +3,9 @@ from random import Random
 
 import pytest
 
-from dng_lightning.captioned_digits.attributes import BACKGROUNDS, COLOURS, EVERY, VALUES, Attributes
-from dng_lightning.captioned_digits.captions import (
+from dng_lightning.errors import SettingError
+from scripts.captioned_digits.attributes import BACKGROUNDS, COLOURS, EVERY, VALUES, Attributes
+from scripts.captioned_digits.captions import (
     GRAMMAR,
     MOST_WORDS,
     VOCABULARY,
@@ -14,7 +15,6 @@ from dng_lightning.captioned_digits.captions import (
     parse_caption,
     prompt,
 )
-from dng_lightning.errors import SettingError
 
 MEANING = {word: (name, value) for name, values in WORDS.items() for value, words in values.items() for word in words}
 

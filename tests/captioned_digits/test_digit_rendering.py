@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from dng_lightning.captioned_digits import digit_rendering
-from dng_lightning.captioned_digits.attributes import BACKGROUNDS, COLOURS
 from dng_lightning.data import MNIST
 from dng_lightning.modules import ClassifierModule
+from scripts.captioned_digits import digit_rendering
+from scripts.captioned_digits.attributes import BACKGROUNDS, COLOURS
 
 
 def bars() -> Tensor:

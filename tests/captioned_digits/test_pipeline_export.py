@@ -12,12 +12,12 @@ from torch import Tensor
 
 from dng_lightning import diffusers_format, resources
 from dng_lightning.callbacks import Export
-from dng_lightning.captioned_digits import AutoencoderModule, PipelineExport, TextToImageModule, networks
 from dng_lightning.errors import SettingError
 from dng_lightning.guidance import ClassifierFreeGuidance
 from dng_lightning.sampling import ImageNoise, Sampler, sample
 from dng_lightning.schedule import CosineSchedule, KarrasSchedule, LinearSchedule, NoiseSchedule
 from dng_lightning.text_to_image import TextPredictor, TextToImageModel
+from scripts.captioned_digits import AutoencoderModule, PipelineExport, TextToImageModule, networks
 
 diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed (extra text-to-image)")
 pytest.importorskip("transformers", reason="transformers is not installed (extra text-to-image)")

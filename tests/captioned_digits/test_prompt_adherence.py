@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from dng_lightning.captioned_digits import CaptionedDigits
-from dng_lightning.captioned_digits.attributes import EVERY, VALUES, Attributes
-from dng_lightning.captioned_digits.captions import caption
-from dng_lightning.captioned_digits.prompt_adherence import PromptAccuracy, PromptLabelSpace
 from dng_lightning.data import MNIST
 from dng_lightning.errors import SettingError
 from dng_lightning.evaluation.class_balance import kl_divergence, wilson_interval
+from scripts.captioned_digits import CaptionedDigits
+from scripts.captioned_digits.attributes import EVERY, VALUES, Attributes
+from scripts.captioned_digits.captions import caption
+from scripts.captioned_digits.prompt_adherence import PromptAccuracy, PromptLabelSpace
 
 COLOURS = VALUES["colour"]
 RED, BLUE = COLOURS.index("red"), COLOURS.index("blue")

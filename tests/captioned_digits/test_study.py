@@ -9,9 +9,6 @@ import pytest
 import torch
 from running import Dng
 
-from dng_lightning.captioned_digits import CaptionedDigits, DigitReader
-from dng_lightning.captioned_digits.attributes import VALUES
-from dng_lightning.captioned_digits.captions import parse_caption
 from dng_lightning.data.pixels import to_uint8
 from dng_lightning.errors import SettingError
 from dng_lightning.evaluation.class_balance import kl_divergence, posterior_quality, wilson_interval
@@ -27,6 +24,9 @@ from dng_lightning.guidance import (
 from dng_lightning.interfaces import Needs
 from dng_lightning.posterior import ObserverPosterior, TrackedPosterior
 from dng_lightning.text_to_image import TextToImageSampler
+from scripts.captioned_digits import CaptionedDigits, DigitReader
+from scripts.captioned_digits.attributes import VALUES
+from scripts.captioned_digits.captions import parse_caption
 
 N, STEPS = 8, 4
 FREE = ClassifierFreeGuidance(2.0)
@@ -154,7 +154,8 @@ def test_an_observer_sees_what_the_reader_reads_in_the_decoded_images(captioned_
 def test_predict_says_how_many_images_have_what_was_to_be_avoided(
     captioned_place: Path, in_place: Path, dng: Dng, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    prompts = ["--model.prompt=a red digit", "--model.negative_prompt=a seven", "--model.reader=DigitReader"]
+    reader = "--model.reader=scripts.captioned_digits.DigitReader"
+    prompts = ["--model.prompt=a red digit", "--model.negative_prompt=a seven", reader]
     few = ["--model.checkpoint=captioned-digits", "--model.steps=2", "--data.num_samples=2"]
     dng("predict", "--config=stable_diffusion", *few, *prompts, f"--trainer.default_root_dir={tmp_path}")
     out = capsys.readouterr().out

@@ -4,10 +4,10 @@ from random import Random
 
 import pytest
 
-from dng_lightning.captioned_digits.attributes import EVERY
-from dng_lightning.captioned_digits.captions import VOCABULARY, caption, mentioned, prompt
-from dng_lightning.captioned_digits.tokenizer import LENGTH, captions_tokenizer
 from dng_lightning.errors import SettingError
+from scripts.captioned_digits.attributes import EVERY
+from scripts.captioned_digits.captions import VOCABULARY, caption, mentioned, prompt
+from scripts.captioned_digits.tokenizer import LENGTH, captions_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -12,18 +12,18 @@ from torch import Tensor
 
 from dng_lightning import resources
 from dng_lightning.__main__ import run
-from dng_lightning.captioned_digits import (
+from dng_lightning.errors import SettingError
+from dng_lightning.guidance import AdaptiveNegative, ClassifierFreeGuidance, NegativePrompting
+from dng_lightning.sampling import ImageNoise, Sampler, sample
+from dng_lightning.text_to_image import TextPredictor, TextToImageModel
+from scripts.captioned_digits import (
     AutoencoderModule,
     CaptionedDigits,
     PromptSampling,
     TextToImageModule,
     networks,
 )
-from dng_lightning.captioned_digits.data import Captioned
-from dng_lightning.errors import SettingError
-from dng_lightning.guidance import AdaptiveNegative, ClassifierFreeGuidance, NegativePrompting
-from dng_lightning.sampling import ImageNoise, Sampler, sample
-from dng_lightning.text_to_image import TextPredictor, TextToImageModel
+from scripts.captioned_digits.data import Captioned
 
 pytest.importorskip("diffusers", reason="diffusers is not installed (extra text-to-image)")
 pytest.importorskip("transformers", reason="transformers is not installed (extra text-to-image)")
@@ -123,7 +123,8 @@ def trained(fitted, in_place: Path, tmp_path: Path):
     fitted("captioned_digits_autoencoder")
 
     def train(name: str, steps: int, *settings: str) -> Path:
-        callbacks = "[{class_path: EMA}, {class_path: PipelineExport}, {class_path: ModelCheckpoint, init_args: "
+        callbacks = "[{class_path: EMA}, {class_path: scripts.captioned_digits.PipelineExport}, "
+        callbacks += "{class_path: ModelCheckpoint, init_args: "
         callbacks += "{every_n_train_steps: 2, save_top_k: -1, filename: '{step}'}}]"
         given = [*fit_settings("captioned_digits"), "--data.batch_size=40", "--model.scheduler=null"]
         given += [f"--trainer.callbacks={callbacks}", f"--trainer.max_steps={steps}", "--trainer.logger=false"]

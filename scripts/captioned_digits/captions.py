@@ -5,8 +5,8 @@ Every word that is not of grammar says one value of one attribute, so a caption 
 
 from random import Random
 
-from dng_lightning.captioned_digits.attributes import VALUES, Attributes
 from dng_lightning.errors import SettingError
+from scripts.captioned_digits.attributes import VALUES, Attributes
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 

@@ -6,9 +6,9 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from dng_lightning.captioned_digits.attributes import VALUES
 from dng_lightning.errors import SettingError
 from dng_lightning.modules.classifier import ClassifierModule
+from scripts.captioned_digits.attributes import VALUES
 
 
 class AttributeClassifier(nn.Module):

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from dng_lightning import diffusers_format
-from dng_lightning.captioned_digits.tokenizer import LENGTH
 from dng_lightning.errors import SettingError, reason
 from dng_lightning.parametrization import Prediction
 from dng_lightning.schedule import NoiseSchedule
 from dng_lightning.text_to_image.optional_deps import libraries
+from scripts.captioned_digits.tokenizer import LENGTH
 
 Settings = Mapping[str, Any]
 PREDICTION_TYPES = {ours: theirs for theirs, ours in diffusers_format.PREDICTIONS.items()}

@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dng_lightning.captioned_digits import digit_rendering
-from dng_lightning.captioned_digits.attributes import EVERY, VALUES, Attributes
-from dng_lightning.captioned_digits.captions import caption, mentioned
 from dng_lightning.data.base import Arrays, ImageTensors, kept
 from dng_lightning.data.images import MNIST
 from dng_lightning.errors import SettingError
+from scripts.captioned_digits import digit_rendering
+from scripts.captioned_digits.attributes import EVERY, VALUES, Attributes
+from scripts.captioned_digits.captions import caption, mentioned
 
 PICTURE_SEED = 0
 LABELS = torch.tensor([list(kind.labels().values()) for kind in EVERY])  # of all attributes, (kinds, 4)

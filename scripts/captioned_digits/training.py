@@ -6,10 +6,6 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Generator, Tensor, nn
 
-from dng_lightning.captioned_digits import networks
-from dng_lightning.captioned_digits.autoencoder import AutoencoderModule
-from dng_lightning.captioned_digits.data import Captioned, CaptionedDigits
-from dng_lightning.captioned_digits.tokenizer import captions_tokenizer
 from dng_lightning.data.pixels import to_float
 from dng_lightning.errors import SettingError, check_0_to_1, check_in
 from dng_lightning.modules.diffusion import BaseDiffusionModule
@@ -17,6 +13,10 @@ from dng_lightning.parametrization import Prediction
 from dng_lightning.schedule import LinearSchedule, NoiseSchedule
 from dng_lightning.text_to_image.model import TextToImageModel
 from dng_lightning.text_to_image.optional_deps import libraries
+from scripts.captioned_digits import networks
+from scripts.captioned_digits.autoencoder import AutoencoderModule
+from scripts.captioned_digits.data import Captioned, CaptionedDigits
+from scripts.captioned_digits.tokenizer import captions_tokenizer
 
 SCALED_BY = 4096  # training images at most that the latents' scale is measured on
 

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from dng_lightning.captioned_digits.attributes import EVERY, VALUES, Attributes
-from dng_lightning.captioned_digits.captions import parse_caption
-from dng_lightning.captioned_digits.data import CaptionedDigits, joint, joint_names
 from dng_lightning.errors import SettingError
 from dng_lightning.evaluation.class_balance import kl_divergence, wilson_interval
 from dng_lightning.evaluation.label_space import LabelSpace
+from scripts.captioned_digits.attributes import EVERY, VALUES, Attributes
+from scripts.captioned_digits.captions import parse_caption
+from scripts.captioned_digits.data import CaptionedDigits, joint, joint_names
 
 if TYPE_CHECKING:
     from dng_lightning.data.base import ImageDataModule

@@ -5,14 +5,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from dng_lightning.captioned_digits.attribute_classifier import AttributeClassifier
-from dng_lightning.captioned_digits.attributes import VALUES
-from dng_lightning.captioned_digits.data import CaptionedDigits
-from dng_lightning.captioned_digits.prompt_adherence import PromptAccuracy, PromptLabelSpace
 from dng_lightning.errors import SettingError
 from dng_lightning.evaluation.label_space import LabelSpace
 from dng_lightning.evaluation.runs import Labels
 from dng_lightning.text_to_image.readers import PromptJudge, PromptReader
+from scripts.captioned_digits.attribute_classifier import AttributeClassifier
+from scripts.captioned_digits.attributes import VALUES
+from scripts.captioned_digits.data import CaptionedDigits
+from scripts.captioned_digits.prompt_adherence import PromptAccuracy, PromptLabelSpace
 
 
 class DigitReader(PromptReader):

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from dng_lightning.captioned_digits.captions import VOCABULARY
 from dng_lightning.errors import SettingError
+from scripts.captioned_digits.captions import VOCABULARY
 
 BEGIN, END, PADDING, UNKNOWN = "<|startoftext|>", "<|endoftext|>", "<|padding|>", "<|unknown|>"
 LENGTH = 16  # of a caption, with its begin and end: 14, and two to spare

@@ -6,11 +6,6 @@ from torch import Tensor
 
 from dng_lightning.callbacks.requirements import expect
 from dng_lightning.callbacks.validation_sampling import ValidationSampling
-from dng_lightning.captioned_digits import networks
-from dng_lightning.captioned_digits.attribute_classifier import AttributeClassifier
-from dng_lightning.captioned_digits.captions import parse_caption
-from dng_lightning.captioned_digits.prompt_adherence import shows
-from dng_lightning.captioned_digits.training import TextToImageModule
 from dng_lightning.data.pixels import to_float, to_uint8
 from dng_lightning.errors import SettingError, check_at_least
 from dng_lightning.evaluation import figures, tensorboard
@@ -19,6 +14,11 @@ from dng_lightning.guidance.serialization import display_name
 from dng_lightning.modules.image_sampler import draw_samples
 from dng_lightning.sampling import Sampler
 from dng_lightning.text_to_image.predictor import TextPredictor
+from scripts.captioned_digits import networks
+from scripts.captioned_digits.attribute_classifier import AttributeClassifier
+from scripts.captioned_digits.captions import parse_caption
+from scripts.captioned_digits.prompt_adherence import shows
+from scripts.captioned_digits.training import TextToImageModule
 
 
 class PromptSampling(ValidationSampling):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dng_lightning.captioned_digits.attributes import BACKGROUNDS, COLOURS
+from scripts.captioned_digits.attributes import BACKGROUNDS, COLOURS
 
 SIZE = 32
 INK = 110  # of 255: from there on a pixel belongs to the stroke

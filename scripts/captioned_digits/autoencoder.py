@@ -6,11 +6,11 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Generator, Tensor
 
-from dng_lightning.captioned_digits import networks
-from dng_lightning.captioned_digits.attribute_classifier import AttributeClassifier
-from dng_lightning.captioned_digits.data import Captioned
 from dng_lightning.errors import SettingError, check_at_least_0
 from dng_lightning.modules.base_module import TrainedModule
+from scripts.captioned_digits import networks
+from scripts.captioned_digits.attribute_classifier import AttributeClassifier
+from scripts.captioned_digits.data import Captioned
 
 
 class AutoencoderModule(TrainedModule):

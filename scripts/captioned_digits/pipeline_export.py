@@ -9,8 +9,8 @@ from torch import nn
 
 from dng_lightning.callbacks.export import Export
 from dng_lightning.callbacks.requirements import expect
-from dng_lightning.captioned_digits.training import TextToImageModule
 from dng_lightning.text_to_image.optional_deps import quiet
+from scripts.captioned_digits.training import TextToImageModule
 
 
 class PipelineExport(Export):
