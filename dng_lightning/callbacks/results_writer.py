@@ -32,7 +32,7 @@ class ResultsWriter(Callback):
     ``results.csv`` (a row a guidance), ``results.md``, ``classes.csv`` (quality class by class), ``posterior.csv``
     (how well the tracked posteriors predict what unguided images become), and the figures ``tradeoff.png``,
     ``histograms.png``, ``samples.png`` and ``calibration.png``. For ``tensorboard --logdir`` a run a row is in
-    ``board``, the images themselves are in ``drawn``. A guidance that has its row, for the same seeds, steps
+    ``tensorboard``, the images themselves are in ``sample_cache``. A guidance that has its row, for the same seeds, steps
     and features, is not evaluated again.
 
     Besides the guidances there are the unguided images and, made of them, those that a filter would let pass; a measure
