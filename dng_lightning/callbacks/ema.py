@@ -1,4 +1,4 @@
-"""Exponential moving average of the weights: what is validated, sampled from, and kept."""
+"""Exponential moving average (EMA) of the weights, used for validation, sampling and export."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Turns the folder of a training into a checkpoint that can be sampled from, shipped and loaded without code."""
+"""Exports a trained model: weights and plain hyper-parameters, loaded without running code."""
 
 import io
 import json

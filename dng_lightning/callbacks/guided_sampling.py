@@ -1,4 +1,4 @@
-"""The DNG sampling callback: watch, while a model trains, what guidance makes of it."""
+"""The sampling callback: guided and unguided images during training."""
 
 from dataclasses import replace
 from typing import Any

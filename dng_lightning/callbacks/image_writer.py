@@ -1,4 +1,4 @@
-"""Writes the images of ``dng predict`` as they come, and draws what there is to see of them."""
+"""Writes the images of ``dng predict`` batch by batch, and their figures at the end."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""The posteriors of a comparison's guidances, which are tracked passively while its unguided images are drawn."""
+"""The posteriors of the compared guidances, tracked passively while the unguided images are drawn."""
 
 import json
 from collections.abc import Iterator, Sequence

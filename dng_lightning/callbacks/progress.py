@@ -1,4 +1,4 @@
-"""Shows how far the drawing of images is, with an estimate of the time that is left."""
+"""A progress bar of sampling, with an estimate of the time that is left."""
 
 from typing import Any, NoReturn
 

@@ -1,4 +1,4 @@
-"""What a callback needs of the trainer's module and data; one line where it is something else."""
+"""Checks that a callback is used with the module and data that it needs."""
 
 from typing import TypeVar
 

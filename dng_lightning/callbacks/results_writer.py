@@ -1,4 +1,4 @@
-"""Evaluates the images of ``dng test`` as they come: says when, and leaves the measuring to an ``Evaluator``."""
+"""Evaluates the images of ``dng test`` batch by batch with an ``Evaluator``."""
 
 import time
 from pathlib import Path
@@ -27,23 +27,24 @@ DRAWING = 0.05  # share of the time that goes into redrawing the figures, at mos
 
 
 class ResultsWriter(Callback):
-    """Writes below the trainer's ``default_root_dir``, as soon as a guidance is done; the figures not quite as often.
+    """Writes the results below the trainer's ``default_root_dir`` after each guidance.
 
-    ``results.csv`` (a row a guidance), ``results.md``, ``classes.csv`` (quality class by class), ``posterior.csv``
-    (how well the tracked posteriors predict what unguided images become), and the figures ``tradeoff.png``,
-    ``histograms.png``, ``samples.png`` and ``calibration.png``. For ``tensorboard --logdir`` a run a row is in
-    ``tensorboard``, the images themselves are in ``sample_cache``. A guidance that has its row, for the same seeds, steps
-    and features, is not evaluated again.
+    - ``results.csv``: a row a guidance; ``results.md``: the same as tables.
+    - ``classes.csv``: quality of each class.
+    - ``posterior.csv``: Brier score and AUC of the passively tracked posteriors on the unguided images.
+    - ``tradeoff.png``, ``histograms.png``, ``samples.png``, ``calibration.png``.
+    - ``tensorboard``: a TensorBoard run for each row; ``sample_cache``: the images.
 
-    Besides the guidances there are the unguided images and, made of them, those that a filter would let pass; a measure
-    for which it lets too few pass is left empty. Speed leaves out each process's first batch, which may compile.
+    A guidance that has its row, for the same seeds, steps and features, is not evaluated again. The rows Unguided and
+    Rejection come with the unguided images; a measure that too few accepted images allow is left empty. Speed leaves
+    out each process's first batch, which may compile.
 
     Args:
         features: what images are compared in: the ``classifier``'s penultimate layer, or ``inception`` (then the
             Fréchet distance is FID); None to leave out what needs real images.
         inception_weights: a file with Inception's weights; None to download them.
-        unguided: draw the unguided images too. Without them an evaluation of few rows takes half the time, and says
-            nothing of rejection, of how far images were moved and of how well posteriors predict.
+        unguided: draw the unguided images too. Without them there is no Rejection row, no RMSE to unguided and no
+            ``posterior.csv``, and an evaluation of few rows takes half the time.
 
     Raises:
         SettingError: there are no such features.

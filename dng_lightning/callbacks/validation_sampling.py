@@ -1,4 +1,4 @@
-"""When a model that trains draws images to be watched by."""
+"""Base class of callbacks that draw images during validation."""
 
 from abc import ABC, abstractmethod
 from typing import Any

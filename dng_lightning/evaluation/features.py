@@ -1,4 +1,4 @@
-"""What images are compared in: the features of a named network, the same for real and generated images."""
+"""Feature extractors: a named network for real and generated images alike."""
 
 import hashlib
 from abc import ABC, abstractmethod

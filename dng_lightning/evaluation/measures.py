@@ -1,4 +1,4 @@
-"""What the images of one guidance are worth: every measure of a row of ``results.csv``."""
+"""The measures of one row of ``results.csv``."""
 
 from collections.abc import Callable, Collection
 from typing import Any

@@ -1,4 +1,4 @@
-"""How well passively tracked posteriors predict what unguided images become: ROC-AUC and Brier score."""
+"""Brier score and ROC-AUC of passively tracked posteriors against the final labels of unguided images."""
 
 import json
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What is kept of the real images, so that generated ones can be compared with them where no data set is."""
+"""Reference statistics of real images, so that an evaluation needs no data set."""
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -140,7 +140,7 @@ class ReferenceStatistics:
         return int(rows[:, list(forbidden)].sum()), int(rows.sum())
 
     def check(self, class_names: Collection[str], image_shape: Collection[int], extractor: FeatureExtractor) -> None:
-        """Refuse to be compared with what they do not fit.
+        """Check that they fit a model and a feature extractor.
 
         Raises:
             SettingError: the images have other classes or another shape, or the features are others.

@@ -1,4 +1,4 @@
-"""What is evaluated: the images of one method, and what is known of them batch by batch."""
+"""Data classes of an evaluation: a run, its batches of samples, their labels, and the cost."""
 
 import json
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What the modules that are trained have in common: they remember their data, and they load safely."""
+"""Base class of the trained modules: they store facts about their data and load without running code."""
 
 import contextlib
 import copy

@@ -1,4 +1,4 @@
-"""Settings of a guidance that lie in files: the calibration in a checkpoint's folder, and reference images."""
+"""Loads the settings of a guidance that are files: a checkpoint's calibration, and reference images."""
 
 from functools import lru_cache, partial
 from pathlib import Path

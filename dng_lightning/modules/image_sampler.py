@@ -1,4 +1,4 @@
-"""Drawing one image a seed, whatever the network and the guidance."""
+"""Base class of the sampling modules: one image a seed."""
 
 import json
 from abc import ABC, abstractmethod

@@ -1,4 +1,4 @@
-"""What is noted while a chain is sampled; a recorder never changes the images."""
+"""Recorders: record each step of a chain without changing the images."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,7 +15,7 @@ from dng_lightning.posterior import Posterior
 
 
 class Recorder:
-    """Notes the steps of a chain; given to ``sample``, which starts it anew.
+    """Base class: ``sample`` calls ``start`` once and ``record`` at each step.
 
     Attributes:
         needs: what it needs of the predictor besides what the guidance needs.
@@ -69,7 +69,7 @@ class Trajectories(Recorder):
 
 
 class PassiveTracking(Recorder):
-    """Posteriors that look at images which another guidance draws.
+    """Tracks posteriors passively, on images that another guidance draws.
 
     The divergence is estimated once, with the most probes that one of them asks for. At eta = 0 one that asks for no
     probes goes without it, as it would by itself.
