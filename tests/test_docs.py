@@ -1,6 +1,7 @@
 """The documentation: the site builds, commands and examples run, links lead somewhere, model cards are complete."""
 
 import importlib
+import json
 import os
 import re
 import shlex
@@ -268,3 +269,18 @@ def shipped_class(name: str) -> Any:
     found = [importlib.import_module(f"dng_lightning.{module}") for module in modules]
     found.append(importlib.import_module("lightning.pytorch.callbacks"))
     return next(getattr(module, name) for module in found if hasattr(module, name))
+
+
+def test_the_notebook_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    cells = json.loads((ROOT / "docs" / "quickstart.ipynb").read_text())["cells"]
+    sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    few = [source.replace("range(32), 50", "range(12), 10") for source in sources]
+    assert few != sources
+    names: dict[str, Any] = {}
+    for source in few:
+        exec(compile(source, "quickstart.ipynb", "exec"), names)
+    assert set(names["images"]) == {"unguided", "negative prompting", "DNG"}
+    assert all(images.shape == (12, 1, 28, 28) for images in names["images"].values())
+    assert "DNG: 20 network evaluations an image" in capsys.readouterr().out
+    assert len(names["ax"].lines) == 12  # a posterior an image
