@@ -1,6 +1,6 @@
 """One table and one figure of a study that removes each class once, a folder of `dng test` a class.
 
-usage: python scripts/by_class.py FOLDER ... [--safety SHARE ...] [--write NAME]
+usage: python scripts/by_class.py FOLDER ... [--forbidden-rates RATE ...] [--output NAME]
 
 Writes NAME.csv, NAME.md (the methods at equal safety) and NAME.png; see mnist_all_digits.yaml.
 """
@@ -86,7 +86,7 @@ def points(
 def matched(rows: Rows, safety: Sequence[float] = SAFETY) -> str:
     """Markdown: KL and Fréchet distance of each method where it leaves these shares, each in (0, 1), class by class.
 
-    Read off each method's curve over its scales, as ``report.equal_safety`` does; a dash where its scales do not reach.
+    Read off each method's curve over its scales, as ``tables.equal_safety`` does; a dash where its scales do not reach.
     """
     classes = list(dict.fromkeys(row["removed"] for row in rows))
     found = {name: equal_safety([row for row in rows if row["removed"] == name], safety) for name in classes}
@@ -121,20 +121,24 @@ def main(args: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folders", nargs="+", type=Path)
-    parser.add_argument("--safety", nargs="+", type=share, default=SAFETY, help="shares to compare at (%(default)s)")
-    parser.add_argument("--write", type=Path, default=Path("by-class"))
-    told = parser.parse_args(args)
+    parser.add_argument(
+        "--forbidden-rates", nargs="+", type=share, default=SAFETY, help="shares to compare at (%(default)s)"
+    )
+    parser.add_argument("--output", type=Path, default=Path("by-class"))
+    arguments = parser.parse_args(args)
     try:
-        rows = collected(told.folders)
+        rows = collected(arguments.folders)
     except SettingError as error:
         parser.error(str(error))
-    told.write.parent.mkdir(parents=True, exist_ok=True)
-    table, text, picture = (told.write.with_name(f"{told.write.name}.{kind}") for kind in ("csv", "md", "png"))
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    table, text, picture = (
+        arguments.output.with_name(f"{arguments.output.name}.{kind}") for kind in ("csv", "md", "png")
+    )
     with table.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)))  # of any version
         writer.writeheader()
         writer.writerows(rows)
-    text.write_text(matched(rows, told.safety))
+    text.write_text(matched(rows, arguments.forbidden_rates))
     figure(rows).savefig(picture, dpi=150)
     print(f"{text.read_text()}\nwritten to {table}, {text}, {picture}")
 

@@ -1,6 +1,6 @@
 """What each setting of a guidance does to what it leaves and to the balance of the classes, the others kept fixed.
 
-usage: python scripts/sensitivity.py FOLDER ... [--method METHOD] [--write PNG]
+usage: python scripts/sensitivity.py FOLDER ... [--method METHOD] [--output PNG]
 
 The folders are those of `dng test`, which may differ in their steps; see mnist_sensitivity.yaml.
 """
@@ -36,8 +36,8 @@ def lines(rows: Rows) -> dict[str, list[tuple[Any, Mapping[str, str]]]]:
     Raises:
         SettingError: no two rows differ in one setting alone.
     """
-    told = [{**_settings(json.loads(row["guidance"])), "steps": int(row["steps"])} for row in rows]
-    neighbours = [[_only_difference(one, other) for other in told] for one in told]
+    arguments = [{**_settings(json.loads(row["guidance"])), "steps": int(row["steps"])} for row in rows]
+    neighbours = [[_only_difference(one, other) for other in arguments] for one in arguments]
     centre = max(range(len(rows)), key=lambda place: sum(map(bool, neighbours[place])), default=None)
     if centre is None or not any(neighbours[centre]):
         raise SettingError("no two rows differ in one setting alone: give the folders of such a study")
@@ -45,7 +45,7 @@ def lines(rows: Rows) -> dict[str, list[tuple[Any, Mapping[str, str]]]]:
     for name in dict.fromkeys(filter(None, neighbours[centre])):
         places = [place for place, differs in enumerate(neighbours[centre]) if differs == name or place == centre]
         found[name] = sorted(
-            ((told[place].get(name), rows[place]) for place in places), key=lambda pair: _order(pair[0])
+            ((arguments[place].get(name), rows[place]) for place in places), key=lambda pair: _order(pair[0])
         )
     return found
 
@@ -103,14 +103,19 @@ def main(args: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folders", nargs="+", type=Path)
     parser.add_argument("--method", default="DynamicNegativeGuidance")
-    parser.add_argument("--write", type=Path, default=Path("sensitivity.png"))
-    told = parser.parse_args(args)
+    parser.add_argument("--output", type=Path, default=Path("sensitivity.png"))
+    arguments = parser.parse_args(args)
     try:
-        rows = [row for folder in told.folders for row in read(folder / "results.csv") if row["method"] == told.method]
-        figure(rows).savefig(told.write, dpi=150)
+        rows = [
+            row
+            for folder in arguments.folders
+            for row in read(folder / "results.csv")
+            if row["method"] == arguments.method
+        ]
+        figure(rows).savefig(arguments.output, dpi=150)
     except SettingError as error:
         parser.error(str(error))
-    print(f"written to {told.write}")
+    print(f"written to {arguments.output}")
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ def folders(tmp_path: Path) -> list[Path]:
 
 
 def test_one_table_and_one_figure(folders: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    by_class.main([*map(str, folders), "--write", str(tmp_path / "all")])
+    by_class.main([*map(str, folders), "--output", str(tmp_path / "all")])
     rows = list(csv.DictReader((tmp_path / "all.csv").open(newline="")))
     assert [(r["removed"], r["method"], r["forbidden_rate"]) for r in rows] == [
         ("0", "Unguided", "0.1"),
@@ -42,7 +42,7 @@ def test_one_table_and_one_figure(folders: list[Path], tmp_path: Path, capsys: p
 def test_tables_of_an_earlier_version_lack_columns(folders: list[Path], tmp_path: Path):
     new = table(tmp_path / "new", [row("NP", 0.01, 0.1, 2, features="mnist-classifier")])
     (new / "results.csv").replace(folders[1] / "results.csv")
-    by_class.main([*map(str, folders), "--write", str(tmp_path / "new" / "of 1.0")])
+    by_class.main([*map(str, folders), "--output", str(tmp_path / "new" / "of 1.0")])
     rows = list(csv.DictReader((tmp_path / "new" / "of 1.0.csv").open(newline="")))
     assert "Fréchet distance (features of mnist-classifier), where" in (tmp_path / "new" / "of 1.0.md").read_text()
     assert [(r["method"], r["features"]) for r in rows] == [("Unguided", ""), ("NP", ""), ("NP", "mnist-classifier")]
@@ -76,7 +76,7 @@ def test_methods_at_equal_safety_class_by_class(tmp_path: Path):
 
 
 def test_other_shares(folders: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    told = [*map(str, folders), "--write", str(tmp_path / "all"), "--safety"]
+    told = [*map(str, folders), "--output", str(tmp_path / "all"), "--forbidden-rates"]
     by_class.main([*told, "0.01", "0.015"])
     assert "\n| removed | NP, 1 % | NP, 1.5 % |\n" in (tmp_path / "all.md").read_text()
     with pytest.raises(SystemExit):
