@@ -168,7 +168,7 @@ def test_every_comparison_runs(name: str, dng: Dng, in_place: Path, request: pyt
         f"--trainer.default_root_dir={folder}",
     ]
     its_models(name, request)
-    if "real" in CONFIGS[name]["data"]["init_args"]:
+    if "reference_data" in CONFIGS[name]["data"]["init_args"]:
         settings.append("--data.reference_data.val_size=20")
     model, (writer,) = CONFIGS[name]["model"]["init_args"], CONFIGS[name]["trainer"]["callbacks"]
     guidances = model["guidances"]
@@ -177,13 +177,13 @@ def test_every_comparison_runs(name: str, dng: Dng, in_place: Path, request: pyt
         settings.append(f"--model.guidances={json.dumps(guidances)}")
     methods = [guidance["class_path"] for guidance in guidances if guidance["class_path"] != "Unguided"]
     before = ["Unguided"] if writer.get("init_args", {}).get("unguided", True) else []
-    after = ["Retrained"] if model.get("retrained") else []
+    after = ["Retrained"] if model.get("retrained_checkpoint") else []
     dng("test", "--config", name, *settings)
     rows = list(csv.DictReader((folder / "results.csv").open(newline="")))
     found = [re.split(r"[,(]", row["method"])[0] for row in rows]  # "..., parity" is the same class, and what it wraps
     assert [method for method in found if method != "Rejection"] == [*before, *methods, *after]
     for row in rows:
-        assert sum(map(int, row["histogram"].split())) == int(row["n"])
+        assert sum(map(int, row["class_counts"].split())) == int(row["n"])
         assert int(row["n"]) == 4 or row["method"] == "Rejection"
     written = (folder / "results.csv").stat().st_mtime_ns
     dng("test", "--config", name, *settings)  # nothing is done again
@@ -237,7 +237,7 @@ def test_a_local_config_wins(tmp_path: Path, monkeypatch, capsys):
 
 def test_later_settings_win(tmp_path: Path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    Path("mine.yaml").write_text("data: {class_path: Seeds, init_args: {n: 5, batch_size: 2}}")
+    Path("mine.yaml").write_text("data: {class_path: Seeds, init_args: {num_samples: 5, batch_size: 2}}")
     args = [
         "--config=negative_prompting.yaml",
         "--config=mine.yaml",
@@ -245,7 +245,12 @@ def test_later_settings_win(tmp_path: Path, monkeypatch, capsys):
         "--model.guidance.scale=7",
     ]
     settings = yaml.safe_load(printed(capsys, "predict", *args, "--print_config"))
-    assert settings["data"]["init_args"] == {"n": 6, "first_seed": 0, "batch_size": 2, "real": None}
+    assert settings["data"]["init_args"] == {
+        "num_samples": 6,
+        "first_seed": 0,
+        "batch_size": 2,
+        "reference_data": None,
+    }
     assert settings["model"]["init_args"]["guidance"]["init_args"] == {"scale": 7.0}
 
 

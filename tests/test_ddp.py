@@ -127,7 +127,7 @@ def test_guided_sampling_draws_its_images_once(fitted: Path):
         assert [event.histogram_value.num for event in board.Histograms(f"classes/{name}")] == [5, 5]
         for tag in ("metrics/forbidden_rate", "metrics/kl", "metrics/fd"):
             assert len(board.Scalars(f"{tag}_{name}")) == 2
-    assert len(board.Images("guidance/trajectories")) == len(board.Scalars("guidance/scale_mean")) == 2
+    assert len(board.Images("trajectories/scale_and_posterior")) == len(board.Scalars("metrics/scale_guided")) == 2
 
 
 @pytest.fixture(scope="module")

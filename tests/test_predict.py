@@ -79,7 +79,12 @@ def test_what_is_written_is_what_was_drawn(dng: Dng, from_tiny: list[str], tmp_p
     dng("predict", *from_tiny, *seeds, "--model.forbidden=[3,5]", f"--trainer.default_root_dir={tmp_path}")
     settings = yaml.safe_load((tmp_path / "config.yaml").read_text())
     assert settings["model"]["init_args"]["forbidden"] == [3, 5]
-    assert settings["data"]["init_args"] == {"n": 5, "first_seed": 7, "batch_size": 2, "real": None}
+    assert settings["data"]["init_args"] == {
+        "num_samples": 5,
+        "first_seed": 7,
+        "batch_size": 2,
+        "reference_data": None,
+    }
 
     given = settings["model"]["init_args"]["guidance"]["init_args"]
     guidance = DynamicNegativeGuidance(**given | {"posterior": CalibratedPosterior(**given["posterior"]["init_args"])})

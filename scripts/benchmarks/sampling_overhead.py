@@ -1,21 +1,61 @@
-"""What a guided step costs beyond its network: python scripts/benchmarks/sampling_overhead.py
+"""Time of a guided step over its bare network: python scripts/benchmarks/sampling_overhead.py [BATCH ...]
 
-Times whole steps of the sampler (predictions, guidance, evidence, noise) against the bare batched forward pass of the
-same network on the same input, in turn, and prints the median of the ratios step by step.
+Times whole steps of the sampler (predictions, guidance, posterior, noise) against the bare forward pass of the same
+network on a batch of the same size, in turn within one run, and prints the median of the ratios step by step.
 """
 
 import statistics
+import sys
 import time
 from itertools import pairwise
 
 import torch
 
-from dng_lightning.guidance import DynamicNegativeGuidance, Guidance, NegativePrompting, SafeLatentDiffusion
+from dng_lightning.guidance import (
+    AdaptiveProjectedGuidance,
+    CFGNegativePrompt,
+    CFGPlusPlus,
+    ClassifierFreeGuidance,
+    ComposableNot,
+    ContrastiveCFG,
+    DynamicGeoGuide,
+    DynamicNegativeGuidance,
+    FeedbackGuidance,
+    Guidance,
+    LimitedInterval,
+    NegativePrompting,
+    PerpNeg,
+    PositiveAndNegative,
+    SafeLatentDiffusion,
+    SignedNegative,
+    Unguided,
+)
 from dng_lightning.interfaces import Guided, Predictions, Step
 from dng_lightning.modules import DiffusionModule
+from dng_lightning.posterior import CalibratedPosterior, ReleasedPosterior
 from dng_lightning.sampling import ClassConditionalPredictor, ImageNoise, Recorder, Sampler, sample
 
-BATCH, STEPS = 128, 30
+STEPS = 30
+METHODS: dict[str, Guidance] = {
+    "Unguided": Unguided(),
+    "NegativePrompting": NegativePrompting(),
+    "CFGNegativePrompt": CFGNegativePrompt(),
+    "ComposableNot": ComposableNot(),
+    "SignedNegative": SignedNegative(),
+    "PerpNeg": PerpNeg(),
+    "ContrastiveCFG": ContrastiveCFG(),
+    "SafeLatentDiffusion": SafeLatentDiffusion(),
+    "DynamicNegativeGuidance, tracked": DynamicNegativeGuidance(),
+    "DynamicNegativeGuidance, calibrated": DynamicNegativeGuidance(posterior=CalibratedPosterior([[0.0, 1.0, 0.0]])),
+    "DynamicNegativeGuidance, released": DynamicNegativeGuidance(posterior=ReleasedPosterior()),
+    "DynamicGeoGuide": DynamicGeoGuide(),
+    "PositiveAndNegative(DNG)": PositiveAndNegative(DynamicNegativeGuidance(), 2.0),
+    "LimitedInterval(DNG)": LimitedInterval(DynamicNegativeGuidance()),
+    "ClassifierFreeGuidance": ClassifierFreeGuidance(2.0),
+    "CFGPlusPlus": CFGPlusPlus(),
+    "AdaptiveProjectedGuidance": AdaptiveProjectedGuidance(),
+    "FeedbackGuidance": FeedbackGuidance(),
+}
 
 
 class Stopwatch(Recorder):
@@ -23,11 +63,12 @@ class Stopwatch(Recorder):
 
     Args:
         model: the network.
+        batch: of its forward pass.
     """
 
-    def __init__(self, model: DiffusionModule) -> None:
+    def __init__(self, model: DiffusionModule, batch: int) -> None:
         self.model, self.marks = model, list[float]()
-        self.x, self.labels = torch.randn(2 * BATCH, *model.image_shape), torch.arange(2).repeat_interleave(BATCH)
+        self.x, self.labels = torch.randn(batch, *model.image_shape), torch.arange(batch) % 10
 
     def mark(self) -> None:
         """Note the time before and after a forward pass."""
@@ -45,21 +86,33 @@ class Stopwatch(Recorder):
         self.mark()
 
 
-def overhead(model: DiffusionModule, guidance: Guidance) -> float:
+def overhead(model: DiffusionModule, guidance: Guidance, batch: int) -> float:
     """Median over the steps of: a whole step's time over that of the bare forward pass before it."""
-    stopwatch = Stopwatch(model)
-    predictor = ClassConditionalPredictor(model, model.null_class, [0])
-    noise = ImageNoise(range(BATCH), model.image_shape)
+    needs = guidance.needs()
+    is_toward_class = (
+        needs.class_labels or (needs.null and not needs.negatives) or "Positive" in type(guidance).__name__
+    )
+    labels = torch.ones(batch, dtype=torch.int64) if is_toward_class else None
+    branches = 1 + bool(needs.negatives) + bool(needs.null and labels is not None)
+    stopwatch = Stopwatch(model, branches * batch)
+    predictor = ClassConditionalPredictor(model, model.null_class, [0], labels)
+    noise = ImageNoise(range(batch), model.image_shape)
     sample(predictor, guidance, model.schedule, noise, Sampler(STEPS), [stopwatch])
+    assert predictor.nfe == branches * batch * STEPS, "the bare forward is of another batch"
     times = [later - earlier for earlier, later in pairwise(stopwatch.marks)]  # forward, step, forward, ..., forward
     return statistics.median(step / forward for forward, step in zip(times[4:-1:2], times[5::2], strict=True))
 
 
 def main() -> None:
     """Print a line a method."""
+    batches = [int(argument) for argument in sys.argv[1:]] or [1, 128]
     model = DiffusionModule.load("mnist")
-    for guidance in (NegativePrompting(), SafeLatentDiffusion(), DynamicNegativeGuidance()):
-        print(f"{type(guidance).__name__:<26}{overhead(model, guidance):.3f} x the bare forward of batch {BATCH}")
+    print(
+        f"| step / bare forward | {' | '.join(f'batch {batch}' for batch in batches)} |\n|{'---|' * (1 + len(batches))}"
+    )
+    for name, guidance in METHODS.items():
+        cells = (f"{overhead(model, guidance, batch):.3f}" for batch in batches)
+        print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":

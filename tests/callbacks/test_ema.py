@@ -131,7 +131,7 @@ def test_guided_sampling_sees_the_average_in_any_order(order: tuple[int, int], t
         return sample(predictor, *args, **settings)
 
     monkeypatch.setattr("dng_lightning.modules.image_sampler.sample", watched)
-    ema, sampling = EMA(0.9), GuidedSampling("0", images=2, steps=2)
+    ema, sampling = EMA(0.9), GuidedSampling("0", num_samples=2, steps=2)
     callbacks = [(ema, sampling)[i] for i in order]
     module = diffusion()
     trainer(tmp_path, *callbacks, max_epochs=1, limit_train_batches=8, limit_val_batches=1).fit(module, Digits())

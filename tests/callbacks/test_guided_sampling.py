@@ -124,7 +124,8 @@ def test_the_seeds_are_fixed(tmp_path: Path):
     )
     first, second = (event.encoded_image_string for event in board.Images("samples/guided"))
     assert first == second
-    assert not [tag for tag in board.Tags()["scalars"] if tag.startswith("metrics/")]  # no classifier, no classes
+    metrics = {tag for tag in board.Tags()["scalars"] if tag.startswith("metrics/")}
+    assert metrics == {"metrics/scale_guided", "metrics/posterior_guided"}  # no classifier, no classes
     assert not board.Tags()["histograms"]
 
 
@@ -194,4 +195,4 @@ def test_an_image_writer_is_not_for_training(tmp_path: Path):
 
 
 def test_few_images_can_be_drawn():
-    assert GuidedSampling(images=1).images == 1
+    assert GuidedSampling(num_samples=1).num_samples == 1

@@ -36,10 +36,29 @@ GUIDANCES = f"[{{class_path: NegativePrompting, init_args: {{scale: 1.0}}}}, {',
 PRIOR = TrackedPosterior(prior=0.2)
 METHODS = [NegativePrompting(1.0), DynamicNegativeGuidance(1.0, PRIOR), DynamicNegativeGuidance(3.0, PRIOR)]
 ORDER = ["Unguided", "Rejection", "NegativePrompting", *["DynamicNegativeGuidance"] * 2]
-COLUMNS = """method, scale, guidance, n, seeds, steps, forbidden, forbidden_low, forbidden_high, kl, kl_uniform, tv,
-    kl_own, fd_retained, fd_all, kid, precision, recall, invasiveness, evaluations, images_per_second""".replace(
-    "\n", ""
-).split(",")
+COLUMNS = [
+    "method",
+    "scale",
+    "guidance",
+    "n",
+    "seeds",
+    "steps",
+    "forbidden_rate",
+    "forbidden_rate_low",
+    "forbidden_rate_high",
+    "kl_retained",
+    "kl_all",
+    "tv",
+    "kl_unguided",
+    "fd_retained",
+    "fd_all",
+    "kid",
+    "precision",
+    "recall",
+    "rmse_to_unguided",
+    "nfe",
+    "images_per_second",
+]
 MEASURED_ANEW = ("images_per_second", "memory_mb")
 
 
@@ -80,7 +99,7 @@ def sampler(digits: Path, without_3_and_8: Path) -> GuidedSampler:
         FORBIDDEN,
         steps=STEPS,
         classifier="digits-classifier",
-        retrained=str(without_3_and_8),
+        retrained_checkpoint=str(without_3_and_8),
         guidances=METHODS,
     )
 
@@ -90,7 +109,7 @@ def samples(sampler: GuidedSampler) -> list[Samples]:
     """Unguided, of each method, and retrained, in one batch."""
     seeds = range(FIRST, FIRST + N)
     guided = [sampler.draw(seeds, method) for method in METHODS]
-    retrained = NetworkPairPredictor(sampler.retrained_checkpoint, [], sampler.retrained_checkpoint.null_class)
+    retrained = NetworkPairPredictor(sampler.retrained, [], sampler.retrained.null_class)
     return [sampler.draw(seeds, Unguided()), *guided, sampler.draw_from(retrained, seeds, Unguided())]
 
 

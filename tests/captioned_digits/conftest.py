@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mnist_files import mnist_root  # noqa: F401
 from running import TINY
 
 from dng_lightning.callbacks import Export

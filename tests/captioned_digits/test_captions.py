@@ -103,8 +103,8 @@ def test_a_caption_is_understood_as_what_it_was_made_of():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a red unicorn", "'a red unicorn' is not parse_caption: pictures of digits know no 'unicorn'"),
-        ("a red 7, blue", "'a red 7, blue' is not parse_caption: it names the colours red and blue"),
+        ("a red unicorn", "'a red unicorn' is not understood: pictures of digits know no 'unicorn'"),
+        ("a red 7, blue", "'a red 7, blue' is not understood: it names the colours red and blue"),
     ],
 )
 def test_what_is_not_understood_is_one_line(text: str, message: str):

@@ -92,7 +92,7 @@ def test_the_committed_configuration_is_small_and_ships(committed: TextToImageMo
     assert 5e6 < parameters < 8e6
     committed.scale = 1.0
     export = yaml.safe_load(resources.config("captioned_digits").read_text())["trainer"]["callbacks"][-1]
-    assert export["class_path"] == "PipelineExport"
+    assert export["class_path"] == "scripts.captioned_digits.PipelineExport"
     PipelineExport(**export["init_args"]).write(committed, tmp_path)
     assert sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) < 25e6
     assert {path.name for path in tmp_path.rglob("*.safetensors")} == {

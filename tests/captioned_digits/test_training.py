@@ -154,7 +154,7 @@ def test_resuming_changes_nothing(trained):
 
 
 def test_prompts_are_drawn_while_it_trains(text_to_image: TextToImageModule):
-    callback = PromptSampling(PROMPTS, images=2, steps=5)
+    callback = PromptSampling(PROMPTS, num_samples=2, steps=5)
     with torch.no_grad():
         images = callback._draw(text_to_image)
         model = text_to_image.model()
@@ -169,7 +169,7 @@ def test_prompts_are_drawn_while_it_trains(text_to_image: TextToImageModule):
 
 def test_what_obeys_is_what_the_classifiers_read(text_to_image: TextToImageModule, fitted, in_place: Path):
     fitted("captioned_digits_autoencoder")
-    callback = PromptSampling(["a red seven", "a digit"], images=3, reader="captioned-digits")
+    callback = PromptSampling(["a red seven", "a digit"], num_samples=3, reader="captioned-digits")
     assert callback.reader is not None
     read = torch.tensor([[7, 0, 0, 0], [7, 1, 1, 1], [1, 0, 0, 0]] * 2)
     callback.reader.read = lambda _: read  # type: ignore[method-assign,assignment]
@@ -180,7 +180,7 @@ def test_what_obeys_is_what_the_classifiers_read(text_to_image: TextToImageModul
     ("settings", "message"),
     [
         ({"prompts": []}, "PromptSampling's prompts must be at least 1"),
-        ({"prompts": ["a"], "images": 0}, "PromptSampling's images must be at least 1"),
+        ({"prompts": ["a"], "num_samples": 0}, "PromptSampling's num_samples must be at least 1"),
         ({"prompts": ["a"], "guidance": NegativePrompting(1.0)}, "NegativePrompting is not for it"),
         ({"prompts": ["a"], "guidance": AdaptiveNegative(ClassifierFreeGuidance(1.0))}, "is not for it"),
         ({"prompts": ["a"], "steps": 0}, "steps must be at least 1"),

@@ -17,7 +17,7 @@ from dng_lightning.modules.classifier import ClassifierModule, random_cutout, ra
 from dng_lightning.networks.classifier import ImageClassifier
 from dng_lightning.schedule import LinearSchedule
 
-CONFIG = str(Path(__file__).resolve().parents[2] / "configs" / "digits_classifier.yaml")
+CONFIG = str(resources.config("digits_classifier"))
 
 
 def small_net() -> ImageClassifier:

@@ -46,17 +46,17 @@ def test_without_a_negative_prompt_the_default_is_the_unguided_method(folder: Pa
 
 def test_the_methods_that_are_shown_beside(folder: Path):
     def compared(negative: str | None, methods: list[Guidance] | None) -> list[Guidance]:
-        return TextToImageSampler(str(folder), PROMPT, negative, compared=methods).compared
+        return TextToImageSampler(str(folder), PROMPT, negative, baselines=methods).baselines
 
     assert compared(NEGATIVE, None) == [CFGNegativePrompt(7.5)]
     assert compared(None, None) == compared(NEGATIVE, []) == []
     both: list[Guidance] = [CFGNegativePrompt(3.0), CFGNegativePrompt(7.5)]
     assert compared(NEGATIVE, both) == both
-    assert "or compared to null" in refused(folder, PROMPT, None, compared=both)
-    assert "compared names a method twice" in refused(
-        folder, PROMPT, NEGATIVE, compared=[both[0], CFGNegativePrompt(3)]
+    assert "or baselines to null" in refused(folder, PROMPT, None, baselines=both)
+    assert "baselines names a method twice" in refused(
+        folder, PROMPT, NEGATIVE, baselines=[both[0], CFGNegativePrompt(3)]
     )
-    assert "ClassifierGuidance needs a classifier" in refused(folder, PROMPT, "blue", compared=[ClassifierGuidance(1)])
+    assert "ClassifierGuidance needs a classifier" in refused(folder, PROMPT, "blue", baselines=[ClassifierGuidance(1)])
 
 
 def test_settings_that_cannot_be(folder: Path):
