@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dng_lightning import shipped
 from dng_lightning.callbacks.progress import SamplingProgress
-from dng_lightning.callbacks.requirements import claim_draws, sampler_of, seeds_of
+from dng_lightning.callbacks.requirements import claim_draws, is_dry_run, sampler_of, seeds_of
 from dng_lightning.data.pixels import to_float, to_uint8
 from dng_lightning.errors import SettingError
 from dng_lightning.evaluation import curves
@@ -54,6 +54,8 @@ class CalibrationWriter(Callback):
         if module.judge is None or not isinstance(module, GuidedSampler):
             raise SettingError("a calibration needs a GuidedSampler and its classifier: set model.classifier")
         claim_draws(module, self)
+        if is_dry_run(trainer, self):
+            return
         module.draws, data.passes = module.all_draws()[:1], 1
         self.folder = Path(trainer.default_root_dir)
         self.store, self.label = SampleStore(self.folder / "drawn", data.seeds), module.judge.label

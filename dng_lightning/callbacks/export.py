@@ -10,6 +10,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
+from dng_lightning.callbacks.requirements import is_dry_run
 from dng_lightning.files import write_whole
 
 
@@ -26,6 +27,10 @@ class Export(Callback):
     def __init__(self, half: bool = False) -> None:
         self.half = half
         self.has_trained = False
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leave a dry run alone, which writes nothing."""
+        is_dry_run(trainer, self)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take note; the averaged weights may be handed over after this."""

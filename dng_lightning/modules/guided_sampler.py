@@ -161,6 +161,11 @@ class GuidedSampler(ImageSampler):
         """See ``ImageSampler.judge``."""
         return self.classifier
 
+    def networks(self) -> dict[str, torch.nn.Module | None]:
+        """See ``ImageSampler.networks``."""
+        names = ("classifier", "observer", "noisy_classifier", "retrained")
+        return {"checkpoint": self.model, "negative_checkpoints": self.negatives} | {n: getattr(self, n) for n in names}
+
     def predictor(self, guidance: Guidance, class_labels: Tensor | None = None) -> Predictor:
         """See ``ImageSampler.predictor``."""
         null = self.model.null_class
