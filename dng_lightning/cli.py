@@ -194,7 +194,7 @@ class DNGCLI(LightningCLI):
             return "logs"
         forbidden = model.init_args[avoided]
         names = [file_name(name) for name in (forbidden if isinstance(forbidden, list) else [forbidden or "nothing"])]
-        folder = f"results/{shipped.name_of(model.init_args.checkpoint)}-without-{'-'.join(names)}"
+        folder = f"results/{shipped.name_of(model.init_args.checkpoint)}-without-{'-'.join(names) or 'nothing'}"
         if self.subcommand == "predict":
             guidance = model.init_args.guidance
             method = f"-{guidance.class_path.rsplit('.', 1)[-1]}" if guidance else ""

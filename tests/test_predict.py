@@ -432,3 +432,11 @@ def test_wanted_classes_are_asked_for_in_turn(
 def test_a_wanted_class_may_be_the_number_0(tiny_checkpoint: Path):
     sampler = GuidedSampler(str(tiny_checkpoint), guidance=Unguided(), wanted=0, classifier=None)
     assert sampler.wanted == [0]
+
+
+def test_every_class_is_wanted_by_its_label_where_names_are_numbers(tiny_checkpoint: Path, tmp_path: Path):
+    stored = torch.load(tiny_checkpoint / "model.ckpt", weights_only=True)
+    stored["trained_on"]["class_names"] = [str(number) for number in range(1, 11)]
+    torch.save(stored, tmp_path / "from-1.ckpt")
+    sampler = GuidedSampler(str(tmp_path / "from-1.ckpt"), "10", classifier=None, steps=3, wanted="all")
+    assert sampler.wanted == list(range(10))

@@ -19,7 +19,9 @@ from dng_lightning.errors import SettingError
 from dng_lightning.evaluation import curves
 from dng_lightning.evaluation.metrics import posterior_quality
 from dng_lightning.evaluation.sample_store import SampleStore
+from dng_lightning.guidance import DynamicNegativeGuidance
 from dng_lightning.modules.guided_sampler import GuidedSampler
+from dng_lightning.modules.matching import check_classes, check_negatives
 from dng_lightning.posterior import CalibratedPosterior
 from dng_lightning.posterior.base import at_most
 from dng_lightning.posterior.calibrated import fit_calibration
@@ -53,6 +55,10 @@ class CalibrationWriter(Callback):
         module, data = sampler_of(pl_module, self), seeds_of(trainer, self)
         if module.judge is None or not isinstance(module, GuidedSampler):
             raise SettingError("a calibration needs a GuidedSampler and its classifier: set model.classifier")
+        tracked = [DynamicNegativeGuidance()]
+        negatives: list[Any] = list(module.negatives)
+        check_negatives(negatives, module.model, module.checkpoint, module.forbidden, tracked)
+        check_classes(module.forbidden, [], tracked)
         claim_draws(module, self)
         if is_dry_run(trainer, self):
             return

@@ -213,7 +213,7 @@ class Evaluator:
     def _notes(self) -> list[str]:
         forbidden = self.about.get("forbidden") or ", ".join(self.kinds.names[label] for label in self.kinds.forbidden)
         seeds = self.drawing["seeds"].replace("-", "–")
-        notes = [f"Without {forbidden}; seeds {seeds}, {self.drawing['steps']} steps."]
+        notes = [f"Without {forbidden or 'nothing'}; seeds {seeds}, {self.drawing['steps']} steps."]
         if self.reference is not None:
             hits, total = self.reference.floor(self.kinds.forbidden)
             notes.append(

@@ -42,8 +42,9 @@ class GuidedSampler(ImageSampler):
     Args:
         checkpoint: the model to sample from: a ``.ckpt``, a folder with a ``model.ckpt``, a shipped name, or an
             unconditional model in diffusers' format, a folder or one of the Hugging Face hub.
-        forbidden: the class or classes to avoid, by name or number.
-        guidance: the method of ``dng predict``; None for Dynamic Negative Guidance with its defaults.
+        forbidden: the class or classes to avoid, by name or number; None or [] for none.
+        guidance: the method of ``dng predict``; None for the first of ``guidances``, or Dynamic Negative Guidance with
+            its defaults.
         guidances: the methods that ``dng test`` compares on the same seeds; None for ``guidance`` alone.
         steps: sampling steps, in 1..T.
         eta: 1 is ancestral sampling, 0 is deterministic (DDIM).
@@ -78,7 +79,7 @@ class GuidedSampler(ImageSampler):
     def __init__(
         self,
         checkpoint: str = "mnist",
-        forbidden: Classes = "0",
+        forbidden: Classes | None = "0",
         guidance: Guidance | None = None,
         guidances: list[Guidance] | None = None,
         steps: int = 100,
@@ -113,22 +114,21 @@ class GuidedSampler(ImageSampler):
 
         # The guidances, with what lies beside the checkpoint
         self.beside = diffusers_format.find((negative_checkpoints or [checkpoint])[0])
-        given = [guidance or DynamicNegativeGuidance(), *(guidances or [])]
+        given = [guidance or (guidances or [DynamicNegativeGuidance()])[0], *(guidances or [])]
         self.guidance, *others = (load_settings(method, self.beside.parent) for method in given)
         self.unguided, self.guidances = Unguided(), others or [self.guidance]
 
         # The classes
         judges = {f"classifier {classifier}": self.classifier, f"observer {observer}": self.observer}
         known = {name: judge for name, judge in judges.items() if judge is not None}
-        name_classes(self.model, [*negatives, *known.values()], checkpoint)
+        name_classes(self.model, [*negatives, *known.values()], checkpoint, bool(forbidden or wanted))
         self.image_shape, self.class_names = self.model.image_shape, self.model.class_names
         seen = self.model.seen_classes
         self.forbidden = labels_of(forbidden, self.class_names, range(len(self.class_names)) if negatives else seen)
-        wanted = [] if wanted is None else list(map(str, seen)) if wanted == "all" else wanted
-        self.wanted = labels_of(wanted, self.class_names, seen)
+        self.wanted = list(seen) if wanted == "all" else labels_of(wanted, self.class_names, seen)
 
         # Whether all of them go together
-        check_negatives(negatives, self.model, checkpoint, self.forbidden)
+        check_negatives(negatives, self.model, checkpoint, self.forbidden, [self.guidance, *self.guidances])
         for method in [self.guidance, *self.guidances]:
             check_needs(method, bool(known), self.noisy_classifier is not None, bool(self.wanted))
             method.start(torch.empty(1, *self.image_shape), len(self.forbidden))  # refuses priors that do not fit

@@ -13,7 +13,7 @@ from running import CONFIGS, Dng
 
 from dng_lightning import posterior
 from dng_lightning.errors import SettingError
-from dng_lightning.guidance import DynamicNegativeGuidance
+from dng_lightning.guidance import ClassifierGuidance, DynamicNegativeGuidance, SafeDenoiser, Unguided
 from dng_lightning.kernel import NoiseLevel
 from dng_lightning.modules import ClassifierModule, DiffusionModule, GuidedSampler
 from dng_lightning.parametrization import denoised_of
@@ -126,9 +126,37 @@ def test_the_paper_s_pair_at_its_size(in_place: Path, dng: Dng, tmp_path: Path):
     assert drawn.images.isfinite().all()
 
 
-def test_alone_it_cannot_be_guided(tiny: Path):
-    with pytest.raises(SettingError, match="is unconditional: name negative_checkpoints"):
+def test_alone_it_draws_whatever_needs_no_forbidden_prediction(
+    tiny: Path, tiny_noisy_classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dng: Dng
+):
+    torch.save(torch.randint(256, (6, 1, 8, 8), dtype=torch.uint8), tmp_path / "references.pt")
+    references, known = str(tmp_path / "references.pt"), {"classifier": "digits-classifier", "steps": 3}
+    nothing = {"classifier": None, "steps": 3, "forbidden": []}
+    noisy = {**known, "noisy_classifier": str(tiny_noisy_classifier), "forbidden": "3"}
+    for guidance, settings in (
+        (Unguided(), nothing),
+        (Unguided(), nothing | {"forbidden": None}),
+        (SafeDenoiser(references=references), nothing),
+        (SafeDenoiser(references=references), known),
+        (ClassifierGuidance(), noisy),
+    ):
+        assert GuidedSampler(str(tiny), guidance=guidance, **settings).draw([0, 1]).images.isfinite().all()
+    monkeypatch.chdir(tmp_path)
+    compared = [f"--model.guidances=[Unguided, {{class_path: SafeDenoiser, init_args: {{references: {references}}}}}]"]
+    compared += ["--model.classifier=digits-classifier", "--model.steps=2", "--data.n=4", "--data.real=Digits"]
+    dng("test", f"--model.checkpoint={tiny}", "--model.forbidden=[]", *compared)
+    assert (tmp_path / "results" / "tiny-without-nothing" / "results.csv").exists()
+
+
+def test_alone_it_has_no_forbidden_predictions(tiny: Path, dng: Dng, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SettingError, match=r"is unconditional: name negative_checkpoints .* than DynamicNegativeG"):
         GuidedSampler(str(tiny), classifier="digits-classifier")
+    with pytest.raises(SettingError, match=r"does not name its classes: name a classifier .* or set forbidden to"):
+        GuidedSampler(str(tiny), classifier=None, guidance=Unguided())
+    settings = [f"--model.checkpoint={tiny}", "--model.classifier=digits-classifier", "--model.forbidden=3"]
+    with pytest.raises(SystemExit):  # a calibration reads these predictions, whatever the guidances
+        dng("test", "--config=calibrate.yaml", *settings, "--model.guidances=[Unguided]", "--model.steps=2")
+    assert "is unconditional: name negative_checkpoints" in capsys.readouterr().err
 
 
 # --- what cannot be used ---
