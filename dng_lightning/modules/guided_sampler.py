@@ -49,7 +49,8 @@ class GuidedSampler(ImageSampler):
         steps: sampling steps, in 1..T.
         eta: 1 is ancestral sampling, 0 is deterministic (DDIM).
         variance: of the noise at eta = 1, see ``Sampler``.
-        clip: bound on the denoised prediction, None for none.
+        clip: bound on the denoised prediction, .inf for none; None for that of the scheduler (``clip_sample``) of a
+            checkpoint in diffusers' format, and for none of others.
         wanted: class or classes that the images shall show in turn, "all" for each class in turn; None for
             unconditional images.
         retrained: a model trained without the forbidden classes, for ``dng test`` to compare with; None for none.
@@ -94,10 +95,11 @@ class GuidedSampler(ImageSampler):
         retrained: str | None = None,
         compile: bool = False,
     ) -> None:
-        super().__init__(Sampler(steps, eta, variance, clip))
+        model = DiffusionModule.load(checkpoint)
+        super().__init__(Sampler(steps, eta, variance, model.clip if clip is None else clip))
 
         # The networks
-        self.checkpoint, self.model = checkpoint, DiffusionModule.load(checkpoint)
+        self.checkpoint, self.model = checkpoint, model
         self.schedule, self.chain_shape = self.model.schedule, self.model.image_shape
         self.schedule.levels(steps)  # refuses too many steps now, not after minutes
         negatives = [DiffusionModule.load(name) for name in negative_checkpoints or []]

@@ -5,7 +5,7 @@ import copy
 import inspect
 import pickle
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -77,21 +77,73 @@ class TrainedModule(LightningModule):
         return copied
 
     def setup(self, stage: str) -> None:
-        """Take the facts about the data from the trainer's datamodule, and check that the network fits them.
+        """Take the facts about the data from the datamodule, or from the first batch, and try the network on them.
 
         Raises:
-            SettingError: the network's classes are not as many as the data's.
+            SettingError: the data are no labelled images in [-1, 1], or the network does not take them, or tells other
+                classes apart.
         """
         data = getattr(self.trainer, "datamodule", None)
-        if data is None or not hasattr(data, "seen_classes"):
-            return
-        for name in FACTS:
-            setattr(self, name, tuple(getattr(data, name)))
+        facts = {name: tuple(getattr(data, name)) for name in FACTS if hasattr(data, name)}
+        if stage == "fit" and len(facts) < len(FACTS):
+            facts = self._facts_of_a_batch(data, facts)
+        for name, value in facts.items():
+            setattr(self, name, value)
         classes = getattr(self.net, "num_classes", 0)
-        if classes not in (0, len(self.class_names)):
+        if "class_names" in facts and classes not in (0, len(self.class_names)):
             raise SettingError(
                 f"the network has {classes} classes, the data have {len(self.class_names)}: set its num_classes"
             )
+        if stage == "fit":
+            self._try_network()
+
+    def _facts_of_a_batch(self, data: Any, known: dict[str, Any]) -> dict[str, Any]:
+        """What data of another kind than ours do not say: shape and classes by the first training batch."""
+        self.trainer.fit_loop.setup_data()
+        loader: Any = self.trainer.train_dataloader
+        hooks = self if data is None else data
+        batch = hooks.on_after_batch_transfer(hooks.on_before_batch_transfer(next(iter(loader)), 0), 0)
+        if not (isinstance(batch, list | tuple) and len(batch) == 2 and all(isinstance(x, Tensor) for x in batch)):
+            kind = type(batch).__name__
+            raise SettingError(f"a batch of the data must be two tensors, images and labels; it is a {kind}")
+        images, labels = batch
+        if not (images.ndim == 4 and images.is_floating_point() and -1 <= images.min() < 0 and images.max() <= 1):
+            told = f"{images.dtype} {tuple(images.shape)} in [{images.min():g}, {images.max():g}]"
+            raise SettingError(f"the data's images must be floats (B, C, H, W) in [-1, 1]; they are {told}")
+        names = known.get("class_names") or getattr(getattr(loader, "dataset", None), "classes", ())
+        names = tuple(map(str, names or range(getattr(self.net, "num_classes", 0))))
+        if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
+            raise SettingError(f"the data's labels must be int64 (B,); they are {labels.dtype} {tuple(labels.shape)}")
+        if names and not 0 <= labels.min() <= labels.max() < len(names):
+            told = f"from {labels.min()} to {labels.max()}"
+            raise SettingError(
+                f"the data's labels must be from 0 to {len(names) - 1}; they are {told}: set num_classes"
+            )
+        seen = tuple(range(len(names)))
+        return {"image_shape": tuple(images.shape[1:]), "class_names": names, "seen_classes": seen} | known
+
+    def _try_network(self) -> None:
+        """Show the network an image, so that one for others is refused before the first step."""
+        was_training, device = self.net.training, self.trainer.strategy.root_device
+        self.net.to(device).eval()  # the trainer would move it, but only after all checks
+        image = self.trainer.precision_plugin.convert_input(torch.zeros(1, *self.image_shape, device=device))
+        try:
+            with torch.no_grad(), self.trainer.precision_plugin.forward_context():
+                found, expected = self.output_shape(image)
+        except SettingError:
+            raise
+        except Exception as error:  # a network can fail in any way
+            shape = tuple(self.image_shape)
+            raise SettingError(f"model.net does not take the data's images {shape}: {reason(error)}") from error
+        if found != expected:
+            raise SettingError(
+                f"model.net gives {tuple(found)} for an image of the data; it must give {tuple(expected)}"
+            )
+        self.net.train(was_training)
+
+    def output_shape(self, image: Tensor) -> tuple[Sequence[int], Sequence[int]]:
+        """The shape of the network's output for an ``image`` (1, C, H, W), and the shape that it must have."""
+        return (), ()
 
     def log_by_level(self, name: str, values: Tensor, t: Tensor, T: int) -> None:
         """Log the mean over each quarter of the noise levels; over all processes, of which each may have other levels.

@@ -1,6 +1,7 @@
 """Models in diffusers' format: the paper's base network, with random weights."""
 
 import json
+import math
 import shutil
 import socket
 import sys
@@ -11,7 +12,7 @@ import pytest
 import torch
 from running import CONFIGS, Dng
 
-from dng_lightning import posterior
+from dng_lightning import diffusers_format, posterior
 from dng_lightning.errors import SettingError
 from dng_lightning.guidance import ClassifierGuidance, DynamicNegativeGuidance, SafeDenoiser, Unguided
 from dng_lightning.kernel import NoiseLevel
@@ -187,6 +188,55 @@ def test_folders_of_something_else(tiny: Path, tmp_path: Path):
 def test_networks_of_another_kind(setting: dict[str, int], tmp_path: Path):
     saved(tmp_path, TINY | setting)
     assert "it is class-conditional, or predicts a variance besides" in refused(tmp_path)
+
+
+# --- what its scheduler says ---
+
+INTERCHANGEABLE = ["DDIM", "PNDM", "EulerDiscrete", "HeunDiscrete", "DPMSolverMultistep", "UniPCMultistep"]
+OTHERS = ["ScoreSdeVe", "EDMEuler", "EDMDPMSolverMultistep", "CMStochasticIterative", "FlowMatchEulerDiscrete", "LCM"]
+
+
+def with_scheduler(folder: Path, scheduler: Any) -> Path:
+    diffusers.DDPMPipeline(diffusers.UNet2DModel(**TINY), scheduler).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", INTERCHANGEABLE)
+def test_schedulers_of_the_same_levels_are_interchangeable(name: str, tmp_path: Path):
+    levels = {"beta_start": 0.001, "beta_end": 0.1, "beta_schedule": "scaled_linear", "num_train_timesteps": 50}
+    scheduler = getattr(diffusers, f"{name}Scheduler")(**levels)
+    module = DiffusionModule.load(str(with_scheduler(tmp_path, scheduler)))
+    assert module.schedule.agrees(diffusers_format.schedule_of(diffusers.DDPMScheduler(**levels)))
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_schedulers_of_other_levels_are_named(name: str, tmp_path: Path):
+    with_scheduler(tmp_path, getattr(diffusers, f"{name}Scheduler")())
+    assert f"the noise levels of its {name}Scheduler are not those of DDPM" in refused(tmp_path)
+
+
+def test_levels_that_the_betas_do_not_say_are_named():
+    with pytest.raises(SettingError, match="the noise levels of its CogVideoXDDIMScheduler are not those of DDPM"):
+        diffusers_format.schedule_of(diffusers.CogVideoXDDIMScheduler())
+
+
+def test_other_settings_that_change_the_images_are_named(tmp_path: Path):
+    with_scheduler(tmp_path, diffusers.DDPMScheduler(thresholding=True))
+    assert "the thresholding of its DDPMScheduler is not known here" in refused(tmp_path)
+    with_scheduler(tmp_path, diffusers.UniPCMultistepScheduler(prediction_type="flow_prediction"))
+    assert "prediction_type of its UniPCMultistepScheduler, flow_prediction, is not known" in refused(tmp_path)
+    saved(tmp_path, TINY | {"sample_size": None})
+    assert "sample_size, the size of the images, is missing" in refused(tmp_path)
+
+
+def test_images_are_clipped_as_its_scheduler_clips_them(tmp_path: Path):
+    def clip(**settings: Any) -> float | None:
+        return GuidedSampler(str(tmp_path), [], Unguided(), steps=3, classifier=None, **settings).sampler.clip
+
+    saved(tmp_path, TINY, clip_sample=True, clip_sample_range=2.0)
+    assert [clip(), clip(clip=1.0), clip(clip=math.inf)] == [2.0, 1.0, math.inf]
+    saved(tmp_path, TINY, clip_sample=False)
+    assert clip() is None
 
 
 def test_a_classifier_is_not_looked_for_on_the_hub(tiny: Path):
