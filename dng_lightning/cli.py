@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 import torch
 import yaml
 from jsonargparse import Namespace, _typehints
+from jsonargparse._util import NestedArg, parse_value_or_config
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -51,7 +52,17 @@ def _discard_init_args(parser: Any, before: Any, now: Any) -> None:
         before["init_args"] = Namespace()  # type: ignore[no-untyped-call]
 
 
+def _leave_text(value: Any, **settings: Any) -> tuple[Any, Any]:
+    """Leave the text that is given for a setting of a class to that setting's own type: `a: b` may be a prompt.
+
+    jsonargparse reads it as YAML first, and hands on what it takes for a mapping or a number.
+    """
+    is_text = isinstance(value, NestedArg) and isinstance(value.val, str) and value.key != "init_args"
+    return (value, None) if is_text else parse_value_or_config(value, **settings)
+
+
 _typehints.discard_init_args_on_class_path_change = _discard_init_args
+_typehints.parse_value_or_config = _leave_text  # type: ignore[assignment, attr-defined]  # imported there
 
 
 class Parser(LightningArgumentParser):

@@ -258,6 +258,15 @@ def test_a_class_that_replaces_another_takes_none_of_its_settings(tmp_path: Path
     assert (named_again["scale"], named_again["skip_below"]) == (2.0, 0.1)
 
 
+@pytest.mark.parametrize("text", ["a cat: asleep", "{}", "{x", "a # b", "-", '"quoted"', "it's: 'x'"])
+def test_any_text_is_a_prompt(text: str, tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    pytest.importorskip("transformers", reason="transformers is not installed (extra text-to-image)")
+    args = ["--config=stable_diffusion.yaml", f"--model.prompt={text}", f"--model.negative_prompt={text}"]
+    settings = yaml.safe_load(printed(capsys, "predict", *args, "--print_config"))["model"]["init_args"]
+    assert (settings["prompt"], settings["negative_prompt"]) == (text, text)
+
+
 def test_the_readme_overrides(from_tiny: list[str], tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     override = ["--model.guidance=NegativePrompting", "--model.guidance.scale=1", "--model.forbidden=3"]

@@ -107,7 +107,7 @@ class CalibrationWriter(Callback):
             "as tracked": [at_most(log_p, posterior.p_max).exp() for log_p in tracked],
             "calibrated": [posterior.read(unseen[:, i], level).exp() for i, level in enumerate(levels)],
         }
-        self._judge(posteriors, became_unseen, [schedule.fraction(level) for level in levels])
+        said = self._judge(posteriors, became_unseen, [schedule.fraction(level) for level in levels])
 
         # Write the overlay, also to where a guidance with `calibration: checkpoint` looks, unless the model is shipped
         settings = {"calibration": posterior.calibration, "guidance_shift_weight": self.guidance_shift_weight}
@@ -120,19 +120,21 @@ class CalibrationWriter(Callback):
             width=120,
         )
         beside = [] if shipped.ships(pl_module.beside) else [pl_module.beside.with_name("calibration.yaml")]
-        for path in (self.folder / "calibration.yaml", *beside):
+        paths = [self.folder / "calibration.yaml", *beside]
+        for path in paths:
             path.write_text(text)
-            print(f"written to {path}")
+        print("\n".join([*said, *(f"written to {path}" for path in paths)]))  # last, as nobody may read it
 
-    def _judge(self, posteriors: dict[str, list[Tensor]], became: Tensor, times: list[float]) -> None:
-        """At every tenth of the way and at the end, all classes together."""
+    def _judge(self, posteriors: dict[str, list[Tensor]], became: Tensor, times: list[float]) -> list[str]:
+        """At every tenth of the way and at the end, all classes together; what there is to say of each posterior."""
         places = sorted({round(i * (len(times) - 1) / 10) for i in range(11)})
         judged: dict[str, Any] = {"n": len(became)}
-        ends = {}
+        ends, said = {}, []
         for name, posterior in posteriors.items():
             found = {place: posterior_quality(posterior[place].flatten(), became.flatten()) for place in places}
             judged[name] = {f"{times[i]:.3g}": {"auc": q.auc, "brier": round(q.brier, 5)} for i, q in found.items()}
             ends[name] = found[places[-1]]
-            print(f"mean Brier score {name}: {sum(q.brier for q in found.values()) / len(found):.4f}")
+            said.append(f"mean Brier score {name}: {sum(q.brier for q in found.values()) / len(found):.4f}")
         (self.folder / "calibration.json").write_text(json.dumps(judged, indent=1) + "\n")
         curves.calibration(ends).savefig(self.folder / "calibration.png", dpi=120)
+        return said

@@ -38,7 +38,7 @@ def load_settings(guidance: G, folder: Path) -> G:
 
 
 def _loaded(part: Any, folder: Path) -> Any:
-    if isinstance(part, CalibratedPosterior) and part.calibration == "checkpoint":
+    if isinstance(part, CalibratedPosterior) and part.calibration in ("checkpoint", None):
         return _calibrated(part, folder)
     if isinstance(part, ReferenceGuidance) and isinstance(part.references, str):
         values = {name: getattr(part, name) for name in part.__dataclass_fields__}
@@ -47,9 +47,14 @@ def _loaded(part: Any, folder: Path) -> Any:
 
 
 def _calibrated(posterior: CalibratedPosterior, folder: Path) -> Posterior:
-    """The posterior with the rows of the folder's file; a tracked one, said in a line, where there is none."""
+    """The posterior with the rows of the folder's file; a tracked one, said in a line, where there is none.
+
+    Where none are asked for it is a tracked one, too.
+    """
     path = folder / CALIBRATION
     values = {name: getattr(posterior, name) for name in ("p_max", "guidance_shift_weight", "divergence")}
+    if posterior.calibration is None:
+        return TrackedPosterior(**values)
     if not path.exists():
         rank_zero_info(
             f"No {CALIBRATION} in {folder}: the posterior is tracked from the prior {TrackedPosterior().prior}, "
