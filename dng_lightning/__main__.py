@@ -19,6 +19,7 @@ JSONARGPARSE_DEBUG=true shows the traceback behind an error.
 """
 
 import contextlib
+import io
 import logging
 import os
 import re
@@ -38,14 +39,18 @@ DEFAULT_CONFIGS = {"fit": "digits.yaml", "validate": "digits.yaml", "test": "tes
 HELP = ("-h", "--help", "--version", "--print_config")
 # Warnings that no setting can mend; the last is of torch's own forward mode.
 NOISE = ("`isinstance(treespec, LeafSpec)`", "Total length of `DataLoader` across ranks", "`torch.jit.script` is depr")
+# Lightning's complaints of settings that have no class of their own: an unknown metric, a logger that is not installed.
+COMPLAINTS = ("Early stopping conditioned on metric", "Requirement '")
 ALWAYS_FIRST = ("predict",)  # overlays go on top of this command's default; a training's configuration is complete
 
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command line; ``args`` as in ``sys.argv[1:]``, which is the default."""
     argv = list(sys.argv[1:] if args is None else args)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # not every terminal has the bars of the tables
     try:
-        with _readers_that_leave(argv):
+        with _readers_that_leave():
             if argv == ["--version"]:
                 print(f"dng {__version__}")
             elif not argv or argv[0] in HELP:
@@ -61,16 +66,14 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 @contextlib.contextmanager
-def _readers_that_leave(argv: Sequence[str]) -> Iterator[None]:
-    """Let ``dng ... --help | head`` end quietly when its reader has seen enough."""
+def _readers_that_leave() -> Iterator[None]:
+    """Let ``dng ... | head`` end quietly when its reader has seen enough; tables are printed when all else is done."""
     try:
         try:
             yield
         finally:
             sys.stdout.flush()
     except BrokenPipeError:
-        if argv and not any(arg.startswith(HELP) or ".help" in arg for arg in argv):
-            raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter complains at its end
 
 
@@ -95,8 +98,9 @@ def _setting_error(error: BaseException | None) -> SettingError | None:
     Lightning's own complaints of settings count as such, in their first line.
     """
     while error is not None and not isinstance(error, SettingError):
-        if type(error).__name__ == "MisconfigurationException":  # not imported: it takes seconds
-            return SettingError(str(error).strip().splitlines()[0])
+        text, is_setting = str(error).strip(), type(error).__name__ == "MisconfigurationException"  # slow to import
+        if is_setting or text.startswith(COMPLAINTS):
+            return SettingError(text.splitlines()[0])
         error = error.__cause__ or error.__context__
     return error
 

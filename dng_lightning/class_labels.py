@@ -17,29 +17,34 @@ def label_of(name: str | int, class_names: Sequence[str], owner: str) -> int:
         owner: whose classes they are, for the message.
 
     Raises:
-        SettingError: there is no such class; it lists the names nearest to it.
+        SettingError: there is no such class (it lists the names nearest to it), or several.
     """
     text = str(name)
     alike = [label for label, known in enumerate(class_names) if known.lower() == text.lower()]
     exact = [label for label in alike if class_names[label] == text]
     number = [int(text)] if text.isdecimal() and int(text) < len(class_names) else []
-    found = exact[:1] or alike or number
+    found = exact or alike or number
     if len(found) == 1:
         return found[0]
+    if found:
+        those = ", ".join(f"{class_names[label]} ({label})" for label in found)
+        raise SettingError(f"class {name!r} is ambiguous; {owner} knows {those}: give the exact name, or the number")
     known = ", ".join(class_names)
     if len(class_names) > LISTED:
         known = f"{len(class_names)} classes, the nearest being {', '.join(get_close_matches(text, class_names, 5, 0))}"
     raise SettingError(f"there is no class {name!r}; {owner} knows {known}")
 
 
-def labels_of(names: Sequence[str | int] | str | int, class_names: Sequence[str], seen: Sequence[int]) -> list[int]:
-    """The labels of the classes that a checkpoint is to avoid or to show, given by name or number.
+def labels_of(
+    names: Sequence[str | int] | str | int | None, class_names: Sequence[str], seen: Sequence[int]
+) -> list[int]:
+    """The labels of the classes that a checkpoint is to avoid or to show, given by name or number; None for none.
 
     Raises:
         SettingError: one of them is unknown, named twice, or the checkpoint never saw it.
     """
     labels: list[int] = []
-    for name in [names] if isinstance(names, str | int) else names:
+    for name in [names] if isinstance(names, str | int) else names or ():
         label = label_of(name, class_names, "the checkpoint")
         if label not in seen:
             raise SettingError(f"the checkpoint never saw class {class_names[label]!r}: it cannot be guided by it")

@@ -1,6 +1,7 @@
 """The command line: a stock LightningCLI over the package's modules, datamodules and callbacks."""
 
 import itertools
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,21 +10,31 @@ from typing import Any, NoReturn
 import torch
 import yaml
 from jsonargparse import Namespace, _typehints
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from jsonargparse._util import NestedArg, parse_value_or_config
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import TensorBoardLogger
 
 from dng_lightning import callbacks, data, guidance, modules, networks, posterior, resources, schedule
 from dng_lightning.errors import SettingError
-from dng_lightning.files import file_name
-from dng_lightning.modules.base_module import reading
+from dng_lightning.files import file_name, write_whole
+from dng_lightning.modules.base_module import TrainedModule, reading
+from dng_lightning.modules.image_sampler import ImageSampler
 from dng_lightning.text_to_image import observers, sampler, vision_language
 
 # What is imported can be named in a configuration by its class name alone.
 NAMED = callbacks, data, guidance, modules, networks, posterior, schedule
 NAMED_IN_TEXT_TO_IMAGE = observers, sampler, vision_language
 
-# For each command what it continues in its folder, and which settings of the model may differ when it does.
-FREE = "guidance guidances steps observer noise_conditional_classifier retrained_checkpoint compile"
-RESULTS = {"predict": ("records", ()), "test": ("results.csv", FREE.split())}
+# For each command the files by which a folder holds what it made, and the settings of the model that it may change.
+FREE = ["guidance", "guidances", "steps", "observer", "noise_conditional_classifier", "retrained_checkpoint", "compile"]
+RESULTS = {
+    "fit": (("model.ckpt", "model_index.json", "checkpoints/*.ckpt"), ()),
+    "predict": (("records",), ()),
+    "test": (("results.csv",), FREE),
+}
+INPUTS = "inputs.json"  # hashes of the weights and other files that the settings name
 
 # The setting of each sampler that names what to avoid, for the name of its output folder.
 AVOIDED = {"GuidedSampler": "forbidden", "TextToImageSampler": "negative_prompt"}
@@ -39,7 +50,17 @@ def _discard_init_args(parser: Any, before: Any, now: Any) -> None:
         before["init_args"] = Namespace()  # type: ignore[no-untyped-call]
 
 
+def _leave_text(value: Any, **settings: Any) -> tuple[Any, Any]:
+    """Leave the text that is given for a setting of a class to that setting's own type: `a: b` may be a prompt.
+
+    jsonargparse reads it as YAML first, and hands on what it takes for a mapping or a number.
+    """
+    is_text = isinstance(value, NestedArg) and isinstance(value.val, str) and value.key != "init_args"
+    return (value, None) if is_text else parse_value_or_config(value, **settings)
+
+
 _typehints.discard_init_args_on_class_path_change = _discard_init_args
+_typehints.parse_value_or_config = _leave_text  # type: ignore[assignment, attr-defined]  # imported there
 
 
 class Parser(LightningArgumentParser):
@@ -52,6 +73,37 @@ class Parser(LightningArgumentParser):
         raise SettingError(" ".join(line for line in lines if line and not line.startswith(noise))) from ex
 
 
+class SaveConfig(SaveConfigCallback):
+    """Saves ``config.yaml`` to ``default_root_dir``, whatever the logger, once nothing can be refused any more.
+
+    It says how to do it again anywhere: the logger's folder and the checkpoint that a training went on from are not
+    part of it. For what is drawn, ``inputs.json`` says which weights it was drawn with.
+    """
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Nothing yet: the checks of other callbacks and of the module are still to come."""
+
+    def _save(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        folder, config = Path(trainer.default_root_dir), self.config.clone()
+        folder.mkdir(parents=True, exist_ok=True)
+        config.ckpt_path = None
+        text = self.parser.dump(config, skip_none=False)
+        write_whole(folder / "config.yaml", text.encode())
+        if isinstance(pl_module, ImageSampler):
+            before, now = _inputs(folder), pl_module.inputs(calibration=trainer.predicting)
+            if not now.items() <= before.items():
+                write_whole(folder / INPUTS, json.dumps(before | now, indent=1).encode())
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Keep what is refused from leaving a checkpoint of an interrupted training."""
+        for keeper in trainer.checkpoint_callbacks if isinstance(exception, SettingError) else ():
+            keeper.save_on_exception = False  # type: ignore[attr-defined]  # looked at later, as they come last
+
+    on_train_start = on_test_start = on_predict_start = _save
+
+
 class DNGCLI(LightningCLI):
     """``dng fit | validate | test | predict``; see ``dng --help``."""
 
@@ -60,7 +112,7 @@ class DNGCLI(LightningCLI):
             args=args if args is None else list(args),
             parser_class=Parser,
             seed_everything_default=0,
-            save_config_kwargs={"overwrite": True},
+            save_config_callback=SaveConfig,
             trainer_defaults={"callbacks": [callbacks.HParams()]},
             auto_configure_optimizers=False,
         )
@@ -69,47 +121,71 @@ class DNGCLI(LightningCLI):
         """Parse what ``main`` prepared from ``sys.argv``."""
         self.config = parser.parse_args(args)  # type: ignore[arg-type]  # main gives a list
 
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """What goes besides the classes."""
+        parser.add_argument("--weights", type=str | None, help="checkpoint whose weights a new training starts from")
+
     def _parse_ckpt_path(self) -> None:
         """Do not let hyper-parameters stored in a checkpoint overwrite the configuration and the command line."""
 
     def before_instantiate_classes(self) -> None:
-        """Choose the output folder, and log to TensorBoard there unless another logger is set."""
+        """Refuse a checkpoint that cannot be one before anything is loaded."""
         self._check_ckpt_path()
         if self.subcommand in ("validate", "test") and not self._draws():
             self.save_config_callback = None  # the folder's config.yaml says how the model was trained
-        trainer = self.config[self.subcommand].trainer
-        if trainer.default_root_dir is None:
-            trainer.default_root_dir = self._default_folder()
-        if trainer.logger is None:
-            here = {"save_dir": trainer.default_root_dir, "name": "", "version": "", "default_hp_metric": False}
-            trainer.logger = {"class_path": "lightning.pytorch.loggers.TensorBoardLogger", "init_args": here}
-        self.config = self.parser.parse_object(self.config)
+
+    def instantiate_trainer(self, **settings: Any) -> Trainer:
+        """Settle the folder that everything is written to, and log to TensorBoard there unless told otherwise."""
+        given = self.config[self.subcommand].trainer
+        if given.default_root_dir is None:
+            given.default_root_dir = self._default_folder()
+        folder = settings["default_root_dir"] = given.default_root_dir
+        if given.logger is None:
+            settings["logger"] = TensorBoardLogger(folder, name="", version="", default_hp_metric=False)
+        trainer: Any = super().instantiate_trainer(**settings)
+        for keeper in (keepers := self._keepers(trainer)):
+            keeper.dirpath = keeper.dirpath or str(Path(folder, "checkpoints"))  # else it follows the logger
+        if trainer.fast_dev_run:  # Lightning's own writes a last.ckpt all the same
+            trainer.callbacks = [other for other in trainer.callbacks if other not in keepers]
+        return trainer  # type: ignore[no-any-return]  # its callbacks are no typed attribute
 
     def after_instantiate_classes(self) -> None:
         """Refuse what cannot be, before anything is written."""
-        folder = Path(self.config[self.subcommand].trainer.default_root_dir)
+        if self.config[self.subcommand].trainer.fast_dev_run:
+            return
+        folder = Path(self.trainer.default_root_dir)
         there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
         if not (there.is_dir() and os.access(there, os.W_OK)):  # only looked at: what fails later leaves no folder
             raise SettingError(f"cannot write to {folder}: name another --trainer.default_root_dir")
         for callback in self.trainer.callbacks if self.subcommand == "fit" else ():  # type: ignore[attr-defined]
             if isinstance(callback, callbacks.GuidedSampling) and hasattr(self.datamodule, "seen_classes"):
                 callback.check(self.model, self.datamodule)
-        if self._holds_others(folder):
+        if weights := self.config[self.subcommand].weights:
+            if not isinstance(self.model, TrainedModule):
+                raise SettingError(f"--weights is for trainings: use --model.checkpoint {weights}")
+            self.model.start_from(weights)
+        if others := self._holds_others(folder):
+            resume = "resume it with --ckpt_path last, " if self.subcommand == "fit" else ""
             raise SettingError(
-                f"{folder} holds {RESULTS[str(self.subcommand)][0]} made with other model settings (see its "
-                "config.yaml), or that file is damaged: name another --trainer.default_root_dir, or remove it"
+                f"{folder} holds {others}: {resume}name another --trainer.default_root_dir, or remove it"
             )
+
+    def _keepers(self, trainer: Trainer) -> list[ModelCheckpoint]:
+        return [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
 
     def _check_ckpt_path(self) -> None:
         """Refuse a checkpoint to go on from that cannot be one, before anything is written."""
         settings = self.config[self.subcommand]
-        if settings.ckpt_path in (None, "last", "best", "hpc"):
+        if settings.ckpt_path in (None, "last", "hpc"):
             return
+        if settings.ckpt_path == "best":
+            raise SettingError("--ckpt_path best is known to the process that trained alone: name the file")
         if self._draws():
             raise SettingError(f"--ckpt_path is not for sampling: use --model.checkpoint {settings.ckpt_path}")
         path = resources.checkpoint(settings.ckpt_path)
         with reading(path, "a training"):
-            torch.load(path, map_location="cpu", weights_only=True)
+            if "pytorch-lightning_version" not in torch.load(path, map_location="cpu", weights_only=True):
+                raise ValueError("Lightning did not write it")
         settings.ckpt_path = str(path)
 
     def _draws(self) -> bool:
@@ -127,7 +203,7 @@ class DNGCLI(LightningCLI):
             return "logs"
         forbidden = model.init_args[avoided]
         names = [file_name(name) for name in (forbidden if isinstance(forbidden, list) else [forbidden or "nothing"])]
-        folder = f"results/{resources.name_of(model.init_args.checkpoint)}-without-{'-'.join(names)}"
+        folder = f"results/{resources.name_of(model.init_args.checkpoint)}-without-{'-'.join(names) or 'nothing'}"
         if self.subcommand == "predict":
             guidance = model.init_args.guidance
             method = f"-{guidance.class_path.rsplit('.', 1)[-1]}" if guidance else ""
@@ -135,17 +211,62 @@ class DNGCLI(LightningCLI):
         numbered = (f"{folder}-{number}" if number > 1 else folder for number in itertools.count(1))
         return next(name for name in numbered if not self._holds_others(Path(name)))
 
-    def _holds_others(self, folder: Path) -> bool:
-        """Whether going on there would, or could, mix images or results of two models or methods."""
-        result, free = RESULTS.get(self.subcommand or "", ("", ()))
-        if not result or not (folder / "config.yaml").exists() or not (folder / result).exists():
-            return False
-        now = yaml.safe_load(self.parser.dump(self.config, skip_none=False))[self.subcommand]["model"]
-        try:
-            before = yaml.safe_load((folder / "config.yaml").read_text())["model"]
-            for settings in (before, now):
-                for name in free:
-                    settings["init_args"].pop(name, None)
-        except (yaml.YAMLError, UnicodeDecodeError, LookupError, TypeError, AttributeError):
-            return True  # a write that was interrupted, or another's file
-        return bool(before != now)
+    def _holds_others(self, folder: Path) -> str:
+        """What of other settings is there that going on would overwrite, or mix with; empty if there is nothing."""
+        if not (self._draws() or self.subcommand == "fit"):
+            return ""
+        config = folder / "config.yaml"
+        for command, (patterns, free) in RESULTS.items():
+            held = next((path for pattern in patterns for path in folder.glob(pattern)), None)
+            again = command == self.subcommand == "fit"
+            if held is None or (again and self._goes_on(folder)) or not (again or config.exists()):
+                continue
+            now = yaml.safe_load(self.parser.dump(self.config, skip_none=False))[self.subcommand]["model"]
+            try:
+                before = yaml.safe_load(config.read_text())["model"]
+                for settings in (before, now):
+                    fixed = {name: value for name, value in settings["init_args"].items() if name not in free}
+                    settings["init_args"] = fixed
+                different = _difference(before, now, "model") or self._made_anew(folder)
+            except (OSError, yaml.YAMLError, UnicodeDecodeError, LookupError, TypeError, AttributeError):
+                different = "its config.yaml is missing or damaged"  # a write that was interrupted, or another's file
+            if different or again:
+                settings = f"other model settings ({different})" if different else "these model settings"
+                return f"{held.relative_to(folder)} made with {settings}"
+        return ""
+
+    def _goes_on(self, folder: Path) -> bool:
+        """Whether a training resumes one whose checkpoints are in the folder, or where this one will have its own."""
+        folders = [folder, *(Path(str(keeper.dirpath)) for keeper in self._keepers(self.trainer))]
+        path = self.config[self.subcommand].ckpt_path
+        if path in (None, "hpc"):  # on a SLURM cluster Lightning finds that one itself
+            return any(folder.glob("hpc_ckpt_*.ckpt"))
+        return any(
+            any(place.glob("last*.ckpt")) if path == "last" else Path(path).resolve().is_relative_to(place.resolve())
+            for place in folders
+        )
+
+    def _made_anew(self, folder: Path) -> str:
+        """Which of the files that the settings name is another one now than what was drawn there was drawn with."""
+        if not isinstance(self.model, ImageSampler):
+            return ""
+        before, now = _inputs(folder), self.model.inputs(calibration=self.subcommand == "predict")
+        changed = [name for name, value in now.items() if before.get(name, value) != value]
+        return f"the {changed[0]} was made anew since" if changed else ""
+
+
+def _inputs(folder: Path) -> dict[str, str]:
+    path = folder / INPUTS
+    hashes: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
+    return hashes
+
+
+def _difference(before: Any, now: Any, name: str) -> str:
+    """The first setting in which two configurations differ; empty if there is none."""
+    if not (isinstance(before, dict) and isinstance(now, dict)):
+        return "" if before == now else f"{name} {json.dumps(before)} instead of {json.dumps(now)}"
+    inside = (
+        _difference(before.get(key), now.get(key), name if key in ("class_path", "init_args") else f"{name}.{key}")
+        for key in {**before, **now}
+    )
+    return next(filter(None, inside), "")

@@ -1,6 +1,7 @@
 """The error for settings that the user can correct, and the checks that many settings need."""
 
 import importlib
+from textwrap import shorten
 from typing import Any
 
 
@@ -67,5 +68,6 @@ def require(library: str, user: str, extra: str) -> Any:
 
 
 def reason(error: Exception) -> str:
-    """The first line of what went wrong in a library, or the kind of error where it says nothing."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """The line that says what went wrong in a library: the first that announces no other; else the error's kind."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return shorten(next((line for line in lines if not line.endswith(":")), lines[0]), 200, placeholder=" ...")

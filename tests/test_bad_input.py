@@ -1,8 +1,11 @@
 """A mistake is one line on stderr that says what to mend, exit code 2, and nothing is written or run."""
 
 import contextlib
+import importlib.util
+import os
 import pickle
 import shutil
+import subprocess
 import sys
 import zipfile
 from dataclasses import replace
@@ -60,6 +63,9 @@ def complaint(dng: Dng, capsys: pytest.CaptureFixture[str], *args: object) -> st
     [
         ("--model.forbidden=unicorn", "no class 'unicorn'; the checkpoint knows 0, 1, 2"),
         ("--model.forbidden=10", "no class"),
+        ("--model.forbidden=a: b", "no class 'a: b'"),
+        ("--model.forbidden={}", "no class '{}'"),
+        ("--model.forbidden=null", "forbidden names no class"),
         ("--model.forbidden=-1", "no class"),
         ("--model.forbidden=[3,11]", "no class"),
         ("--model.forbidden=[3,3]", "named twice"),
@@ -337,6 +343,24 @@ def test_settings_of_a_training(setting: str, message: str, dng: Dng, capsys):
     assert message in complaint(dng, capsys, "fit", *schedule, *callbacks, *settings)
 
 
+def test_a_metric_that_there_is_not(dng: Dng, capsys):
+    short = ["--model.net.channels=[8]", "--model.net.attention=[]", "--trainer.limit_train_batches=1"]
+    short += ["--trainer.limit_val_batches=1", "--trainer.check_val_every_n_epoch=1", "--trainer.logger=false"]
+    stopping = "--trainer.callbacks=[{class_path: EarlyStopping, init_args: {monitor: val/los}}]"
+    with pytest.raises(SystemExit) as ended:
+        dng("fit", *short, stopping, "--trainer.enable_checkpointing=false")
+    assert ended.value.code == 2
+    assert "dng: error: Early stopping conditioned on metric `val/los`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("logger", "library"), [("WandbLogger", "wandb"), ("MLFlowLogger", "mlflow")])
+def test_a_logger_that_is_not_installed(logger: str, library: str, dng: Dng, capsys):
+    if importlib.util.find_spec(library):
+        pytest.skip(f"{library} is installed")
+    line = complaint(dng, capsys, "fit", f"--trainer.logger={logger}")
+    assert "dng: error: Requirement 'mlflow" in line or f"dng: error: Requirement '{library}" in line
+
+
 # --- comparisons ---
 
 
@@ -462,6 +486,31 @@ def test_all_that_a_shell_sees(dng_process: DngProcess, tmp_path: Path):
     assert "Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1].startswith("dng: error: No checkpoint 'nowhere'")
     assert not list((tmp_path / "here").iterdir())
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "latin-1"])
+def test_a_terminal_without_the_characters_of_the_tables(
+    encoding: str, dng_process: DngProcess, from_tiny: list[str], tmp_path: Path, monkeypatch
+):
+    monkeypatch.setenv("PYTHONIOENCODING", encoding)
+    done = dng_process(
+        "predict", *from_tiny, "--data.num_samples=2", "--trainer.accelerator=cpu", cwd=tmp_path / "here"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "0 ?" in done.stdout
+
+
+def test_a_reader_that_leaves_before_the_table(from_tiny: list[str]):
+    """As `head -0` does."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-u", "-m", "dng_lightning", "predict", *from_tiny, "--data.num_samples=1"]
+    command += ["--trainer.accelerator=cpu", "--trainer.default_root_dir=drawn"]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert {"00000000.png", "labels.csv", "grid.png"} <= {path.name for path in Path("drawn").iterdir()}
 
 
 def test_a_traceback_can_be_had(dng: Dng, monkeypatch):

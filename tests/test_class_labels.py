@@ -1,9 +1,13 @@
 """Classes by exact name, by name in any case, by number."""
 
+import string
+
 import pytest
 
 from dng_lightning.class_labels import label_of, labels_of
 from dng_lightning.errors import SettingError
+
+EMNIST = (*string.digits, *string.ascii_uppercase, *string.ascii_lowercase)
 
 
 @pytest.mark.parametrize(
@@ -20,8 +24,23 @@ def test_names_before_numbers(name: str | int, names: tuple[str, ...], label: in
     assert label_of(name, names, "it") == label
 
 
-@pytest.mark.parametrize("name", ["CAT", "bird", 3, -1, "", "1.0"])
-def test_unknown_or_ambiguous_classes(name: str | int):
+@pytest.mark.parametrize(("label", "name"), enumerate(EMNIST))
+def test_names_that_differ_in_case_alone(label: int, name: str):
+    assert label_of(name, EMNIST, "it") == label
+
+
+def test_ambiguous_classes():
+    mend = "give the exact name, or the number"
+    with pytest.raises(SettingError, match=rf"class 'CAT' is ambiguous; it knows Cat \(0\), cat \(1\): {mend}"):
+        label_of("CAT", ("Cat", "cat", "dog"), "it")
+    names = ("crane", "dog", "crane")  # a bird and a machine, as ImageNet has them
+    with pytest.raises(SettingError, match=r"class 'crane' is ambiguous; it knows crane \(0\), crane \(2\)"):
+        label_of("crane", names, "it")
+    assert label_of(2, names, "it") == 2
+
+
+@pytest.mark.parametrize("name", ["bird", 3, -1, "", "1.0"])
+def test_unknown_classes(name: str | int):
     with pytest.raises(SettingError, match=f"no class {name!r}; the data knows Cat, cat, dog"):
         label_of(name, ("Cat", "cat", "dog"), "the data")
 
@@ -37,6 +56,7 @@ def test_classes_of_a_checkpoint():
     names = ("a", "b", "c")
     assert labels_of(["c", 0], names, (0, 2)) == [2, 0]
     assert labels_of("c", names, (0, 2)) == [2]
+    assert labels_of(None, names, (0, 2)) == []
     with pytest.raises(SettingError, match="never saw class 'b'"):
         labels_of("b", names, (0, 2))
     with pytest.raises(SettingError, match="class 'a' is named twice"):

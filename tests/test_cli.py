@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -13,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
-from running import CONFIGS, IN_WORDS, Dng, Fitted, command_of, configs_for, fit_settings, its_models, printed
+from running import CONFIGS, IN_WORDS, QUIET, Dng, Fitted, command_of, configs_for, fit_settings, its_models, printed
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dng_lightning import __version__, resources
@@ -273,6 +275,15 @@ def test_a_class_that_replaces_another_takes_none_of_its_settings(tmp_path: Path
     assert (named_again["scale"], named_again["skip_below"]) == (2.0, 0.1)
 
 
+@pytest.mark.parametrize("text", ["a cat: asleep", "{}", "{x", "a # b", "-", '"quoted"', "it's: 'x'"])
+def test_any_text_is_a_prompt(text: str, tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    pytest.importorskip("transformers", reason="transformers is not installed (extra text-to-image)")
+    args = ["--config=stable_diffusion.yaml", f"--model.prompt={text}", f"--model.negative_prompt={text}"]
+    settings = yaml.safe_load(printed(capsys, "predict", *args, "--print_config"))["model"]["init_args"]
+    assert (settings["prompt"], settings["negative_prompt"]) == (text, text)
+
+
 def test_the_readme_overrides(from_tiny: list[str], tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     override = ["--model.guidance=NegativePrompting", "--model.guidance.scale=1", "--model.forbidden=3"]
@@ -338,12 +349,201 @@ def test_measuring_a_model_leaves_the_configuration_of_its_training(fitted: Fitt
 
 
 def test_resuming_by_name(fitted: Fitted, dng: Dng, in_place: Path):
-    """`--ckpt_path last`, as the configurations say."""
+    """`--ckpt_path last`, as the configurations say; also longer, though the schedule ended with the first run."""
     tiny = fit_settings("mnist")
     assert json.loads((fitted("mnist") / "metrics.json").read_text())["steps"] == 4
-    with pytest.raises(SystemExit):  # its learning-rate schedule ends with the first run
-        dng("fit", "--config=mnist.yaml", *tiny, "--trainer.max_steps=6", "--ckpt_path=last")
     dng("validate", "--config=mnist.yaml", *tiny, "--ckpt_path=last")
-    settings = ["--trainer.max_steps=6", "--model.scheduler=null", "--ckpt_path=last"]
-    dng("fit", "--config=mnist.yaml", *tiny, *settings)
+    dng("fit", "--config=mnist.yaml", *tiny, "--trainer.max_steps=6", "--ckpt_path=last")
     assert json.loads((fitted("mnist") / "metrics.json").read_text())["steps"] == 6
+
+
+def test_a_resumed_run_with_another_rate(fitted: Fitted, in_place: Path):
+    fitted("mnist_only_0")
+    args = [
+        "fit",
+        f"--config={resources.config('mnist_only_0')}",
+        *QUIET,
+        *fit_settings("mnist_only_0"),
+        "--ckpt_path=last",
+    ]
+    for settings in ("--model.scheduler.max_lr=0.001", "--model.optimizer.lr=0.001"):
+        constant = ["--model.scheduler=null"] if "optimizer" in settings else []
+        more = ["--trainer.max_steps=50", "--trainer.max_time=00:00:00:01", "--trainer.default_root_dir=other"]
+        last = f"--ckpt_path={fitted('mnist_only_0') / 'checkpoints' / 'last.ckpt'}"
+        cli = run([*args, *constant, settings, *more, last])
+        (group,) = cli.trainer.optimizers[0].param_groups
+        assert group.get("max_lr", group["lr"]) == 0.001
+        shutil.rmtree("other")
+
+
+def test_a_new_run_from_weights(tiny_fit: Path, dng: Dng, from_tiny: list[str], capsys):
+    other = "--trainer.default_root_dir=b"
+    dng("fit", *TINY_FIT, other, "--weights=a", "--model.optimizer.lr=0", "--model.scheduler=null")
+    first, second = (torch.load(f"{name}/model.ckpt", weights_only=True)["state_dict"] for name in "ab")
+    assert all(torch.equal(weight, second[name]) for name, weight in first.items())
+    assert yaml.safe_load(Path("b/config.yaml").read_text())["weights"] == "a"
+    line = refused(dng, capsys, "fit", *TINY_FIT, "--weights=a", "--trainer.default_root_dir=a")
+    assert "a holds model.ckpt made with these model settings" in line
+    assert "--weights is for trainings" in refused(dng, capsys, "predict", *from_tiny, "--weights=a")
+
+
+def test_what_cannot_be_resumed_is_refused_in_one_line(tiny_fit: Path, dng: Dng, capsys):
+    torch.save({"state_dict": {}}, "foreign.ckpt")
+    before = content(Path())
+
+    def line(*args: str) -> str:
+        return refused(dng, capsys, "fit", *TINY_FIT, "--trainer.default_root_dir=a", *args)
+
+    assert "holds weights alone: start a new run from them with --weights" in line("--ckpt_path=a")
+    assert "--ckpt_path best" in line("--ckpt_path=best")
+    assert "foreign.ckpt is no checkpoint of a training: Lightning did not write it" in line("--ckpt_path=foreign.ckpt")
+    other = ["--model.net.channels=[16]", "--trainer.max_steps=9"]
+    assert "of another network (net." in line("--ckpt_path=last", *other)
+    assert content(Path()) == before
+
+
+# --- what a folder holds ---
+
+TINY_FIT = [
+    "--config=digits.yaml",
+    "--model.net.channels=[8]",
+    "--model.net.attention=[]",
+    "--trainer.max_steps=3",
+    "--trainer.limit_val_batches=1",
+    "--trainer.callbacks=[{class_path: EMA}, {class_path: Export}, {class_path: ModelCheckpoint, init_args: "
+    "{save_last: true, save_on_exception: true}}]",
+]
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """What is in each file, but for TensorBoard's, which a training that is refused late starts as well."""
+    files = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("events")]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def refused(dng: Dng, capsys: pytest.CaptureFixture[str], *args: object) -> str:
+    """The line with which `dng` refuses to do something."""
+    with pytest.raises(SystemExit) as ended:
+        dng(*args)
+    assert ended.value.code == 2
+    return next(line for line in capsys.readouterr().err.splitlines() if line.startswith("dng: error:"))
+
+
+@pytest.fixture
+def tiny_fit(dng: Dng, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder `a` of a finished training, below the working directory."""
+    monkeypatch.chdir(tmp_path)
+    dng("fit", *TINY_FIT, "--trainer.default_root_dir=a")
+    return Path("a")
+
+
+def test_a_dry_run_writes_nothing(tiny_fit: Path, dng: Dng, from_tiny: list[str], digits: Path):
+    before = content(Path())
+    dng("fit", *TINY_FIT, "--trainer.default_root_dir=a", "--trainer.fast_dev_run=true", "--model.net.channels=[16]")
+    dng("predict", *from_tiny, "--trainer.fast_dev_run=true")
+    drawn = [f"--model.checkpoint={digits}", "--model.classifier=digits-classifier", "--model.steps=2"]
+    dng("test", *drawn, "--data.reference_data=Digits", "--trainer.fast_dev_run=true")
+    dng("test", "--config=calibrate.yaml", *from_tiny, "--trainer.fast_dev_run=true")
+    assert content(Path()) == before
+
+
+def test_a_second_training_in_the_same_folder_is_refused(tiny_fit: Path, dng: Dng, capsys):
+    before = content(tiny_fit)
+    again = ["fit", *TINY_FIT, "--trainer.default_root_dir=a"]
+    line = refused(dng, capsys, *again, "--model.net.channels=[16]")
+    assert "a holds model.ckpt made with other model settings (model.net.channels [8] instead of [16])" in line
+    assert "resume it with --ckpt_path last, name another --trainer.default_root_dir, or remove it" in line
+    assert "made with these model settings" in refused(dng, capsys, *again)
+    dng("fit", *TINY_FIT, "--trainer.default_root_dir=b")
+    elsewhere = "--ckpt_path=b/checkpoints/last.ckpt"
+    assert "made with these model settings" in refused(dng, capsys, *again, elsewhere)
+    (tiny_fit / "model.ckpt").rename("model.ckpt")  # as if it had been interrupted
+    assert "last.ckpt made with these" in refused(dng, capsys, *again)
+    Path("model.ckpt").rename(tiny_fit / "model.ckpt")
+    assert content(tiny_fit) == before
+
+
+def test_images_are_not_drawn_into_the_folder_of_a_training(tiny_fit: Path, dng: Dng, from_tiny: list[str], capsys):
+    before = content(tiny_fit)
+    line = refused(dng, capsys, "predict", *from_tiny, "--trainer.default_root_dir=a")
+    assert "a holds model.ckpt made with other model settings" in line
+    assert content(tiny_fit) == before
+
+
+def test_a_refused_resumption_writes_nothing(tiny_fit: Path, dng: Dng, capsys):
+    before = content(tiny_fit)
+    schedule = "{class_path: torch.optim.lr_scheduler.OneCycleLR, init_args: {max_lr: 0.1, total_steps: 5}}"
+    settings = [f"--model.scheduler={schedule}", "--trainer.max_steps=9", "--trainer.default_root_dir=a"]
+    assert "schedule" in refused(dng, capsys, "fit", *TINY_FIT, *settings, "--ckpt_path=last")
+    assert content(tiny_fit) == before
+
+
+def test_a_saved_configuration_runs_again_anywhere(tiny_fit: Path, dng: Dng):
+    dng("fit", *TINY_FIT, "--trainer.max_steps=5", "--trainer.default_root_dir=a", "--ckpt_path=last")
+    before = content(tiny_fit)
+    dng("fit", "--config=a/config.yaml", "--trainer.default_root_dir=b")
+    assert content(tiny_fit) == before
+    assert {"config.yaml", "model.ckpt", "hparams.yaml", "checkpoints/last.ckpt"} <= set(content(Path("b")))
+    assert list(Path("b").glob("events*"))
+    assert json.loads(Path("b/metrics.json").read_text())["steps"] == 5  # from the start: a resumption is none of it
+
+
+def test_whatever_the_logger_results_of_two_settings_do_not_mix(dng: Dng, from_tiny: list[str], tmp_path: Path, capsys):
+    logger = "--trainer.logger={class_path: CSVLogger, init_args: {save_dir: " + str(tmp_path / "logged") + "}}"
+    settings = [
+        "predict",
+        *from_tiny,
+        "--data.num_samples=2",
+        logger,
+        f"--trainer.default_root_dir={tmp_path / 'drawn'}",
+    ]
+    dng(*settings)
+    line = refused(dng, capsys, *settings, "--model.guidance=NegativePrompting")
+    assert "records made with other model settings (model.guidance" in line
+    line = refused(dng, capsys, *settings, "--model.steps=2")
+    assert "(model.steps 3 instead of 2)" in line
+
+
+def test_whatever_the_logger_a_training_finds_its_last_checkpoint(dng: Dng, tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = ["fit", *TINY_FIT, "--trainer.logger=CSVLogger", "--trainer.logger.save_dir=logged"]
+    settings += ["--trainer.default_root_dir=a", "--model.scheduler=null"]
+    dng(*settings)
+    dng(*settings, "--ckpt_path=last", "--trainer.max_steps=5")
+    assert json.loads(Path("a/metrics.json").read_text())["steps"] == 5
+    assert [path.name for path in Path("a/checkpoints").iterdir()] == ["last.ckpt"]
+
+
+def test_images_of_a_model_that_was_trained_or_calibrated_anew_are_others(
+    tiny_checkpoint: Path, dng: Dng, tmp_path: Path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tiny_checkpoint, "model")
+    settings = [
+        "--model.checkpoint=model",
+        "--model.classifier=digits-classifier",
+        "--model.steps=3",
+        "--data.num_samples=4",
+    ]
+    method = "{class_path: DynamicNegativeGuidance, init_args: {posterior: CalibratedPosterior}}"
+    compared = [*settings, "--data.reference_data=Digits", "--model.guidances=[" + method + "]"]
+    here = "--trainer.default_root_dir=here", "--trainer.default_root_dir=there"
+    dng("predict", *settings, here[0])
+    dng("predict", *settings)
+    dng("test", *compared, here[1])
+    rows = len(Path("there/results.csv").read_text().splitlines())
+
+    calibration = {"calibration": [[-5.0, 1.0, -2.0], [5.0, 1.0, -1.0]]}
+    guidance = {"init_args": {"posterior": {"init_args": calibration}}}
+    Path("model/calibration.yaml").write_text(yaml.safe_dump({"model": {"init_args": {"guidance": guidance}}}))
+    assert "(the calibration was made anew since)" in refused(dng, capsys, "predict", *settings, here[0])
+    dng("predict", *settings)  # the default folder is another one then
+    assert len(list(Path("samples").iterdir())) == 2
+    dng("test", *compared, here[1])  # another row
+    assert len(Path("there/results.csv").read_text().splitlines()) == rows + 1
+
+    stored = torch.load("model/model.ckpt", weights_only=True)
+    stored["state_dict"]["net.stem.bias"] += 0.1
+    torch.save(stored, "model/model.ckpt")
+    for command, folder, given in (("predict", here[0], settings), ("test", here[1], compared)):
+        assert "(the checkpoint was made anew since)" in refused(dng, capsys, command, *given, folder)

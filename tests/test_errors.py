@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from dng_lightning.errors import SettingError, check_at_least, check_in, require
+from dng_lightning.errors import SettingError, check_at_least, check_in, reason, require
 
 
 @pytest.mark.parametrize(
@@ -37,3 +37,23 @@ def test_a_library_of_an_extra():
     assert require("math", "it", "extra") is math
     with pytest.raises(SettingError, match=r"^it needs not_there: pip install 'dng-lightning\[some-extra\]'$"):
         require("not_there", "it", "some-extra")
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (
+            "Error(s) in loading state_dict for Module:\n\tsize mismatch for a: 1 and 2.\n\tmore",
+            "size mismatch for a: 1 and 2.",
+        ),
+        ('Parser key "module.net":\n  No module named net\n', "No module named net"),
+        ("only this:", "only this:"),
+        ("", "ValueError"),
+    ],
+)
+def test_the_line_that_says_why(text: str, line: str):
+    assert reason(ValueError(text)) == line
+
+
+def test_a_long_reason_is_cut():
+    assert len(reason(ValueError("many keys " * 100))) <= 200

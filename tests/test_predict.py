@@ -330,7 +330,7 @@ def test_a_folder_whose_configuration_is_damaged_is_refused_in_one_line(
     assert ended.value.code == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("dng: error:")]
     assert f"{tmp_path} holds {result} made with other" in line
-    assert "or that file is damaged" in line
+    assert "config.yaml is missing or damaged" in line
     assert (tmp_path / "config.yaml").read_bytes() == damaged
 
 
@@ -459,3 +459,11 @@ def test_wanted_classes_are_asked_for_in_turn(
 def test_a_wanted_class_may_be_the_number_0(tiny_checkpoint: Path):
     sampler = GuidedSampler(str(tiny_checkpoint), guidance=Unguided(), class_labels=0, classifier=None)
     assert sampler.class_labels == [0]
+
+
+def test_every_class_is_wanted_by_its_label_where_names_are_numbers(tiny_checkpoint: Path, tmp_path: Path):
+    stored = torch.load(tiny_checkpoint / "model.ckpt", weights_only=True)
+    stored["trained_on"]["class_names"] = [str(number) for number in range(1, 11)]
+    torch.save(stored, tmp_path / "from-1.ckpt")
+    sampler = GuidedSampler(str(tmp_path / "from-1.ckpt"), "10", classifier=None, steps=3, class_labels="all")
+    assert sampler.class_labels == list(range(10))

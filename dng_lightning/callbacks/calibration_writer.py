@@ -13,12 +13,14 @@ from torch import Tensor
 
 from dng_lightning import resources
 from dng_lightning.callbacks.progress import SamplingProgress
-from dng_lightning.callbacks.requirements import claim_draws, sampler_of, seeds_of
+from dng_lightning.callbacks.requirements import claim_draws, is_dry_run, sampler_of, seeds_of
 from dng_lightning.data.pixels import to_float, to_uint8
 from dng_lightning.errors import SettingError
 from dng_lightning.evaluation import study_figures
 from dng_lightning.evaluation.class_balance import posterior_quality
 from dng_lightning.evaluation.sample_store import SampleStore
+from dng_lightning.guidance import DynamicNegativeGuidance
+from dng_lightning.modules.compatibility import check_classes, check_negatives
 from dng_lightning.modules.guided_sampler import GuidedSampler
 from dng_lightning.posterior import CalibratedPosterior
 from dng_lightning.posterior.base import at_most
@@ -53,7 +55,13 @@ class CalibrationWriter(Callback):
         module, data = sampler_of(pl_module, self), seeds_of(trainer, self)
         if module.judge is None or not isinstance(module, GuidedSampler):
             raise SettingError("a calibration needs a GuidedSampler and its classifier: set model.classifier")
+        tracked = [DynamicNegativeGuidance()]
+        negatives: list[Any] = list(module.negatives)
+        check_negatives(negatives, module.model, module.checkpoint, module.forbidden, tracked)
+        check_classes(module.forbidden, [], tracked)
         claim_draws(module, self)
+        if is_dry_run(trainer, self):
+            return
         module.draws, data.passes = module.all_draws()[:1], 1
         self.folder = Path(trainer.default_root_dir)
         self.store, self.label = SampleStore(self.folder / "sample_cache", data.seeds), module.judge.label
@@ -99,7 +107,7 @@ class CalibrationWriter(Callback):
             "as tracked": [at_most(log_p, posterior.p_max).exp() for log_p in tracked],
             "calibrated": [posterior.read(unseen[:, i], level).exp() for i, level in enumerate(levels)],
         }
-        self._judge(posteriors, became_unseen, [schedule.fraction(level) for level in levels])
+        said = self._judge(posteriors, became_unseen, [schedule.fraction(level) for level in levels])
 
         # Write the overlay, also to where a guidance with `calibration: checkpoint` looks, unless the model is shipped
         settings = {"calibration": posterior.calibration, "guidance_shift_weight": self.guidance_shift_weight}
@@ -111,24 +119,23 @@ class CalibrationWriter(Callback):
             default_flow_style=None,
             width=120,
         )
-        checkpoint_folder = (
-            []
-            if resources.ships(pl_module.calibration_checkpoint)
-            else [pl_module.calibration_checkpoint.with_name("calibration.yaml")]
-        )
-        for path in (self.folder / "calibration.yaml", *checkpoint_folder):
+        own = pl_module.calibration_checkpoint
+        folders = [self.folder] if resources.ships(own) else [self.folder, own.parent]
+        paths = [folder / "calibration.yaml" for folder in folders]
+        for path in paths:
             path.write_text(text)
-            print(f"written to {path}")
+        print("\n".join([*said, *(f"written to {path}" for path in paths)]))  # last, as nobody may read it
 
-    def _judge(self, posteriors: dict[str, list[Tensor]], became: Tensor, times: list[float]) -> None:
-        """At every tenth of the way and at the end, all classes together."""
+    def _judge(self, posteriors: dict[str, list[Tensor]], became: Tensor, times: list[float]) -> list[str]:
+        """At every tenth of the way and at the end, all classes together; what there is to say of each posterior."""
         places = sorted({round(i * (len(times) - 1) / 10) for i in range(11)})
         judged: dict[str, Any] = {"n": len(became)}
-        ends = {}
+        ends, said = {}, []
         for name, posterior in posteriors.items():
             found = {place: posterior_quality(posterior[place].flatten(), became.flatten()) for place in places}
             judged[name] = {f"{times[i]:.3g}": {"auc": q.auc, "brier": round(q.brier, 5)} for i, q in found.items()}
             ends[name] = found[places[-1]]
-            print(f"mean Brier score {name}: {sum(q.brier for q in found.values()) / len(found):.4f}")
+            said.append(f"mean Brier score {name}: {sum(q.brier for q in found.values()) / len(found):.4f}")
         (self.folder / "calibration.json").write_text(json.dumps(judged, indent=1) + "\n")
         study_figures.calibration(ends).savefig(self.folder / "calibration.png", dpi=120)
+        return said

@@ -1,5 +1,6 @@
 """Exponential moving average (EMA) of the weights, used for validation, sampling and export."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -7,7 +8,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor
 
-from dng_lightning.errors import check_in
+from dng_lightning.errors import SettingError, check_in
 
 
 class EMA(WeightAveraging):
@@ -23,13 +24,18 @@ class EMA(WeightAveraging):
 
     def __init__(self, decay: float = 0.999) -> None:
         check_in("[0, 1)", decay=decay)
-
-        def average(averages: list[Tensor], weights: list[Tensor], count: Tensor | int) -> None:
-            n = int(count)
-            torch._foreach_lerp_(averages, weights, 1 - min(decay, (1 + n) / (10 + n)))
-
-        super().__init__(use_buffers=False, multi_avg_fn=average)
+        super().__init__(use_buffers=False, multi_avg_fn=partial(_average, decay))
         self._validating = False  # the module holds the average, and the average model the current weights
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Copy the module.
+
+        Raises:
+            SettingError: its weights are to be fp16, which torch does not average with fp32.
+        """
+        if stage == "fit" and trainer.precision == "16-true":
+            raise SettingError("EMA averages no weights of trainer.precision 16-true: take 16-mixed or bf16-true")
+        super().setup(trainer, pl_module, stage)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Hand over the average, unless nothing was averaged (a fit that took no step)."""
@@ -64,3 +70,10 @@ class EMA(WeightAveraging):
 
     def _averaged(self) -> bool:
         return self._average_model is not None and int(self._average_model.n_averaged) > 0
+
+
+def _average(decay: float, averages: list[Tensor], weights: list[Tensor], count: Tensor | int) -> None:
+    """One update; the averages keep their own precision, fp32 where the trainer's is another (``bf16-true``)."""
+    n = int(count)
+    alike = [weight.to(average.dtype) for average, weight in zip(averages, weights, strict=True)]
+    torch._foreach_lerp_(averages, alike, 1 - min(decay, (1 + n) / (10 + n)))

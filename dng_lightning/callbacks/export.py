@@ -1,5 +1,6 @@
 """Exports a trained model: weights and plain hyper-parameters, loaded without running code."""
 
+import inspect
 import io
 import json
 from pathlib import Path
@@ -10,6 +11,8 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
+from dng_lightning.callbacks.requirements import is_dry_run
+from dng_lightning.errors import SettingError
 from dng_lightning.files import write_whole
 
 
@@ -26,6 +29,22 @@ class Export(Callback):
     def __init__(self, half: bool = False) -> None:
         self.half = half
         self.has_trained = False
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leave a dry run alone, which writes nothing.
+
+        Raises:
+            SettingError: the module could not be made again from what would be written.
+        """
+        is_dry_run(trainer, self)
+        arguments = inspect.signature(type(pl_module)).parameters.values()
+        needed = [argument.name for argument in arguments if argument.default is argument.empty]
+        if missing := [name for name in needed if name not in pl_module.hparams]:
+            name = type(pl_module).__name__
+            raise SettingError(
+                f"Export stores no {missing[0]} that was made in Python: train with dng fit, or keep a ModelCheckpoint "
+                f"and load it by {name}.load_from_checkpoint(file, {missing[0]}=...)"
+            )
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take note; the averaged weights may be handed over after this."""

@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from torch import Tensor
 
 from dng_lightning.callbacks.progress import SamplingProgress
-from dng_lightning.callbacks.requirements import sampler_of, seeds_of
+from dng_lightning.callbacks.requirements import is_dry_run, sampler_of, seeds_of
 from dng_lightning.data.pixels import from_png, to_float, to_png, to_uint8
 from dng_lightning.evaluation import figures
 from dng_lightning.evaluation.runs import Samples
@@ -50,6 +50,8 @@ class ImageWriter(BasePredictionWriter):
         """Find out which images are finished."""
         super().setup(trainer, pl_module, stage)
         module, seeds = sampler_of(pl_module, self), seeds_of(trainer, self)
+        if is_dry_run(trainer, self):
+            return
         self.folder, self.shown_seeds = Path(trainer.default_root_dir), seeds.seeds[: self.num_shown]
         self.name, self.baselines = display_name(module.guidance), _baselines(module)
         self.finished = seeds.finished = {seed for seed in seeds.seeds if self._is_finished(seed)}

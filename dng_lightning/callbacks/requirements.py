@@ -58,3 +58,11 @@ def claim_draws(module: ImageSampler, callback: Callback) -> None:
         names = f"{type(owner).__name__} and {type(callback).__name__}"
         raise SettingError(f"{names} both decide what dng test draws: keep one of them in trainer.callbacks")
     module.draws_owner = callback
+
+
+def is_dry_run(trainer: Trainer, callback: Callback) -> bool:
+    """Whether ``fast_dev_run`` is set, in which nothing is written; a callback that writes is then taken out."""
+    if trainer.fast_dev_run:  # type: ignore[attr-defined]  # set by the trainer's debugging connector
+        others = [other for other in trainer.callbacks if other is not callback]  # type: ignore[attr-defined]
+        trainer.callbacks = others  # type: ignore[attr-defined]  # a new list, as hooks are called along the old one
+    return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]

@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import Callback
 from dng_lightning import resources
 from dng_lightning.callbacks.passive_posteriors import label, tracked_posteriors, tracker
 from dng_lightning.callbacks.progress import SamplingProgress
-from dng_lightning.callbacks.requirements import claim_draws, sampler_of, seeds_of
+from dng_lightning.callbacks.requirements import claim_draws, is_dry_run, sampler_of, seeds_of
 from dng_lightning.data.seeds import Seeds
 from dng_lightning.errors import SettingError
 from dng_lightning.evaluation.evaluator import Evaluator
@@ -73,6 +73,8 @@ class ResultsWriter(Callback):
                 "dng test needs a classifier to label the images: set model.classifier, or for prompts model.reader "
                 "and model.negative_prompt"
             )
+        if is_dry_run(trainer, self):
+            return
         module.to(trainer.strategy.root_device)  # the trainer would, but only once the real images are looked at
         extractor = self._extractor(module)
         draws = module.all_draws()[0 if self.unguided else 1 :]

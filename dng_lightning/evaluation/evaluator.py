@@ -219,7 +219,7 @@ class Evaluator:
             self.label_space.names[label] for label in self.label_space.forbidden
         )
         seeds = self.drawing["seeds"].replace("-", "–")
-        notes = [f"Without {forbidden}; seeds {seeds}, {self.drawing['steps']} steps."]
+        notes = [f"Without {forbidden or 'nothing'}; seeds {seeds}, {self.drawing['steps']} steps."]
         if self.reference is not None:
             hits, total = self.reference.floor(self.label_space.forbidden)
             notes.append(

@@ -23,20 +23,23 @@ class References:
         self._copies: dict[tuple[torch.device, torch.dtype], References] = {}
 
     def like(self, x: Tensor) -> "References":
-        """The same on the device and in the precision of ``x`` (B, ...).
+        """The same on the device and in the precision of ``x`` (B, ...), and grey images in its channels.
 
         Raises:
             SettingError: these are images of another shape.
         """
-        if self.images.shape[1:] != x.shape[1:]:
+        images = self.images
+        if images.shape[1:] == (1, *x.shape[2:]):  # grey images are those of three equal channels
+            images = images.expand(-1, *x.shape[1:])
+        if images.shape[1:] != x.shape[1:]:
             raise SettingError(
                 f"references {self.source} must be images of {tuple(x.shape[1:])}; they are {tuple(self.images.shape)}"
             )
-        if (self.images.device, self.images.dtype) == (x.device, x.dtype):
+        if images is self.images and (images.device, images.dtype) == (x.device, x.dtype):
             return self
         key = x.device, x.dtype
         if key not in self._copies:  # once for all batches, with what is found out about the images
-            self._copies[key] = References(self.images.to(*key), self.source)
+            self._copies[key] = References(images.to(*key), self.source)
         return self._copies[key]
 
     @cached_property

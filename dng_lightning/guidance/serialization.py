@@ -89,8 +89,8 @@ def _as_dict(value: Any) -> dict[str, Any] | str:
     if isinstance(value, References):
         return str(value.source)
     settings = _fields(value)
-    if isinstance(value, CalibratedPosterior) and value.calibration != "checkpoint":
-        rows = json.dumps([list(map(float, row)) for row in value.calibration])
+    if isinstance(value, CalibratedPosterior) and value.calibration not in ("checkpoint", None):
+        rows = json.dumps([list(map(float, row)) for row in value.calibration or ()])
         settings["calibration"] = f"sha256 {hashlib.sha256(rows.encode()).hexdigest()[:12]}"
     return {"class": type(value).__name__, **settings}
 

@@ -4,18 +4,24 @@ import contextlib
 import copy
 import inspect
 import pickle
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+import torch
 from lightning import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Generator, Tensor, nn
+from torch.optim import Optimizer
 
 from dng_lightning import resources
 from dng_lightning.errors import SettingError, reason
 
+PLATEAU = {"best", "cooldown_counter", "num_bad_epochs"}  # what a ReduceLROnPlateau has found out
 FACTS = ("image_shape", "class_names", "seen_classes")  # of the data, which a checkpoint tells
 
 
@@ -71,21 +77,73 @@ class TrainedModule(LightningModule):
         return copied
 
     def setup(self, stage: str) -> None:
-        """Take the facts about the data from the trainer's datamodule, and check that the network fits them.
+        """Take the facts about the data from the datamodule, or from the first batch, and try the network on them.
 
         Raises:
-            SettingError: the network's classes are not as many as the data's.
+            SettingError: the data are no labelled images in [-1, 1], or the network does not take them, or tells other
+                classes apart.
         """
         data = getattr(self.trainer, "datamodule", None)
-        if data is None or not hasattr(data, "seen_classes"):
-            return
-        for name in FACTS:
-            setattr(self, name, tuple(getattr(data, name)))
+        facts = {name: tuple(getattr(data, name)) for name in FACTS if hasattr(data, name)}
+        if stage == "fit" and len(facts) < len(FACTS):
+            facts = self._facts_of_a_batch(data, facts)
+        for name, value in facts.items():
+            setattr(self, name, value)
         classes = getattr(self.net, "num_classes", 0)
-        if classes not in (0, len(self.class_names)):
+        if "class_names" in facts and classes not in (0, len(self.class_names)):
             raise SettingError(
                 f"the network has {classes} classes, the data have {len(self.class_names)}: set its num_classes"
             )
+        if stage == "fit":
+            self._try_network()
+
+    def _facts_of_a_batch(self, data: Any, known: dict[str, Any]) -> dict[str, Any]:
+        """What data of another kind than ours do not say: shape and classes by the first training batch."""
+        self.trainer.fit_loop.setup_data()
+        loader: Any = self.trainer.train_dataloader
+        hooks = self if data is None else data
+        batch = hooks.on_after_batch_transfer(hooks.on_before_batch_transfer(next(iter(loader)), 0), 0)
+        if not (isinstance(batch, list | tuple) and len(batch) == 2 and all(isinstance(x, Tensor) for x in batch)):
+            kind = type(batch).__name__
+            raise SettingError(f"a batch of the data must be two tensors, images and labels; it is a {kind}")
+        images, labels = batch
+        if not (images.ndim == 4 and images.is_floating_point() and -1 <= images.min() < 0 and images.max() <= 1):
+            told = f"{images.dtype} {tuple(images.shape)} in [{images.min():g}, {images.max():g}]"
+            raise SettingError(f"the data's images must be floats (B, C, H, W) in [-1, 1]; they are {told}")
+        names = known.get("class_names") or getattr(getattr(loader, "dataset", None), "classes", ())
+        names = tuple(map(str, names or range(getattr(self.net, "num_classes", 0))))
+        if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
+            raise SettingError(f"the data's labels must be int64 (B,); they are {labels.dtype} {tuple(labels.shape)}")
+        if names and not 0 <= labels.min() <= labels.max() < len(names):
+            told = f"from {labels.min()} to {labels.max()}"
+            raise SettingError(
+                f"the data's labels must be from 0 to {len(names) - 1}; they are {told}: set num_classes"
+            )
+        seen = tuple(range(len(names)))
+        return {"image_shape": tuple(images.shape[1:]), "class_names": names, "seen_classes": seen} | known
+
+    def _try_network(self) -> None:
+        """Show the network an image, so that one for others is refused before the first step."""
+        was_training, device = self.net.training, self.trainer.strategy.root_device
+        self.net.to(device).eval()  # the trainer would move it, but only after all checks
+        image = self.trainer.precision_plugin.convert_input(torch.zeros(1, *self.image_shape, device=device))
+        try:
+            with torch.no_grad(), self.trainer.precision_plugin.forward_context():
+                found, expected = self.output_shape(image)
+        except SettingError:
+            raise
+        except Exception as error:  # a network can fail in any way
+            shape = tuple(self.image_shape)
+            raise SettingError(f"model.net does not take the data's images {shape}: {reason(error)}") from error
+        if found != expected:
+            raise SettingError(
+                f"model.net gives {tuple(found)} for an image of the data; it must give {tuple(expected)}"
+            )
+        self.net.train(was_training)
+
+    def output_shape(self, image: Tensor) -> tuple[Sequence[int], Sequence[int]]:
+        """The shape of the network's output for an ``image`` (1, C, H, W), and the shape that it must have."""
+        return (), ()
 
     def log_by_level(self, name: str, values: Tensor, t: Tensor, T: int) -> None:
         """Log the mean over each quarter of the noise levels; over all processes, of which each may have other levels.
@@ -131,15 +189,27 @@ class TrainedModule(LightningModule):
         """The injected optimiser and schedule; a schedule whose ``total_steps`` is open gets the length of the run.
 
         Raises:
-            SettingError: the schedule needs the length of a run that has none, or cannot use it.
+            SettingError: the schedule needs the length of a run that has none, cannot use it, or is shorter.
         """
         optimizer = self.optimizer([weight for weight in self.parameters() if weight.requires_grad])
-        if self.scheduler is None:
+        for group in optimizer.param_groups:
+            group["initial_lr"] = group["lr"]
+        schedule = self._schedule(optimizer) if self.scheduler else None
+        is_plateau = isinstance(schedule, ReduceLROnPlateau)
+        optimizer.register_load_state_dict_pre_hook(partial(_keep_settings, is_plateau))
+        if schedule is None:
             return optimizer
+        when: dict[str, Any] = (
+            {"monitor": schedule.monitor} if isinstance(schedule, ReduceLROnPlateau) else {"interval": "step"}
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, **when}}  # type: ignore[return-value]
+
+    def _schedule(self, optimizer: Optimizer) -> Any:
+        assert self.scheduler
+        steps = self.trainer.estimated_stepping_batches
         given = getattr(self.scheduler, "keywords", {})  # the command line makes a functools.partial
         is_open = all(given.get(name) is None for name in ("total_steps", "epochs"))
         if is_open and "total_steps" in {*given, *inspect.signature(self.scheduler).parameters}:
-            steps = self.trainer.estimated_stepping_batches
             if not isinstance(steps, int):
                 raise SettingError("the scheduler's total_steps is open and the run has no end: set trainer.max_epochs")
             try:
@@ -148,23 +218,26 @@ class TrainedModule(LightningModule):
                 raise SettingError(f"the scheduler cannot warm up in {steps} steps: choose another length") from error
         else:
             schedule = self.scheduler(optimizer)
-        if isinstance(schedule, ReduceLROnPlateau):
-            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "monitor": schedule.monitor}}
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        if (planned := getattr(schedule, "total_steps", None) or steps) < steps:
+            raise SettingError(
+                f"the learning-rate schedule has {planned} steps and the run {steps}: set the scheduler's total_steps "
+                "to null, or to as many as the run has"
+            )
+        peak, rate = optimizer.param_groups[0].get("max_lr"), optimizer.defaults.get("lr")
+        if peak not in (None, rate):
+            rank_zero_info(f"The learning rate follows the scheduler's max_lr {peak}, not the optimizer's lr {rate}.")
+        return schedule
 
     def on_train_start(self) -> None:
-        """Refuse a run that outlives its schedule: a resumed checkpoint brings the length of its own along.
+        """Bring a resumed run's learning-rate schedule to where the run is, as if the run had always had it.
 
-        Raises:
-            SettingError: the schedule is shorter than the run.
+        A checkpoint would bring the length and the rates of the schedule that it was trained with, and overrule the
+        settings of this run in silence.
         """
-        run = self.trainer.estimated_stepping_batches
-        for config in self.trainer.lr_scheduler_configs:
-            if (planned := getattr(config.scheduler, "total_steps", None) or run) < run:
-                raise SettingError(
-                    f"the learning-rate schedule has {planned} steps and the run {run}: resume with the "
-                    "trainer.max_epochs of the first run, or give the scheduler a total_steps as long as the run"
-                )
+        with warnings.catch_warnings(action="ignore"):  # there was no optimiser step in this process
+            for config in self.trainer.lr_scheduler_configs:
+                for _ in range(0 if isinstance(config.scheduler, ReduceLROnPlateau) else self.trainer.global_step):
+                    config.scheduler.step()  # type: ignore[call-arg]  # the others need no metric
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store the facts about the data."""
@@ -172,9 +245,40 @@ class TrainedModule(LightningModule):
             checkpoint["trained_on"] = {name: list(getattr(self, name)) for name in FACTS}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the facts about the data."""
+        """Restore the facts about the data, and of a learning-rate schedule what its settings do not say.
+
+        Raises:
+            SettingError: a trainer is to go on from weights alone, or from those of another network.
+        """
         for name, value in checkpoint.get("trained_on", {}).items():
             setattr(self, name, tuple(value))
+        if self._trainer is None:
+            return
+        if self.trainer.state.fn == "fit" and "optimizer_states" not in checkpoint:
+            raise SettingError("the checkpoint holds weights alone: start a new run from them with --weights")
+        states = checkpoint.get("lr_schedulers", [])
+        checkpoint["lr_schedulers"] = [{n: s[n] for n in PLATEAU} for s in states if s.keys() >= PLATEAU]
+        theirs, ours = checkpoint["state_dict"], self.state_dict()
+        for name in ours.keys() | theirs.keys():
+            found, wanted = (tuple(state[name].shape) if name in state else "missing" for state in (theirs, ours))
+            if found != wanted:
+                raise SettingError(
+                    f"the checkpoint is of another network ({name} is {found} in it, {wanted} in this one): go on with "
+                    "the model settings of its training"
+                )
+
+    def start_from(self, name: str) -> None:
+        """Take over the weights of a checkpoint, to train them anew.
+
+        Args:
+            name: as for ``load``.
+
+        Raises:
+            SettingError: there is no such checkpoint, or it is of another network.
+        """
+        path = resources.checkpoint(name)
+        with reading(path, f"this {type(self).__name__}"):
+            self.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["state_dict"])
 
     @classmethod
     def load(cls, name: str) -> Self:
@@ -193,3 +297,29 @@ class TrainedModule(LightningModule):
         if not hasattr(module, "seen_classes"):
             raise SettingError(f"{path} does not say what it was trained on; train it with a dng_lightning datamodule")
         return module.eval().requires_grad_(False)
+
+
+def _keep_settings(is_plateau: bool, optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """The state of an optimiser without its settings, which a resumed run has its own of.
+
+    Args:
+        is_plateau: keep the rate that a ``ReduceLROnPlateau`` has come to from the same start.
+        optimizer: that is to take the state.
+        state: of a checkpoint.
+
+    Raises:
+        SettingError: it is the state of another kind of optimiser.
+    """
+    groups = []
+    for saved, group in zip(state["param_groups"], optimizer.param_groups, strict=False):
+        missing = [n for n, v in optimizer.defaults.items() if v not in (None, False) and n not in saved]
+        if missing:
+            raise SettingError(
+                f"the checkpoint's optimizer has no {missing[0]}: go on with the optimizer of its training, or start a "
+                "new run from its weights with --weights"
+            )
+        own = {name: value for name, value in group.items() if name != "params"}
+        if is_plateau and saved.get("initial_lr", own["initial_lr"]) == own["initial_lr"]:
+            own["lr"] = saved["lr"]
+        groups.append(own | {"params": saved["params"]})
+    return state | {"param_groups": groups}

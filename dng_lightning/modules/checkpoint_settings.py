@@ -5,14 +5,16 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 import yaml
 from lightning.pytorch.utilities import rank_zero_info
+from PIL import Image
 from torch import Tensor
 
 from dng_lightning import resources
-from dng_lightning.data.pixels import from_png, to_float
-from dng_lightning.errors import SettingError
+from dng_lightning.data.pixels import to_float
+from dng_lightning.errors import SettingError, reason
 from dng_lightning.guidance import Guidance
 from dng_lightning.guidance.reference_guidance import ReferenceGuidance
 from dng_lightning.guidance.references import References
@@ -20,7 +22,8 @@ from dng_lightning.guidance.serialization import map_settings
 from dng_lightning.posterior import CalibratedPosterior, Posterior, TrackedPosterior
 
 CALIBRATION = "calibration.yaml"
-OVERVIEWS = ("grid.png", "trajectories.png")  # figures that `dng predict` writes to the images' folder
+IMAGES = (".png", ".jpg", ".jpeg")
+OVERVIEWS = ("grid.png", "trajectories.png")  # what `dng predict` writes to the images' folder
 
 G = TypeVar("G", bound=Guidance)
 
@@ -35,7 +38,7 @@ def load_settings(guidance: G, folder: Path) -> G:
 
 
 def _loaded(part: Any, folder: Path) -> Any:
-    if isinstance(part, CalibratedPosterior) and part.calibration == "checkpoint":
+    if isinstance(part, CalibratedPosterior) and part.calibration in ("checkpoint", None):
         return _calibrated(part, folder)
     if isinstance(part, ReferenceGuidance) and isinstance(part.references, str):
         values = {name: getattr(part, name) for name in part.__dataclass_fields__}
@@ -44,9 +47,14 @@ def _loaded(part: Any, folder: Path) -> Any:
 
 
 def _calibrated(posterior: CalibratedPosterior, folder: Path) -> Posterior:
-    """The posterior with the rows of the folder's file; a tracked one, said in a line, where there is none."""
+    """The posterior with the rows of the folder's file; a tracked one, said in a line, where there is none.
+
+    Where none are asked for it is a tracked one, too.
+    """
     path = folder / CALIBRATION
     values = {name: getattr(posterior, name) for name in ("p_max", "guidance_shift_weight", "divergence")}
+    if posterior.calibration is None:
+        return TrackedPosterior(**values)
     if not path.exists():
         rank_zero_info(
             f"No {CALIBRATION} in {folder}: the posterior is tracked from the prior {TrackedPosterior().prior}, "
@@ -63,21 +71,28 @@ def _calibrated(posterior: CalibratedPosterior, folder: Path) -> Posterior:
 
 @lru_cache(maxsize=8)
 def read_references(name: str) -> References:
-    """Reference images, floats in [-1, 1].
+    """Reference images, floats in [-1, 1]: of one channel if all of them are grey, else of three.
 
     Args:
-        name: a ``.pt`` file of one tensor (N, C, H, W), uint8 pixels or floats in [-1, 1]; a folder of PNG files, such
-            as ``dng predict`` writes; or a shipped name.
+        name: a ``.pt`` file of one tensor (N, C, H, W), uint8 pixels or floats in [-1, 1]; a folder of PNG or JPEG
+            files, such as ``dng predict`` writes; or a shipped name.
 
     Raises:
-        SettingError: it holds no images.
+        SettingError: it holds no images, or floats whose range is another one or cannot be told.
     """
     path = resources.references(name)
     if path.is_dir():
-        pictures = [from_png(file) for file in sorted(path.glob("*.png")) if file.name not in OVERVIEWS]
+        files = sorted(f for f in path.iterdir() if f.suffix.lower() in IMAGES and not f.name.startswith("."))
+        overviews = OVERVIEWS if (path / "config.yaml").exists() else ()  # a user's own grid.png is an image
+        pictures = [_read_image(file) for file in files if file.name not in overviews]
         if len({picture.shape for picture in pictures}) != 1:
-            raise SettingError(f"references {path}: a folder must hold PNG files, all of one shape")
-        return References(to_float(torch.stack(pictures)), name)
+            sizes = ", ".join(sorted({f"{p.shape[2]}x{p.shape[1]}" for p in pictures})) or "none"
+            raise SettingError(
+                f"references {path}: a folder must hold PNG or JPEG files, all of one size; found {sizes}"
+            )
+        images = torch.stack(pictures)
+        is_grey = bool((images == images[:, :1]).all())
+        return References(to_float(images[:, :1] if is_grey else images), name)
     try:
         images = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, UnpicklingError) as error:
@@ -86,4 +101,30 @@ def read_references(name: str) -> References:
         raise SettingError(f"references {path} must hold one tensor of uint8 pixels, or of floats in [-1, 1]")
     if images.ndim < 2 or not len(images):
         raise SettingError(f"references {path} must be images (N, C, H, W); the tensor is {tuple(images.shape)}")
-    return References(to_float(images) if images.dtype == torch.uint8 else images, name)
+    if images.dtype == torch.uint8:
+        return References(to_float(images), name)
+    low, high = images.min().item(), images.max().item()
+    if not -1 <= low < 0 or not high <= 1:  # NaN too; from 0 to 1 they may be meant as any of both
+        raise SettingError(
+            f"references {path} must be floats in [-1, 1], or uint8 pixels; they are in [{low:g}, {high:g}]"
+        )
+    return References(images, name)
+
+
+def _read_image(file: Path) -> Tensor:
+    """The pixels of an image file, uint8 (3, H, W), 16 bits as 8, white where it is transparent.
+
+    Raises:
+        SettingError: it is no image, or damaged.
+    """
+    try:
+        with Image.open(file) as opened:
+            image: Image.Image = opened
+            if image.mode.startswith("I"):
+                image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
+            elif image.has_transparency_data:
+                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+            array = np.array(image.convert("RGB"))
+    except Exception as error:  # a damaged file can fail in any way
+        raise SettingError(f"references {file} cannot be read: {reason(error)}") from error
+    return torch.from_numpy(array).permute(2, 0, 1)

@@ -3,6 +3,7 @@
 Trained on noisy images it gives p(c | x_t) at every level instead, which is what an oracle guides by.
 """
 
+from collections.abc import Sequence
 from typing import Self
 
 import torch
@@ -128,6 +129,11 @@ class ClassifierModule(TrainedModule):
             logits: Tensor = self(x.to(self.dtype), timesteps).float()
         self.net.train(was_training)
         return logits
+
+    def output_shape(self, image: Tensor) -> tuple[Sequence[int], Sequence[int]]:
+        """See ``TrainedModule.output_shape``."""
+        x_t, _, timesteps = self._noised(image, Generator(image.device).manual_seed(0))
+        return self(x_t, timesteps).shape, (1, len(self.class_names))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Cross-entropy on shifted and partly hidden images, noised if there is a schedule."""

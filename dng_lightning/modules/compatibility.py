@@ -16,13 +16,23 @@ DIFFERENCES = {
 }
 
 
-def name_classes(model: DiffusionModule, others: Sequence[TrainedModule], name: str) -> None:
-    """Tell another library's model, which does not say what it was trained on, the classes of one of the ``others``."""
+def name_classes(model: DiffusionModule, others: Sequence[TrainedModule], name: str, needed: bool) -> None:
+    """Tell another library's model, which does not say what it was trained on, the classes of one of the ``others``.
+
+    Args:
+        model: to be told.
+        others: that may know.
+        name: of the model, for the message.
+        needed: refuse a model that nobody can tell.
+
+    Raises:
+        SettingError: nobody can.
+    """
     if model.class_names:
         return
     known = next((other.class_names for other in others if other.class_names), ())
-    if not known:
-        raise SettingError(f"{name} does not name its classes: name a classifier that does")
+    if needed and not known:
+        raise SettingError(f"{name} does not name its classes: name a classifier that does, or set forbidden to []")
     model.class_names, model.seen_classes = known, tuple(range(len(known)))
 
 
@@ -37,13 +47,21 @@ def check_same(name: str, other: TrainedModule, model_name: str, model: Diffusio
 
 
 def check_negatives(
-    negatives: Sequence[DiffusionModule], model: DiffusionModule, name: str, forbidden: Sequence[int]
+    negatives: Sequence[DiffusionModule],
+    model: DiffusionModule,
+    name: str,
+    forbidden: Sequence[int],
+    guidances: Sequence[Guidance],
 ) -> None:
-    """Refuse single-class models that are not one for each of the ``forbidden``, and no negatives at all."""
+    """Refuse single-class models that are not one for each of the ``forbidden``, and none where they are needed."""
     if negatives and len(negatives) != len(forbidden):
         raise SettingError(f"{len(forbidden)} forbidden classes need as many negative_checkpoints")
-    if not negatives and not model.null_class:
-        raise SettingError(f"{name} is unconditional: name negative_checkpoints for the forbidden classes")
+    needing = [display_name(guidance) for guidance in guidances if guidance.needs().negatives]
+    if needing and not negatives and not model.null_class:
+        raise SettingError(
+            f"{name} is unconditional: name negative_checkpoints for the forbidden classes, or another guidance than "
+            f"{needing[0]}, which asks for predictions of them"
+        )
     for negative, label in zip(negatives, forbidden, strict=False):
         if negative.class_names and negative.seen_classes != (label,):
             raise SettingError(

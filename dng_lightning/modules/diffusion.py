@@ -1,6 +1,7 @@
 """Training a denoising diffusion model (Ho et al., 2020), class-conditional or unconditional."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, Self
 
 import torch
@@ -95,7 +96,12 @@ class DiffusionModule(BaseDiffusionModule):
         optimizer: makes the optimiser from the parameters.
         scheduler: makes the learning-rate schedule, stepped at each training step; None for a constant rate.
         compile: compile the network (needs a C++ compiler on CPUs); faster once the first step is over.
+
+    Attributes:
+        clip: bound on the denoised prediction that a checkpoint in diffusers' format names; None for none.
     """
+
+    clip: float | None = None
 
     def __init__(
         self,
@@ -136,8 +142,9 @@ class DiffusionModule(BaseDiffusionModule):
         path = diffusers_format.find(name)
         if path.name != diffusers_format.INDEX:
             return super().load(name)
-        net, schedule, prediction, image_shape = diffusers_format.read(path)
+        net, schedule, prediction, image_shape, clip = diffusers_format.read(path)
         module = cls(net, schedule, prediction)
+        module.clip = clip
         module.net.to(memory_format=torch.contiguous_format)  # as diffusers has it, for its output to the last bit
         module.image_shape, module.class_names, module.seen_classes = image_shape, (), ()
         return module.eval().requires_grad_(False)
@@ -164,6 +171,11 @@ class DiffusionModule(BaseDiffusionModule):
         """The network's output, in fp32 whatever it computes in."""
         output: Tensor = self.net(shown.to(self.dtype), timesteps, class_labels if self.null_class else None)
         return output.float()
+
+    def output_shape(self, image: Tensor) -> tuple[Sequence[int], Sequence[int]]:
+        """See ``TrainedModule.output_shape``; as the null class, which has the last label."""
+        t = torch.ones(1, dtype=torch.long, device=image.device)
+        return self._output(image, self.schedule.timestep(t), t * self.null_class).shape, image.shape
 
     def losses(self, images: Tensor, labels: Tensor, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
         """Mean squared error of each image at a random level (Ho et al., eq. 14).

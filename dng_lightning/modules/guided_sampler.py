@@ -42,13 +42,15 @@ class GuidedSampler(ImageSampler):
     Args:
         checkpoint: the model to sample from: a ``.ckpt``, a folder with a ``model.ckpt``, a shipped name, or an
             unconditional model in diffusers' format, a folder or one of the Hugging Face hub.
-        forbidden: the class or classes to avoid, by name or number.
-        guidance: the method of ``dng predict``; None for Dynamic Negative Guidance with its defaults.
+        forbidden: the class or classes to avoid, by name or number; None or [] for none.
+        guidance: the method of ``dng predict``; None for the first of ``guidances``, or Dynamic Negative Guidance with
+            its defaults.
         guidances: the methods that ``dng test`` compares on the same seeds; None for ``guidance`` alone.
         steps: sampling steps, in 1..T.
         eta: 1 is ancestral sampling, 0 is deterministic (DDIM).
         variance: of the noise at eta = 1, see ``Sampler``.
-        clip: bound on the denoised prediction, None for none.
+        clip: bound on the denoised prediction, .inf for none; None for that of the scheduler (``clip_sample``) of a
+            checkpoint in diffusers' format, and for none of others.
         class_labels: class or classes to condition on, one an image in turn; "all" for every class; None for
             unconditional images.
         retrained_checkpoint: a model trained without the forbidden classes, a baseline of ``dng test``; None for none.
@@ -78,7 +80,7 @@ class GuidedSampler(ImageSampler):
     def __init__(
         self,
         checkpoint: str = "mnist",
-        forbidden: Classes = "0",
+        forbidden: Classes | None = "0",
         guidance: Guidance | None = None,
         guidances: list[Guidance] | None = None,
         steps: int = 100,
@@ -93,10 +95,11 @@ class GuidedSampler(ImageSampler):
         retrained_checkpoint: str | None = None,
         compile: bool = False,
     ) -> None:
-        super().__init__(Sampler(steps, eta, variance, clip))
+        model = DiffusionModule.load(checkpoint)
+        super().__init__(Sampler(steps, eta, variance, model.clip if clip is None else clip))
 
         # The networks
-        self.checkpoint, self.model = checkpoint, DiffusionModule.load(checkpoint)
+        self.checkpoint, self.model = checkpoint, model
         self.schedule, self.chain_shape = self.model.schedule, self.model.image_shape
         self.schedule.levels(steps)  # refuses too many steps now, not after minutes
         negatives = [DiffusionModule.load(name) for name in negative_checkpoints or []]
@@ -116,22 +119,21 @@ class GuidedSampler(ImageSampler):
 
         # The guidances, with the calibration in the checkpoint's folder and their reference images
         self.calibration_checkpoint = diffusers_format.find((negative_checkpoints or [checkpoint])[0])
-        given = [guidance or DynamicNegativeGuidance(), *(guidances or [])]
+        given = [guidance or (guidances or [DynamicNegativeGuidance()])[0], *(guidances or [])]
         self.guidance, *others = (load_settings(method, self.calibration_checkpoint.parent) for method in given)
         self.unguided, self.guidances = Unguided(), others or [self.guidance]
 
         # The classes
         judges = {f"classifier {classifier}": self.classifier, f"observer {observer}": self.observer}
         known = {name: judge for name, judge in judges.items() if judge is not None}
-        name_classes(self.model, [*negatives, *known.values()], checkpoint)
+        name_classes(self.model, [*negatives, *known.values()], checkpoint, bool(forbidden or class_labels))
         self.image_shape, self.class_names = self.model.image_shape, self.model.class_names
         seen = self.model.seen_classes
         self.forbidden = labels_of(forbidden, self.class_names, range(len(self.class_names)) if negatives else seen)
-        class_labels = [] if class_labels is None else list(map(str, seen)) if class_labels == "all" else class_labels
-        self.class_labels = labels_of(class_labels, self.class_names, seen)
+        self.class_labels = list(seen) if class_labels == "all" else labels_of(class_labels, self.class_names, seen)
 
         # Whether all of them go together
-        check_negatives(negatives, self.model, checkpoint, self.forbidden)
+        check_negatives(negatives, self.model, checkpoint, self.forbidden, [self.guidance, *self.guidances])
         for method in [self.guidance, *self.guidances]:
             check_needs(method, bool(known), self.noise_conditional_classifier is not None, bool(self.class_labels))
             method.start(torch.empty(1, *self.image_shape), len(self.forbidden))  # refuses priors that do not fit
@@ -175,6 +177,11 @@ class GuidedSampler(ImageSampler):
     def judge(self) -> ClassifierModule | None:
         """See ``ImageSampler.judge``."""
         return self.classifier
+
+    def networks(self) -> dict[str, torch.nn.Module | None]:
+        """See ``ImageSampler.networks``."""
+        names = ("classifier", "observer", "noise_conditional_classifier", "retrained")
+        return {"checkpoint": self.model, "negative_checkpoints": self.negatives} | {n: getattr(self, n) for n in names}
 
     def predictor(self, guidance: Guidance, class_labels: Tensor | None = None) -> Predictor:
         """See ``ImageSampler.predictor``."""

@@ -1,22 +1,31 @@
 """Base class of the sampling modules: one image a seed."""
 
+import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning import Callback, LightningModule
-from torch import Tensor
+from torch import Tensor, nn
 
-from dng_lightning.evaluation.features import Judge
+from dng_lightning.evaluation.features import Judge, fingerprint
 from dng_lightning.evaluation.label_space import LabelSpace
 from dng_lightning.evaluation.runs import EvaluationRun, Samples
 from dng_lightning.guidance import Guidance
-from dng_lightning.guidance.serialization import display_name, non_default_settings, scale_of, settings_json
+from dng_lightning.guidance.references import References
+from dng_lightning.guidance.serialization import (
+    display_name,
+    map_settings,
+    non_default_settings,
+    scale_of,
+    settings_json,
+)
 from dng_lightning.sampling import ImageNoise, Predictor, Recorder, Sampler, Trajectories, sample
 from dng_lightning.schedule import NoiseSchedule
 
@@ -120,6 +129,23 @@ class ImageSampler(LightningModule, ABC):
             class_labels: the class that each image shall show, (B,); None for any.
         """
 
+    @abstractmethod
+    def networks(self) -> dict[str, nn.Module | None]:
+        """The networks by the settings that name them; None where none is named."""
+
+    def inputs(self, calibration: bool) -> dict[str, str]:
+        """Hashes of the files that the settings name: images drawn with others are others.
+
+        Args:
+            calibration: that of ``guidance`` too. The rows of ``dng test`` tell theirs apart themselves.
+        """
+        found = {name: fingerprint(network) for name, network in self.networks().items() if network is not None}
+        for guidance in (self.guidance, *self.guidances, *self.baselines):
+            map_settings(guidance, partial(_note_references, found))
+        if calibration:
+            found["calibration"] = hashlib.sha256(settings_json(self.guidance).encode()).hexdigest()[:12]
+        return found
+
     def decode(self, x_0: Tensor) -> Tensor:
         """The images, (B, C, H, W) in about [-1, 1], that the chain's end stands for: itself, if it is of pixels."""
         return x_0
@@ -161,6 +187,12 @@ class ImageSampler(LightningModule, ABC):
     def predict_step(self, batch: Tensor, batch_idx: int) -> Samples:
         """The images of a batch of seeds."""
         return self.draw(batch.tolist())
+
+
+def _note_references(found: dict[str, str], part: Any) -> Any:
+    if isinstance(references := getattr(part, "references", None), References):
+        found[f"references {references.source}"] = hashlib.sha256(references.images.numpy().tobytes()).hexdigest()[:12]
+    return part
 
 
 def draw_samples(

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from dng_lightning.errors import SettingError
+
 
 class DiffusersNetwork(nn.Module):
     """Wraps a network whose forward is ``(sample, timestep, class_labels) -> object with .sample``.
@@ -10,11 +12,17 @@ class DiffusersNetwork(nn.Module):
     Args:
         network: for instance ``diffusers.UNet2DModel``, by class path; for a class-conditional one set its
             ``num_class_embeds`` to ``num_classes + 1``, the last being the null class.
-        num_classes: number of classes; 0 for an unconditional network.
+        num_classes: classes it can be told; 0 for an unconditional network.
+
+    Raises:
+        SettingError: the network has no embedding of the null class, or of classes at all.
     """
 
     def __init__(self, network: nn.Module, num_classes: int = 0) -> None:
         super().__init__()
+        embedded = getattr(getattr(network, "config", None), "num_class_embeds", None)
+        if num_classes and embedded is not None and embedded <= num_classes:
+            raise SettingError(f"num_class_embeds is {embedded}: set it to num_classes + 1, {num_classes + 1}")
         self.network = network
         self.num_classes = num_classes
 

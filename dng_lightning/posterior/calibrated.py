@@ -36,7 +36,7 @@ class CalibratedPosterior(Posterior):
     Attributes:
         calibration: rows [log SNR, slope, shift], log SNR rising; linear in between, constant beyond. "checkpoint" for
             the rows of the ``calibration.yaml`` in the checkpoint's folder (``dng test --config calibrate.yaml``), or,
-            where there is none, the defaults of ``TrackedPosterior``.
+            where there is none, the defaults of ``TrackedPosterior``, which None stands for as well.
         p_max: greatest sum of the posteriors, in (0, 1).
         guidance_shift_weight: share of the guidance's own push that counts as evidence, in [0, 1].
         divergence: probes of the divergence at eta < 1, >= 0; see ``TrackedPosterior``.
@@ -45,7 +45,7 @@ class CalibratedPosterior(Posterior):
         SettingError: the calibration is malformed, or a setting is out of its range.
     """
 
-    calibration: Rows | Literal["checkpoint"] = "checkpoint"
+    calibration: Rows | Literal["checkpoint"] | None = "checkpoint"
     p_max: float = 0.99
     guidance_shift_weight: float = 0.0
     divergence: int = 0
@@ -55,13 +55,13 @@ class CalibratedPosterior(Posterior):
         check_0_to_1(guidance_shift_weight=self.guidance_shift_weight)
         if self.divergence < 0:
             raise SettingError(f"divergence must be at least 0; got {self.divergence}")
-        if isinstance(self.calibration, str):
-            if self.calibration != "checkpoint":
-                raise SettingError(f"calibration must be rows of numbers, or checkpoint; got {self.calibration}")
+        if self.calibration is None or isinstance(self.calibration, str):
+            if self.calibration not in (None, "checkpoint"):
+                raise SettingError(f"calibration must be rows of numbers, checkpoint or null; got {self.calibration}")
             return
         rows = [list(row) for row in self.calibration]
         if not rows or any(len(row) != 3 or not all(isinstance(x, int | float) for x in row) for row in rows):
-            raise SettingError("calibration needs rows of three numbers: log SNR, slope, shift; or checkpoint")
+            raise SettingError("calibration needs rows of three numbers: log SNR, slope, shift; or checkpoint or null")
         if not all(math.isfinite(x) for row in rows for x in row):
             raise SettingError("calibration needs rows of three finite numbers: log SNR, slope, shift")
         if any(after[0] <= before[0] for before, after in pairwise(rows)):
@@ -110,6 +110,8 @@ class CalibratedPosterior(Posterior):
         return float(np.interp(level.log_snr, log_snr, slope)), float(np.interp(level.log_snr, log_snr, shift))
 
     def _rows(self) -> Rows:
+        if self.calibration is None:
+            raise SettingError("calibration: null leaves nothing to read off: take a TrackedPosterior")
         if isinstance(self.calibration, str):
             raise SettingError("calibration: checkpoint needs the checkpoint's folder: give rows, or use dng predict")
         return self.calibration

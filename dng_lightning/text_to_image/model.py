@@ -1,6 +1,7 @@
 """Latent text-to-image models in the diffusers format: Stable Diffusion 1.x and 2.x, and SDXL."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -36,8 +37,8 @@ class TextToImageModel(nn.Module):
         prediction: what the U-Net predicts.
 
     Raises:
-        SettingError: the U-Net takes or gives other things besides, the noise levels end in pure noise, or the
-            tokenizer is not the text encoder's.
+        SettingError: the U-Net takes or gives other things besides, the scheduler's noise levels are not DDPM's or end
+            in pure noise, or the tokenizer is not the text encoder's.
     """
 
     def __init__(self, pipeline: Any, frozen: bool = True) -> None:
@@ -45,7 +46,7 @@ class TextToImageModel(nn.Module):
         self.unet, self.vae = pipeline.unet, pipeline.vae
         self.encoders = [pipeline]  # in a list, so that the text encoders stay on their device
         self.schedule = diffusers_format.schedule_of(pipeline.scheduler)
-        self.prediction = diffusers_format.PREDICTIONS[pipeline.scheduler.config.prediction_type]
+        self.prediction = diffusers_format.prediction_of(pipeline.scheduler)
         self.schedule.check(self.prediction)
         channels = self.vae.config.latent_channels
         if (self.unet.config.in_channels, self.unet.config.out_channels) != (channels, channels):
@@ -70,7 +71,13 @@ class TextToImageModel(nn.Module):
         if precision not in DTYPES:
             raise SettingError(f"precision must be fp32 or bf16; got {precision}")
         diffusers, _ = libraries()
-        folder = diffusers_format.find(name, "DiffusionPipeline", UNUSED).parent
+        index = diffusers_format.find(name, "DiffusionPipeline", UNUSED)
+        if Path(name).is_file() and index.name != diffusers_format.INDEX:
+            raise SettingError(
+                f"{name} is a single file: make a folder of it once, by diffusers' StableDiffusionPipeline."
+                f"from_single_file({str(index)!r}).save_pretrained(FOLDER), and name that as checkpoint"
+            )
+        folder = index.parent
         try:
             kind = diffusers.DiffusionPipeline.load_config(folder).get("_class_name")
             if kind not in PIPELINES:

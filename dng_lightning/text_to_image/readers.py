@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from dng_lightning.evaluation.features import Judge
 from dng_lightning.evaluation.label_space import LabelSpace
@@ -23,10 +23,12 @@ class PromptReader(ABC):
     Attributes:
         name: what the features of its judge are reported under.
         image_shape: (C, H, W) of the images that it knows.
+        net: its networks.
     """
 
     name: str
     image_shape: tuple[int, int, int]
+    net: nn.Module
 
     @abstractmethod
     def understand(self, prompts: Sequence[str], negatives: Sequence[str]) -> tuple[LabelSpace, PromptJudge | None]:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dng_lightning import diffusers_format
 from dng_lightning.errors import SettingError
@@ -146,6 +146,11 @@ class TextToImageSampler(ImageSampler):
     def read(self, images: Tensor) -> Tensor | None:
         """See ``ImageSampler.read``."""
         return self.reader.read(images) if self.reader else None
+
+    def networks(self) -> dict[str, nn.Module | None]:
+        """See ``ImageSampler.networks``."""
+        reader = self.reader.net if self.reader else None
+        return {"checkpoint": self.model, "text encoder": self.model.encoders[0].text_encoder, "reader": reader}
 
     def predictor(self, guidance: Guidance, class_labels: Tensor | None = None) -> Predictor:
         """See ``ImageSampler.predictor``."""

@@ -74,7 +74,7 @@ class PipelineGuidance:
         self.pipeline, self.scheduler, self.eta = pipeline, pipeline.scheduler, eta
         self.variance = self._variance()
         self.schedule = diffusers_format.schedule_of(self.scheduler)
-        self.prediction = diffusers_format.PREDICTIONS[self.scheduler.config.prediction_type]
+        self.prediction = diffusers_format.prediction_of(self.scheduler)
         self.schedule.check(self.prediction)
         self.guidance = with_schedule(guidance, self.schedule)
         self.guidance.start(torch.empty(1, 1, 1, 1), 1)  # refuses priors that do not fit
@@ -171,6 +171,4 @@ class PipelineGuidance:
             raise SettingError(f"a DDPMScheduler draws with eta 1; got eta {self.eta:g}")
         if config.clip_sample or config.thresholding:
             raise SettingError(f"the {name} clips: {name}.from_config(..., clip_sample=False, thresholding=False)")
-        if config.prediction_type not in diffusers_format.PREDICTIONS:
-            raise SettingError(f"the {name}'s prediction_type, {config.prediction_type}, is not known here")
         return VARIANCES[kind]

@@ -1,6 +1,7 @@
 """The averaged weights are what is validated, sampled from, saved and kept; resuming changes nothing."""
 
 import functools
+import pickle
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,24 @@ def test_the_decay_warms_up_as_the_formula_says(decay: float, tmp_path: Path):
 def test_the_start_is_soon_forgotten():
     """A fixed decay of 0.999 would keep 90 % of the random start after 100 steps."""
     assert averages(100, 0.999)[-1] > 85
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
+def test_the_average_is_taken_in_any_precision(precision: str, tmp_path: Path):
+    module, ema = Counter(), EMA(0.999)
+    run = trainer(tmp_path, ema, max_epochs=3, precision=precision)
+    run.fit(module, DataLoader([0.0, 0.0]), DataLoader([0.0]))
+    assert float(module.weight) == pytest.approx(averages(6, 0.999)[-1], rel=2**-8)
+
+
+def test_weights_that_cannot_be_averaged_are_refused(tmp_path: Path):
+    with pytest.raises(SettingError, match=r"trainer\.precision 16-true: take 16-mixed or bf16-true"):
+        trainer(tmp_path, EMA(), precision="16-true").fit(Counter(), DataLoader([0.0]))
+
+
+def test_it_can_be_sent_to_other_processes():
+    """As `ddp_spawn` does."""
+    assert pickle.loads(pickle.dumps(EMA(0.5)))._kwargs["multi_avg_fn"].args == (0.5,)
 
 
 @pytest.mark.parametrize("decay", [-0.1, 1.0, 3.0])

@@ -37,7 +37,8 @@ def trainer(folder: Path, device: torch.device | None = None, data: object = Non
     """All of a trainer that a callback looks at."""
     strategy = SimpleNamespace(root_device=device or torch.device("cpu"), barrier=lambda name: None)
     data = Seeds() if data is None else data
-    return SimpleNamespace(strategy=strategy, datamodule=data, default_root_dir=str(folder), is_global_zero=True)
+    where = {"default_root_dir": str(folder), "is_global_zero": True, "fast_dev_run": False}
+    return SimpleNamespace(strategy=strategy, datamodule=data, **where)
 
 
 @pytest.mark.parametrize("features", ["classifier", "inception"])

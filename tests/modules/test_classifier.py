@@ -284,16 +284,6 @@ def test_a_noise_conditional_one_learns_p_of_c_given_x_t(noisy_digits: Path, tmp
         module.classify(images[:1])
 
 
-def test_training_can_be_resumed_but_not_beyond_its_schedule(tmp_path: Path):
-    path = fit_by_command_line(tmp_path, "--trainer.limit_train_batches=3")
-    assert torch.load(path, weights_only=True)["lr_schedulers"][0]["total_steps"] == 6
-    with pytest.raises(SettingError, match=r"has 6 steps and the run 12: resume with .*max_epochs") as caught:
-        fit_by_command_line(
-            tmp_path / "more", "--trainer.limit_train_batches=3", "--trainer.max_epochs=4", f"--ckpt_path={path}"
-        )
-    assert "\n" not in str(caught.value)
-
-
 def test_built_in_python_it_stores_plain_arguments_only(tmp_path: Path):
     module = ClassifierModule(small_net(), optimizer=functools.partial(torch.optim.SGD, lr=0.1), shift=1)
     run_once = trainer(tmp_path, max_steps=2)

@@ -1,6 +1,7 @@
 """Models in diffusers' format: the paper's base network, with random weights."""
 
 import json
+import math
 import shutil
 import socket
 import sys
@@ -11,9 +12,9 @@ import pytest
 import torch
 from running import CONFIGS, Dng
 
-from dng_lightning import posterior
+from dng_lightning import diffusers_format, posterior
 from dng_lightning.errors import SettingError
-from dng_lightning.guidance import DynamicNegativeGuidance
+from dng_lightning.guidance import ClassifierGuidance, DynamicNegativeGuidance, SafeDenoiser, Unguided
 from dng_lightning.kernel import NoiseLevel
 from dng_lightning.modules import ClassifierModule, DiffusionModule, GuidedSampler
 from dng_lightning.parametrization import denoised_of
@@ -126,9 +127,42 @@ def test_the_paper_s_pair_at_its_size(in_place: Path, dng: Dng, tmp_path: Path):
     assert drawn.images.isfinite().all()
 
 
-def test_alone_it_cannot_be_guided(tiny: Path):
-    with pytest.raises(SettingError, match="is unconditional: name negative_checkpoints"):
+def test_alone_it_draws_whatever_needs_no_forbidden_prediction(
+    tiny: Path, tiny_noisy_classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dng: Dng
+):
+    torch.save(torch.randint(256, (6, 1, 8, 8), dtype=torch.uint8), tmp_path / "references.pt")
+    references, known = str(tmp_path / "references.pt"), {"classifier": "digits-classifier", "steps": 3}
+    nothing = {"classifier": None, "steps": 3, "forbidden": []}
+    noisy = {**known, "noisy_classifier": str(tiny_noisy_classifier), "forbidden": "3"}
+    for guidance, settings in (
+        (Unguided(), nothing),
+        (Unguided(), nothing | {"forbidden": None}),
+        (SafeDenoiser(references=references), nothing),
+        (SafeDenoiser(references=references), known),
+        (ClassifierGuidance(), noisy),
+    ):
+        assert GuidedSampler(str(tiny), guidance=guidance, **settings).draw([0, 1]).images.isfinite().all()
+    monkeypatch.chdir(tmp_path)
+    compared = [f"--model.guidances=[Unguided, {{class_path: SafeDenoiser, init_args: {{references: {references}}}}}]"]
+    compared += [
+        "--model.classifier=digits-classifier",
+        "--model.steps=2",
+        "--data.num_samples=4",
+        "--data.reference_data=Digits",
+    ]
+    dng("test", f"--model.checkpoint={tiny}", "--model.forbidden=[]", *compared)
+    assert (tmp_path / "results" / "tiny-without-nothing" / "results.csv").exists()
+
+
+def test_alone_it_has_no_forbidden_predictions(tiny: Path, dng: Dng, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SettingError, match=r"is unconditional: name negative_checkpoints .* than DynamicNegativeG"):
         GuidedSampler(str(tiny), classifier="digits-classifier")
+    with pytest.raises(SettingError, match=r"does not name its classes: name a classifier .* or set forbidden to"):
+        GuidedSampler(str(tiny), classifier=None, guidance=Unguided())
+    settings = [f"--model.checkpoint={tiny}", "--model.classifier=digits-classifier", "--model.forbidden=3"]
+    with pytest.raises(SystemExit):  # a calibration reads these predictions, whatever the guidances
+        dng("test", "--config=calibrate.yaml", *settings, "--model.guidances=[Unguided]", "--model.steps=2")
+    assert "is unconditional: name negative_checkpoints" in capsys.readouterr().err
 
 
 # --- what cannot be used ---
@@ -159,6 +193,55 @@ def test_folders_of_something_else(tiny: Path, tmp_path: Path):
 def test_networks_of_another_kind(setting: dict[str, int], tmp_path: Path):
     saved(tmp_path, TINY | setting)
     assert "it is class-conditional, or predicts a variance besides" in refused(tmp_path)
+
+
+# --- what its scheduler says ---
+
+INTERCHANGEABLE = ["DDIM", "PNDM", "EulerDiscrete", "HeunDiscrete", "DPMSolverMultistep", "UniPCMultistep"]
+OTHERS = ["ScoreSdeVe", "EDMEuler", "EDMDPMSolverMultistep", "CMStochasticIterative", "FlowMatchEulerDiscrete", "LCM"]
+
+
+def with_scheduler(folder: Path, scheduler: Any) -> Path:
+    diffusers.DDPMPipeline(diffusers.UNet2DModel(**TINY), scheduler).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", INTERCHANGEABLE)
+def test_schedulers_of_the_same_levels_are_interchangeable(name: str, tmp_path: Path):
+    levels = {"beta_start": 0.001, "beta_end": 0.1, "beta_schedule": "scaled_linear", "num_train_timesteps": 50}
+    scheduler = getattr(diffusers, f"{name}Scheduler")(**levels)
+    module = DiffusionModule.load(str(with_scheduler(tmp_path, scheduler)))
+    assert module.schedule.agrees(diffusers_format.schedule_of(diffusers.DDPMScheduler(**levels)))
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_schedulers_of_other_levels_are_named(name: str, tmp_path: Path):
+    with_scheduler(tmp_path, getattr(diffusers, f"{name}Scheduler")())
+    assert f"the noise levels of its {name}Scheduler are not those of DDPM" in refused(tmp_path)
+
+
+def test_levels_that_the_betas_do_not_say_are_named():
+    with pytest.raises(SettingError, match="the noise levels of its CogVideoXDDIMScheduler are not those of DDPM"):
+        diffusers_format.schedule_of(diffusers.CogVideoXDDIMScheduler())
+
+
+def test_other_settings_that_change_the_images_are_named(tmp_path: Path):
+    with_scheduler(tmp_path, diffusers.DDPMScheduler(thresholding=True))
+    assert "the thresholding of its DDPMScheduler is not known here" in refused(tmp_path)
+    with_scheduler(tmp_path, diffusers.UniPCMultistepScheduler(prediction_type="flow_prediction"))
+    assert "prediction_type of its UniPCMultistepScheduler, flow_prediction, is not known" in refused(tmp_path)
+    saved(tmp_path, TINY | {"sample_size": None})
+    assert "sample_size, the size of the images, is missing" in refused(tmp_path)
+
+
+def test_images_are_clipped_as_its_scheduler_clips_them(tmp_path: Path):
+    def clip(**settings: Any) -> float | None:
+        return GuidedSampler(str(tmp_path), [], Unguided(), steps=3, classifier=None, **settings).sampler.clip
+
+    saved(tmp_path, TINY, clip_sample=True, clip_sample_range=2.0)
+    assert [clip(), clip(clip=1.0), clip(clip=math.inf)] == [2.0, 1.0, math.inf]
+    saved(tmp_path, TINY, clip_sample=False)
+    assert clip() is None
 
 
 def test_a_classifier_is_not_looked_for_on_the_hub(tiny: Path):

@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from dng_lightning import resources
@@ -47,13 +49,61 @@ def test_pixels_are_read_as_the_values_that_networks_know(stored):
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_folder_of_png_files_is_read_in_the_order_of_their_names(channels, tmp_path):
-    pixels = PIXELS.expand(7, channels, 4, 5)
+    pixels = PIXELS if channels == 1 else torch.cat([PIXELS, 255 - PIXELS, PIXELS], 1)
     for number, image in enumerate(pixels):
         (tmp_path / f"{number:08}.png").write_bytes(to_png(image))
     for overview in ("grid.png", "trajectories.png"):
         (tmp_path / overview).write_bytes(to_png(pixels.repeat(1, 1, 3, 3)[0]))
     (tmp_path / "config.yaml").write_text("seed_everything: 0")
     assert torch.equal(images(str(tmp_path)), to_float(pixels))
+
+
+GREY = PIXELS[0, 0].numpy()
+COLOUR = np.stack([GREY, GREY, 255 - GREY], 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "image", "channels"),
+    [
+        ("0.PNG", Image.fromarray(GREY), 1),
+        ("16 bits.png", Image.fromarray(GREY.astype(np.uint16) * 257), 1),
+        ("grey as colour.png", Image.fromarray(np.stack([GREY] * 3, 2)), 1),
+        ("grey with alpha.png", Image.fromarray(np.stack([GREY, np.full_like(GREY, 255)], 2)), 1),
+        ("colour.png", Image.fromarray(COLOUR), 3),
+        ("palette.png", Image.fromarray(COLOUR).quantize(256), 3),
+        ("0.jpg", Image.fromarray(np.full((4, 5), 200, np.uint8)), 1),
+        ("0.JPEG", Image.fromarray(np.full((4, 5, 3), 200, np.uint8)), 1),
+        ("one bit.png", Image.fromarray(GREY > 127), 1),
+    ],
+)
+def test_images_of_any_kind_are_converted_by_their_own_depth(name: str, image: Image.Image, channels: int, tmp_path):
+    image.save(tmp_path / name)
+    (tmp_path / "._0.png").write_bytes(b"\x00\x05\x16\x07 what macOS leaves on foreign disks")
+    found = images(str(tmp_path))
+    expected = GREY if "png" in name.lower() else np.full_like(GREY, 200)
+    expected = (expected > 127) * 255 if "bit.png" in name else expected
+    assert found.shape == (1, channels, 4, 5)
+    assert torch.equal(found[0, 0], to_float(torch.from_numpy(expected)))
+
+
+def test_grey_images_serve_models_of_colour(stored):
+    for pixels in (PIXELS, PIXELS.expand(-1, 3, -1, -1)):
+        found = read_references(stored(pixels, f"{pixels.shape[1]}.pt")).like(torch.empty(2, 3, 4, 5))
+        assert torch.equal(found.images, to_float(PIXELS).expand(-1, 3, -1, -1))
+
+
+def test_a_grid_of_one_s_own_is_an_image(tmp_path):
+    (tmp_path / "grid.png").write_bytes(to_png(PIXELS[0]))
+    assert len(images(str(tmp_path))) == 1
+
+
+@pytest.mark.parametrize("damaged", [b"", b"hello", to_png(PIXELS[0])[:60]])
+def test_a_damaged_image_is_named(damaged: bytes, tmp_path):
+    (tmp_path / "0.png").write_bytes(to_png(PIXELS[0]))
+    (tmp_path / "1.png").write_bytes(damaged)
+    with pytest.raises(SettingError, match=r"^references .*/1\.png cannot be read: .") as error:
+        images(str(tmp_path))
+    assert "\n" not in str(error.value)
 
 
 def test_they_are_read_once(stored):
@@ -81,6 +131,9 @@ def test_a_guidance_gets_its_references_wherever_it_stands(method, stored, tmp_p
         (PIXELS.transpose(2, 3), r"must be images of \(1, 4, 5\); they are \(7, 1, 5, 4\)"),
         (PIXELS[0, 0, 0, 0], r"must be images \(N, C, H, W\); the tensor is \(\)"),
         (PIXELS.long(), "must hold one tensor of uint8 pixels, or of floats"),
+        (PIXELS.float(), r"must be floats in \[-1, 1\], or uint8 pixels; they are in \[0, 254\]"),
+        (PIXELS / 255, r"must be floats in \[-1, 1\], or uint8 pixels; they are in \[0, 0\.99"),
+        (to_float(PIXELS).where(PIXELS > 9, torch.nan), "must be floats in .*; they are in .*nan"),
         ({"images": PIXELS}, "must hold one tensor of uint8 pixels, or of floats"),
         ("no tensor", "is no .pt file of one tensor"),
     ],
@@ -96,11 +149,11 @@ def test_a_file_of_something_else_is_refused_before_sampling_starts(method, cont
 
 
 def test_so_is_a_folder_without_images_or_with_images_of_several_shapes(tmp_path):
-    with pytest.raises(SettingError, match="a folder must hold PNG files, all of one shape"):
+    with pytest.raises(SettingError, match="a folder must hold PNG or JPEG files, all of one size; found none"):
         images(str(tmp_path))
     (tmp_path / "0.png").write_bytes(to_png(PIXELS[0]))
     (tmp_path / "1.png").write_bytes(to_png(PIXELS[0].transpose(1, 2)))
-    with pytest.raises(SettingError, match="a folder must hold PNG files, all of one shape"):
+    with pytest.raises(SettingError, match="a folder must hold PNG or JPEG files, all of one size; found 4x5, 5x4"):
         images(str(tmp_path))
 
 

@@ -118,3 +118,18 @@ def test_the_hub_is_asked_for_what_is_used(folder: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(diffusers.DiffusionPipeline, "download", download)
     assert TextToImageModel.load("somebody/stable").latent_shape() == (4, 8, 8)
     assert asked == [("somebody/stable", "safety_checker", "feature_extractor", "image_encoder")]
+
+
+def test_a_single_file_is_to_become_a_folder(tmp_path: Path):
+    file = tmp_path / "v1-5.safetensors"
+    file.write_bytes(b"weights")
+    line = refused(file, PROMPT)
+    assert line.startswith(f"{file} is a single file: make a folder of it once, by diffusers' StableDiffusionPipeline.")
+    assert f"from_single_file({str(file)!r}).save_pretrained(FOLDER)" in line
+
+
+def test_a_scheduler_of_other_levels_is_named(tmp_path: Path):
+    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(tiny(tmp_path / "sd"))
+    pipeline.scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
+    pipeline.save_pretrained(tmp_path / "flow")
+    assert "the noise levels of its FlowMatchEulerDiscreteScheduler are not" in refused(tmp_path / "flow", PROMPT)
