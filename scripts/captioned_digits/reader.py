@@ -26,6 +26,7 @@ class DigitReader(PromptReader):
     """
 
     image_shape = CaptionedDigits.image_shape
+    net: AttributeClassifier
 
     def __init__(self, classifiers: str = "captioned-digits") -> None:
         self.net, self.name = AttributeClassifier.load(classifiers), f"{classifiers}-reader"
