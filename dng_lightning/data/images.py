@@ -10,7 +10,8 @@ from torchvision import datasets  # as a module: three of its classes share thei
 from torchvision.datasets.mnist import read_image_file, read_label_file
 from torchvision.datasets.utils import check_integrity
 
-from dng_lightning.data.base import Arrays, ImageDataModule, held_out
+from dng_lightning.data.base import Arrays, ImageDataModule
+from dng_lightning.data.selection import held_out
 from dng_lightning.errors import SettingError, reason
 
 __all__ = ["CIFAR10", "MNIST", "Digits", "FashionMNIST", "ImageDataModule"]

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from dng_lightning.data.base import ImageDataModule, ImageTensors
+from dng_lightning.data.base import ImageDataModule
+from dng_lightning.data.loading import ImageTensors
 from dng_lightning.data.pixels import to_float
 from dng_lightning.errors import SettingError, reason
 from dng_lightning.evaluation.features import FeatureExtractor, Judge
@@ -206,7 +207,7 @@ def _batches(images: ImageTensors, size: int, what: str) -> Iterator[tuple[Tenso
     """Pixels, labels and places, in order."""
     with tqdm(total=len(images), unit=" images", desc=what, leave=False, disable=None) as bar:
         for places in torch.split(torch.arange(len(images)), size):
-            yield images.images[places], images.labels[places], places
+            yield *images[places], places
             bar.update(len(places))
 
 
