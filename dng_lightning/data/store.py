@@ -6,6 +6,7 @@ it is whole whenever it is there.
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -84,16 +85,15 @@ def stored(
         SettingError: the file cannot be written.
     """
     whole = (len(items.names), *shape)
-    if np.prod(whole, dtype=float) <= share * _memory():
+    size = math.prod(whole)
+    if size <= share * _memory():
         array = np.zeros(whole, np.uint8)
         return torch.from_numpy(array), _fill(array, items, fit)
     key = hashlib.sha256(f"{VERSION} {whole} {fit} {items.stamp}".encode()).hexdigest()[:24]
     path, notes = folder / f"{key}.npy", folder / f"{key}.json"
     try:
         if not path.exists():
-            rank_zero_info(
-                f"{len(items.names):,} images take {np.prod(whole, dtype=float) / 2**30:.1f} GiB: kept in {path}"
-            )
+            rank_zero_info(f"{len(items.names):,} images take {size / 2**30:.3g} GiB: kept in {path}")
             folder.mkdir(parents=True, exist_ok=True)
             part = folder / f"{key}.{os.getpid()}.part"
             try:
@@ -146,7 +146,7 @@ def _in_threads(work: Callable[[int], Any], items: Items, what: str) -> list[Any
     """Pillow decodes outside the interpreter's lock, so threads share the work."""
     with ThreadPool() as pool:
         done = pool.imap(work, range(len(items.names)), chunksize=16)
-        hidden = None if rank_zero_only.rank == 0 else True  # None: hidden where nobody looks
+        hidden = None if getattr(rank_zero_only, "rank", 0) == 0 else True  # None: hidden where nobody looks
         return list(tqdm(done, what, len(items.names), leave=False, unit=" images", disable=hidden))
 
 

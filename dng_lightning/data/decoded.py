@@ -1,0 +1,142 @@
+"""What the data modules share whose images are decoded one by one: image folders, and libraries that give images."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+
+from dng_lightning.data.base import ImageDataModule
+from dng_lightning.data.loading import ImageTensors
+from dng_lightning.data.store import Items, Unreadable, check_readable, look, stored
+from dng_lightning.errors import SettingError, check_0_to_1
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a data set has, before an image is decoded.
+
+    Attributes:
+        items: the images of all parts.
+        parts: the part that each is in: train, val or test.
+        class_names: in the order of the labels.
+        labels: of each image; all 0 where there are no classes.
+        captions: of each image; None for none.
+    """
+
+    items: Items
+    parts: list[str]
+    class_names: tuple[str, ...]
+    labels: list[int]
+    captions: list[str] | None = None
+
+
+class DecodedImages(ImageDataModule):
+    """Looks at a data set once, when it is first asked what it has, and decodes all its images before the first batch.
+
+    Args:
+        root: where the images are.
+        channels: 1 for grey, 3 for colour; None for grey if all images are.
+        skip_unreadable: go on without images that cannot be read, instead of listing them in an error.
+        cache: folder for decoded images that would take more than ``memory_share`` of the machine's memory.
+        memory_share: in [0, 1], for all processes of a machine together; 0 to keep all in files.
+        settings: those of ``ImageDataModule``.
+    """
+
+    usual_validation = None
+
+    def __init__(
+        self,
+        root: str,
+        channels: int | None,
+        skip_unreadable: bool,
+        cache: Path,
+        memory_share: float,
+        settings: dict[str, Any],
+    ) -> None:
+        super().__init__(root, **settings)
+        check_0_to_1(**{"data.memory_share": memory_share})
+        if channels not in (None, 1, 3):
+            raise SettingError(f"data.channels is {channels}: give 1 for grey, 3 for colour, or null")
+        self.channels, self.skip_unreadable = channels, skip_unreadable
+        self.cache, self.memory_share = cache, memory_share
+
+    @cached_property
+    def class_names(self) -> tuple[str, ...]:
+        """See ``ImageDataModule``."""
+        return self._found.class_names
+
+    @cached_property
+    def image_shape(self) -> tuple[int, int, int]:
+        """See ``ImageDataModule``; the headers of all images are read, unless the settings say it."""
+        if self.size and self.channels:
+            return self._shape(self.channels, 0, 0)
+        sizes, channels = look(self._found.items)
+        if not sizes:
+            self._decode(self._shape(1, 8, 8) if not self.size else (1, *self.size))  # which says why
+        low, high = (("x".join(map(str, size))) for size in (min(sizes), max(sizes)))
+        if not self.size and len(sizes) > 1:
+            raise SettingError(f"{self.title} has images of {len(sizes)} sizes, {low} to {high}: set data.image_size")
+        shape = self._shape(self.channels or channels, *max(sizes))
+        if {tuple(shape[1:])} != sizes:
+            how = {"crop": "resized and cropped in the middle", "pad": "padded with black"}[self.fit]
+            rank_zero_info(f"{self.title}: images of {low} to {high} are {how}: {'x'.join(map(str, shape[1:]))}")
+        return shape
+
+    def prepare_data(self) -> None:
+        """Decode all images, so that each process finds them decoded.
+
+        Raises:
+            SettingError: some cannot be read.
+        """
+        _ = self._decoded
+
+    @cached_property
+    def _found(self) -> Found:
+        """What there is."""
+        raise NotImplementedError
+
+    @cached_property
+    def _decoded(self) -> tuple[Tensor, Unreadable]:
+        channels, height, width = self.image_shape
+        return self._decode((channels, height + self.crop, width + self.crop))
+
+    def _decode(self, shape: tuple[int, int, int]) -> tuple[Tensor, Unreadable]:
+        processes = self.trainer.num_devices if self.trainer else 1
+        images = stored(self._found.items, shape, self.fit, self.cache, self.memory_share / processes)
+        check_readable(self._found.items, images[1], self.skip_unreadable)
+        return images
+
+    def _read(self) -> dict[str, Any]:
+        store, unreadable = self._decoded
+        found, labels = self._found, torch.tensor(self._found.labels)
+        everything = ImageTensors(store, labels, margin=self.crop, captions=found.captions)
+        parts, is_readable = np.array(found.parts), np.ones(len(labels), bool)
+        is_readable[list(unreadable)] = False
+        names = dict.fromkeys(found.parts)
+        return {name: everything.subset(torch.from_numpy((parts == name) & is_readable)) for name in names}
+
+
+def numbered(labels: list[str], parts: list[str], where: str) -> tuple[tuple[str, ...], list[int]]:
+    """Number class names in their alphabetical order.
+
+    Args:
+        labels: the class of each image.
+        parts: the part that each is in.
+        where: what they are called in messages.
+
+    Returns:
+        the class names, and the label of each image.
+
+    Raises:
+        SettingError: a class has no training image.
+    """
+    names = sorted({label for label, part in zip(labels, parts, strict=True) if part == "train"})
+    if unknown := sorted({*labels} - {*names}):
+        raise SettingError(f"{where} has no training image of {', '.join(unknown[:20])}")
+    numbers = {name: number for number, name in enumerate(names)}
+    return tuple(names), [numbers[label] for label in labels]
