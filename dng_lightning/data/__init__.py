@@ -1,8 +1,9 @@
 """Lightning data modules of images, and the project's one uint8 <-> float conversion."""
 
+from dng_lightning.data.arrays import Arrays
 from dng_lightning.data.captioned_digits import CaptionedDigits
 from dng_lightning.data.image_folder import ImageFolder
 from dng_lightning.data.images import CIFAR10, MNIST, Digits, FashionMNIST
 from dng_lightning.data.seeds import Seeds
 
-__all__ = ["CIFAR10", "MNIST", "CaptionedDigits", "Digits", "FashionMNIST", "ImageFolder", "Seeds"]
+__all__ = ["CIFAR10", "MNIST", "Arrays", "CaptionedDigits", "Digits", "FashionMNIST", "ImageFolder", "Seeds"]

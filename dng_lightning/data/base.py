@@ -24,7 +24,7 @@ from dng_lightning.data.loading import ImageTensors, TrainingLoader, already_col
 from dng_lightning.data.pixels import to_float
 from dng_lightning.data.resize import Fit, Size, fitted, random_windows, sides
 from dng_lightning.data.selection import SPLIT_SEED, Classes, held_out, kept
-from dng_lightning.data.tensors import CHUNK, Range, as_images, as_labels, in_classes
+from dng_lightning.data.tensors import CHUNK, Range, as_images, as_labels, found_range, in_classes
 from dng_lightning.errors import SettingError, check_at_least
 
 Arrays = tuple[Tensor, Tensor]  # images uint8 (N, C, H, W), labels int64 (N,)
@@ -90,6 +90,7 @@ class ImageDataModule(LightningDataModule):
         self.flip = self.usual_flip if flip is None else flip
         self.only, self.without = only, without
         self.size, self.fit, self.crop = sides(image_size), fit, crop
+        self._range: Range | None = None
         self._parts: dict[str, ImageTensors] = {}
         if isinstance(native := getattr(type(self), "image_shape", None), tuple):
             vars(self)["image_shape"] = self._shape(*native)
@@ -114,7 +115,9 @@ class ImageDataModule(LightningDataModule):
     @property
     def seen_classes(self) -> list[int]:
         """Indices of the classes that the filters leave, ascending."""
-        if not self.class_names and self.only is None and self.without is None:
+        if not self.class_names:
+            if self.only is not None or self.without is not None:
+                raise SettingError(f"{self.title} has no classes that data.only and data.without could choose")
             return []
         return kept(self.only, self.without, len(self.class_names), "class", self._label_of)
 
@@ -229,7 +232,7 @@ class ImageDataModule(LightningDataModule):
     @property
     def _kept_labels(self) -> list[int]:
         """Those that the filters leave."""
-        return self.seen_classes if self.class_names else [0]
+        return self.seen_classes or [0]
 
     def _shape(self, channels: int, height: int, width: int) -> tuple[int, int, int]:
         """That of the images that the network sees, of images that are so large."""
@@ -243,7 +246,10 @@ class ImageDataModule(LightningDataModule):
         if isinstance(part, ImageTensors):
             return part
         where = f"{self.title}'s {name} part"
-        images, labels = as_images(part[0], where, self.value_range), as_labels(part[1], len(part[0]), where)
+        if self._range is None:  # the training part's is that of all
+            self._range = self.value_range or found_range(part[0], where)
+        images = as_images(part[0], where, self._range)
+        labels = in_classes(as_labels(part[1], len(images), where), self._label_count, where)
         channels, height, width = self.image_shape
         shape = channels, height + self.crop, width + self.crop
         if self.size and images.shape[1] == channels and images.shape[1:] != shape and len(images):
@@ -251,7 +257,7 @@ class ImageDataModule(LightningDataModule):
         if images.shape[1:] != shape and len(images):
             sizes = " instead of ".join("x".join(map(str, sides)) for sides in (images.shape[1:], shape))
             raise SettingError(f"{where} has images of {sizes}: set data.image_size for images of another size")
-        return ImageTensors(images, in_classes(labels, self._label_count, where), margin=self.crop)
+        return ImageTensors(images, labels, margin=self.crop)
 
     def _split(self, train: ImageTensors, name: str, count: int | None) -> tuple[ImageTensors, ImageTensors]:
         """Training images without those that are held out, and these."""

@@ -110,6 +110,11 @@ class Digits(ImageDataModule):
     image_shape = (1, 8, 8)
     usual_validation = 200
 
+    def _is_there(self) -> bool:
+        if self.root != Path("data"):
+            raise SettingError(f"data.root is {self.root}, but Digits come with scikit-learn: name other data, or none")
+        return True
+
     def _read(self) -> tuple[Arrays, Arrays]:
         from sklearn.datasets import load_digits  # takes a second to import, and only this class needs it
 

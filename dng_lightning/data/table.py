@@ -58,6 +58,7 @@ def file_column(rows: Sequence[Row], folder: Path, path: Path) -> str:
     for name in rows[0]:
         if any(row[name] and (folder / row[name]).is_file() for row in rows):
             return name
+    columns = ", ".join(rows[0])
     raise SettingError(
         f"{path}: no column names files in {folder}; it has {columns}. To have classes by folder, move the table"
     )

@@ -13,70 +13,99 @@ from dng_lightning.errors import SettingError, reason
 Range = tuple[float, float]
 
 CHUNK = 1024  # images converted at a time, so that a set of floats needs little memory besides its own
-# A range counts as found where the values reach over the middle of its upper half, and nowhere beyond it.
+# A range counts as found where the values fill more than half of it, on either side, and lie nowhere beyond it.
 RANGES: tuple[Range, ...] = ((-1, 1), (0, 1), (0, 255), (0, 65535))
+KNOWN: dict[torch.dtype, Range] = {torch.uint8: (0, 255), torch.bool: (0, 1), torch.uint16: (0, 65535)}
 TOLERANCE = 1e-3  # of a range: floats that overshoot by rounding
 
 
-def as_images(given: Any, where: str, value_range: Range | None = None) -> Tensor:
+def as_images(given: Any, where: str, value_range: Range) -> Tensor:
     """Convert images to uint8 (N, C, H, W).
 
     Args:
         given: array or tensor (N, H, W), (N, H, W, C) or (N, C, H, W), C being 1 or 3, of any number type.
         where: what they are called in messages.
-        value_range: the values of black and white; None to find it: uint8 is 0..255, uint16 is 0..65535, and others
-            must clearly be in -1..1, 0..1, 0..255 or, whole numbers, in 0..65535.
+        value_range: the values of black and white, see ``found_range``.
 
     Raises:
-        SettingError: the shape, type or range is none of these.
+        SettingError: they have another shape, or values outside the range.
     """
-    try:
-        images = given if isinstance(given, Tensor) else torch.from_numpy(np.asarray(given))
-    except (TypeError, ValueError) as error:
-        raise SettingError(f"{where} are no images: {reason(error)}") from error
+    three_sides(given, where)
+    images = _as_tensor(given, where)
     if images.ndim == 3:
         images = images.unsqueeze(1)
-    shape = "x".join(map(str, images.shape))
-    if images.ndim != 4 or not {images.shape[1], images.shape[3]} & {1, 3}:
-        raise SettingError(f"{where} are {shape}: images must be (N, H, W), (N, H, W, C) or (N, C, H, W), C 1 or 3")
-    if images.shape[1] not in (1, 3):
+    elif images.shape[1] not in (1, 3):
         images = images.permute(0, 3, 1, 2)
-    if (images.dtype == torch.uint8 and value_range in (None, (0, 255))) or not len(images):
-        return images.to(torch.uint8)
-    if images.is_complex():
-        raise SettingError(f"{where} are {images.dtype}: images must be numbers")
-    low, high = value_range or _found_range(images, where)
+    low, high = value_range
+    if images.dtype == torch.uint8 and (low, high) == (0, 255):
+        return images
     edge = TOLERANCE * (high - low)
     pixels = torch.empty(images.shape, dtype=torch.uint8)
     for source, target in zip(torch.split(images, CHUNK), torch.split(pixels, CHUNK), strict=True):
         values = source.double()
         if not bool(((values >= low - edge) & (values <= high + edge)).all()):  # NaN is not
-            raise SettingError(f"{where} have values outside {low:g} to {high:g}, or NaN: set data.value_range")
+            raise SettingError(f"{where}: there are values outside {low:g} to {high:g}: set data.value_range")
         target.copy_(((values - low) * (255 / (high - low))).round().clamp(0, 255))
     return pixels
 
 
-def _found_range(images: Tensor, where: str) -> Range:
-    """The range that the values of images of another type than uint8 are in."""
-    if images.dtype == torch.bool:
-        return 0, 1
-    if images.dtype == torch.uint16:
-        return 0, 65535
-    ends = [(float(part.min()), float(part.max())) for part in (chunk.double() for chunk in torch.split(images, CHUNK))]
+def found_range(given: Any, where: str) -> Range:
+    """The values of black and white: 0..255 for uint8, 0..65535 for uint16, and for others what they clearly fill.
+
+    Args:
+        given: see ``as_images``.
+        where: likewise.
+
+    Returns:
+        -1..1, 0..1, 0..255 or, of whole numbers, 0..65535; what was found is said in a line.
+
+    Raises:
+        SettingError: the values are in none of these, or in several.
+    """
+    images = _as_tensor(given, where)
+    if images.dtype in KNOWN or not images.numel():
+        return KNOWN.get(images.dtype, (0, 255))
+    ends = [(float(chunk.min()), float(chunk.max())) for chunk in map(Tensor.double, torch.split(images, CHUNK))]
     low, high = min(low for low, _ in ends), max(high for _, high in ends)
-    if any(end != end for pair in ends for end in pair):
-        raise SettingError(f"{where} have values that are no number (NaN)")
     for black, white in RANGES:
         edge = TOLERANCE * (white - black)
-        reaches = high > white / 2 and (low < black / 2 if black < 0 else low >= 0)
+        fills = high > white / 2 and (low < black / 2 if black < 0 else low >= 0)
         whole = white <= 255 or not images.is_floating_point()
-        if reaches and whole and black - edge <= low and high <= white + edge:
+        if fills and whole and black - edge <= low and high <= white + edge:
             rank_zero_info(f"{where}: values {low:g} to {high:g} are read as {black:g} (black) to {white:g} (white)")
             return black, white
     raise SettingError(
-        f"{where} have values {low:g} to {high:g}, whose range cannot be told: set data.value_range to the values of "
-        "black and white, such as [0, 1]"
+        f"{where}: it cannot be told what the values {low:g} to {high:g} mean: set data.value_range to those of black "
+        "and white, such as [0, 1]"
     )
+
+
+def three_sides(images: Any, where: str) -> tuple[int, int, int]:
+    """(C, H, W) of images as ``as_images`` takes them.
+
+    Raises:
+        SettingError: they have another shape.
+    """
+    shape = tuple(np.shape(images))
+    match shape:
+        case (_, height, width):
+            return 1, height, width
+        case (_, (1 | 3) as channels, height, width) | (_, height, width, (1 | 3) as channels):
+            return channels, height, width
+    told = "x".join(map(str, shape))
+    raise SettingError(f"{where} is {told}: images must be (N, H, W), (N, H, W, C) or (N, C, H, W), C being 1 or 3")
+
+
+def _as_tensor(given: Any, where: str) -> Tensor:
+    try:
+        array = given if isinstance(given, Tensor) else np.asarray(given)
+        native = array if isinstance(array, Tensor) else array.astype(array.dtype.newbyteorder("="), copy=False)
+        images = torch.as_tensor(native)
+    except (TypeError, ValueError) as error:
+        raise SettingError(f"{where} holds no images: {reason(error)}") from error
+    if images.is_complex():
+        raise SettingError(f"{where} holds no images: {images.dtype}")
+    return images
 
 
 def as_labels(given: Any, images: int, where: str) -> np.ndarray[Any, Any]:
@@ -134,6 +163,8 @@ def named_classes(labels: np.ndarray[Any, Any], names: Sequence[str] | None, whe
     distinct = np.unique(labels).tolist()
     if names is None:
         return {value: str(value) for value in distinct}
+    if len(set(names)) < len(names):
+        raise SettingError(f"data.class_names names a class twice: {', '.join(names)}")
     if len(names) < len(distinct):
         raise SettingError(f"{where} has {len(distinct)} labels, {len(names)} class names: name every class")
     if set(distinct) <= set(range(len(names))):

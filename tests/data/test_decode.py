@@ -45,7 +45,9 @@ def test_sixteen_bits_are_converted_by_their_depth(kind: str):
     decoded = decode(saved(Image.fromarray(GREY.astype(np.uint16) * 257), kind))
     assert decoded.mode == "L"
     assert np.array_equal(decoded, GREY)
-    assert np.array_equal(np.asarray(decode(saved(Image.fromarray(GREY.astype(np.uint16) * 257), kind), 3))[..., 2], GREY)
+    assert np.array_equal(
+        np.asarray(decode(saved(Image.fromarray(GREY.astype(np.uint16) * 257), kind), 3))[..., 2], GREY
+    )
 
 
 def test_what_is_transparent_lies_on_white():

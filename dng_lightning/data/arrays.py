@@ -1,0 +1,162 @@
+"""Images in array files: NumPy's .npy and .npz, and .pt of tensors."""
+
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dng_lightning.data.base import ImageDataModule
+from dng_lightning.data.resize import Fit, Size
+from dng_lightning.data.selection import SPLIT_SEED, Classes
+from dng_lightning.data.tensors import Range, as_labels, named_classes, three_sides
+from dng_lightning.errors import SettingError, reason
+
+PARTS = ("train", "val", "test")
+
+
+class Arrays(ImageDataModule):
+    """Your own images in one ``.npz``, ``.npy`` or ``.pt`` file.
+
+    A file of several arrays holds the images, those of three or four dimensions, and the labels, those of one or two;
+    where their names contain train, val or test, they are of that part. A ``.pt`` holds a tensor, or a dictionary or
+    list of tensors; it is read without running code.
+
+    Images are (N, H, W), (N, H, W, C) or (N, C, H, W), C being 1 or 3. Labels are whole numbers of any type, names, or
+    one-hot; without any there are no classes. Classes are named by their labels, in ascending order.
+
+    Args:
+        root: the file.
+        labels: a file of the labels, ``.npy`` or ``.pt``; None for those in `root`, if there are any.
+        class_names: the classes in the order of their labels; None to name them by their labels.
+        value_range: the values of black and white; None to find it, which is said in a line. uint8 is 0 to 255.
+        batch_size: images per batch and device, >= 1.
+        only: classes to keep, by name or index; None keeps all.
+        without: classes to drop, by name or index. Not together with `only`.
+        validation: number of training images held out where the file has no validation part; None for a tenth, 5,000
+            at most. The split is stratified, and the same whatever the filters.
+        test: number of images held out for testing where there is no test part; None likewise.
+        split_seed: of the images that are held out.
+        image_size: side of the images, or height and width; None for their own.
+        fit: how they come to that size: ``crop`` (resized, and cropped in the middle) or ``pad`` (whole, with black).
+        crop: pixels by which images are kept larger than `image_size`, for training to crop them at random places.
+        flip: mirror training images left to right at random.
+        num_workers: loader processes; 0 is fastest.
+
+    Raises:
+        SettingError: one line for what is wrong with the file, the images, the labels, or the settings.
+    """
+
+    usual_validation = None
+
+    def __init__(
+        self,
+        root: str,
+        labels: str | None = None,
+        class_names: list[str] | None = None,
+        value_range: Range | None = None,
+        batch_size: int = 128,
+        only: Classes = None,
+        without: Classes = None,
+        validation: int | None = None,
+        test: int | None = None,
+        split_seed: int = SPLIT_SEED,
+        image_size: int | Size | None = None,
+        fit: Fit = "crop",
+        crop: int = 0,
+        flip: bool = False,
+        num_workers: int = 0,
+    ) -> None:
+        split: dict[str, Any] = {"validation": validation, "test": test, "split_seed": split_seed}
+        size: dict[str, Any] = {"image_size": image_size, "fit": fit, "crop": crop, "flip": flip}
+        super().__init__(root, batch_size, only, without, num_workers=num_workers, **split, **size)
+        if value_range is not None and not value_range[0] < value_range[1]:
+            raise SettingError(f"data.value_range is {list(value_range)}: give the values of black and of white")
+        self.labels_file, self.given_names, self.value_range = labels, class_names, value_range
+
+    @property
+    def title(self) -> str:
+        """With the file, as two files are two data sets."""
+        return f"Arrays {self.root}"
+
+    @cached_property
+    def class_names(self) -> tuple[str, ...]:
+        """See ``ImageDataModule``."""
+        return tuple(dict.fromkeys(self._classes.values()))
+
+    @cached_property
+    def image_shape(self) -> tuple[int, int, int]:
+        """See ``ImageDataModule``."""
+        return self._shape(*three_sides(self._found["train"][0], self.title))
+
+    @cached_property
+    def _found(self) -> dict[str, tuple[Any, Any]]:
+        """Images and labels of each part; labels are None where there are none."""
+        arrays = _read(self.root)
+        if self.labels_file is not None:
+            arrays |= {"labels": next(iter(_read(Path(self.labels_file)).values()))}
+        found: dict[str, tuple[Any, Any]] = {}
+        for part in PARTS:
+            its = {name: array for name, array in arrays.items() if _part_of(name) == part}
+            images, labels = ([array for array in its.values() if array.ndim in dims] for dims in ((3, 4), (1, 2)))
+            if len(images) > 1 or len(labels) > 1:
+                held = ", ".join(f"{name} {'x'.join(map(str, array.shape))}" for name, array in its.items())
+                raise SettingError(f"{self.title} has several arrays that could be {part} images or labels: {held}")
+            if images:
+                found[part] = images[0], as_labels(labels[0], len(images[0]), self.title) if labels else None
+        if "train" not in found:
+            held = ", ".join(f"{name} {'x'.join(map(str, array.shape))}" for name, array in arrays.items())
+            raise SettingError(f"{self.title} has no array of images: {held}")
+        return found
+
+    @cached_property
+    def _classes(self) -> dict[Any, str]:
+        """The name of the class that each label stands for, in the order of the labels here."""
+        labels = [labels for _, labels in self._found.values() if labels is not None]
+        if not labels:
+            return {}
+        if len(labels) < len(self._found):
+            raise SettingError(f"{self.title}: some of its parts have labels, and some have none")
+        return named_classes(np.concatenate(labels), self.given_names, self.title)
+
+    def _read(self) -> dict[str, Any]:
+        numbers = {value: number for number, value in enumerate(self._classes)}
+        return {
+            part: (images, [0] * len(images) if labels is None else [numbers[value] for value in labels.tolist()])
+            for part, (images, labels) in self._found.items()
+        }
+
+
+def _part_of(name: str) -> str:
+    return next((part for part in ("test", "val") if part in name.lower()), "train")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The arrays of a file by name; large ones stay in the file until they are used.
+
+    Raises:
+        SettingError: it is missing, damaged, carries code, or holds something else.
+    """
+    if not path.is_file():
+        raise SettingError(f"there is no file {path.absolute()}: name yours with --data.root")
+    try:
+        if path.suffix == ".pt":
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        elif path.suffix == ".npy":
+            content = np.load(path, mmap_mode="c")
+        elif path.suffix == ".npz":
+            with np.load(path) as file:
+                content = dict(file)
+        else:
+            raise ValueError("give a .npz, .npy or .pt")
+        if isinstance(content, list | tuple):
+            content = {str(place): array for place, array in enumerate(content)}
+        content = dict(content) if isinstance(content, Mapping) else {"images": content}
+        if not content or not all(isinstance(array, Tensor | np.ndarray) for array in content.values()):
+            raise ValueError("it holds something else than arrays")
+    except Exception as error:  # a foreign file can fail in any way
+        raise SettingError(f"{path} cannot be used: {reason(error)}") from error
+    return content
