@@ -2,8 +2,21 @@
 
 from dng_lightning.data.arrays import Arrays
 from dng_lightning.data.captioned_digits import CaptionedDigits
+from dng_lightning.data.hugging_face import HuggingFaceDataset
 from dng_lightning.data.image_folder import ImageFolder
 from dng_lightning.data.images import CIFAR10, MNIST, Digits, FashionMNIST
 from dng_lightning.data.seeds import Seeds
+from dng_lightning.data.torchvision import TorchvisionDataset
 
-__all__ = ["CIFAR10", "MNIST", "Arrays", "CaptionedDigits", "Digits", "FashionMNIST", "ImageFolder", "Seeds"]
+__all__ = [
+    "CIFAR10",
+    "MNIST",
+    "Arrays",
+    "CaptionedDigits",
+    "Digits",
+    "FashionMNIST",
+    "HuggingFaceDataset",
+    "ImageFolder",
+    "Seeds",
+    "TorchvisionDataset",
+]
