@@ -9,10 +9,12 @@ import torch
 import yaml
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
+from torchvision.transforms.functional import pil_to_tensor
 
 from dng_lightning import shipped
-from dng_lightning.data.pixels import from_png, to_float
-from dng_lightning.errors import SettingError
+from dng_lightning.data.decode import decode, image_files
+from dng_lightning.data.pixels import to_float
+from dng_lightning.errors import SettingError, reason
 from dng_lightning.guidance import Guidance
 from dng_lightning.guidance.reference_guidance import ReferenceGuidance
 from dng_lightning.guidance.references import References
@@ -21,6 +23,8 @@ from dng_lightning.posterior import CalibratedPosterior, Posterior, TrackedPoste
 
 CALIBRATION = "calibration.yaml"
 OVERVIEWS = ("grid.png", "trajectories.png")  # what `dng predict` writes beside the images
+
+BEYOND = 1.01  # of floats in [-1, 1] that were resized or rounded
 
 G = TypeVar("G", bound=Guidance)
 
@@ -66,18 +70,15 @@ def read_references(name: str) -> References:
     """Reference images, floats in [-1, 1].
 
     Args:
-        name: a ``.pt`` file of one tensor (N, C, H, W), uint8 pixels or floats in [-1, 1]; a folder of PNG files, such
-            as ``dng predict`` writes; or a shipped name.
+        name: a ``.pt`` file of one tensor (N, C, H, W), uint8 pixels or floats in [-1, 1]; a folder of image files of
+            one shape, such as ``dng predict`` writes, read as colour unless all are grey; or a shipped name.
 
     Raises:
         SettingError: it holds no images.
     """
     path = shipped.references(name)
     if path.is_dir():
-        pictures = [from_png(file) for file in sorted(path.glob("*.png")) if file.name not in OVERVIEWS]
-        if len({picture.shape for picture in pictures}) != 1:
-            raise SettingError(f"references {path}: a folder must hold PNG files, all of one shape")
-        return References(to_float(torch.stack(pictures)), name)
+        return References(to_float(_pictures(path)), name)
     try:
         images = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, UnpicklingError) as error:
@@ -86,4 +87,24 @@ def read_references(name: str) -> References:
         raise SettingError(f"references {path} must hold one tensor of uint8 pixels, or of floats in [-1, 1]")
     if images.ndim < 2 or not len(images):
         raise SettingError(f"references {path} must be images (N, C, H, W); the tensor is {tuple(images.shape)}")
-    return References(to_float(images) if images.dtype == torch.uint8 else images, name)
+    if images.dtype == torch.uint8:
+        return References(to_float(images), name)
+    low, high = images.min().item(), images.max().item()
+    if not (-BEYOND <= low < 0 and high <= BEYOND):  # NaN is not; without a negative value they are in 0..1, or 0..255
+        raise SettingError(f"references {path} must be floats in [-1, 1]; they are in {low:g} to {high:g}")
+    return References(images, name)
+
+
+def _pictures(folder: Path) -> Tensor:
+    """The image files in a folder, uint8 (N, C, H, W)."""
+    files = [path for path in image_files(folder) if path.parent == folder and path.name not in OVERVIEWS]
+    pictures = []
+    for path in files:
+        try:
+            pictures.append(decode(path))
+        except Exception as error:  # a damaged file can fail in any way
+            raise SettingError(f"references {folder}: {path.name} cannot be read: {reason(error)}") from error
+    if len({picture.size for picture in pictures}) != 1:
+        raise SettingError(f"references {folder}: a folder must hold image files, all of one shape")
+    mode = "L" if all(picture.mode == "L" for picture in pictures) else "RGB"
+    return torch.stack([pil_to_tensor(picture.convert(mode)) for picture in pictures])

@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from dng_lightning import shipped
@@ -56,6 +58,21 @@ def test_a_folder_of_png_files_is_read_in_the_order_of_their_names(channels, tmp
     assert torch.equal(images(str(tmp_path)), to_float(pixels))
 
 
+def test_a_folder_may_hold_images_of_every_kind(tmp_path):
+    grey = PIXELS[0, 0].numpy()
+    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "0.png")
+    Image.fromarray(grey).save(tmp_path / "1.TIF")
+    (tmp_path / "._0.png").write_bytes(b"AppleDouble")
+    assert torch.equal(images(str(tmp_path)), to_float(PIXELS[[0, 0]]))
+    Image.fromarray(grey).convert("RGB").save(tmp_path / "2.bmp")
+    read_references.cache_clear()
+    assert torch.equal(images(str(tmp_path)), to_float(PIXELS[[0, 0, 0]].expand(3, 3, 4, 5)))
+    (tmp_path / "3.jpg").write_text("hello")
+    read_references.cache_clear()
+    with pytest.raises(SettingError, match=r"3\.jpg cannot be read"):
+        images(str(tmp_path))
+
+
 def test_they_are_read_once(stored):
     path = stored(PIXELS)
     assert read_references(path) is read_references(path)
@@ -82,6 +99,9 @@ def test_a_guidance_gets_its_references_wherever_it_stands(method, stored, tmp_p
         (PIXELS[0, 0, 0, 0], r"must be images \(N, C, H, W\); the tensor is \(\)"),
         (PIXELS.long(), "must hold one tensor of uint8 pixels, or of floats"),
         ({"images": PIXELS}, "must hold one tensor of uint8 pixels, or of floats"),
+        ((to_float(PIXELS) + 1) / 2, r"must be floats in \[-1, 1\]; they are in 0 to 0.99"),
+        (PIXELS.float(), r"must be floats in \[-1, 1\]; they are in 0 to 25\d"),
+        (to_float(PIXELS).log(), r"must be floats in \[-1, 1\]; they are in nan to nan"),
         ("no tensor", "is no .pt file of one tensor"),
     ],
 )
@@ -96,11 +116,11 @@ def test_a_file_of_something_else_is_refused_before_sampling_starts(method, cont
 
 
 def test_so_is_a_folder_without_images_or_with_images_of_several_shapes(tmp_path):
-    with pytest.raises(SettingError, match="a folder must hold PNG files, all of one shape"):
+    with pytest.raises(SettingError, match="a folder must hold image files, all of one shape"):
         images(str(tmp_path))
     (tmp_path / "0.png").write_bytes(to_png(PIXELS[0]))
     (tmp_path / "1.png").write_bytes(to_png(PIXELS[0].transpose(1, 2)))
-    with pytest.raises(SettingError, match="a folder must hold PNG files, all of one shape"):
+    with pytest.raises(SettingError, match="a folder must hold image files, all of one shape"):
         images(str(tmp_path))
 
 
