@@ -8,10 +8,11 @@ from typing import Any, NoReturn
 
 import torch
 import yaml
-from jsonargparse import Namespace, _typehints
+from jsonargparse import ArgumentParser, Namespace, _typehints
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_info
 
-from dng_lightning import callbacks, data, guidance, modules, networks, posterior, schedule, shipped
+from dng_lightning import callbacks, data, guidance, modules, networks, open_settings, posterior, schedule, shipped
 from dng_lightning.errors import SettingError
 from dng_lightning.files import file_name
 from dng_lightning.modules.trained import reading
@@ -85,10 +86,13 @@ class DNGCLI(LightningCLI):
         if trainer.logger is None:
             here = {"save_dir": trainer.default_root_dir, "name": "", "version": "", "default_hp_metric": False}
             trainer.logger = {"class_path": "lightning.pytorch.loggers.TensorBoardLogger", "init_args": here}
+        self.data_of_open_settings = self._close_settings()
         self.config = self.parser.parse_object(self.config)
 
     def after_instantiate_classes(self) -> None:
         """Refuse what cannot be, before anything is written."""
+        if self.data_of_open_settings is not None:
+            self.datamodule = self.data_of_open_settings  # it has looked at the images already
         folder = Path(self.config[self.subcommand].trainer.default_root_dir)
         there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
         if not (there.is_dir() and os.access(there, os.W_OK)):  # only looked at: what fails later leaves no folder
@@ -101,6 +105,18 @@ class DNGCLI(LightningCLI):
                 f"{folder} holds {RESULTS[str(self.subcommand)][0]} made with other model settings (see its "
                 "config.yaml), or that file is damaged: name another --trainer.default_root_dir, or remove it"
             )
+
+    def _close_settings(self) -> data.base.ImageDataModule | None:
+        """Choose what the configuration leaves open, and print it; the data that it was chosen for, if any was."""
+        settings = self.config[self.subcommand]
+        if not open_settings.is_open(settings):
+            return None
+        only_data = Namespace(data=settings.data)  # type: ignore[no-untyped-call]
+        parser = ArgumentParser(exit_on_error=False)
+        parser.add_subclass_arguments(data.base.ImageDataModule, "data")
+        found: data.base.ImageDataModule = parser.instantiate_classes(only_data).data
+        rank_zero_info(open_settings.close(settings, found))
+        return found
 
     def _check_ckpt_path(self) -> None:
         """Refuse a checkpoint to go on from that cannot be one, before anything is written."""

@@ -121,6 +121,13 @@ class ImageDataModule(LightningDataModule):
             return []
         return kept(self.only, self.without, len(self.class_names), "class", self._label_of)
 
+    @property
+    def training_images(self) -> int:
+        """About how many images there are to train on."""
+        self.prepare_data()
+        self.setup()
+        return len(self.part("train"))
+
     def prepare_data(self) -> None:
         """Fetch the files if they are not there.
 

@@ -87,6 +87,12 @@ class DecodedImages(ImageDataModule):
             rank_zero_info(f"{self.title}: images of {low} to {high} are {how}: {'x'.join(map(str, shape[1:]))}")
         return shape
 
+    @property
+    def training_images(self) -> int:
+        """See ``ImageDataModule``; counted before any is decoded or held out."""
+        kept, found = set(self._kept_labels), self._found
+        return sum(part == "train" and label in kept for part, label in zip(found.parts, found.labels, strict=True))
+
     def prepare_data(self) -> None:
         """Decode all images, so that each process finds them decoded.
 
