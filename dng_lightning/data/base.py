@@ -176,13 +176,16 @@ class ImageDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled; the incomplete last batch is dropped unless it is the only one.
 
-        Under a trainer the order depends on the seed and the epoch alone, and resumes within an epoch.
+        Under a trainer the order depends on the seed and the epoch alone, and resumes within an epoch. The batches of
+        several devices are together those of one device with as large a batch.
         """
         part = self._parts["train"]
         order: Sampler[int] = RandomSampler(part)
         if self.trainer is not None:  # what Lightning would take for several devices; it tells the sampler the epoch
-            seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
-            order = DistributedSampler(part, self.trainer.world_size, self.trainer.global_rank, seed=seed)
+            ranks, seed = self.trainer.world_size, int(os.environ.get("PL_GLOBAL_SEED", 0))
+            # without repeating images to even the shares, so that any number of devices has the same batches
+            drops = len(part) >= ranks * self.batch_size
+            order = DistributedSampler(part, ranks, self.trainer.global_rank, seed=seed, drop_last=drops)
         drop_last = len(order) >= self.batch_size  # type: ignore[arg-type]  # both of them have a length
         loader = TrainingLoader(part, sampler=order, drop_last=drop_last, **self._loading())
         loader.data = self

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from running import QUIET, DngProcess
 
 from dng_lightning.data import ImageFolder
 from dng_lightning.errors import SettingError
@@ -349,3 +350,44 @@ def test_an_interrupted_decoding_leaves_nothing(classes: Path, monkeypatch: pyte
     with pytest.raises(KeyboardInterrupt):
         ready(classes, memory_share=0)
     assert not list((classes / ".dng_lightning").iterdir())
+
+
+# --- several processes ---
+
+
+@pytest.mark.parametrize("memory_share", [0.25, 0.0])
+def test_one_process_or_eight_have_the_same_batches(classes: Path, memory_share: float):
+    def batches(world_size: int, rank: int, batch_size: int) -> list[set[int]]:
+        data = ready(classes, batch_size=batch_size, memory_share=memory_share, validation=0, test=0)
+        progress = SimpleNamespace(current=SimpleNamespace(ready=0))
+        loop = SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=progress))
+        data.trainer = SimpleNamespace(world_size=world_size, global_rank=rank, fit_loop=loop)  # type: ignore[assignment]
+        return [set(images[:, 0, 0, 0].tolist()) for images, _ in data.train_dataloader()]
+
+    alone = batches(1, 0, 16)
+    together = zip(*(batches(8, rank, 2) for rank in range(8)), strict=True)
+    assert [set().union(*shares) for shares in together] == alone
+    assert len(alone) == 3
+    assert all(len(batch) == 16 for batch in alone)
+
+
+@pytest.mark.slow
+def test_two_processes_decode_once_and_train(classes: Path, dng_process: DngProcess, tmp_path: Path):
+    tiny = ["--model.net.channels=[8]", "--data.batch_size=8", "--trainer.max_steps=2", "--trainer.limit_val_batches=1"]
+    two = ["--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.callbacks=[{class_path: Export}]"]
+    mapped = [f"--data.root={classes}", "--data.memory_share=0", f"--data.cache={tmp_path / 'cache'}"]
+    done = dng_process("fit", "--config=image_folder.yaml", *QUIET, *tiny, *two, *mapped, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("kept in") == 1
+    assert len(list((tmp_path / "cache").glob("*.npy"))) == 1
+    assert not list((tmp_path / "cache").glob("*.part"))
+    assert (tmp_path / "logs" / "image-folder" / "model.ckpt").exists()
+
+
+@pytest.mark.slow
+def test_unreadable_files_end_a_training_before_it_writes(damaged: Path, dng_process: DngProcess, tmp_path: Path):
+    done = dng_process("fit", "--config=image_folder.yaml", f"--data.root={damaged}", *QUIET, cwd=tmp_path)
+    assert done.returncode == 2
+    (line,) = [line for line in done.stderr.splitlines() if "cannot be read" in line]
+    assert line.startswith("dng: error: 3 of 63 images cannot be read")
+    assert not (tmp_path / "logs").exists()
