@@ -6,7 +6,6 @@ the data set's own class indices, whatever was filtered out.
 
 import contextlib
 import io
-import os
 import random
 from collections.abc import Collection
 from functools import cached_property
@@ -17,14 +16,14 @@ import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
-from torch.utils.data import DataLoader, DistributedSampler, RandomSampler, Sampler
+from torch.utils.data import DataLoader
 
 from dng_lightning.class_labels import label_of
-from dng_lightning.data.loading import ImageTensors, TrainingLoader, already_collated
+from dng_lightning.data.loading import ImageTensors, TrainingLoader, already_collated, training_order
 from dng_lightning.data.pixels import to_float
-from dng_lightning.data.resize import Fit, Size, fitted, random_windows, sides
-from dng_lightning.data.selection import SPLIT_SEED, Classes, held_out, kept
-from dng_lightning.data.tensors import CHUNK, Range, as_images, as_labels, found_range, in_classes
+from dng_lightning.data.resize import Fit, Size, all_fitted, random_windows, sides
+from dng_lightning.data.selection import SPLIT_SEED, Classes, held_out, kept, usual_share
+from dng_lightning.data.tensors import Range, as_images, as_labels, found_range, in_classes
 from dng_lightning.errors import SettingError, check_at_least
 
 Arrays = tuple[Tensor, Tensor]  # images uint8 (N, C, H, W), labels int64 (N,)
@@ -47,8 +46,7 @@ class ImageDataModule(LightningDataModule):
         flip: mirror training images left to right at random, None for the data set's habit.
         download: fetch missing files.
         num_workers: loader processes; 0 is fastest for sets in memory.
-        test: number of images held out for testing where the data set has no test part; None for a tenth, 5,000 at
-            most.
+        test: number of images held out where the data set has no test part; None for a tenth, 5,000 at most.
         split_seed: of the images that are held out.
         image_size: side of the images, or height and width; None for their own.
         fit: how they come to that size: ``crop`` (resized, and cropped in the middle) or ``pad`` (whole, with black).
@@ -85,8 +83,8 @@ class ImageDataModule(LightningDataModule):
         check_at_least(0, **{"data.crop": crop})
         self.root, self.download = Path(root), download
         self.batch_size, self.num_workers = batch_size, num_workers
-        self.validation = self.usual_validation if validation is None else validation
-        self.test, self.split_seed = test, split_seed
+        self._given = {"validation": validation, "test": test}
+        self.split_seed = split_seed
         self.flip = self.usual_flip if flip is None else flip
         self.only, self.without = only, without
         self.size, self.fit, self.crop = sides(image_size), fit, crop
@@ -159,9 +157,11 @@ class ImageDataModule(LightningDataModule):
         found = self._read()
         parts = dict(zip(("train", "test"), found, strict=True)) if isinstance(found, tuple) else found
         parts = {name: self._checked(name, part) for name, part in parts.items()}
-        for name, count in (("test", self.test), ("val", self.validation)):
+        for name, setting in (("test", "test"), ("val", "validation")):
             if not len(parts.get(name, ())):
-                parts["train"], parts[name] = self._split(parts["train"], name, count)
+                parts["train"], parts[name] = self._split(parts["train"], setting)
+            elif self._given[setting] is not None:
+                raise SettingError(f"data.{setting} is set, but {self.title} has a part for it: leave it null")
         seen = torch.tensor(self._kept_labels)
         parts = {name: self._finished(part.subset(torch.isin(part.labels, seen))) for name, part in parts.items()}
         if not len(parts["train"]):
@@ -180,14 +180,8 @@ class ImageDataModule(LightningDataModule):
         several devices are together those of one device with as large a batch.
         """
         part = self._parts["train"]
-        order: Sampler[int] = RandomSampler(part)
-        if self.trainer is not None:  # what Lightning would take for several devices; it tells the sampler the epoch
-            ranks, seed = self.trainer.world_size, int(os.environ.get("PL_GLOBAL_SEED", 0))
-            # without repeating images to even the shares, so that any number of devices has the same batches
-            drops = len(part) >= ranks * self.batch_size
-            order = DistributedSampler(part, ranks, self.trainer.global_rank, seed=seed, drop_last=drops)
-        drop_last = len(order) >= self.batch_size  # type: ignore[arg-type]  # both of them have a length
-        loader = TrainingLoader(part, sampler=order, drop_last=drop_last, **self._loading())
+        order = training_order(part, self.batch_size, self.trainer)
+        loader = TrainingLoader(part, sampler=order, drop_last=len(order) >= self.batch_size, **self._loading())
         loader.data = self
         return loader
 
@@ -262,18 +256,18 @@ class ImageDataModule(LightningDataModule):
         labels = in_classes(as_labels(part[1], len(images), where), self._label_count, where)
         channels, height, width = self.image_shape
         shape = channels, height + self.crop, width + self.crop
-        if self.size and images.shape[1] == channels and images.shape[1:] != shape and len(images):
-            images = torch.cat([fitted(chunk, shape[1:], self.fit) for chunk in torch.split(images, CHUNK)])
+        if self.size and images.shape[1] == channels:
+            images = all_fitted(images, shape[1:], self.fit)
         if images.shape[1:] != shape and len(images):
             sizes = " instead of ".join("x".join(map(str, sides)) for sides in (images.shape[1:], shape))
             raise SettingError(f"{where} has images of {sizes}: set data.image_size for images of another size")
         return ImageTensors(images, labels, margin=self.crop)
 
-    def _split(self, train: ImageTensors, name: str, count: int | None) -> tuple[ImageTensors, ImageTensors]:
+    def _split(self, train: ImageTensors, setting: str) -> tuple[ImageTensors, ImageTensors]:
         """Training images without those that are held out, and these."""
-        count = min(5000, len(train) // 10) if count is None else count
+        usual = self.usual_validation if setting == "validation" else None
+        count = next((count for count in (self._given[setting], usual) if count is not None), usual_share(len(train)))
         if not 0 <= count < len(train):
-            setting = "validation" if name == "val" else name
             raise SettingError(f"data.{setting} is {count}: give 0 to {len(train) - 1}.")
         held = held_out(train.labels, count, self.split_seed)
         return train.subset(~held), train.subset(held)

@@ -88,6 +88,11 @@ class DecodedImages(ImageDataModule):
         return shape
 
     @property
+    def has_captions(self) -> bool:
+        """Whether batches hold captions in place of labels."""
+        return self._found.captions is not None
+
+    @property
     def training_images(self) -> int:
         """See ``ImageDataModule``; counted before any is decoded or held out."""
         kept, found = set(self._kept_labels), self._found

@@ -1,12 +1,14 @@
 """Batches of whole sets: one indexing call a batch, and a training loader that resumes within an epoch."""
 
+import os
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
+from lightning import Trainer
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, RandomSampler
 
 if TYPE_CHECKING:
     from dng_lightning.data.base import ImageDataModule
@@ -60,6 +62,19 @@ class ImageTensors(Dataset[Any]):
         chosen = torch.as_tensor(indices)
         images, labels = (self.store[self.places[chosen]], self.labels[chosen]) if self.keep_margin else self[chosen]
         return images, labels if self.captions is None else [self.captions[index] for index in indices]
+
+
+def training_order(
+    part: ImageTensors, batch_size: int, trainer: Trainer | None
+) -> RandomSampler | DistributedSampler[Any]:
+    """The random order of a device's training images; the seed's and the epoch's, where there is a trainer."""
+    if trainer is None:
+        return RandomSampler(part)
+    # what Lightning would take for several devices, and tells the epoch; without repeating images to even the shares,
+    # so that any number of devices has the same batches
+    drops = len(part) >= trainer.world_size * batch_size
+    seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
+    return DistributedSampler(part, trainer.world_size, trainer.global_rank, seed=seed, drop_last=drops)
 
 
 class TrainingLoader(DataLoader[Any]):

@@ -10,6 +10,8 @@ from torchvision.transforms.v2 import functional
 
 from dng_lightning.errors import SettingError
 
+CHUNK = 1024  # images resized at a time
+
 Fit = Literal["crop", "pad"]
 Size = tuple[int, int]  # height, width
 Picture = TypeVar("Picture", Image.Image, Tensor)
@@ -49,6 +51,13 @@ def fitted(image: Picture, size: Size, fit: Fit) -> Picture:
         image = functional.resize(image, resized, InterpolationMode.BICUBIC, antialias=True)
     cropped: Picture = functional.center_crop(image, list(size))  # which pads with black where the image is smaller
     return cropped
+
+
+def all_fitted(images: Tensor, size: Size, fit: Fit) -> Tensor:
+    """The same of many, uint8 (N, C, H, W), some at a time."""
+    if tuple(images.shape[2:]) == size or not len(images):
+        return images
+    return torch.cat([fitted(some, size, fit) for some in torch.split(images, CHUNK)])
 
 
 def random_windows(images: Tensor, size: Size) -> Tensor:

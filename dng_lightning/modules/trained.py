@@ -82,6 +82,8 @@ class TrainedModule(LightningModule):
         for name in FACTS:
             setattr(self, name, tuple(getattr(data, name)))
         classes = getattr(self.net, "num_classes", 0)
+        if classes and getattr(data, "has_captions", False):
+            raise SettingError("the batches hold captions, and the network is told classes: choose no data.caption")
         if classes not in (0, len(self.class_names)):
             raise SettingError(
                 f"the network has {classes} classes, the data have {len(self.class_names)}: set its num_classes"

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from running import QUIET, DngProcess
+from running import QUIET, Dng, DngProcess
 
 from dng_lightning.data import ImageFolder
 from dng_lightning.errors import SettingError
@@ -391,3 +391,26 @@ def test_unreadable_files_end_a_training_before_it_writes(damaged: Path, dng_pro
     (line,) = [line for line in done.stderr.splitlines() if "cannot be read" in line]
     assert line.startswith("dng: error: 3 of 63 images cannot be read")
     assert not (tmp_path / "logs").exists()
+
+
+# --- settings that exclude each other ---
+
+
+def test_a_number_to_hold_out_where_there_is_a_part_for_it(tmp_path: Path):
+    for part in ("train", "val", "test"):
+        for level in range(4):
+            write(tmp_path / part / f"{level}.png", level)
+    for setting in ("validation", "test"):
+        assert f"data.{setting} is set, but ImageFolder" in complaint(tmp_path, **{setting: 1})
+
+
+def test_a_network_that_is_told_classes_cannot_learn_from_captions(tabled: tuple[Path, list[dict[str, Any]]], dng: Dng):
+    folder, rows = tabled
+    table(folder, rows)
+    settings = ["--model.net.channels=[8]", "--trainer.max_steps=1", f"--trainer.default_root_dir={folder / 'logs'}"]
+    told = ["--data.caption=text", "--data.label=colour", "--model.net.patch=1", f"--data.root={folder}"]
+    with pytest.raises(SystemExit) as ended:
+        dng("fit", "--config=image_folder.yaml", *settings, *told)
+    assert ended.value.code == 2
+    dng("fit", "--config=image_folder.yaml", *settings, *told, "--model.net.num_classes=0")
+    assert (folder / "logs" / "model.ckpt").exists()
