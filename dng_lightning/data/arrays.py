@@ -1,6 +1,7 @@
 """Images in array files: NumPy's .npy and .npz, and .pt of tensors."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,13 @@ import torch
 from torch import Tensor
 
 from dng_lightning.data.base import ImageDataModule
-from dng_lightning.data.resize import Fit, Size
-from dng_lightning.data.selection import SPLIT_SEED, Classes
 from dng_lightning.data.tensors import Range, as_labels, named_classes, three_sides
 from dng_lightning.errors import SettingError, reason
 
 PARTS = ("train", "val", "test")
 
 
+@dataclass(eq=False, repr=False)
 class Arrays(ImageDataModule):
     """Your own images in one ``.npz``, ``.npy`` or ``.pt`` file.
 
@@ -28,23 +28,13 @@ class Arrays(ImageDataModule):
     Images are (N, H, W), (N, H, W, C) or (N, C, H, W), C being 1 or 3. Labels are whole numbers of any type, names, or
     one-hot; without any there are no classes. Classes are named by their labels, in ascending order.
 
+    Besides the settings of ``ImageDataModule``:
+
     Args:
         root: the file.
         labels: a file of the labels, ``.npy`` or ``.pt``; None for those in `root`, if there are any.
-        class_names: the classes in the order of their labels; None to name them by their labels.
+        names: of the classes, in the order of their labels; None to name them by their labels.
         value_range: the values of black and white; None to find it, which is said in a line. uint8 is 0 to 255.
-        batch_size: images per batch and device, >= 1.
-        only: classes to keep, by name or index; None keeps all.
-        without: classes to drop, by name or index. Not together with `only`.
-        validation: number of training images held out where the file has no validation part; None for a tenth, 5,000
-            at most. The split is stratified, and the same whatever the filters.
-        test: number of images held out for testing where there is no test part; None likewise.
-        split_seed: of the images that are held out.
-        image_size: side of the images, or height and width; None for their own.
-        fit: how they come to that size: ``crop`` (resized, and cropped in the middle) or ``pad`` (whole, with black).
-        crop: pixels by which images are kept larger than `image_size`, for training to crop them at random places.
-        flip: mirror training images left to right at random.
-        num_workers: loader processes; 0 is fastest.
 
     Raises:
         SettingError: one line for what is wrong with the file, the images, the labels, or the settings.
@@ -52,30 +42,16 @@ class Arrays(ImageDataModule):
 
     usual_validation = None
 
-    def __init__(
-        self,
-        root: str,
-        labels: str | None = None,
-        class_names: list[str] | None = None,
-        value_range: Range | None = None,
-        batch_size: int = 128,
-        only: Classes = None,
-        without: Classes = None,
-        validation: int | None = None,
-        test: int | None = None,
-        split_seed: int = SPLIT_SEED,
-        image_size: int | Size | None = None,
-        fit: Fit = "crop",
-        crop: int = 0,
-        flip: bool = False,
-        num_workers: int = 0,
-    ) -> None:
-        split: dict[str, Any] = {"validation": validation, "test": test, "split_seed": split_seed}
-        size: dict[str, Any] = {"image_size": image_size, "fit": fit, "crop": crop, "flip": flip}
-        super().__init__(root, batch_size, only, without, num_workers=num_workers, **split, **size)
-        if value_range is not None and not value_range[0] < value_range[1]:
-            raise SettingError(f"data.value_range is {list(value_range)}: give the values of black and of white")
-        self.labels_file, self.given_names, self.value_range = labels, class_names, value_range
+    root: str
+    labels: str | None = None
+    names: list[str] | None = None
+    value_range: Range | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.value_range is not None and not self.value_range[0] < self.value_range[1]:
+            raise SettingError(f"data.value_range is {list(self.value_range)}: give the values of black and of white")
+        self._range = self.value_range
 
     @property
     def title(self) -> str:
@@ -95,9 +71,9 @@ class Arrays(ImageDataModule):
     @cached_property
     def _found(self) -> dict[str, tuple[Any, Any]]:
         """Images and labels of each part; labels are None where there are none."""
-        arrays = _read(self.root)
-        if self.labels_file is not None:
-            arrays |= {"labels": next(iter(_read(Path(self.labels_file)).values()))}
+        arrays = _read(self.folder)
+        if self.labels is not None:
+            arrays |= {"labels": next(iter(_read(Path(self.labels)).values()))}
         found: dict[str, tuple[Any, Any]] = {}
         for part in PARTS:
             its = {name: array for name, array in arrays.items() if _part_of(name) == part}
@@ -120,7 +96,7 @@ class Arrays(ImageDataModule):
             return {}
         if len(labels) < len(self._found):
             raise SettingError(f"{self.title}: some of its parts have labels, and some have none")
-        return named_classes(np.concatenate(labels), self.given_names, self.title)
+        return named_classes(np.concatenate(labels), self.names, self.title)
 
     def _read(self) -> dict[str, Any]:
         numbers = {value: number for number, value in enumerate(self._classes)}

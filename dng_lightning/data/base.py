@@ -8,6 +8,7 @@ import contextlib
 import io
 import random
 from collections.abc import Collection
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -30,6 +31,7 @@ Arrays = tuple[Tensor, Tensor]  # images uint8 (N, C, H, W), labels int64 (N,)
 Parts = tuple[Any, Any] | dict[str, Any]
 
 
+@dataclass(eq=False, repr=False)
 class ImageDataModule(LightningDataModule):
     """Common to all image data sets: class filters, the fixed splits, sizes, loaders, conversion to float.
 
@@ -60,40 +62,38 @@ class ImageDataModule(LightningDataModule):
     files: ClassVar[str]  # below ``root``, for messages
     usual_validation: ClassVar[int | None] = 5000  # None for a tenth, 5,000 at most
     usual_flip: ClassVar[bool] = False
-    value_range: Range | None = None  # of images that are no uint8; None to find it
 
-    def __init__(
-        self,
-        root: str = "data",
-        batch_size: int = 128,
-        only: Classes = None,
-        without: Classes = None,
-        validation: int | None = None,
-        flip: bool | None = None,
-        download: bool = True,
-        num_workers: int = 0,
-        test: int | None = None,
-        split_seed: int = SPLIT_SEED,
-        image_size: int | Size | None = None,
-        fit: Fit = "crop",
-        crop: int = 0,
-    ) -> None:
+    root: str = "data"
+    batch_size: int = 128
+    only: Classes = None
+    without: Classes = None
+    validation: int | None = None
+    flip: bool | None = None
+    download: bool = True
+    num_workers: int = 0
+    test: int | None = None
+    split_seed: int = SPLIT_SEED
+    image_size: int | Size | None = None
+    fit: Fit = "crop"
+    crop: int = 0
+
+    def __post_init__(self) -> None:
         super().__init__()
-        check_at_least(1, **{"data.batch_size": batch_size})
-        check_at_least(0, **{"data.crop": crop})
-        self.root, self.download = Path(root), download
-        self.batch_size, self.num_workers = batch_size, num_workers
-        self._given = {"validation": validation, "test": test}
-        self.split_seed = split_seed
-        self.flip = self.usual_flip if flip is None else flip
-        self.only, self.without = only, without
-        self.size, self.fit, self.crop = sides(image_size), fit, crop
-        self._range: Range | None = None
+        check_at_least(1, **{"data.batch_size": self.batch_size})
+        check_at_least(0, **{"data.crop": self.crop})
+        self.flip = self.usual_flip if self.flip is None else self.flip
+        self.size = sides(self.image_size)
+        self._range: Range | None = None  # of images that are no uint8; None to find it
         self._parts: dict[str, ImageTensors] = {}
         if isinstance(native := getattr(type(self), "image_shape", None), tuple):
             vars(self)["image_shape"] = self._shape(*native)
         if isinstance(getattr(type(self), "class_names", None), tuple):
             self._seen = self.seen_classes  # refuses unknown ones at once
+
+    @property
+    def folder(self) -> Path:
+        """The setting ``root``."""
+        return Path(self.root)
 
     @cached_property
     def class_names(self) -> tuple[str, ...]:
@@ -160,7 +160,7 @@ class ImageDataModule(LightningDataModule):
         for name, setting in (("test", "test"), ("val", "validation")):
             if not len(parts.get(name, ())):
                 parts["train"], parts[name] = self._split(parts["train"], setting)
-            elif self._given[setting] is not None:
+            elif getattr(self, setting) is not None:
                 raise SettingError(f"data.{setting} is set, but {self.title} has a part for it: leave it null")
         seen = torch.tensor(self._kept_labels)
         parts = {name: self._finished(part.subset(torch.isin(part.labels, seen))) for name, part in parts.items()}
@@ -251,7 +251,7 @@ class ImageDataModule(LightningDataModule):
             return part
         where = f"{self.title}'s {name} part"
         if self._range is None:  # the training part's is that of all
-            self._range = self.value_range or found_range(part[0], where)
+            self._range = found_range(part[0], where)
         images = as_images(part[0], where, self._range)
         labels = in_classes(as_labels(part[1], len(images), where), self._label_count, where)
         channels, height, width = self.image_shape
@@ -266,7 +266,7 @@ class ImageDataModule(LightningDataModule):
     def _split(self, train: ImageTensors, setting: str) -> tuple[ImageTensors, ImageTensors]:
         """Training images without those that are held out, and these."""
         usual = self.usual_validation if setting == "validation" else None
-        count = next((count for count in (self._given[setting], usual) if count is not None), usual_share(len(train)))
+        count = next((count for count in (getattr(self, setting), usual) if count is not None), usual_share(len(train)))
         if not 0 <= count < len(train):
             raise SettingError(f"data.{setting} is {count}: give 0 to {len(train) - 1}.")
         held = held_out(train.labels, count, self.split_seed)
@@ -278,7 +278,7 @@ class ImageDataModule(LightningDataModule):
 
     @property
     def _missing(self) -> str:
-        where = f"no {self.source.__name__} in {self.root.absolute()}"
+        where = f"no {self.source.__name__} in {self.folder.absolute()}"
         return f"{where}: put {self.files} there, or name its folder with --data.root."
 
     def _is_there(self) -> bool:
@@ -286,7 +286,7 @@ class ImageDataModule(LightningDataModule):
         return True
 
     def _fetch(self) -> object:
-        return self.source(str(self.root), download=True)
+        return self.source(self.root, download=True)
 
     def _read(self) -> Parts:
         """The official training and test part, or a dictionary of `train` and, where there are, `val` and `test`.

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dng_lightning.data.base import ImageDataModule
 from dng_lightning.data.loading import ImageTensors
-from dng_lightning.data.store import Items, Unreadable, check_readable, look, stored
+from dng_lightning.data.store import MEMORY_SHARE, Items, Unreadable, check_readable, look, stored
 from dng_lightning.errors import SettingError, check_0_to_1
 
 
@@ -35,35 +35,35 @@ class Found:
     captions: list[str] | None = None
 
 
+@dataclass(eq=False, repr=False)
 class DecodedImages(ImageDataModule):
     """Looks at a data set once, when it is first asked what it has, and decodes all its images before the first batch.
 
     Args:
-        root: where the images are.
         channels: 1 for grey, 3 for colour; None for grey if all images are.
         skip_unreadable: go on without images that cannot be read, instead of listing them in an error.
-        cache: folder for decoded images that would take more than ``memory_share`` of the machine's memory.
-        memory_share: in [0, 1], for all processes of a machine together; 0 to keep all in files.
-        settings: those of ``ImageDataModule``.
+        cache: folder for decoded images that take more than ``memory_share``; None for the usual one.
+        memory_share: of the machine's memory, which all processes may fill with decoded images, in [0, 1]; above that
+            they are in a file, made once for these images and settings.
     """
 
     usual_validation = None
 
-    def __init__(
-        self,
-        root: str,
-        channels: int | None,
-        skip_unreadable: bool,
-        cache: Path,
-        memory_share: float,
-        settings: dict[str, Any],
-    ) -> None:
-        super().__init__(root, **settings)
-        check_0_to_1(**{"data.memory_share": memory_share})
-        if channels not in (None, 1, 3):
-            raise SettingError(f"data.channels is {channels}: give 1 for grey, 3 for colour, or null")
-        self.channels, self.skip_unreadable = channels, skip_unreadable
-        self.cache, self.memory_share = cache, memory_share
+    channels: int | None = None
+    skip_unreadable: bool = False
+    cache: str | None = None
+    memory_share: float = MEMORY_SHARE
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_0_to_1(**{"data.memory_share": self.memory_share})
+        if self.channels not in (None, 1, 3):
+            raise SettingError(f"data.channels is {self.channels}: give 1 for grey, 3 for colour, or null")
+
+    @property
+    def usual_cache(self) -> Path:
+        """Hidden in the folder of the images, so that its files are none of them."""
+        return self.folder / ".dng_lightning"
 
     @cached_property
     def class_names(self) -> tuple[str, ...]:
@@ -118,7 +118,8 @@ class DecodedImages(ImageDataModule):
 
     def _decode(self, shape: tuple[int, int, int]) -> tuple[Tensor, Unreadable]:
         processes = self.trainer.num_devices if self.trainer else 1
-        images = stored(self._found.items, shape, self.fit, self.cache, self.memory_share / processes)
+        folder = Path(self.cache) if self.cache else self.usual_cache
+        images = stored(self._found.items, shape, self.fit, folder, self.memory_share / processes)
         check_readable(self._found.items, images[1], self.skip_unreadable)
         return images
 

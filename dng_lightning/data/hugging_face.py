@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -10,21 +11,21 @@ import numpy as np
 from PIL import Image
 
 from dng_lightning.data.decoded import DecodedImages, Found
-from dng_lightning.data.resize import Fit, Size
-from dng_lightning.data.selection import SPLIT_SEED, Classes
-from dng_lightning.data.store import MEMORY_SHARE, Items
+from dng_lightning.data.store import Items
 from dng_lightning.data.tensors import as_labels, named_classes
 from dng_lightning.errors import SettingError, reason, require
 
 SPLITS = {"train": "train", "validation": "val", "valid": "val", "val": "val", "test": "test"}  # by their names there
-CACHE = Path("~/.cache/dng_lightning")
 
 
+@dataclass(eq=False, repr=False)
 class HuggingFaceDataset(DecodedImages):
     """A data set with images by its name on the hub, or from parquet or arrow files (extra ``datasets``).
 
     The column of images, of labels (class labels) and, where there are none, of captions (text) are found by their
     types. The splits called train, validation and test are the parts; a data set of one split is divided by the seed.
+
+    Besides the settings of ``ImageDataModule`` and ``DecodedImages``:
 
     Args:
         root: name on the hub, a ``.parquet`` or ``.arrow`` file, or a folder of these or of ``save_to_disk``.
@@ -34,64 +35,32 @@ class HuggingFaceDataset(DecodedImages):
         caption: column of the captions; None for the only one of texts where there are no labels. Batches hold B
             captions in place of the labels.
         first: read only so many images of each split, streamed, for sets that do not fit on the disk; None for all.
-        batch_size: images per batch and device, >= 1.
-        only: classes to keep, by name or index; None keeps all.
-        without: classes to drop, by name or index. Not together with `only`.
-        validation: number of training images held out where there is no such split; None for a tenth, 5,000 at most.
-            The split is stratified, and the same whatever the filters.
-        test: number of images held out for testing where there is no such split; None likewise.
-        split_seed: of the images that are held out.
-        image_size: side of the images, or height and width; None for their own, if all are of one size.
-        fit: how they come to that size: ``crop`` (resized, and cropped in the middle) or ``pad`` (whole, with black).
-        crop: pixels by which images are kept larger than `image_size`, for training to crop them at random places.
-        flip: mirror training images left to right at random.
-        channels: 1 for grey, 3 for colour; None for grey if all images are.
-        skip_unreadable: go on without images that cannot be read.
-        cache: folder for decoded images that take more than ``memory_share``; None for ``~/.cache/dng_lightning``.
-        memory_share: see ``ImageFolder``.
-        num_workers: loader processes; 0 is fastest.
 
     Raises:
         SettingError: the library is not installed, or one line for what is wrong with the data set or the settings.
     """
 
-    def __init__(
-        self,
-        root: str,
-        config: str | None = None,
-        image: str | None = None,
-        label: str | None = None,
-        caption: str | None = None,
-        first: int | None = None,
-        batch_size: int = 128,
-        only: Classes = None,
-        without: Classes = None,
-        validation: int | None = None,
-        test: int | None = None,
-        split_seed: int = SPLIT_SEED,
-        image_size: int | Size | None = None,
-        fit: Fit = "crop",
-        crop: int = 0,
-        flip: bool = False,
-        channels: int | None = None,
-        skip_unreadable: bool = False,
-        cache: str | None = None,
-        memory_share: float = MEMORY_SHARE,
-        num_workers: int = 0,
-    ) -> None:
-        settings: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers, "only": only}
-        settings |= {"without": without, "validation": validation, "test": test, "split_seed": split_seed}
-        settings |= {"image_size": image_size, "fit": fit, "crop": crop, "flip": flip}
-        kept_in = Path(cache) if cache else CACHE.expanduser()
-        super().__init__(root, channels, skip_unreadable, kept_in, memory_share, settings)
-        self.given, self.config, self.first = root, config, first
-        self.columns = {"image": image, "label": label, "caption": caption}
+    root: str
+    config: str | None = None
+    image: str | None = None
+    label: str | None = None
+    caption: str | None = None
+    first: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.columns = {"image": self.image, "label": self.label, "caption": self.caption}
         self.library = require("datasets", type(self).__name__, "datasets")
+
+    @property
+    def usual_cache(self) -> Path:
+        """Outside the data, whose place is the library's affair."""
+        return Path("~/.cache/dng_lightning").expanduser()
 
     @property
     def title(self) -> str:
         """With the name, as two names are two data sets."""
-        return f"HuggingFaceDataset {self.given}"
+        return f"HuggingFaceDataset {self.root}"
 
     @cached_property
     def _found(self) -> Found:
@@ -119,12 +88,12 @@ class HuggingFaceDataset(DecodedImages):
 
     def _loaded(self) -> Any:
         """A data set, or several by the names of their splits."""
-        path = Path(self.given)
+        path = Path(self.root)
         if path.suffix == ".arrow":
             return self.library.Dataset.from_file(str(path))
         if any((path / file).is_file() for file in ("dataset_info.json", "dataset_dict.json")):
             return self.library.load_from_disk(str(path))
-        source = {"path": "parquet", "data_files": str(path)} if path.is_file() else {"path": self.given}
+        source = {"path": "parquet", "data_files": str(path)} if path.is_file() else {"path": self.root}
         if self.first is None:
             return self.library.load_dataset(**source, name=self.config)
         streams = self.library.load_dataset(**source, name=self.config, streaming=True)

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
@@ -12,18 +13,16 @@ from PIL import Image
 
 from dng_lightning.data.decode import image_files
 from dng_lightning.data.decoded import DecodedImages, Found, numbered
-from dng_lightning.data.resize import Fit, Size
-from dng_lightning.data.selection import SPLIT_SEED, Classes
-from dng_lightning.data.store import MEMORY_SHARE, Items
+from dng_lightning.data.store import Items
 from dng_lightning.data.table import check_columns, file_column, find_table, label_columns, read_table
 from dng_lightning.errors import SettingError
 
 PARTS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}  # by folder
-CACHE = ".dng_lightning"  # hidden, so that its files are none of the images
 
 Listing = tuple[list[Any], list[Any], list[Any]]  # files, the class of each if any, the caption of each if any
 
 
+@dataclass(eq=False, repr=False)
 class ImageFolder(DecodedImages):
     """Your own image files: PNG, JPEG, WebP, TIFF and others, in one of three layouts.
 
@@ -35,67 +34,22 @@ class ImageFolder(DecodedImages):
     Each layout may be in folders ``train``, ``val`` and ``test`` of ``root`` instead, which are then the parts. Hidden
     files are left out. All files are read before the training starts, and those that cannot be are listed together.
 
+    Besides the settings of ``ImageDataModule`` and ``DecodedImages``:
+
     Args:
         root: the folder.
-        batch_size: images per batch and device, >= 1.
-        only: classes to keep, by name or index; None keeps all.
-        without: classes to drop, by name or index. Not together with `only`.
-        validation: number of training images held out where there is no ``val``; None for a tenth, 5,000 at most. The
-            split is stratified, and the same whatever the filters.
-        test: number of images held out for testing where there is no ``test``; None likewise.
-        split_seed: of the images that are held out.
-        image_size: side of the images, or height and width; None for their own, if all are of one size.
-        fit: how they come to that size: ``crop`` (resized, and cropped in the middle) or ``pad`` (whole, with black).
-        crop: pixels by which images are kept larger than `image_size`, for training to crop them at random places.
-        flip: mirror training images left to right at random.
-        channels: 1 for grey, 3 for colour; None for grey if all images are.
         table: name of the table; None for the only ``.csv`` or ``.jsonl`` in the folder, if there is one.
         label: column of the table that is the label, or several whose values together are; ``[]`` for no label; None
             for the one called label or class, or the only one there is besides.
         caption: column that is the caption. Batches hold B captions in place of the labels.
-        skip_unreadable: go on without files that cannot be read.
-        cache: folder for decoded images that take more than ``memory_share``; None for ``.dng_lightning`` in `root`.
-        memory_share: of the machine's memory, which all processes may fill with decoded images; above that they are in
-            a file, made once for these files and settings.
-        num_workers: loader processes; 0 is fastest.
 
     Raises:
         SettingError: one line for what is wrong: with the folder, the files, the table, or the settings.
     """
 
-    def __init__(
-        self,
-        root: str = "images",
-        batch_size: int = 128,
-        only: Classes = None,
-        without: Classes = None,
-        validation: int | None = None,
-        test: int | None = None,
-        split_seed: int = SPLIT_SEED,
-        image_size: int | Size | None = None,
-        fit: Fit = "crop",
-        crop: int = 0,
-        flip: bool = False,
-        channels: int | None = None,
-        table: str | None = None,
-        label: str | list[str] | None = None,
-        caption: str | None = None,
-        skip_unreadable: bool = False,
-        cache: str | None = None,
-        memory_share: float = MEMORY_SHARE,
-        num_workers: int = 0,
-    ) -> None:
-        settings: dict[str, Any] = {
-            "batch_size": batch_size,
-            "only": only,
-            "without": without,
-            "num_workers": num_workers,
-        }
-        settings |= {"validation": validation, "test": test, "split_seed": split_seed}
-        settings |= {"image_size": image_size, "fit": fit, "crop": crop, "flip": flip}
-        kept_in = Path(cache) if cache else Path(root, CACHE)
-        super().__init__(root, channels, skip_unreadable, kept_in, memory_share, settings)
-        self.table, self.label, self.caption = table, label, caption
+    table: str | None = None
+    label: str | list[str] | None = None
+    caption: str | None = None
 
     @property
     def title(self) -> str:
@@ -104,21 +58,23 @@ class ImageFolder(DecodedImages):
 
     @cached_property
     def _found(self) -> Found:
-        if not self.root.is_dir():
-            raise SettingError(f"there is no folder {self.root.absolute()}: name that of your images with --data.root")
-        folders = {path.name.lower(): path for path in subfolders(self.root)}
+        if not self.folder.is_dir():
+            raise SettingError(
+                f"there is no folder {self.folder.absolute()}: name that of your images with --data.root"
+            )
+        folders = {path.name.lower(): path for path in subfolders(self.folder)}
         # a class may be called "test", so that these are parts only where all are
-        has_parts = "train" in folders and {*folders} <= {*PARTS} and not find_table(self.root, self.table)
+        has_parts = "train" in folders and {*folders} <= {*PARTS} and not find_table(self.folder, self.table)
         listings = {PARTS[name]: self._listing(path) for name, path in folders.items()} if has_parts else {}
-        listings = listings or {"train": self._listing(self.root)}
+        listings = listings or {"train": self._listing(self.folder)}
         paths, labels, captions = (list(chain(*lists)) for lists in zip(*listings.values(), strict=True))
         parts = [name for name, listing in listings.items() for _ in listing[0]]
         if not paths:
-            raise SettingError(f"there are no image files in {self.root.absolute()}")
+            raise SettingError(f"there are no image files in {self.folder.absolute()}")
         if labels and len(labels) != len(paths):
             raise SettingError(f"{self.root}: some of train, val and test have classes, and some have none")
         names, numbers = numbered(labels, parts, self.title) if labels else ((), [0] * len(paths))
-        told = [str(path).removeprefix(f"{self.root}{os.sep}") for path in paths]
+        told = [str(path).removeprefix(f"{self.folder}{os.sep}") for path in paths]
         stamps = [(name, path.stat().st_size, path.stat().st_mtime_ns) for name, path in zip(told, paths, strict=True)]
         items = Items(partial(_opened, paths), told, repr(stamps))
         return Found(items, parts, names, numbers, captions or None)

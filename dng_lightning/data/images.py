@@ -39,7 +39,7 @@ class MNIST(ImageDataModule):
             return images, _checked(read_label_file(str(labels_file)), len(images))
 
     def _paths(self, part: str) -> list[Path]:
-        folder = self.root / self.source.__name__ / "raw"
+        folder = self.folder / self.source.__name__ / "raw"
         return [folder / f"{part}-{file}-ubyte" for file in ("images-idx3", "labels-idx1")]
 
 
@@ -75,7 +75,7 @@ class CIFAR10(ImageDataModule):
             with named_if_damaged(path):
                 if not check_integrity(str(path), md5):
                     raise ValueError("its MD5 hash is not the official one")
-        train, test = (self.source(str(self.root), train) for train in (True, False))
+        train, test = (self.source(self.root, train) for train in (True, False))
         return _arrays(train), _arrays(test)
 
     def _records(self, names: list[str]) -> Arrays:
@@ -96,11 +96,11 @@ class CIFAR10(ImageDataModule):
         """The files of the Python version and their MD5 hashes."""
         found = self.source
         files = [*found.train_list, *found.test_list, [found.meta["filename"], found.meta["md5"]]]
-        return {self.root / found.base_folder / name: md5 for name, md5 in files}
+        return {self.folder / found.base_folder / name: md5 for name, md5 in files}
 
     @property
     def _binary(self) -> Path:
-        return self.root / "cifar-10-batches-bin"
+        return self.folder / "cifar-10-batches-bin"
 
 
 class Digits(ImageDataModule):
@@ -111,7 +111,7 @@ class Digits(ImageDataModule):
     usual_validation = 200
 
     def _is_there(self) -> bool:
-        if self.root != Path("data"):
+        if self.root != ImageDataModule.root:
             raise SettingError(f"data.root is {self.root}, but Digits come with scikit-learn: name other data, or none")
         return True
 

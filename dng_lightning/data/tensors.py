@@ -164,7 +164,7 @@ def named_classes(labels: np.ndarray[Any, Any], names: Sequence[str] | None, whe
     if names is None:
         return {value: str(value) for value in distinct}
     if len(set(names)) < len(names):
-        raise SettingError(f"data.class_names names a class twice: {', '.join(names)}")
+        raise SettingError(f"data.names has a class twice: {', '.join(names)}")
     if len(names) < len(distinct):
         raise SettingError(f"{where} has {len(distinct)} labels, {len(names)} class names: name every class")
     if set(distinct) <= set(range(len(names))):

@@ -5,9 +5,9 @@ import importlib
 import inspect
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,78 +17,41 @@ from torch import Tensor
 from torchvision import datasets
 
 from dng_lightning.data.decoded import DecodedImages, Found
-from dng_lightning.data.resize import Fit, Size
-from dng_lightning.data.selection import SPLIT_SEED, Classes
-from dng_lightning.data.store import MEMORY_SHARE, Items
+from dng_lightning.data.store import Items
 from dng_lightning.data.tensors import as_labels, named_classes, three_sides
 from dng_lightning.errors import SettingError, reason
 
 LABELS = ("targets", "labels", "_labels", "_targets", "y")  # what classes of torchvision's call them
 
 
+@dataclass(eq=False, repr=False)
 class TorchvisionDataset(DecodedImages):
     """A data set by the name of its class: SVHN, STL10, KMNIST, EMNIST, Flowers102, ...
 
     Sets that hold their images as an array are taken whole; of others each image is decoded once.
+
+    Besides the settings of ``ImageDataModule`` and ``DecodedImages``:
 
     Args:
         dataset: a class of ``torchvision.datasets``, or the path of one like them: a sequence of (image, label).
         settings: what the class is told besides its folder, such as ``{split: letters}`` for EMNIST.
         parts: what it is told for each part, such as ``{train: {split: trainval}, test: {split: test}}``; None for
             ``train: true`` and ``train: false``, or else ``split: train`` and ``split: test``, or else one part.
-        root: folder for its files.
-        download: fetch missing files.
-        batch_size: images per batch and device, >= 1.
-        only: classes to keep, by name or index; None keeps all.
-        without: classes to drop, by name or index. Not together with `only`.
-        validation: number of training images held out; None for a tenth, 5,000 at most. The split is stratified, and
-            the same whatever the filters.
-        test: number of images held out for testing where there is no test part; None likewise.
-        split_seed: of the images that are held out.
-        image_size: side of the images, or height and width; None for their own, if all are of one size.
-        fit: how they come to that size: ``crop`` (resized, and cropped in the middle) or ``pad`` (whole, with black).
-        crop: pixels by which images are kept larger than `image_size`, for training to crop them at random places.
-        flip: mirror training images left to right at random.
-        channels: 1 for grey, 3 for colour; None for what the images are.
-        cache: folder for decoded images that take more than ``memory_share``; None for ``.dng_lightning`` in `root`.
-        memory_share: see ``ImageFolder``.
-        num_workers: loader processes; 0 is fastest.
 
     Raises:
         SettingError: there is no such class, it cannot be made, its files are missing, or its labels are no classes.
     """
 
-    def __init__(
-        self,
-        dataset: str,
-        settings: dict[str, Any] | None = None,
-        parts: dict[str, dict[str, Any]] | None = None,
-        root: str = "data",
-        download: bool = True,
-        batch_size: int = 128,
-        only: Classes = None,
-        without: Classes = None,
-        validation: int | None = None,
-        test: int | None = None,
-        split_seed: int = SPLIT_SEED,
-        image_size: int | Size | None = None,
-        fit: Fit = "crop",
-        crop: int = 0,
-        flip: bool = False,
-        channels: int | None = None,
-        cache: str | None = None,
-        memory_share: float = MEMORY_SHARE,
-        num_workers: int = 0,
-    ) -> None:
-        common: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers, "download": download}
-        common |= {"only": only, "without": without, "validation": validation, "test": test, "split_seed": split_seed}
-        common |= {"image_size": image_size, "fit": fit, "crop": crop, "flip": flip}
-        kept_in = Path(cache) if cache else Path(root, ".dng_lightning")
-        super().__init__(root, channels, False, kept_in, memory_share, common)
-        self.kind, self.told = _class(dataset), settings or {}
-        self.parts = parts or _usual_parts(self.kind)
-        if "train" not in self.parts or not {*self.parts} <= {"train", "val", "test"}:
-            raise SettingError(f"data.parts are {', '.join(self.parts)}: give train and, where there are, val and test")
+    dataset: str = field(kw_only=True)
+    settings: dict[str, Any] | None = None
+    parts: dict[str, dict[str, Any]] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.kind, self.told = _class(self.dataset), self.settings or {}
+        self.given = self.parts or _usual_parts(self.kind)
+        if "train" not in self.given or not {*self.given} <= {"train", "val", "test"}:
+            raise SettingError(f"data.parts are {', '.join(self.given)}: give train and, where there are, val and test")
 
     @property
     def title(self) -> str:
@@ -112,7 +75,7 @@ class TorchvisionDataset(DecodedImages):
 
     @cached_property
     def _datasets(self) -> dict[str, Any]:
-        return {part: self._made(told) for part, told in self.parts.items()}
+        return {part: self._made(told) for part, told in self.given.items()}
 
     @cached_property
     def _arrays(self) -> dict[str, Any]:
@@ -130,7 +93,7 @@ class TorchvisionDataset(DecodedImages):
         numbers = {value: number for number, value in enumerate(classes)}
         places = [(part, place) for part, values in labels.items() for place in range(len(values))]
         told = [f"{part} {place}" for part, place in places]
-        items = Items(partial(_item, self._datasets, places), told, f"{self.title} {self.parts} {len(told)}")
+        items = Items(partial(_item, self._datasets, places), told, f"{self.title} {self.given} {len(told)}")
         found = [numbers[value] for values in labels.values() for value in values.tolist()]
         return Found(items, [part for part, _ in places], tuple(classes.values()), found)
 
@@ -138,15 +101,15 @@ class TorchvisionDataset(DecodedImages):
         settings = self.told | told
         try:
             with contextlib.suppress(RuntimeError, FileNotFoundError):  # how they say that files are missing
-                return self.kind(str(self.root), **settings)
+                return self.kind(self.root, **settings)
             can_download = "download" in _parameters(self.kind)
             if not (self.download and can_download):
                 why = "data.download is false" if can_download else "torchvision cannot download it"
-                raise SettingError(f"no {self.title} in {self.root.absolute()} ({why})")
-            self.root.mkdir(parents=True, exist_ok=True)
+                raise SettingError(f"no {self.title} in {self.folder.absolute()} ({why})")
+            self.folder.mkdir(parents=True, exist_ok=True)
             # several processes come here at once
-            with FileLock(self.root / f".{self.kind.__name__}.lock"), contextlib.redirect_stdout(io.StringIO()):
-                return self.kind(str(self.root), download=True, **settings)
+            with FileLock(self.folder / f".{self.kind.__name__}.lock"), contextlib.redirect_stdout(io.StringIO()):
+                return self.kind(self.root, download=True, **settings)
         except SettingError:
             raise
         except Exception as error:  # a download, and a class of somebody's, can fail in any way

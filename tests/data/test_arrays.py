@@ -197,7 +197,7 @@ def test_labels_that_do_not_start_at_0_keep_their_names(tmp_path: Path):
     assert data.class_names == ("2", "6", "10")
     assert_same(data)
     assert ready(Arrays(path, only="10")).part("train").labels.unique().tolist() == [2]
-    named = ready(Arrays(path, class_names=["cat", "dog", "horse"]))
+    named = ready(Arrays(path, names=["cat", "dog", "horse"]))
     assert (named.class_names, named.seen_classes) == (("cat", "dog", "horse"), [0, 1, 2])
     assert_same(named)
 
@@ -219,9 +219,9 @@ def test_no_labels(tmp_path: Path):
         (LABELS[:-1], {}, "labels 59 for 60 images"),
         (np.ones((60, 3)), {}, "not one-hot"),
         (LABELS + 0.5, {}, "neither whole numbers nor names"),
-        (LABELS, {"class_names": ["a", "b"]}, "3 labels, 2 class names"),
-        (LABELS, {"class_names": ["a", "b", "b"]}, "names a class twice"),
-        (LABELS + 2, {"class_names": ["a", "b", "c", "d"]}, "which of the 4 classes"),
+        (LABELS, {"names": ["a", "b"]}, "3 labels, 2 class names"),
+        (LABELS, {"names": ["a", "b", "b"]}, "has a class twice"),
+        (LABELS + 2, {"names": ["a", "b", "c", "d"]}, "which of the 4 classes"),
     ],
 )
 def test_labels_that_cannot_be(labels: np.ndarray, settings: dict[str, Any], said: str, tmp_path: Path):

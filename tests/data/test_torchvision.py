@@ -19,7 +19,7 @@ DRAWS = np.random.default_rng(0)
 
 
 def ready(dataset: str, root: Path, **settings: Any) -> TorchvisionDataset:
-    data = TorchvisionDataset(dataset, root=str(root), **settings)
+    data = TorchvisionDataset(dataset=dataset, root=str(root), **settings)
     data.prepare_data()
     data.setup()
     return data
