@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dng_lightning.data.base import ImageDataModule
-from dng_lightning.data.tensors import Range, as_labels, named_classes, three_sides
+from dng_lightning.data.tensors import Range, as_labels, numbered, three_sides
 from dng_lightning.errors import SettingError, reason
 
 PARTS = ("train", "val", "test")
@@ -61,7 +61,7 @@ class Arrays(ImageDataModule):
     @cached_property
     def class_names(self) -> tuple[str, ...]:
         """See ``ImageDataModule``."""
-        return tuple(dict.fromkeys(self._classes.values()))
+        return self._classes[0]
 
     @cached_property
     def image_shape(self) -> tuple[int, int, int]:
@@ -89,21 +89,19 @@ class Arrays(ImageDataModule):
         return found
 
     @cached_property
-    def _classes(self) -> dict[Any, str]:
-        """The name of the class that each label stands for, in the order of the labels here."""
-        labels = [labels for _, labels in self._found.values() if labels is not None]
-        if not labels:
-            return {}
-        if len(labels) < len(self._found):
+    def _classes(self) -> tuple[tuple[str, ...], dict[str, Tensor]]:
+        """The class names, and the numbers of their labels in each part; nothing where there are none."""
+        given = {part: labels for part, (_, labels) in self._found.items() if labels is not None}
+        if not given:
+            return (), {}
+        if len(given) < len(self._found):
             raise SettingError(f"{self.title}: some of its parts have labels, and some have none")
-        return named_classes(np.concatenate(labels), self.names, self.title)
+        names, numbers = numbered(np.concatenate(list(given.values())), self.names, self.title)
+        return names, dict(zip(given, torch.split(numbers, list(map(len, given.values()))), strict=True))
 
     def _read(self) -> dict[str, Any]:
-        numbers = {value: number for number, value in enumerate(self._classes)}
-        return {
-            part: (images, [0] * len(images) if labels is None else [numbers[value] for value in labels.tolist()])
-            for part, (images, labels) in self._found.items()
-        }
+        _, labels = self._classes
+        return {part: (images, labels.get(part, [0] * len(images))) for part, (images, _) in self._found.items()}
 
 
 def _part_of(name: str) -> str:

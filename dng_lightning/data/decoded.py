@@ -24,14 +24,14 @@ class Found:
         items: the images of all parts.
         parts: the part that each is in: train, val or test.
         class_names: in the order of the labels.
-        labels: of each image; all 0 where there are no classes.
+        labels: of each image, int64 (N,); all 0 where there are no classes.
         captions: of each image; None for none.
     """
 
     items: Items
     parts: list[str]
     class_names: tuple[str, ...]
-    labels: list[int]
+    labels: Tensor
     captions: list[str] | None = None
 
 
@@ -95,8 +95,8 @@ class DecodedImages(ImageDataModule):
     @property
     def training_images(self) -> int:
         """See ``ImageDataModule``; counted before any is decoded or held out."""
-        kept, found = set(self._kept_labels), self._found
-        return sum(part == "train" and label in kept for part, label in zip(found.parts, found.labels, strict=True))
+        kept = torch.isin(self._found.labels, torch.tensor(self._kept_labels))
+        return int((kept.numpy() & (np.array(self._found.parts) == "train")).sum())
 
     def prepare_data(self) -> None:
         """Decode all images, so that each process finds them decoded.
@@ -125,30 +125,9 @@ class DecodedImages(ImageDataModule):
 
     def _read(self) -> dict[str, Any]:
         store, unreadable = self._decoded
-        found, labels = self._found, torch.tensor(self._found.labels)
-        everything = ImageTensors(store, labels, margin=self.crop, captions=found.captions)
-        parts, is_readable = np.array(found.parts), np.ones(len(labels), bool)
+        found = self._found
+        everything = ImageTensors(store, found.labels, margin=self.crop, captions=found.captions)
+        parts, is_readable = np.array(found.parts), np.ones(len(found.parts), bool)
         is_readable[list(unreadable)] = False
         names = dict.fromkeys(found.parts)
         return {name: everything.subset(torch.from_numpy((parts == name) & is_readable)) for name in names}
-
-
-def numbered(labels: list[str], parts: list[str], where: str) -> tuple[tuple[str, ...], list[int]]:
-    """Number class names in their alphabetical order.
-
-    Args:
-        labels: the class of each image.
-        parts: the part that each is in.
-        where: what they are called in messages.
-
-    Returns:
-        the class names, and the label of each image.
-
-    Raises:
-        SettingError: a class has no training image.
-    """
-    names = sorted({label for label, part in zip(labels, parts, strict=True) if part == "train"})
-    if unknown := sorted({*labels} - {*names}):
-        raise SettingError(f"{where} has no training image of {', '.join(unknown[:20])}")
-    numbers = {name: number for number, name in enumerate(names)}
-    return tuple(names), [numbers[label] for label in labels]

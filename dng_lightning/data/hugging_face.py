@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
+from torch import Tensor
 
 from dng_lightning.data.decoded import DecodedImages, Found
 from dng_lightning.data.store import Items
-from dng_lightning.data.tensors import as_labels, named_classes
+from dng_lightning.data.tensors import as_labels, numbered
 from dng_lightning.errors import SettingError, reason, require
 
 SPLITS = {"train": "train", "validation": "val", "valid": "val", "val": "val", "test": "test"}  # by their names there
@@ -125,13 +127,11 @@ class HuggingFaceDataset(DecodedImages):
             raise SettingError(f"{self.title}: which column is the {setting}? Set data.{setting}: {candidates}")
         return candidates[0] if candidates else None
 
-    def _classes(self, rows: Any, label: str | None) -> tuple[tuple[str, ...], list[int]]:
+    def _classes(self, rows: Any, label: str | None) -> tuple[tuple[str, ...], Tensor]:
         if label is None:
-            return (), [0] * len(rows)
+            return (), torch.zeros(len(rows), dtype=torch.int64)
         labels = as_labels(np.array(rows[label]), len(rows), self.title)
-        classes = named_classes(labels, getattr(rows.features[label], "names", None), self.title)
-        numbers = {value: number for number, value in enumerate(classes)}
-        return tuple(classes.values()), [numbers[value] for value in labels.tolist()]
+        return numbered(labels, getattr(rows.features[label], "names", None), self.title)
 
 
 def _opened(rows: Any, column: str, place: int) -> Image.Image:

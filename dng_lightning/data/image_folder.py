@@ -8,13 +8,16 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from lightning.pytorch.utilities import rank_zero_info
 from PIL import Image
 
 from dng_lightning.data.decode import image_files
-from dng_lightning.data.decoded import DecodedImages, Found, numbered
+from dng_lightning.data.decoded import DecodedImages, Found
 from dng_lightning.data.store import Items
 from dng_lightning.data.table import check_columns, file_column, find_table, label_columns, read_table
+from dng_lightning.data.tensors import numbered
 from dng_lightning.errors import SettingError
 
 PARTS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}  # by folder
@@ -73,7 +76,12 @@ class ImageFolder(DecodedImages):
             raise SettingError(f"there are no image files in {self.folder.absolute()}")
         if labels and len(labels) != len(paths):
             raise SettingError(f"{self.root}: some of train, val and test have classes, and some have none")
-        names, numbers = numbered(labels, parts, self.title) if labels else ((), [0] * len(paths))
+        trained = {label for label, part in zip(labels, parts, strict=False) if part == "train"}
+        if unknown := sorted({*labels} - trained):
+            raise SettingError(f"{self.title} has no training image of {', '.join(unknown[:20])}")
+        names, numbers = (
+            numbered(np.array(labels), None, self.title) if labels else ((), torch.zeros(len(paths)).long())
+        )
         told = [str(path).removeprefix(f"{self.folder}{os.sep}") for path in paths]
         stamps = [(name, path.stat().st_size, path.stat().st_mtime_ns) for name, path in zip(told, paths, strict=True)]
         items = Items(partial(_opened, paths), told, repr(stamps))

@@ -149,26 +149,28 @@ def in_classes(labels: np.ndarray[Any, Any], classes: int, where: str) -> Tensor
     return torch.from_numpy(labels)
 
 
-def named_classes(labels: np.ndarray[Any, Any], names: Sequence[str] | None, where: str) -> dict[Any, str]:
-    """The class that each label stands for: its own name, or in ascending order those given.
+def numbered(labels: np.ndarray[Any, Any], names: Sequence[str] | None, where: str) -> tuple[tuple[str, ...], Tensor]:
+    """Number the classes that labels of any values stand for.
 
     Args:
         labels: (N,) of ``as_labels``, of all parts.
         names: of the classes, in the order of their labels; None where a label is its own name.
         where: what they are called in messages.
 
+    Returns:
+        the class names, and int64 (N,).
+
     Raises:
-        SettingError: there are more labels than names.
+        SettingError: there are other labels than names, or a name stands for two.
     """
-    distinct = np.unique(labels).tolist()
+    distinct, numbers = np.unique(labels, return_inverse=True)
     if names is None:
-        return {value: str(value) for value in distinct}
+        return tuple(map(str, distinct)), torch.from_numpy(numbers)
     if len(set(names)) < len(names):
         raise SettingError(f"data.names has a class twice: {', '.join(names)}")
-    if len(names) < len(distinct):
-        raise SettingError(f"{where} has {len(distinct)} labels, {len(names)} class names: name every class")
-    if set(distinct) <= set(range(len(names))):
-        return dict(enumerate(names))
-    if len(names) > len(distinct):
-        raise SettingError(f"{where} has labels {distinct[0]} to {distinct[-1]}: which of the {len(names)} classes?")
-    return dict(zip(distinct, names, strict=True))
+    if set(distinct.tolist()) <= set(range(len(names))):  # some may have no image
+        return tuple(names), torch.from_numpy(labels)
+    if len(names) != len(distinct):
+        shown = f"{len(distinct)} labels, from {distinct[0]} to {distinct[-1]}"
+        raise SettingError(f"{where} has {shown}, and {len(names)} class names: give one for each")
+    return tuple(names), torch.from_numpy(numbers)

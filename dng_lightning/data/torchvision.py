@@ -18,7 +18,7 @@ from torchvision import datasets
 
 from dng_lightning.data.decoded import DecodedImages, Found
 from dng_lightning.data.store import Items
-from dng_lightning.data.tensors import as_labels, named_classes, three_sides
+from dng_lightning.data.tensors import as_labels, numbered, three_sides
 from dng_lightning.errors import SettingError, reason
 
 LABELS = ("targets", "labels", "_labels", "_targets", "y")  # what classes of torchvision's call them
@@ -89,13 +89,11 @@ class TorchvisionDataset(DecodedImages):
         labels = {part: as_labels(_labels(data), len(data), self.title) for part, data in self._datasets.items()}
         names = getattr(self._datasets["train"], "classes", None)
         names = names and [name if isinstance(name, str) else ", ".join(name) for name in names]
-        classes = named_classes(np.concatenate(list(labels.values())), names, self.title)
-        numbers = {value: number for number, value in enumerate(classes)}
+        classes, numbers = numbered(np.concatenate(list(labels.values())), names, self.title)
         places = [(part, place) for part, values in labels.items() for place in range(len(values))]
         told = [f"{part} {place}" for part, place in places]
         items = Items(partial(_item, self._datasets, places), told, f"{self.title} {self.given} {len(told)}")
-        found = [numbers[value] for values in labels.values() for value in values.tolist()]
-        return Found(items, [part for part, _ in places], tuple(classes.values()), found)
+        return Found(items, [part for part, _ in places], classes, numbers)
 
     def _made(self, told: dict[str, Any]) -> Any:
         settings = self.told | told
@@ -118,8 +116,8 @@ class TorchvisionDataset(DecodedImages):
     def _read(self) -> dict[str, Any]:
         if not self._arrays:
             return super()._read()
-        labels, parts = np.array(self._found.labels), np.array(self._found.parts)
-        return {part: (images, labels[parts == part]) for part, images in self._arrays.items()}
+        parts = np.array(self._found.parts)
+        return {part: (images, self._found.labels[parts == part]) for part, images in self._arrays.items()}
 
 
 def _class(path: str) -> Any:

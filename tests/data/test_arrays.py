@@ -219,9 +219,9 @@ def test_no_labels(tmp_path: Path):
         (LABELS[:-1], {}, "labels 59 for 60 images"),
         (np.ones((60, 3)), {}, "not one-hot"),
         (LABELS + 0.5, {}, "neither whole numbers nor names"),
-        (LABELS, {"names": ["a", "b"]}, "3 labels, 2 class names"),
+        (LABELS, {"names": ["a", "b"]}, "3 labels, from 0 to 2, and 2 class names"),
         (LABELS, {"names": ["a", "b", "b"]}, "has a class twice"),
-        (LABELS + 2, {"names": ["a", "b", "c", "d"]}, "which of the 4 classes"),
+        (LABELS + 2, {"names": ["a", "b", "c", "d"]}, "3 labels, from 2 to 4, and 4 class names"),
     ],
 )
 def test_labels_that_cannot_be(labels: np.ndarray, settings: dict[str, Any], said: str, tmp_path: Path):
