@@ -170,8 +170,8 @@ class ImageDataModule(LightningDataModule):
         parts["train"].keep_margin = True
         if self.usual_validation is None:  # a set of one's own, of which nobody knows what was found
             counts = ", ".join(f"{len(parts[name]):,} {name}" for name in ("train", "val", "test"))
-            kinds = f"{len(self._kept_labels)} classes" if self.class_names else "no classes"
-            rank_zero_info(f"{self.title}: {counts} images of {'x'.join(map(str, self.image_shape))}, {kinds}")
+            size, classes = "x".join(map(str, self.image_shape)), len(self.seen_classes)
+            rank_zero_info(f"{self.title}: {counts} images of {size}; classes: {classes or 'none'}")
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled; the incomplete last batch is dropped unless it is the only one.

@@ -84,7 +84,8 @@ class DecodedImages(ImageDataModule):
         shape = self._shape(self.channels or channels, *max(sizes))
         if {tuple(shape[1:])} != sizes:
             how = {"crop": "resized and cropped in the middle", "pad": "padded with black"}[self.fit]
-            rank_zero_info(f"{self.title}: images of {low} to {high} are {how}: {'x'.join(map(str, shape[1:]))}")
+            given = f"{low} to {high}" if low != high else low
+            rank_zero_info(f"{self.title}: images of {given} are {how}: {'x'.join(map(str, shape[1:]))}")
         return shape
 
     @property

@@ -23,6 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dng_lightning.data.decode import decode, is_grey, upright_size
+from dng_lightning.data.pixels import from_pillow
 from dng_lightning.data.resize import Fit, Size, fitted
 from dng_lightning.errors import SettingError, reason
 
@@ -133,8 +134,7 @@ def _fill(array: np.ndarray[Any, Any], items: Items, fit: Fit) -> Unreadable:
     def fill(place: int) -> None:
         try:
             with items.open(place) as image:
-                pixels = np.asarray(fitted(decode(image, channels), (size[0], size[1]), fit))
-            array[place] = pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
+                array[place] = from_pillow(fitted(decode(image, channels), (size[0], size[1]), fit)).numpy()
         except Exception as error:  # a damaged file can fail in any way
             unreadable[place] = reason(error)
 

@@ -9,11 +9,10 @@ import torch
 import yaml
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
-from torchvision.transforms.functional import pil_to_tensor
 
 from dng_lightning import shipped
 from dng_lightning.data.decode import decode, image_files
-from dng_lightning.data.pixels import to_float
+from dng_lightning.data.pixels import from_pillow, to_float
 from dng_lightning.errors import SettingError, reason
 from dng_lightning.guidance import Guidance
 from dng_lightning.guidance.reference_guidance import ReferenceGuidance
@@ -107,4 +106,4 @@ def _pictures(folder: Path) -> Tensor:
     if len({picture.size for picture in pictures}) != 1:
         raise SettingError(f"references {folder}: a folder must hold image files, all of one shape")
     mode = "L" if all(picture.mode == "L" for picture in pictures) else "RGB"
-    return torch.stack([pil_to_tensor(picture.convert(mode)) for picture in pictures])
+    return torch.stack([from_pillow(picture.convert(mode)) for picture in pictures])
