@@ -1,5 +1,6 @@
 """Images in array files: NumPy's .npy and .npz, and .pt of tensors."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -78,6 +79,8 @@ class Arrays(ImageDataModule):
         for part in PARTS:
             its = {name: array for name, array in arrays.items() if _part_of(name) == part}
             images, labels = ([array for array in its.values() if array.ndim in dims] for dims in ((3, 4), (1, 2)))
+            if images and len(labels) > 1:  # names of the classes, perhaps
+                labels = [array for array in labels if len(array) == len(images[0])]
             if len(images) > 1 or len(labels) > 1:
                 held = ", ".join(f"{name} {'x'.join(map(str, array.shape))}" for name, array in its.items())
                 raise SettingError(f"{self.title} has several arrays that could be {part} images or labels: {held}")
@@ -105,7 +108,8 @@ class Arrays(ImageDataModule):
 
 
 def _part_of(name: str) -> str:
-    return next((part for part in ("test", "val") if part in name.lower()), "train")
+    found = re.search(r"(?<![a-z])(val|valid|validation|test)(?![a-z])", name.lower())  # as a word: not in "values"
+    return ("test" if found[1] == "test" else "val") if found else "train"
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -117,7 +121,7 @@ def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise SettingError(f"there is no file {path.absolute()}: name yours with --data.root")
     try:
-        if path.suffix == ".pt":
+        if path.suffix in (".pt", ".pth"):
             content = torch.load(path, map_location="cpu", weights_only=True)
         elif path.suffix == ".npy":
             content = np.load(path, mmap_mode="c")

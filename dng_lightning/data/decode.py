@@ -1,5 +1,6 @@
 """The one reader of image files: any bit depth, palette, alpha, colour space and rotation to 8-bit grey or colour."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -13,14 +14,15 @@ GREY = ("1", "L", "LA", "La", *SIXTEEN_BITS, "I")
 
 
 def image_files(folder: Path) -> Iterator[Path]:
-    """The image files in a folder and those below, by suffix, in the order of their names.
+    """The image files in a folder and those below, by suffix and in an order of their names; links are followed.
 
     Hidden files and folders are left out, and with them ``.DS_Store`` and AppleDouble's ``._x``.
     """
-    for path in sorted(folder.rglob("*")):
-        is_hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if path.suffix.lower() in SUFFIXES and not is_hidden and path.is_file():
-            yield path
+    for place, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = sorted(name for name in folders if name[0] != ".")  # in place: where the walk goes on
+        for name in sorted(files):
+            if name[0] != "." and Path(name).suffix.lower() in SUFFIXES:
+                yield Path(place, name)
 
 
 def decode(source: Path | IO[bytes] | Image.Image, channels: int | None = None) -> Image.Image:

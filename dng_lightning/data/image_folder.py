@@ -65,11 +65,7 @@ class ImageFolder(DecodedImages):
             raise SettingError(
                 f"there is no folder {self.folder.absolute()}: name that of your images with --data.root"
             )
-        folders = {path.name.lower(): path for path in subfolders(self.folder)}
-        # a class may be called "test", so that these are parts only where all are
-        has_parts = "train" in folders and {*folders} <= {*PARTS} and not find_table(self.folder, self.table)
-        listings = {PARTS[name]: self._listing(path) for name, path in folders.items()} if has_parts else {}
-        listings = listings or {"train": self._listing(self.folder)}
+        listings = {part: self._listing(path) for part, path in self._parts_of().items()}
         paths, labels, captions = (list(chain(*lists)) for lists in zip(*listings.values(), strict=True))
         parts = [name for name, listing in listings.items() for _ in listing[0]]
         if not paths:
@@ -83,9 +79,19 @@ class ImageFolder(DecodedImages):
             numbered(np.array(labels), None, self.title) if labels else ((), torch.zeros(len(paths)).long())
         )
         told = [str(path).removeprefix(f"{self.folder}{os.sep}") for path in paths]
-        stamps = [(name, path.stat().st_size, path.stat().st_mtime_ns) for name, path in zip(told, paths, strict=True)]
-        items = Items(partial(_opened, paths), told, repr(stamps))
+        items = Items(partial(_opened, paths), told, repr([*zip(told, map(_version, paths), strict=True)]))
         return Found(items, parts, names, numbers, captions or None)
+
+    def _parts_of(self) -> dict[str, Path]:
+        """The folder of each part; the root, if its subfolders are no parts."""
+        folders = subfolders(self.folder)
+        parts = [PARTS.get(path.name.lower(), "") for path in folders]
+        has_table = (self.folder / self.table).is_file() if self.table else find_table(self.folder, None)
+        if "train" not in parts or "" in parts or has_table:  # a class may be called "test"
+            return {"train": self.folder}
+        if len(set(parts)) < len(parts):
+            raise SettingError(f"{self.root} has two folders of one part: {', '.join(path.name for path in folders)}")
+        return dict(zip(parts, folders, strict=True))
 
     def _listing(self, folder: Path) -> Listing:
         table = find_table(folder, self.table)
@@ -122,6 +128,12 @@ def subfolders(folder: Path) -> list[Path]:
 
 def _opened(paths: Sequence[Path], place: int) -> Image.Image:
     return Image.open(paths[place])
+
+
+def _version(path: Path) -> tuple[int, int]:
+    """What changes with a file; of a link that leads nowhere nothing."""
+    stat = path.stat() if path.exists() else None
+    return (stat.st_size, stat.st_mtime_ns) if stat else (0, 0)
 
 
 def _check_files(paths: Sequence[Path], table: Path) -> None:

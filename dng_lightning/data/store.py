@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ from dng_lightning.data.decode import decode, is_grey, upright_size
 from dng_lightning.data.pixels import from_pillow
 from dng_lightning.data.resize import Fit, Size, fitted
 from dng_lightning.errors import SettingError, reason
+from dng_lightning.files import write_whole
 
 MEMORY_SHARE = 0.25  # of the machine's memory, above which decoded images are kept in a file
 LISTED = 50  # unreadable files that an error names
@@ -96,12 +98,12 @@ def stored(
         if not path.exists():
             rank_zero_info(f"{len(items.names):,} images take {size / 2**30:.3g} GiB: kept in {path}")
             folder.mkdir(parents=True, exist_ok=True)
-            part = folder / f"{key}.{os.getpid()}.part"
+            part = folder / f"{key}.{uuid4().hex[:8]}.part"  # several nodes may come here at once
             try:
                 array = open_memmap(part, "w+", np.uint8, whole)
                 unreadable = _fill(array, items, fit)
                 array.flush()
-                notes.write_text(json.dumps(unreadable))
+                write_whole(notes, json.dumps(unreadable).encode())
                 part.replace(path)
             finally:
                 part.unlink(missing_ok=True)

@@ -92,6 +92,12 @@ def test_parts_by_name(names: tuple[str, ...], tmp_path: Path):
     assert [len(ready(with_val).part(part)) for part in ("train", "val", "test")] == [40, 7, 20]
 
 
+def test_names_of_arrays_are_read_by_words(tmp_path: Path):
+    """There is a "val" in "values", and a "test" in "latest"."""
+    data = ready(Arrays(saved(tmp_path, latest=PIXELS, values=LABELS, classes=np.array(["a", "b", "c"]))))
+    assert_same(data)
+
+
 def test_tensors_in_a_dictionary(tmp_path: Path):
     torch.save({"a": torch.from_numpy(PIXELS), "b": torch.from_numpy(LABELS)}, tmp_path / "both.pt")
     torch.save((torch.from_numpy(PIXELS), torch.from_numpy(LABELS)), tmp_path / "pair.pt")

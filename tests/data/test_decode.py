@@ -112,4 +112,4 @@ def test_image_files_are_found_by_suffix_without_hidden_ones(tmp_path: Path):
         (tmp_path / name).write_bytes(b"")
     (tmp_path / "folder.png").mkdir()
     found = [path.relative_to(tmp_path).as_posix() for path in image_files(tmp_path)]
-    assert found == ["a b/ü.jpeg", "b.PNG", "d.webp"]
+    assert found == ["b.PNG", "d.webp", "a b/ü.jpeg"]

@@ -98,6 +98,22 @@ def test_parts_that_are_missing_are_held_out(tmp_path: Path):
     assert data.part("val").labels.bincount().tolist() == [10, 10]
 
 
+def test_two_folders_of_one_part(tmp_path: Path):
+    for part in ("train", "val", "valid"):
+        write(tmp_path / part / "0.png", 0)
+    assert "has two folders of one part: train, val, valid" in complaint(tmp_path)
+
+
+def test_links_are_followed(classes: Path, tmp_path: Path):
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "kitten").symlink_to(classes / "cat")
+    write(tmp_path / "linked" / "pup" / "0.png", 0)
+    data = ready(tmp_path / "linked", validation=0, test=0)
+    assert data.part("train").labels.bincount().tolist() == [20, 1]
+    (tmp_path / "linked" / "pup" / "1.png").symlink_to(tmp_path / "nowhere.png")
+    assert "1 of 22 images cannot be read: pup/1.png" in complaint(tmp_path / "linked")
+
+
 def test_a_class_may_be_called_test(tmp_path: Path):
     for name in ("test", "train", "plane"):
         write(tmp_path / name / "0.png", 0)
@@ -146,6 +162,17 @@ def test_a_table_gives_labels(name: str, tabled: tuple[Path, list[dict[str, Any]
     several = ready(folder, label=["colour", "shape"], only="red bar")
     assert several.class_names[:3] == ("blue bar", "blue cross", "blue ring")
     assert {level % 6 for level in levels(several, "train")} == {4}
+
+
+def test_parts_with_a_table_each(tmp_path: Path):
+    for part, count in (("train", 8), ("test", 4)):
+        for level in range(count):
+            write(tmp_path / part / f"{level}.png", level)
+        table(tmp_path / part, [{"file": f"{level}.png", "kind": level % 2} for level in range(count)], "kinds.csv")
+    for given in (None, "kinds.csv"):
+        data = ready(tmp_path, table=given, validation=2)
+        assert [len(data.part(part)) for part in ("train", "val", "test")] == [6, 2, 4]
+        assert data.class_names == ("0", "1")
 
 
 def test_the_column_called_label_is_the_label(tabled: tuple[Path, list[dict[str, Any]]]):
