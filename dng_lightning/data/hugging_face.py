@@ -15,7 +15,7 @@ from torch import Tensor
 from dng_lightning.data.decoded import DecodedImages, Found
 from dng_lightning.data.store import Items
 from dng_lightning.data.tensors import as_labels, numbered
-from dng_lightning.errors import SettingError, reason, require
+from dng_lightning.errors import SettingError, check_at_least, reason, require
 
 SPLITS = {"train": "train", "validation": "val", "valid": "val", "val": "val", "test": "test"}  # by their names there
 
@@ -51,6 +51,7 @@ class HuggingFaceDataset(DecodedImages):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_at_least(1, **{"data.first": self.first})
         self.columns = {"image": self.image, "label": self.label, "caption": self.caption}
         self.library = require("datasets", type(self).__name__, "datasets")
 

@@ -98,12 +98,13 @@ class TorchvisionDataset(DecodedImages):
     def _made(self, told: dict[str, Any]) -> Any:
         settings = self.told | told
         try:
-            with contextlib.suppress(RuntimeError, FileNotFoundError):  # how they say that files are missing
+            try:
                 return self.kind(self.root, **settings)
-            can_download = "download" in _parameters(self.kind)
-            if not (self.download and can_download):
-                why = "data.download is false" if can_download else "torchvision cannot download it"
-                raise SettingError(f"no {self.title} in {self.folder.absolute()} ({why})")
+            except (RuntimeError, FileNotFoundError) as error:  # how they say that files are missing
+                can_download = "download" in _parameters(self.kind)
+                if not (self.download and can_download):
+                    why = "data.download is false" if can_download else reason(error)
+                    raise SettingError(f"no {self.title} in {self.folder.absolute()} ({why})") from error
             self.folder.mkdir(parents=True, exist_ok=True)
             # several processes come here at once
             with FileLock(self.folder / f".{self.kind.__name__}.lock"), contextlib.redirect_stdout(io.StringIO()):

@@ -103,6 +103,15 @@ def test_a_class_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert data.part("train").images.unique().tolist() == [9]
 
 
+def test_what_a_class_of_ones_own_complains_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "failing.py").write_text(
+        "class Failing:\n    def __init__(self, root): raise RuntimeError('no plates in here')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(SettingError, match=r"no Failing in .* \(no plates in here\)"):
+        ready("failing.Failing", tmp_path)
+
+
 @pytest.mark.parametrize(
     ("dataset", "settings", "said"),
     [
