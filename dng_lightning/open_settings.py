@@ -39,6 +39,8 @@ def close(settings: Namespace, data: ImageDataModule) -> str:
     is_classifier = net.class_path.endswith("Classifier")
     count = data.training_images
     channels, *sides = data.image_shape
+    if is_classifier and len(data.class_names) < 2:
+        raise SettingError(f"{data.title} has {len(data.class_names) or 'no'} classes: a classifier needs two")
     chosen: dict[str, Any] = {"image_channels": channels, "num_classes": len(data.class_names)}
     chosen = {name: value for name, value in chosen.items() if net.init_args[name] is None}
     if net.init_args.channels is None:
@@ -48,9 +50,11 @@ def close(settings: Namespace, data: ImageDataModule) -> str:
     steps: dict[str, Any] = {}
     if trainer.max_steps == -1 and trainer.max_epochs is None:
         steps["max_steps"] = trainer.max_steps = steps_of(sides, count, is_classifier)
-    told = {f"model.net.{name}": value for name, value in chosen.items()} | {
-        f"trainer.{k}": v for k, v in steps.items()
-    }
+        epochs = trainer.max_steps * data.batch_size / max(count, 1)
+        if trainer.check_val_every_n_epoch == 1 and not is_classifier:  # about ten validations, each with pictures
+            steps["check_val_every_n_epoch"] = trainer.check_val_every_n_epoch = max(1, round(epochs / 10))
+    told = {f"model.net.{name}": value for name, value in chosen.items()}
+    told |= {f"trainer.{name}": value for name, value in steps.items()}
     size = "x".join(map(str, data.image_shape))
     listed = ", ".join(f"{name} {value}" for name, value in told.items())
     return f"For {count:,} images of {size} in {len(data.class_names)} classes: {listed}"

@@ -1,6 +1,5 @@
 """What is chosen where a configuration leaves the network and the length of a training open."""
 
-import math
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -95,15 +94,25 @@ def test_the_length_is_chosen_where_none_is_given():
 
         net = Settings(class_path="UNet", init_args=Settings(image_channels=None, num_classes=None, channels=[8]))
         model = Settings(init_args=Settings(net=net))
-        settings = Settings(model=model, trainer=Settings({"max_steps": -1, "max_epochs": None} | trainer))
-        data = SimpleNamespace(training_images=4000, image_shape=(1, 32, 32), class_names=("a", "b"))
+        settings = Settings(
+            model=model, trainer=Settings({"max_steps": -1, "max_epochs": None, "check_val_every_n_epoch": 1} | trainer)
+        )
+        data = SimpleNamespace(training_images=4000, batch_size=80, image_shape=(1, 32, 32), class_names=("a", "b"))
         said = open_settings.close(settings, data)  # type: ignore[arg-type]
-        return settings.trainer.max_steps, "trainer.max_steps" in said
+        assert ("trainer.max_steps" in said) == (settings.trainer.max_steps not in {*trainer.values(), -1})
+        return settings.trainer.max_steps, settings.trainer.check_val_every_n_epoch
 
-    assert closed() == (2000, True)
-    assert closed(max_epochs=3) == (-1, False)
-    assert closed(max_steps=7) == (7, False)
-    assert math.isclose(2000, 1000 * math.sqrt(4))
+    assert closed() == (2000, 4)  # forty epochs
+    assert closed(check_val_every_n_epoch=3) == (2000, 3)
+    assert closed(max_epochs=3) == (-1, 1)
+    assert closed(max_steps=7) == (7, 1)
+
+
+def test_a_classifier_needs_classes(photos: Path, capsys: pytest.CaptureFixture[str]):
+    config = "--config=image_folder_classifier.yaml"
+    with pytest.raises(SystemExit):
+        main(["fit", config, f"--data.root={photos / 'cat'}", "--trainer.accelerator=cpu"])
+    assert "has no classes: a classifier needs two" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
