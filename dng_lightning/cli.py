@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 import torch
 import yaml
 from jsonargparse import ArgumentParser, Namespace, _typehints
+from lightning.pytorch import LightningDataModule
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info
 
@@ -113,8 +114,10 @@ class DNGCLI(LightningCLI):
             return None
         only_data = Namespace(data=settings.data)  # type: ignore[no-untyped-call]
         parser = ArgumentParser(exit_on_error=False)
-        parser.add_subclass_arguments(data.base.ImageDataModule, "data")
-        found: data.base.ImageDataModule = parser.instantiate_classes(only_data).data
+        parser.add_subclass_arguments(LightningDataModule, "data")
+        found = parser.instantiate_classes(only_data).data
+        if not isinstance(found, data.base.ImageDataModule):
+            raise SettingError("model.net has null, to be chosen for the images: set data to a data set of images")
         rank_zero_info(open_settings.close(settings, found))
         return found
 

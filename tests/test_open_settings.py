@@ -119,6 +119,7 @@ def test_a_classifier_needs_classes(photos: Path, capsys: pytest.CaptureFixture[
     ("settings", "said"),
     [
         (["--data.root=nowhere"], "there is no folder"),
+        (["--data=Seeds"], "set data to a data set of images"),
         (["--data.image_size=30"], "set data.image_size to [32, 32]"),
         (["--data.only=zebra"], "there is no class 'zebra'"),
         (["--data.validation=70"], "data.validation is 70"),
