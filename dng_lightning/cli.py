@@ -9,14 +9,15 @@ from typing import Any, NoReturn
 
 import torch
 import yaml
-from jsonargparse import Namespace, _typehints
+from jsonargparse import ArgumentParser, Namespace, _typehints
 from jsonargparse._util import NestedArg, parse_value_or_config
-from lightning import LightningModule, Trainer
+from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_info
 
-from dng_lightning import callbacks, data, guidance, modules, networks, posterior, resources, schedule
+from dng_lightning import callbacks, data, guidance, modules, networks, open_settings, posterior, resources, schedule
 from dng_lightning.errors import SettingError
 from dng_lightning.files import file_name, write_whole
 from dng_lightning.modules.base_module import TrainedModule, reading
@@ -133,6 +134,8 @@ class DNGCLI(LightningCLI):
         self._check_ckpt_path()
         if self.subcommand in ("validate", "test") and not self._draws():
             self.save_config_callback = None  # the folder's config.yaml says how the model was trained
+        self.data_of_open_settings = self._close_settings()
+        self.config = self.parser.parse_object(self.config)
 
     def instantiate_trainer(self, **settings: Any) -> Trainer:
         """Settle the folder that everything is written to, and log to TensorBoard there unless told otherwise."""
@@ -151,6 +154,8 @@ class DNGCLI(LightningCLI):
 
     def after_instantiate_classes(self) -> None:
         """Refuse what cannot be, before anything is written."""
+        if self.data_of_open_settings is not None:
+            self.datamodule = self.data_of_open_settings  # it has looked at the images already
         if self.config[self.subcommand].trainer.fast_dev_run:
             return
         folder = Path(self.trainer.default_root_dir)
@@ -172,6 +177,20 @@ class DNGCLI(LightningCLI):
 
     def _keepers(self, trainer: Trainer) -> list[ModelCheckpoint]:
         return [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
+
+    def _close_settings(self) -> data.base.ImageDataModule | None:
+        """Choose what the configuration leaves open, and print it; the data that it was chosen for, if any was."""
+        settings = self.config[self.subcommand]
+        if not open_settings.is_open(settings):
+            return None
+        only_data = Namespace(data=settings.data)  # type: ignore[no-untyped-call]
+        parser = ArgumentParser(exit_on_error=False)
+        parser.add_subclass_arguments(LightningDataModule, "data")
+        found = parser.instantiate_classes(only_data).data
+        if not isinstance(found, data.base.ImageDataModule):
+            raise SettingError("model.net has null, to be chosen for the images: set data to a data set of images")
+        rank_zero_info(open_settings.close(settings, found))
+        return found
 
     def _check_ckpt_path(self) -> None:
         """Refuse a checkpoint to go on from that cannot be one, before anything is written."""

@@ -22,6 +22,7 @@ from tiny_vision_language import tiny_vision_language
 from dng_lightning import resources
 from dng_lightning.__main__ import main
 from dng_lightning.data import CIFAR10, MNIST
+from dng_lightning.data.pixels import to_png
 from dng_lightning.evaluation.features import ClassifierFeatures
 from dng_lightning.evaluation.reference_statistics import ReferenceStatistics
 from dng_lightning.modules import ClassifierModule
@@ -53,7 +54,10 @@ def digits() -> Path:
 
 @pytest.fixture(scope="session")
 def fake_mnist(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data root, named `data`, with 200 training and 200 test images of noise as MNIST, FashionMNIST and CIFAR-10."""
+    """A data root, named `data`, with 200 training and 200 test images of noise as MNIST, FashionMNIST and CIFAR-10.
+
+    Beside it is a folder `photos` of 60 images in three classes.
+    """
     root = tmp_path_factory.mktemp("fake_mnist") / "data"
     draws = torch.Generator().manual_seed(0)  # the same noise whichever tests ran before
     for name, part, count in itertools.product(("MNIST", "FashionMNIST"), ("train", "t10k"), [200]):
@@ -69,6 +73,10 @@ def fake_mnist(tmp_path_factory: pytest.TempPathFactory) -> Path:
         records = torch.randint(256, (40, 1 + 3072), generator=draws, dtype=torch.uint8)
         records[:, 0] = torch.arange(40) % 10
         (root / "cifar-10-batches-bin" / f"{name}.bin").write_bytes(records.numpy().tobytes())
+    for number in range(60):
+        file = root.parent / "photos" / ("cat", "dog", "horse")[number % 3] / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(to_png(torch.randint(256, (3, 16, 16), generator=draws, dtype=torch.uint8)))
     return root
 
 

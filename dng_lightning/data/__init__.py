@@ -1,6 +1,20 @@
-"""Lightning data modules over images held in memory, and the project's one uint8 <-> float conversion."""
+"""Lightning data modules of images, and the project's one uint8 <-> float conversion."""
 
+from dng_lightning.data.arrays import Arrays
+from dng_lightning.data.hugging_face import HuggingFaceDataset
+from dng_lightning.data.image_folder import ImageFolder
 from dng_lightning.data.images import CIFAR10, MNIST, Digits, FashionMNIST
 from dng_lightning.data.seeds import Seeds
+from dng_lightning.data.torchvision import TorchvisionDataset
 
-__all__ = ["CIFAR10", "MNIST", "Digits", "FashionMNIST", "Seeds"]
+__all__ = [
+    "CIFAR10",
+    "MNIST",
+    "Arrays",
+    "Digits",
+    "FashionMNIST",
+    "HuggingFaceDataset",
+    "ImageFolder",
+    "Seeds",
+    "TorchvisionDataset",
+]

@@ -6,67 +6,37 @@ the data set's own class indices, whatever was filtered out.
 
 import contextlib
 import io
-import os
 import random
-from collections.abc import Callable, Collection, Iterator
-from itertools import islice
+from collections.abc import Collection
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
-from torch.utils.data import DataLoader, DistributedSampler, RandomSampler, Sampler, TensorDataset
+from torch.utils.data import DataLoader
 
 from dng_lightning.class_labels import label_of
+from dng_lightning.data.loading import ImageTensors, TrainingLoader, already_collated, training_order
 from dng_lightning.data.pixels import to_float
+from dng_lightning.data.resize import Fit, Size, all_fitted, random_windows, sides
+from dng_lightning.data.selection import SPLIT_SEED, Classes, default_share, held_out, kept
+from dng_lightning.data.tensors import Range, as_images, as_labels, found_range, in_classes
 from dng_lightning.errors import SettingError, check_at_least
 
 Arrays = tuple[Tensor, Tensor]  # images uint8 (N, C, H, W), labels int64 (N,)
-
-SPLIT_SEED = 0
-
-Classes = list[str | int] | str | int | None
+Parts = tuple[Any, Any] | dict[str, Any]
 
 
-class ImageTensors(TensorDataset):
-    """Images and labels in memory; the loader asks for a whole batch of indices at once.
-
-    Args:
-        images: uint8 (N, C, H, W).
-        labels: int64 (N,).
-    """
-
-    def __init__(self, images: Tensor, labels: Tensor) -> None:
-        super().__init__(images, labels)
-        self.images, self.labels = images, labels
-
-    def __getitems__(self, indices: list[int]) -> tuple[Tensor, ...]:
-        """One batch, already collated: an indexing call per batch instead of one per image."""
-        chosen = torch.as_tensor(indices)
-        return self.images[chosen], self.labels[chosen]
-
-
-class TrainingLoader(DataLoader[Any]):
-    """Continues a resumed epoch where its checkpoint was saved; the order is the sampler's, which knows the epoch."""
-
-    data: "ImageDataModule"
-
-    def __iter__(self) -> Iterator[Arrays]:  # type: ignore[override]
-        # a generator: the trainer asks for it before it has settled where it is, and for the first batch thereafter
-        progress = self.data.trainer.fit_loop.epoch_loop.batch_progress if self.data.trainer else None
-        yield from islice(super().__iter__(), progress.current.ready if progress else 0, None)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing, but tells the trainer that this loader can resume."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to restore: the trainer's own progress says it all."""
-
-
+@dataclass(eq=False, repr=False)
 class ImageDataModule(LightningDataModule):
-    """Common to all image data sets: class filters, the fixed validation split, loaders, conversion to float.
+    """Common to all image data sets: class filters, the fixed splits, sizes, loaders, conversion to float.
+
+    A data set names its ``class_names`` and ``image_shape`` as class attributes, or by properties where its files must
+    be looked at first; without classes ``class_names`` is empty, and every label is 0.
 
     Args:
         root: folder with the data set's files in their official layout.
@@ -78,42 +48,85 @@ class ImageDataModule(LightningDataModule):
         flip: mirror training images left to right at random, None for the data set's habit.
         download: fetch missing files.
         num_workers: loader processes; 0 is fastest for sets in memory.
+        test_size: number of images held out where the data set has no test part; None for a tenth, 5,000 at most.
+        split_seed: of the images that are held out.
+        image_size: side of the images, or height and width; None for their own.
+        fit: how they come to that size: ``crop`` (resized, and cropped in the middle) or ``pad`` (whole, with black).
+        crop: pixels by which images are kept larger than `image_size`, for training to crop them at random places.
 
     Raises:
         SettingError: a class is unknown, or no class or no image is left.
     """
 
-    class_names: tuple[str, ...]
-    image_shape: ClassVar[tuple[int, int, int]]  # (C, H, W)
     source: ClassVar[Any]  # the data set's class in torchvision
     files: ClassVar[str]  # below ``root``, for messages
-    default_val_size: ClassVar[int] = 5000
+    default_val_size: ClassVar[int | None] = 5000  # None for a tenth, 5,000 at most
     default_flip: ClassVar[bool] = False
 
-    def __init__(
-        self,
-        root: str = "data",
-        batch_size: int = 128,
-        include_classes: Classes = None,
-        exclude_classes: Classes = None,
-        val_size: int | None = None,
-        flip: bool | None = None,
-        download: bool = True,
-        num_workers: int = 0,
-    ) -> None:
+    root: str = "data"
+    batch_size: int = 128
+    include_classes: Classes = None
+    exclude_classes: Classes = None
+    val_size: int | None = None
+    flip: bool | None = None
+    download: bool = True
+    num_workers: int = 0
+    test_size: int | None = None
+    split_seed: int = SPLIT_SEED
+    image_size: int | Size | None = None
+    fit: Fit = "crop"
+    crop: int = 0
+
+    def __post_init__(self) -> None:
         super().__init__()
-        check_at_least(1, **{"data.batch_size": batch_size})
-        self.root, self.download = Path(root), download
-        self.batch_size, self.num_workers = batch_size, num_workers
-        self.val_size = self.default_val_size if val_size is None else val_size
-        self.flip = self.default_flip if flip is None else flip
-        self._seen_classes = kept(include_classes, exclude_classes, len(self.class_names), "class", self._label_of)
+        check_at_least(1, **{"data.batch_size": self.batch_size})
+        check_at_least(0, **{"data.crop": self.crop})
+        self.flip = self.default_flip if self.flip is None else self.flip
+        self.size = sides(self.image_size)
+        self._range: Range | None = None  # of images that are no uint8; None to find it
         self._parts: dict[str, ImageTensors] = {}
+        if isinstance(native := getattr(type(self), "image_shape", None), tuple):
+            vars(self)["image_shape"] = self._shape(*native)
+        if isinstance(getattr(type(self), "class_names", None), tuple):
+            self._seen = self.seen_classes  # refuses unknown ones at once
+
+    @property
+    def folder(self) -> Path:
+        """The setting ``root``."""
+        return Path(self.root)
+
+    @cached_property
+    def class_names(self) -> tuple[str, ...]:
+        """The classes in the order of their labels."""
+        raise NotImplementedError
+
+    @cached_property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the images that the network sees."""
+        raise NotImplementedError
+
+    @property
+    def title(self) -> str:
+        """What tables and messages call the data set."""
+        return type(self).__name__
 
     @property
     def seen_classes(self) -> list[int]:
         """Indices of the classes that the filters leave, ascending."""
-        return list(self._seen_classes)
+        if not self.class_names:
+            if self.include_classes is not None or self.exclude_classes is not None:
+                raise SettingError(
+                    f"{self.title} has no classes: leave data.include_classes and data.exclude_classes null"
+                )
+            return []
+        return kept(self.include_classes, self.exclude_classes, len(self.class_names), "class", self._label_of)
+
+    @property
+    def training_images(self) -> int:
+        """About how many images there are to train on."""
+        self.prepare_data()
+        self.setup()
+        return len(self.part("train"))
 
     def prepare_data(self) -> None:
         """Fetch the files if they are not there.
@@ -143,33 +156,36 @@ class ImageDataModule(LightningDataModule):
             return
         if not self._is_there():
             raise SettingError(self._missing)
-        (images, labels), test = self._read()
-        if not 0 <= self.val_size < len(labels):
-            raise SettingError(f"data.val_size is {self.val_size}: give 0 to {len(labels) - 1}.")
-        held = held_out(labels, self.val_size)
-        parts = {"train": (images[~held], labels[~held]), "val": (images[held], labels[held]), "test": test}
-        seen = torch.tensor(self._seen_classes)
-        for name, (images, labels) in parts.items():
-            is_kept = torch.isin(labels, seen)
-            self._parts[name] = self._tensors(images[is_kept], labels[is_kept])
-        if not len(self._parts["train"]):
-            self._parts = {}
+        found = self._read()
+        parts = dict(zip(("train", "test"), found, strict=True)) if isinstance(found, tuple) else found
+        parts = {name: self._checked(name, part) for name, part in parts.items()}
+        for name, setting in (("test", "test_size"), ("val", "val_size")):
+            if not len(parts.get(name, ())):
+                parts["train"], parts[name] = self._split(parts["train"], setting)
+            elif getattr(self, setting) is not None:
+                raise SettingError(f"data.{setting} is set, but {self.title} has a part for it: leave it null")
+        seen = torch.tensor(self._kept_labels)
+        parts = {name: self._finished(part.subset(torch.isin(part.labels, seen))) for name, part in parts.items()}
+        if not len(parts["train"]):
             raise SettingError(
                 f"{type(self).__name__} in {self.root} has no training image of the classes that are left."
             )
+        self._parts = parts
+        parts["train"].keep_margin = True
+        if self.default_val_size is None:  # a set of one's own, of which nobody knows what was found
+            counts = ", ".join(f"{len(parts[name]):,} {name}" for name in ("train", "val", "test"))
+            size, classes = "x".join(map(str, self.image_shape)), len(self.seen_classes)
+            rank_zero_info(f"{self.title}: {counts} images of {size}; classes: {classes or 'none'}")
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled; the incomplete last batch is dropped unless it is the only one.
 
-        Under a trainer the order depends on the seed and the epoch alone, and resumes within an epoch.
+        Under a trainer the order depends on the seed and the epoch alone, and resumes within an epoch. The batches of
+        several devices are together those of one device with as large a batch.
         """
         part = self._parts["train"]
-        order: Sampler[int] = RandomSampler(part)
-        if self.trainer is not None:  # what Lightning would take for several devices; it tells the sampler the epoch
-            seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
-            order = DistributedSampler(part, self.trainer.world_size, self.trainer.global_rank, seed=seed)
-        drop_last = len(order) >= self.batch_size  # type: ignore[arg-type]  # both of them have a length
-        loader = TrainingLoader(part, sampler=order, drop_last=drop_last, **self._loading())
+        order = training_order(part, self.batch_size, self.trainer)
+        loader = TrainingLoader(part, sampler=order, drop_last=len(order) >= self.batch_size, **self._loading())
         loader.data = self
         return loader
 
@@ -188,9 +204,11 @@ class ImageDataModule(LightningDataModule):
             torch.manual_seed(random.Random(f"{self._seed} {step} {self.trainer.global_rank}").getrandbits(63))
         return batch
 
-    def on_after_batch_transfer(self, batch: Arrays, dataloader_idx: int) -> Arrays:
-        """Convert pixels to [-1, 1] on the device, and mirror training images: cheap there, and a quarter to copy."""
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Convert pixels to [-1, 1] on the device, crop and mirror training images: cheap there, a quarter to copy."""
         images, labels = batch
+        if self.crop and images.shape[-2:] != tuple(self.image_shape[1:]):
+            images = random_windows(images, self.image_shape[1:])
         if images.dtype == torch.uint8:
             images = to_float(images)
         if self.flip and self.trainer is not None and self.trainer.training:
@@ -205,7 +223,7 @@ class ImageDataModule(LightningDataModule):
     def _loading(self) -> dict[str, Any]:
         return {
             "batch_size": self.batch_size,
-            "collate_fn": _already_collated,
+            "collate_fn": already_collated,
             "num_workers": self.num_workers,
             "persistent_workers": self.num_workers > 0,
             "pin_memory": torch.cuda.is_available(),
@@ -215,8 +233,58 @@ class ImageDataModule(LightningDataModule):
         return [label_of(name, self.class_names, type(self).__name__)]
 
     @property
+    def _label_count(self) -> int:
+        """How many labels `_read` can give."""
+        return len(self.class_names)
+
+    @property
+    def _kept_labels(self) -> list[int]:
+        """Those that the filters leave."""
+        return self.seen_classes or [0]
+
+    def _shape(self, channels: int, height: int, width: int) -> tuple[int, int, int]:
+        """That of the images that the network sees, of images that are so large."""
+        height, width = self.size or (height - self.crop, width - self.crop)
+        if min(height, width) < 1:
+            raise SettingError(f"data.crop is {self.crop}: it must be smaller than the images")
+        return channels, height, width
+
+    def _checked(self, name: str, part: Any) -> ImageTensors:
+        """A part of what `_read` gives, as uint8 images of the right shape and labels that there are."""
+        if isinstance(part, ImageTensors):
+            return part
+        where = f"{self.title}'s {name} part"
+        if self._range is None:  # the training part's is that of all
+            self._range = found_range(part[0], where)
+        images = as_images(part[0], where, self._range)
+        labels = in_classes(as_labels(part[1], len(images), where), self._label_count, where)
+        channels, height, width = self.image_shape
+        shape = channels, height + self.crop, width + self.crop
+        if self.size and images.shape[1] == channels:
+            images = all_fitted(images, shape[1:], self.fit)
+        if images.shape[1:] != shape and len(images):
+            sizes = " instead of ".join("x".join(map(str, sides)) for sides in (images.shape[1:], shape))
+            raise SettingError(f"{where} has images of {sizes}: set data.image_size for images of another size")
+        return ImageTensors(images, labels, margin=self.crop)
+
+    def _split(self, train: ImageTensors, setting: str) -> tuple[ImageTensors, ImageTensors]:
+        """Training images without those that are held out, and these."""
+        default = self.default_val_size if setting == "val_size" else None
+        count = next(
+            (count for count in (getattr(self, setting), default) if count is not None), default_share(len(train))
+        )
+        if not 0 <= count < len(train):
+            raise SettingError(f"data.{setting} is {count}: give 0 to {len(train) - 1}.")
+        held = held_out(train.labels, count, self.split_seed)
+        return train.subset(~held), train.subset(held)
+
+    def _finished(self, part: ImageTensors) -> ImageTensors:
+        """A part's images, and what batches hold of its labels as `_read` gives them."""
+        return part
+
+    @property
     def _missing(self) -> str:
-        where = f"no {self.source.__name__} in {self.root.absolute()}"
+        where = f"no {self.source.__name__} in {self.folder.absolute()}"
         return f"{where}: put {self.files} there, or name its folder with --data.root."
 
     def _is_there(self) -> bool:
@@ -224,57 +292,11 @@ class ImageDataModule(LightningDataModule):
         return True
 
     def _fetch(self) -> object:
-        return self.source(str(self.root), download=True)
+        return self.source(self.root, download=True)
 
-    def _tensors(self, images: Tensor, labels: Tensor) -> ImageTensors:
-        """A part's images, and what batches hold of its labels as `_read` gives them."""
-        return ImageTensors(images, labels)
+    def _read(self) -> Parts:
+        """The official training and test part, or a dictionary of `train` and, where there are, `val` and `test`.
 
-    def _read(self) -> tuple[Arrays, Arrays]:
-        """The official training and test part."""
+        A part is images and labels as ``as_images`` and ``as_labels`` take them, or an ``ImageTensors``.
+        """
         raise NotImplementedError
-
-
-def kept(only: Any, without: Any, count: int, what: str, labels_of: Callable[[Any], Collection[int]]) -> list[int]:
-    """The labels that the filters of a data set leave, ascending.
-
-    Args:
-        only: one or several of what is kept; None for everything.
-        without: one or several of what is dropped.
-        count: number of labels.
-        what: the labels stand for, for the message.
-        labels_of: gives the labels that one item of the filters stands for.
-
-    Raises:
-        SettingError: both filters are given, or nothing is left.
-    """
-    if only is not None and without is not None:
-        raise SettingError("data.include_classes and data.exclude_classes exclude each other: give one of them.")
-    given = without if only is None else only
-    items = given if isinstance(given, list) else [] if given is None else [given]
-    named = {label for item in items for label in labels_of(item)}
-    left = [label for label in range(count) if (label in named) == (only is not None)]
-    if not left:
-        raise SettingError(f"data.{'exclude_classes' if only is None else 'include_classes'} leaves no {what}.")
-    return left
-
-
-def _already_collated(batch: list[Arrays]) -> list[Arrays]:
-    return batch  # no list at all: what `__getitems__` returned, whatever the loader's type for this function says
-
-
-def held_out(labels: Tensor, count: int) -> Tensor:
-    """Choose `count` images, the same ones every time, with every class in its share.
-
-    Args:
-        labels: int64 (N,).
-        count: 0..N.
-
-    Returns:
-        bool (N,), True for the chosen.
-    """
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(SPLIT_SEED))
-    order = order[labels[order].argsort(stable=True)]  # class after class, shuffled within
-    chosen = torch.zeros(len(labels), dtype=torch.bool)
-    chosen[order[torch.arange(count) * len(labels) // max(count, 1)]] = True  # evenly spaced, hence in proportion
-    return chosen

@@ -10,7 +10,8 @@ from torchvision import datasets  # as a module: three of its classes share thei
 from torchvision.datasets.mnist import read_image_file, read_label_file
 from torchvision.datasets.utils import check_integrity
 
-from dng_lightning.data.base import Arrays, ImageDataModule, held_out
+from dng_lightning.data.base import Arrays, ImageDataModule
+from dng_lightning.data.selection import held_out
 from dng_lightning.errors import SettingError, reason
 
 __all__ = ["CIFAR10", "MNIST", "Digits", "FashionMNIST", "ImageDataModule"]
@@ -38,7 +39,7 @@ class MNIST(ImageDataModule):
             return images, _checked(read_label_file(str(labels_file)), len(images))
 
     def _paths(self, part: str) -> list[Path]:
-        folder = self.root / self.source.__name__ / "raw"
+        folder = self.folder / self.source.__name__ / "raw"
         return [folder / f"{part}-{file}-ubyte" for file in ("images-idx3", "labels-idx1")]
 
 
@@ -74,7 +75,7 @@ class CIFAR10(ImageDataModule):
             with named_if_damaged(path):
                 if not check_integrity(str(path), md5):
                     raise ValueError("its MD5 hash is not the official one")
-        train, test = (self.source(str(self.root), train) for train in (True, False))
+        train, test = (self.source(self.root, train) for train in (True, False))
         return _arrays(train), _arrays(test)
 
     def _records(self, names: list[str]) -> Arrays:
@@ -95,11 +96,11 @@ class CIFAR10(ImageDataModule):
         """The files of the Python version and their MD5 hashes."""
         found = self.source
         files = [*found.train_list, *found.test_list, [found.meta["filename"], found.meta["md5"]]]
-        return {self.root / found.base_folder / name: md5 for name, md5 in files}
+        return {self.folder / found.base_folder / name: md5 for name, md5 in files}
 
     @property
     def _binary(self) -> Path:
-        return self.root / "cifar-10-batches-bin"
+        return self.folder / "cifar-10-batches-bin"
 
 
 class Digits(ImageDataModule):
@@ -108,6 +109,11 @@ class Digits(ImageDataModule):
     class_names = tuple("0123456789")
     image_shape = (1, 8, 8)
     default_val_size = 200
+
+    def _is_there(self) -> bool:
+        if self.root != ImageDataModule.root:
+            raise SettingError(f"data.root is {self.root}, but Digits come with scikit-learn: name other data, or none")
+        return True
 
     def _read(self) -> tuple[Arrays, Arrays]:
         from sklearn.datasets import load_digits  # takes a second to import, and only this class needs it

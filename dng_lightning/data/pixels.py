@@ -12,6 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from dng_lightning.data.decode import decode
+
 
 def to_float(images: Tensor) -> Tensor:
     """Map pixels to network values.
@@ -52,6 +54,10 @@ def to_png(pixels: Tensor) -> bytes:
 
 def from_png(file: Path | bytes) -> Tensor:
     """Decode a PNG file, or its content: uint8 (C, H, W), C being 1 for grey and 3 for colour."""
-    with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
-        array = np.array(image.convert("L" if image.mode == "L" else "RGB"))
+    return from_pillow(decode(io.BytesIO(file) if isinstance(file, bytes) else file))
+
+
+def from_pillow(image: Image.Image) -> Tensor:
+    """The pixels of an image of mode L or RGB: uint8 (C, H, W), C being 1 or 3."""
+    array = np.array(image)
     return torch.from_numpy(array.reshape(*array.shape[:2], -1)).permute(2, 0, 1)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from dng_lightning.data.base import ImageDataModule, ImageTensors
+from dng_lightning.data.base import ImageDataModule
+from dng_lightning.data.loading import ImageTensors
 from dng_lightning.data.pixels import to_float
 from dng_lightning.errors import SettingError, reason
 from dng_lightning.evaluation.distribution_metrics import Moments
@@ -66,12 +67,12 @@ class ReferenceStatistics:
         """
         names = tuple(data.class_names)
         if tuple(classifier.class_names) != names:
-            raise SettingError(f"the classifier was trained on other classes than those of {type(data).__name__}")
+            raise SettingError(f"the classifier was trained on other classes than those of {data.title}")
         train = data.part("train")
         kept = _evenly_chosen(train.labels, len(names))
         moments = [Moments() for _ in names]
         samples = []
-        for pixels, labels, places in _batches(train, batch_size, f"features of {type(data).__name__}"):
+        for pixels, labels, places in _batches(train, batch_size, f"features of {data.title}"):
             features = extractor(pixels).cpu()
             for label in set(labels.tolist()):
                 moments[label].update(features[labels == label])
@@ -81,7 +82,7 @@ class ReferenceStatistics:
         nothing = torch.zeros(extractor.num_features, dtype=torch.float64)
         covariances = torch.stack([part.covariance if part.n > 1 else nothing.diag() for part in moments])
         return cls(
-            data=type(data).__name__,
+            data=data.title,
             extractor=extractor.name,
             fingerprint=extractor.fingerprint,
             class_names=names,
@@ -109,8 +110,8 @@ class ReferenceStatistics:
         """
         kept = cls.load(path) if path.exists() else None
         counts = torch.bincount(data.part("train").labels, minlength=len(data.class_names))
-        ours = (type(data).__name__, extractor.name, extractor.fingerprint, counts.tolist())
-        if kept and (kept.data, kept.extractor, kept.fingerprint, kept.counts.tolist()) == ours:
+        ours = (data.title, tuple(data.image_shape), extractor.name, extractor.fingerprint, counts.tolist())
+        if kept and (kept.data, kept.image_shape, kept.extractor, kept.fingerprint, kept.counts.tolist()) == ours:
             return replace(kept, confusion=_confusion(data, extractor, classifier))
         return cls.compute(data, extractor, classifier)
 
@@ -206,7 +207,7 @@ def _batches(images: ImageTensors, size: int, what: str) -> Iterator[tuple[Tenso
     """Pixels, labels and places, in order."""
     with tqdm(total=len(images), unit=" images", desc=what, leave=False, disable=None) as bar:
         for places in torch.split(torch.arange(len(images)), size):
-            yield images.images[places], images.labels[places], places
+            yield *images[places], places
             bar.update(len(places))
 
 

@@ -90,6 +90,8 @@ class TrainedModule(LightningModule):
         for name, value in facts.items():
             setattr(self, name, value)
         classes = getattr(self.net, "num_classes", 0)
+        if classes and getattr(data, "has_captions", False):
+            raise SettingError("the batches hold captions, and the network takes classes: choose no data.caption")
         if "class_names" in facts and classes not in (0, len(self.class_names)):
             raise SettingError(
                 f"the network has {classes} classes, the data have {len(self.class_names)}: set its num_classes"

@@ -5,15 +5,14 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 import yaml
 from lightning.pytorch.utilities import rank_zero_info
-from PIL import Image
 from torch import Tensor
 
 from dng_lightning import resources
-from dng_lightning.data.pixels import to_float
+from dng_lightning.data.decode import decode, image_files
+from dng_lightning.data.pixels import from_pillow, to_float
 from dng_lightning.errors import SettingError, reason
 from dng_lightning.guidance import Guidance
 from dng_lightning.guidance.reference_guidance import ReferenceGuidance
@@ -22,8 +21,9 @@ from dng_lightning.guidance.serialization import map_settings
 from dng_lightning.posterior import CalibratedPosterior, Posterior, TrackedPosterior
 
 CALIBRATION = "calibration.yaml"
-IMAGES = (".png", ".jpg", ".jpeg")
 OVERVIEWS = ("grid.png", "trajectories.png")  # what `dng predict` writes to the images' folder
+
+BEYOND = 1.01  # of floats in [-1, 1] that were resized or rounded
 
 G = TypeVar("G", bound=Guidance)
 
@@ -74,25 +74,15 @@ def read_references(name: str) -> References:
     """Reference images, floats in [-1, 1]: of one channel if all of them are grey, else of three.
 
     Args:
-        name: a ``.pt`` file of one tensor (N, C, H, W), uint8 pixels or floats in [-1, 1]; a folder of PNG or JPEG
-            files, such as ``dng predict`` writes; or a shipped name.
+        name: a ``.pt`` file of one tensor (N, C, H, W), uint8 pixels or floats in [-1, 1]; a folder of image files of
+            one shape, such as ``dng predict`` writes, read as colour unless all are grey; or a shipped name.
 
     Raises:
         SettingError: it holds no images, or floats whose range is another one or cannot be told.
     """
     path = resources.references(name)
     if path.is_dir():
-        files = sorted(f for f in path.iterdir() if f.suffix.lower() in IMAGES and not f.name.startswith("."))
-        overviews = OVERVIEWS if (path / "config.yaml").exists() else ()  # a user's own grid.png is an image
-        pictures = [_read_image(file) for file in files if file.name not in overviews]
-        if len({picture.shape for picture in pictures}) != 1:
-            sizes = ", ".join(sorted({f"{p.shape[2]}x{p.shape[1]}" for p in pictures})) or "none"
-            raise SettingError(
-                f"references {path}: a folder must hold PNG or JPEG files, all of one size; found {sizes}"
-            )
-        images = torch.stack(pictures)
-        is_grey = bool((images == images[:, :1]).all())
-        return References(to_float(images[:, :1] if is_grey else images), name)
+        return References(to_float(_pictures(path)), name)
     try:
         images = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, UnpicklingError) as error:
@@ -104,27 +94,26 @@ def read_references(name: str) -> References:
     if images.dtype == torch.uint8:
         return References(to_float(images), name)
     low, high = images.min().item(), images.max().item()
-    if not -1 <= low < 0 or not high <= 1:  # NaN too; from 0 to 1 they may be meant as any of both
+    if not (-BEYOND <= low < 0 and high <= BEYOND):  # NaN is not; without a negative value they are in 0..1, or 0..255
         raise SettingError(
             f"references {path} must be floats in [-1, 1], or uint8 pixels; they are in [{low:g}, {high:g}]"
         )
     return References(images, name)
 
 
-def _read_image(file: Path) -> Tensor:
-    """The pixels of an image file, uint8 (3, H, W), 16 bits as 8, white where it is transparent.
-
-    Raises:
-        SettingError: it is no image, or damaged.
-    """
-    try:
-        with Image.open(file) as opened:
-            image: Image.Image = opened
-            if image.mode.startswith("I"):
-                image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
-            elif image.has_transparency_data:
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-            array = np.array(image.convert("RGB"))
-    except Exception as error:  # a damaged file can fail in any way
-        raise SettingError(f"references {file} cannot be read: {reason(error)}") from error
-    return torch.from_numpy(array).permute(2, 0, 1)
+def _pictures(folder: Path) -> Tensor:
+    """The image files in a folder, uint8 (N, C, H, W)."""
+    overviews = OVERVIEWS if (folder / "config.yaml").exists() else ()  # a user's own grid.png is an image
+    files = [path for path in image_files(folder) if path.parent == folder and path.name not in overviews]
+    pictures = []
+    for path in files:
+        try:
+            pictures.append(from_pillow(decode(path, 3)))
+        except Exception as error:  # a damaged file can fail in any way
+            raise SettingError(f"references {path} cannot be read: {reason(error)}") from error
+    if len({picture.shape for picture in pictures}) != 1:
+        sizes = ", ".join(sorted({f"{p.shape[2]}x{p.shape[1]}" for p in pictures})) or "none"
+        raise SettingError(f"references {folder}: a folder must hold image files, all of one size; found {sizes}")
+    images = torch.stack(pictures)
+    is_grey = bool((images == images[:, :1]).all())
+    return images[:, :1] if is_grey else images

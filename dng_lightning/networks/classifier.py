@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from dng_lightning.errors import SettingError
-from dng_lightning.networks.unet import timestep_embedding
+from dng_lightning.networks.unet import OPEN, timestep_embedding
 
 
 class ImageClassifier(nn.Module):
@@ -23,19 +23,27 @@ class ImageClassifier(nn.Module):
         dropout: probability of dropping a penultimate feature while training, in [0, 1).
         embedding: width of the noise level's embedding, even; 0 for a classifier of clean images.
         residual: look once more with two convolutions and a skip, instead of with one.
+
+    In a configuration of ``dng fit`` the first three may be null: they are chosen for the data, with the channels
+    ``residual`` too.
+
+    Raises:
+        SettingError: one of them is None.
     """
 
     def __init__(
         self,
-        image_channels: int,
-        num_classes: int,
-        channels: Sequence[int] = (32, 64, 128),
+        image_channels: int | None,
+        num_classes: int | None,
+        channels: Sequence[int] | None = (32, 64, 128),
         features: int = 128,
         dropout: float = 0.2,
         embedding: int = 0,
         residual: bool = False,
     ) -> None:
         super().__init__()
+        if image_channels is None or num_classes is None or channels is None:
+            raise SettingError(f"ImageClassifier: {OPEN}")
         self.num_classes, self.num_features = num_classes, features
         widths = [image_channels, *channels]
         blocks = [_block(before, after, residual) for before, after in zip(widths, channels, strict=False)]

@@ -15,6 +15,8 @@ from torch.nn import functional as F
 
 from dng_lightning.errors import SettingError
 
+OPEN = "null for image_channels, num_classes or channels is only for the configuration of dng fit, which fills it in"
+
 
 def timestep_embedding(t: Tensor, dim: int) -> Tensor:
     """Sinusoidal embedding of the timesteps ``t`` (B,), shape (B, dim); Vaswani et al. (2017), section 3.5."""
@@ -98,20 +100,26 @@ class UNet(nn.Module):
         patch: side of the pixel-unshuffle at the input; 2 halves the resolution of everything.
         dropout: probability, in [0, 1).
 
-    The image's sides must be divisible by ``patch * 2 ** (len(channels) - 1)``.
+    The image's sides must be divisible by ``patch * 2 ** (len(channels) - 1)``. In a configuration of ``dng fit`` the
+    first three settings may be null: they are chosen for the data, and with the channels the rest.
+
+    Raises:
+        SettingError: one of them is None.
     """
 
     def __init__(
         self,
-        image_channels: int = 1,
-        num_classes: int = 10,
-        channels: Sequence[int] = (64, 128),
+        image_channels: int | None = 1,
+        num_classes: int | None = 10,
+        channels: Sequence[int] | None = (64, 128),
         blocks: int = 2,
         attention: Sequence[int] = (1,),
         patch: int = 2,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        if image_channels is None or num_classes is None or channels is None:
+            raise SettingError(f"UNet: {OPEN}")
         self.num_classes = num_classes
         self.patch = patch
         self.multiple = patch * 2 ** (len(channels) - 1)

@@ -12,8 +12,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dng_lightning.data.base import Arrays, ImageTensors, kept
+from dng_lightning.data.base import Arrays
 from dng_lightning.data.images import MNIST
+from dng_lightning.data.loading import ImageTensors
+from dng_lightning.data.selection import kept
 from dng_lightning.errors import SettingError
 from scripts.captioned_digits import digit_rendering
 from scripts.captioned_digits.attributes import EVERY, VALUES, Attributes
@@ -93,23 +95,23 @@ class CaptionedDigits(MNIST):
         self.labelled = [] if names in (["all"], ["caption"]) else names
         if not names or len(set(names)) < len(names) or not set(self.labelled) <= set(VALUES):
             raise SettingError(f"data.label is {label!r}: give all, caption, {', '.join(VALUES)}, or a list of these.")
+        # of all kinds of pictures, as `_read` labels them
+        self._kinds = kept(include_classes, exclude_classes, len(EVERY), "picture", _covered)
         super().__init__(root, batch_size, val_size=val_size, flip=False, download=download, num_workers=num_workers)
         self.label = label
         self.class_names = joint_names(self.labelled) if self.labelled else ()
-        # of all kinds of pictures, as `_read` labels them
-        self._seen_classes = kept(include_classes, exclude_classes, len(EVERY), "picture", _covered)
 
     @property
     def pictures(self) -> list[Attributes]:
         """The kinds of pictures that the filters leave."""
-        return [EVERY[kind] for kind in self._seen_classes]
+        return [EVERY[kind] for kind in self._kinds]
 
     @property
     def seen_classes(self) -> list[int]:
         """Labels of the chosen attributes that the filters leave, ascending; none if batches hold something else."""
         if not self.labelled:
             return []
-        return sorted(set(joint(LABELS[self._seen_classes], self.labelled).tolist()))
+        return sorted(set(joint(LABELS[self._kinds], self.labelled).tolist()))
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Seed as ``ImageDataModule`` does, and write the captions."""
@@ -141,11 +143,19 @@ class CaptionedDigits(MNIST):
             written.append(caption(mentioned(EVERY[kind], draw), draw))
         return written
 
-    def _tensors(self, images: Tensor, labels: Tensor) -> ImageTensors:
-        attributes = LABELS[labels]
+    @property
+    def _label_count(self) -> int:
+        return len(EVERY)
+
+    @property
+    def _kept_labels(self) -> list[int]:
+        return self._kinds
+
+    def _finished(self, part: ImageTensors) -> ImageTensors:
+        attributes = LABELS[part.labels]
         if self.labelled:
-            return ImageTensors(images, joint(attributes, self.labelled))
-        return CaptionedTensors(images, attributes)
+            return ImageTensors(part.store, joint(attributes, self.labelled), part.places)
+        return CaptionedTensors(part.store, attributes, part.places)
 
     def _read(self) -> tuple[Arrays, Arrays]:
         train, test = super()._read()

@@ -149,11 +149,11 @@ def test_a_file_of_something_else_is_refused_before_sampling_starts(method, cont
 
 
 def test_so_is_a_folder_without_images_or_with_images_of_several_shapes(tmp_path):
-    with pytest.raises(SettingError, match="a folder must hold PNG or JPEG files, all of one size; found none"):
+    with pytest.raises(SettingError, match="a folder must hold image files, all of one size; found none"):
         images(str(tmp_path))
     (tmp_path / "0.png").write_bytes(to_png(PIXELS[0]))
     (tmp_path / "1.png").write_bytes(to_png(PIXELS[0].transpose(1, 2)))
-    with pytest.raises(SettingError, match="a folder must hold PNG or JPEG files, all of one size; found 4x5, 5x4"):
+    with pytest.raises(SettingError, match="a folder must hold image files, all of one size; found 4x5, 5x4"):
         images(str(tmp_path))
 
 

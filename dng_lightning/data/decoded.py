@@ -1,0 +1,134 @@
+"""What the data modules share whose images are decoded one by one: image folders, and libraries that give images."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+
+from dng_lightning.data.base import ImageDataModule
+from dng_lightning.data.loading import ImageTensors
+from dng_lightning.data.store import MEMORY_SHARE, Items, Unreadable, check_readable, look, stored
+from dng_lightning.errors import SettingError, check_0_to_1
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a data set has, before an image is decoded.
+
+    Attributes:
+        items: the images of all parts.
+        parts: the part that each is in: train, val or test.
+        class_names: in the order of the labels.
+        labels: of each image, int64 (N,); all 0 where there are no classes.
+        captions: of each image; None for none.
+    """
+
+    items: Items
+    parts: list[str]
+    class_names: tuple[str, ...]
+    labels: Tensor
+    captions: list[str] | None = None
+
+
+@dataclass(eq=False, repr=False)
+class DecodedImages(ImageDataModule):
+    """Looks at a data set once, when it is first asked what it has, and decodes all its images before the first batch.
+
+    Args:
+        channels: 1 for grey, 3 for colour; None for grey if all images are.
+        skip_unreadable: go on without images that cannot be read, instead of listing them in an error.
+        cache: folder for decoded images that take more than ``memory_share``; None for the usual one.
+        memory_share: of the machine's memory, which all processes may fill with decoded images, in [0, 1]; above that
+            they are in a file, made once for these images and settings.
+    """
+
+    default_val_size = None
+
+    channels: int | None = None
+    skip_unreadable: bool = False
+    cache: str | None = None
+    memory_share: float = MEMORY_SHARE
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_0_to_1(**{"data.memory_share": self.memory_share})
+        if self.channels not in (None, 1, 3):
+            raise SettingError(f"data.channels is {self.channels}: give 1 for grey, 3 for colour, or null")
+
+    @property
+    def default_cache(self) -> Path:
+        """Hidden in the folder of the images, so that its files are none of them."""
+        return self.folder / ".dng_lightning"
+
+    @cached_property
+    def class_names(self) -> tuple[str, ...]:
+        """See ``ImageDataModule``."""
+        return self._found.class_names
+
+    @cached_property
+    def image_shape(self) -> tuple[int, int, int]:
+        """See ``ImageDataModule``; the headers of all images are read, unless the settings say it."""
+        if self.size and self.channels:
+            return self._shape(self.channels, 0, 0)
+        sizes, channels = look(self._found.items)
+        if not sizes:
+            self._decode(self._shape(1, 8, 8) if not self.size else (1, *self.size))  # which says why
+        low, high = (("x".join(map(str, size))) for size in (min(sizes), max(sizes)))
+        if not self.size and len(sizes) > 1:
+            raise SettingError(f"{self.title} has images of {len(sizes)} sizes, {low} to {high}: set data.image_size")
+        shape = self._shape(self.channels or channels, *max(sizes))
+        if {tuple(shape[1:])} != sizes:
+            how = {"crop": "resized and cropped in the middle", "pad": "padded with black"}[self.fit]
+            given = f"{low} to {high}" if low != high else low
+            rank_zero_info(f"{self.title}: images of {given} are {how}: {'x'.join(map(str, shape[1:]))}")
+        return shape
+
+    @property
+    def has_captions(self) -> bool:
+        """Whether batches hold captions in place of labels."""
+        return self._found.captions is not None
+
+    @property
+    def training_images(self) -> int:
+        """See ``ImageDataModule``; counted before any is decoded or held out."""
+        kept = torch.isin(self._found.labels, torch.tensor(self._kept_labels))
+        return int((kept.numpy() & (np.array(self._found.parts) == "train")).sum())
+
+    def prepare_data(self) -> None:
+        """Decode all images, so that each process finds them decoded.
+
+        Raises:
+            SettingError: some cannot be read.
+        """
+        _ = self._decoded
+
+    @cached_property
+    def _found(self) -> Found:
+        """What there is."""
+        raise NotImplementedError
+
+    @cached_property
+    def _decoded(self) -> tuple[Tensor, Unreadable]:
+        channels, height, width = self.image_shape
+        return self._decode((channels, height + self.crop, width + self.crop))
+
+    def _decode(self, shape: tuple[int, int, int]) -> tuple[Tensor, Unreadable]:
+        processes = self.trainer.num_devices if self.trainer else 1
+        folder = Path(self.cache) if self.cache else self.default_cache
+        images = stored(self._found.items, shape, self.fit, folder, self.memory_share / processes)
+        check_readable(self._found.items, images[1], self.skip_unreadable)
+        return images
+
+    def _read(self) -> dict[str, Any]:
+        store, unreadable = self._decoded
+        found = self._found
+        everything = ImageTensors(store, found.labels, margin=self.crop, captions=found.captions)
+        parts, is_readable = np.array(found.parts), np.ones(len(found.parts), bool)
+        is_readable[list(unreadable)] = False
+        names = dict.fromkeys(found.parts)
+        return {name: everything.subset(torch.from_numpy((parts == name) & is_readable)) for name in names}

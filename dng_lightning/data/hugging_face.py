@@ -1,0 +1,140 @@
+"""Data sets in the formats of Hugging Face's library, from the hub or from a disk."""
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from dng_lightning.data.decoded import DecodedImages, Found
+from dng_lightning.data.store import Items
+from dng_lightning.data.tensors import as_labels, numbered
+from dng_lightning.errors import SettingError, check_at_least, reason, require
+
+SPLITS = {"train": "train", "validation": "val", "valid": "val", "val": "val", "test": "test"}  # by their names there
+
+
+@dataclass(eq=False, repr=False)
+class HuggingFaceDataset(DecodedImages):
+    """A data set with images by its name on the hub, or from parquet or arrow files (extra ``datasets``).
+
+    The column of images, of labels (class labels) and, where there are none, of captions (text) are found by their
+    types. The splits called train, validation and test are the parts; a data set of one split is divided by the seed.
+
+    Besides the settings of ``ImageDataModule`` and ``DecodedImages``:
+
+    Args:
+        root: name on the hub, a ``.parquet`` or ``.arrow`` file, or a folder of these or of ``save_to_disk``.
+        config: of the data set's configurations on the hub; None for its usual one.
+        image: column of the images; None for the only one there is.
+        label: column of the labels; None for the only one of class labels.
+        caption: column of the captions; None for the only one of texts where there are no labels. Batches hold B
+            captions in place of the labels.
+        first: read only so many images of each split, streamed, for sets that do not fit on the disk; None for all.
+
+    Raises:
+        SettingError: the library is not installed, or one line for what is wrong with the data set or the settings.
+    """
+
+    root: str
+    config: str | None = None
+    image: str | None = None
+    label: str | None = None
+    caption: str | None = None
+    first: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least(1, **{"data.first": self.first})
+        self.columns = {"image": self.image, "label": self.label, "caption": self.caption}
+        self.library = require("datasets", type(self).__name__, "datasets")
+
+    @property
+    def default_cache(self) -> Path:
+        """Outside the data, whose place is the library's affair."""
+        return Path("~/.cache/dng_lightning").expanduser()
+
+    @property
+    def title(self) -> str:
+        """With the name, as two names are two data sets."""
+        return f"HuggingFaceDataset {self.root}"
+
+    @cached_property
+    def _found(self) -> Found:
+        try:
+            loaded = self._loaded()
+        except Exception as error:  # a download, and a foreign file, can fail in any way
+            raise SettingError(f"{self.title} cannot be loaded: {reason(error)}") from error
+        splits = dict(loaded) if isinstance(loaded, Mapping) else {"train": loaded}
+        parts = {SPLITS[name]: split for name, split in splits.items() if name in SPLITS}
+        if "train" not in parts:
+            if len(splits) > 1:
+                raise SettingError(f"{self.title} has no split called train, but {', '.join(splits)}")
+            parts = {"train": next(iter(splits.values()))}
+        features = parts["train"].features
+        image, label, caption = self._columns(features)
+        if any(split.features != features for split in parts.values()):
+            raise SettingError(f"{self.title} has other columns in some of its splits")
+        places = [part for part, split in parts.items() for _ in range(len(split))]
+        rows = self.library.concatenate_datasets(list(parts.values()))
+        names, labels = self._classes(rows, label)
+        undecoded = rows.select_columns(image).cast_column(image, self.library.Image(decode=False))
+        told = [f"{part} {place}" for part, split in parts.items() for place in range(len(split))]
+        items = Items(partial(_opened, undecoded, image), told, f"{self.title} {rows._fingerprint}")
+        return Found(items, places, names, labels, list(map(str, rows[caption])) if caption else None)
+
+    def _loaded(self) -> Any:
+        """A data set, or several by the names of their splits."""
+        path = Path(self.root)
+        if path.suffix == ".arrow":
+            return self.library.Dataset.from_file(str(path))
+        if any((path / file).is_file() for file in ("dataset_info.json", "dataset_dict.json")):
+            return self.library.load_from_disk(str(path))
+        source = {"path": "parquet", "data_files": str(path)} if path.is_file() else {"path": self.root}
+        if self.first is None:
+            return self.library.load_dataset(**source, name=self.config)
+        streams = self.library.load_dataset(**source, name=self.config, streaming=True)
+        return {name: self._taken(stream) for name, stream in streams.items() if name in SPLITS or len(streams) == 1}
+
+    def _taken(self, stream: Any) -> Any:
+        """The first rows of a stream as a data set."""
+        (image, *_), features = self._columns(stream.features), stream.features
+        rows = list(stream.cast_column(image, self.library.Image(decode=False)).take(self.first))
+        return self.library.Dataset.from_list(rows, features=features)
+
+    def _columns(self, features: Mapping[str, Any]) -> tuple[str, str | None, str | None]:
+        """The columns of images, of labels and of captions."""
+        for setting, name in self.columns.items():
+            if name is not None and name not in features:
+                raise SettingError(f"data.{setting}: {self.title} has no column {name!r}; it has {', '.join(features)}")
+        image = self._column("image", [name for name, kind in features.items() if kind == self.library.Image()])
+        if image is None:
+            raise SettingError(f"{self.title} has no column of images; it has {', '.join(features)}")
+        is_class = [name for name, kind in features.items() if isinstance(kind, self.library.ClassLabel)]
+        is_text = [name for name, kind in features.items() if getattr(kind, "dtype", "") in ("string", "large_string")]
+        label = self._column("label", is_class if self.columns["caption"] is None else is_class[:1])
+        return image, label, self._column("caption", [] if label else is_text)
+
+    def _column(self, setting: str, candidates: list[str]) -> str | None:
+        if (given := self.columns[setting]) is not None:
+            return given
+        if len(candidates) > 1:
+            raise SettingError(f"{self.title}: which column is the {setting}? Set data.{setting}: {candidates}")
+        return candidates[0] if candidates else None
+
+    def _classes(self, rows: Any, label: str | None) -> tuple[tuple[str, ...], Tensor]:
+        if label is None:
+            return (), torch.zeros(len(rows), dtype=torch.int64)
+        labels = as_labels(np.array(rows[label]), len(rows), self.title)
+        return numbered(labels, getattr(rows.features[label], "names", None), self.title)
+
+
+def _opened(rows: Any, column: str, place: int) -> Image.Image:
+    stored = rows[place][column]
+    return Image.open(io.BytesIO(stored["bytes"]) if stored["bytes"] else stored["path"])

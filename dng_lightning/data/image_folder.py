@@ -1,0 +1,143 @@
+"""Folders of image files: a subfolder a class, none, or a table that says what each file shows."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from PIL import Image
+
+from dng_lightning.data.decode import image_files
+from dng_lightning.data.decoded import DecodedImages, Found
+from dng_lightning.data.store import Items
+from dng_lightning.data.table import check_columns, file_column, find_table, label_columns, read_table
+from dng_lightning.data.tensors import numbered
+from dng_lightning.errors import SettingError
+
+PARTS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}  # by folder
+
+Listing = tuple[list[Any], list[Any], list[Any]]  # files, the class of each if any, the caption of each if any
+
+
+@dataclass(eq=False, repr=False)
+class ImageFolder(DecodedImages):
+    """Your own image files: PNG, JPEG, WebP, TIFF and others, in one of three layouts.
+
+    - ``root/<class>/**/*.png``: a subfolder for each class, which is its name; empty ones are left out.
+    - ``root/*.png``: no classes.
+    - with a table, CSV or JSON lines, in ``root``: a column names the files, relative to ``root``; others are the label
+      or several attributes, and the caption.
+
+    Each layout may be in folders ``train``, ``val`` and ``test`` of ``root`` instead, which are then the parts. Hidden
+    files are left out. All files are read before the training starts, and those that cannot be are listed together.
+
+    Besides the settings of ``ImageDataModule`` and ``DecodedImages``:
+
+    Args:
+        root: the folder.
+        table: name of the table; None for the only ``.csv`` or ``.jsonl`` in the folder, if there is one.
+        label: column of the table that is the label, or several whose values together are; ``[]`` for no label; None
+            for the one called label or class, or the only one there is besides.
+        caption: column that is the caption. Batches hold B captions in place of the labels.
+
+    Raises:
+        SettingError: one line for what is wrong: with the folder, the files, the table, or the settings.
+    """
+
+    table: str | None = None
+    label: str | list[str] | None = None
+    caption: str | None = None
+
+    @property
+    def title(self) -> str:
+        """With the folder, as two folders are two data sets."""
+        return f"ImageFolder {self.root}"
+
+    @cached_property
+    def _found(self) -> Found:
+        if not self.folder.is_dir():
+            raise SettingError(
+                f"there is no folder {self.folder.absolute()}: name that of your images with --data.root"
+            )
+        listings = {part: self._listing(path) for part, path in self._parts_of().items()}
+        paths, labels, captions = (list(chain(*lists)) for lists in zip(*listings.values(), strict=True))
+        parts = [name for name, listing in listings.items() for _ in listing[0]]
+        if not paths:
+            raise SettingError(f"there are no image files in {self.folder.absolute()}")
+        if labels and len(labels) != len(paths):
+            raise SettingError(f"{self.root}: some of train, val and test have classes, and some have none")
+        trained = {label for label, part in zip(labels, parts, strict=False) if part == "train"}
+        if unknown := sorted({*labels} - trained):
+            raise SettingError(f"{self.title} has no training image of {', '.join(unknown[:20])}")
+        names, numbers = (
+            numbered(np.array(labels), None, self.title) if labels else ((), torch.zeros(len(paths)).long())
+        )
+        told = [str(path).removeprefix(f"{self.folder}{os.sep}") for path in paths]
+        items = Items(partial(_opened, paths), told, repr([*zip(told, map(_version, paths), strict=True)]))
+        return Found(items, parts, names, numbers, captions or None)
+
+    def _parts_of(self) -> dict[str, Path]:
+        """The folder of each part; the root, if its subfolders are no parts."""
+        folders = subfolders(self.folder)
+        parts = [PARTS.get(path.name.lower(), "") for path in folders]
+        has_table = (self.folder / self.table).is_file() if self.table else find_table(self.folder, None)
+        if "train" not in parts or "" in parts or has_table:  # a class may be called "test"
+            return {"train": self.folder}
+        if len(set(parts)) < len(parts):
+            raise SettingError(f"{self.root} has two folders of one part: {', '.join(path.name for path in folders)}")
+        return dict(zip(parts, folders, strict=True))
+
+    def _listing(self, folder: Path) -> Listing:
+        table = find_table(folder, self.table)
+        if table:
+            return self._tabled(folder, table)
+        for setting, value in {"label": self.label, "caption": self.caption}.items():
+            if value:
+                raise SettingError(f"data.{setting} names a column: {folder} has no .csv or .jsonl")
+        paths = list(image_files(folder))
+        classes = [path.relative_to(folder).parts[0] if path.parent != folder else "" for path in paths]
+        if "" in classes and any(classes):
+            lone = paths[classes.index("")].name
+            raise SettingError(f"{folder} has images in it ({lone}) and in subfolders: classes, or none?")
+        empty = [path.name for path in subfolders(folder) if path.name not in classes]
+        if any(classes) and empty:
+            rank_zero_info(f"{folder}: no images in {', '.join(empty)}: no classes")
+        return paths, [name for name in classes if name], []
+
+    def _tabled(self, folder: Path, table: Path) -> Listing:
+        rows = read_table(table)
+        check_columns(rows, [self.caption] if self.caption else [], "caption", table)
+        file = file_column(rows, folder, table)
+        paths = [folder / row[file] for row in rows]
+        _check_files(paths, table)
+        columns = label_columns(rows, self.label, [file, *([self.caption] if self.caption else [])], table)
+        labels = [" ".join(row[name] for name in columns) for row in rows] if columns else []
+        return paths, labels, [row[self.caption] for row in rows] if self.caption else []
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """Those that are not hidden, in the order of their names."""
+    return sorted(path for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")
+
+
+def _opened(paths: Sequence[Path], place: int) -> Image.Image:
+    return Image.open(paths[place])
+
+
+def _version(path: Path) -> tuple[int, int]:
+    """What changes with a file; of a link that leads nowhere nothing."""
+    stat = path.stat() if path.exists() else None
+    return (stat.st_size, stat.st_mtime_ns) if stat else (0, 0)
+
+
+def _check_files(paths: Sequence[Path], table: Path) -> None:
+    missing = [path.name for path in paths if not path.is_file()]
+    if missing:
+        more = ", ..." if len(missing) > 20 else ""
+        raise SettingError(f"{table} names {len(missing):,} files that are missing: {', '.join(missing[:20])}{more}")

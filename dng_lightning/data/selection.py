@@ -1,0 +1,60 @@
+"""Which images of a set are used: class filters, and the held-out split."""
+
+from collections.abc import Callable, Collection
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dng_lightning.errors import SettingError
+
+SPLIT_SEED = 0
+
+Classes = list[str | int] | str | int | None
+
+
+def kept(only: Any, without: Any, count: int, what: str, labels_of: Callable[[Any], Collection[int]]) -> list[int]:
+    """The labels that the filters of a data set leave, ascending.
+
+    Args:
+        only: one or several of what is kept; None for everything.
+        without: one or several of what is dropped.
+        count: number of labels.
+        what: the labels stand for, for the message.
+        labels_of: gives the labels that one item of the filters stands for.
+
+    Raises:
+        SettingError: both filters are given, or nothing is left.
+    """
+    if only is not None and without is not None:
+        raise SettingError("data.include_classes and data.exclude_classes exclude each other: give one of them.")
+    given = without if only is None else only
+    items = given if isinstance(given, list) else [] if given is None else [given]
+    named = {label for item in items for label in labels_of(item)}
+    left = [label for label in range(count) if (label in named) == (only is not None)]
+    if not left:
+        raise SettingError(f"data.{'exclude_classes' if only is None else 'include_classes'} leaves no {what}.")
+    return left
+
+
+def held_out(labels: Tensor, count: int, seed: int = SPLIT_SEED) -> Tensor:
+    """Choose `count` images, the same ones every time, with every class in its share.
+
+    Args:
+        labels: int64 (N,).
+        count: 0..N.
+        seed: of the choice.
+
+    Returns:
+        bool (N,), True for the chosen.
+    """
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    order = order[labels[order].argsort(stable=True)]  # class after class, shuffled within
+    chosen = torch.zeros(len(labels), dtype=torch.bool)
+    chosen[order[torch.arange(count) * len(labels) // max(count, 1)]] = True  # evenly spaced, hence in proportion
+    return chosen
+
+
+def default_share(images: int) -> int:
+    """How many are held out of so many where no number is given: a tenth, 5,000 at most."""
+    return min(5000, images // 10)

@@ -1,0 +1,160 @@
+"""Images decoded once into one uint8 array: in memory, or in a file that is mapped where they would take too much.
+
+The file is a ``.npy`` whose name is a hash of what was decoded and how; it is written aside and then renamed, so that
+it is whole whenever it is there.
+"""
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+import torch
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+from numpy.lib.format import open_memmap
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from dng_lightning.data.decode import decode, is_grey, upright_size
+from dng_lightning.data.pixels import from_pillow
+from dng_lightning.data.resize import Fit, Size, fitted
+from dng_lightning.errors import SettingError, reason
+from dng_lightning.files import write_whole
+
+MEMORY_SHARE = 0.25  # of the machine's memory, above which decoded images are kept in a file
+LISTED = 50  # unreadable files that an error names
+VERSION = 1  # of what decoding makes: part of the file's name
+
+Unreadable = dict[int, str]  # why, by place
+
+
+@dataclass(frozen=True)
+class Items:
+    """Images that are decoded one by one.
+
+    Attributes:
+        open: gives the image at a place; it need not be decoded yet.
+        names: of the images, for messages.
+        stamp: tells these images from others and from other versions of them.
+    """
+
+    open: Callable[[int], Image.Image]
+    names: Sequence[str]
+    stamp: str
+
+
+def look(items: Items) -> tuple[set[Size], int]:
+    """The sizes and the number of channels of images, by their headers; unreadable ones are left out.
+
+    Returns:
+        heights and widths; 1 if all are grey, else 3.
+    """
+
+    def header(place: int) -> tuple[Size, bool] | None:
+        try:
+            with items.open(place) as image:
+                return upright_size(image), is_grey(image)
+        except Exception:  # a damaged file can fail in any way, and `stored` says how
+            return None
+
+    found = [seen for seen in _in_threads(header, items, "looking at images") if seen]
+    return {size for size, _ in found}, 1 if all(grey for _, grey in found) else 3
+
+
+def stored(
+    items: Items, shape: tuple[int, int, int], fit: Fit, folder: Path, share: float
+) -> tuple[Tensor, Unreadable]:
+    """Decode images, or map the file that an earlier run decoded them into.
+
+    Args:
+        items: N images.
+        shape: (C, H, W) that each is brought to.
+        fit: see ``fitted``.
+        folder: for the file.
+        share: of the machine's memory, from which on there is a file; in [0, 1].
+
+    Returns:
+        uint8 (N, C, H, W), and what could not be decoded.
+
+    Raises:
+        SettingError: the file cannot be written.
+    """
+    whole = (len(items.names), *shape)
+    size = math.prod(whole)
+    if size <= share * _memory():
+        array = np.zeros(whole, np.uint8)
+        return torch.from_numpy(array), _fill(array, items, fit)
+    key = hashlib.sha256(f"{VERSION} {whole} {fit} {items.stamp}".encode()).hexdigest()[:24]
+    path, notes = folder / f"{key}.npy", folder / f"{key}.json"
+    try:
+        if not path.exists():
+            rank_zero_info(f"{len(items.names):,} images take {size / 2**30:.3g} GiB: kept in {path}")
+            folder.mkdir(parents=True, exist_ok=True)
+            part = folder / f"{key}.{uuid4().hex[:8]}.part"  # several nodes may come here at once
+            try:
+                array = open_memmap(part, "w+", np.uint8, whole)
+                unreadable = _fill(array, items, fit)
+                array.flush()
+                write_whole(notes, json.dumps(unreadable).encode())
+                part.replace(path)
+            finally:
+                part.unlink(missing_ok=True)
+        mapped = np.load(path, mmap_mode="c")  # copy on write: torch wants a writable array
+        return torch.from_numpy(mapped), {int(place): why for place, why in json.loads(notes.read_text()).items()}
+    except OSError as error:
+        raise SettingError(f"{path} cannot be used ({reason(error)}): name another folder with data.cache") from error
+
+
+def check_readable(items: Items, unreadable: Unreadable, skip: bool) -> None:
+    """Refuse unreadable images, all of them in one error; or say which are skipped.
+
+    Raises:
+        SettingError: there are some, and they are not to be skipped; or there is nothing else.
+    """
+    if not unreadable:
+        return
+    named = [f"{items.names[place]} ({why})" for place, why in unreadable.items()]
+    more = f", and {len(named) - LISTED:,} more" if len(named) > LISTED else ""
+    said = f"{len(named):,} of {len(items.names):,} images cannot be read: {', '.join(named[:LISTED])}{more}"
+    if not skip or len(named) == len(items.names):
+        raise SettingError(f"{said}. Mend or remove them, or go on without them: data.skip_unreadable true")
+    rank_zero_info(f"{said}. They are skipped.")
+
+
+def _fill(array: np.ndarray[Any, Any], items: Items, fit: Fit) -> Unreadable:
+    channels, *size = array.shape[1:]
+    unreadable: Unreadable = {}
+
+    def fill(place: int) -> None:
+        try:
+            with items.open(place) as image:
+                array[place] = from_pillow(fitted(decode(image, channels), (size[0], size[1]), fit)).numpy()
+        except Exception as error:  # a damaged file can fail in any way
+            unreadable[place] = reason(error)
+
+    _in_threads(fill, items, "decoding images")
+    return dict(sorted(unreadable.items()))
+
+
+def _in_threads(work: Callable[[int], Any], items: Items, what: str) -> list[Any]:
+    """Pillow decodes outside the interpreter's lock, so threads share the work."""
+    with ThreadPool() as pool:
+        done = pool.imap(work, range(len(items.names)), chunksize=16)
+        hidden = None if getattr(rank_zero_only, "rank", 0) == 0 else True  # None: hidden where nobody looks
+        return list(tqdm(done, what, len(items.names), leave=False, unit=" images", disable=hidden))
+
+
+def _memory() -> int:
+    """Bytes of memory that the machine has; where it does not tell, 8 GiB."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError):  # Windows
+        return 8 * 2**30

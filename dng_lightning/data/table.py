@@ -1,0 +1,102 @@
+"""Tables beside images: CSV or JSON lines that name a file, its label or attributes, and its caption."""
+
+import csv
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from dng_lightning.errors import SettingError, reason
+
+Row = dict[str, str]
+SUFFIXES = (".csv", ".jsonl")
+
+
+def find_table(folder: Path, name: str | None) -> Path | None:
+    """The table of a folder: the one named, or the only one there is; None where there is none.
+
+    Raises:
+        SettingError: the one named is missing, or there are several.
+    """
+    if name is not None:
+        for path in (folder / name, Path(name)):
+            if path.is_file():
+                return path
+        raise SettingError(f"data.table: there is no {folder / name}")
+    found = sorted(path for path in folder.glob("*") if path.suffix.lower() in SUFFIXES and path.name[0] != ".")
+    if len(found) > 1:
+        raise SettingError(f"{folder} has {len(found)} tables: name one of {_names(found)} with data.table")
+    return found[0] if found else None
+
+
+def read_table(path: Path) -> list[Row]:
+    """The rows of a CSV with a header, or of a file of one JSON object a line; all values as text.
+
+    Raises:
+        SettingError: it is damaged or empty, or its rows have different columns.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            if path.suffix.lower() == ".csv":
+                rows: list[dict[str, object]] = list(csv.DictReader(file))
+            else:
+                rows = [json.loads(line) for line in file if line.strip()]
+        columns = list(rows[0])
+        uneven = next((number for number, row in enumerate(rows, 1) if {*row} != {*columns} or None in row.values()), 0)
+    except (OSError, ValueError, IndexError, TypeError, csv.Error) as error:
+        raise SettingError(f"{path} is no table of rows: {reason(error)}") from error
+    if uneven:
+        raise SettingError(f"{path}: row {uneven} has other columns than {', '.join(columns)}, or none for one of them")
+    return [{name: str(value) for name, value in row.items()} for row in rows]
+
+
+def file_column(rows: Sequence[Row], folder: Path, path: Path) -> str:
+    """The column that names files: the first in which some row names one that is there.
+
+    Raises:
+        SettingError: there is none.
+    """
+    for name in rows[0]:
+        if any(row[name] and (folder / row[name]).is_file() for row in rows):
+            return name
+    columns = ", ".join(rows[0])
+    raise SettingError(
+        f"{path}: no column names files in {folder}; it has {columns}. To have classes by folder, move the table"
+    )
+
+
+def label_columns(rows: Sequence[Row], label: str | list[str] | None, others: Sequence[str], path: Path) -> list[str]:
+    """The columns that make the label: those asked for, else one called label or class, else the only one left.
+
+    Args:
+        rows: of the table.
+        label: the setting.
+        others: columns that are something else: the file's name, the caption.
+        path: of the table, for messages.
+
+    Raises:
+        SettingError: there is no such column, or it cannot be told which it is.
+    """
+    if label is not None:
+        names = [label] if isinstance(label, str) else label
+        check_columns(rows, names, "label", path)
+        return names
+    left = [name for name in rows[0] if name not in others]
+    found = [name for name in left if name.lower() in ("label", "class")] or left
+    if len(found) > 1:
+        raise SettingError(f"{path}: which column is the label? Set data.label to some of {', '.join(left)}, or to []")
+    return found
+
+
+def check_columns(rows: Sequence[Row], names: Sequence[str], setting: str, path: Path) -> None:
+    """Refuse columns that a table lacks.
+
+    Raises:
+        SettingError: naming the first of them.
+    """
+    for name in names:
+        if name not in rows[0]:
+            raise SettingError(f"data.{setting}: {path} has no column {name!r}; it has {', '.join(rows[0])}")
+
+
+def _names(paths: Sequence[Path]) -> str:
+    return ", ".join(path.name for path in paths)

@@ -1,0 +1,157 @@
+"""Any image data set of torchvision's, or another class like them, through one adapter."""
+
+import contextlib
+import importlib
+import inspect
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from functools import cached_property, partial
+from typing import Any
+
+import numpy as np
+from filelock import FileLock
+from PIL import Image
+from torch import Tensor
+from torchvision import datasets
+
+from dng_lightning.data.decoded import DecodedImages, Found
+from dng_lightning.data.store import Items
+from dng_lightning.data.tensors import as_labels, numbered, three_sides
+from dng_lightning.errors import SettingError, reason
+
+LABELS = ("targets", "labels", "_labels", "_targets", "y")  # what classes of torchvision's call them
+
+
+@dataclass(eq=False, repr=False)
+class TorchvisionDataset(DecodedImages):
+    """A data set by the name of its class: SVHN, STL10, KMNIST, EMNIST, Flowers102, ...
+
+    Sets that hold their images as an array are taken whole; of others each image is decoded once.
+
+    Besides the settings of ``ImageDataModule`` and ``DecodedImages``:
+
+    Args:
+        dataset: a class of ``torchvision.datasets``, or the path of one like them: a sequence of (image, label).
+        settings: what the class is told besides its folder, such as ``{split: letters}`` for EMNIST.
+        parts: what it is told for each part, such as ``{train: {split: trainval}, test: {split: test}}``; None for
+            ``train: true`` and ``train: false``, or else ``split: train`` and ``split: test``, or else one part.
+
+    Raises:
+        SettingError: there is no such class, it cannot be made, its files are missing, or its labels are no classes.
+    """
+
+    dataset: str = field(kw_only=True)
+    settings: dict[str, Any] | None = None
+    parts: dict[str, dict[str, Any]] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.kind, self.told = _class(self.dataset), self.settings or {}
+        self.given = self.parts or _default_parts(self.kind)
+        if "train" not in self.given or not {*self.given} <= {"train", "val", "test"}:
+            raise SettingError(f"data.parts are {', '.join(self.given)}: give train and, where there are, val and test")
+
+    @property
+    def title(self) -> str:
+        """The class, with its settings."""
+        told = ", ".join(f"{name}={value}" for name, value in self.told.items())
+        return f"{self.kind.__name__}({told})" if told else self.kind.__name__
+
+    @cached_property
+    def image_shape(self) -> tuple[int, int, int]:
+        """See ``ImageDataModule``."""
+        return self._shape(*three_sides(self._arrays["train"], self.title)) if self._arrays else super().image_shape
+
+    def prepare_data(self) -> None:
+        """Fetch the files if they are not there; decode the images unless they are an array.
+
+        Raises:
+            SettingError: the files are missing and may not or cannot be downloaded.
+        """
+        if not self._arrays:
+            super().prepare_data()
+
+    @cached_property
+    def _datasets(self) -> dict[str, Any]:
+        return {part: self._made(told) for part, told in self.given.items()}
+
+    @cached_property
+    def _arrays(self) -> dict[str, Any]:
+        """The images of each part; nothing where they are no arrays."""
+        arrays = {part: getattr(dataset, "data", None) for part, dataset in self._datasets.items()}
+        is_array = all(isinstance(array, np.ndarray | Tensor) and array.ndim >= 3 for array in arrays.values())
+        return arrays if is_array and self.channels is None else {}
+
+    @cached_property
+    def _found(self) -> Found:
+        labels = {part: as_labels(_labels(data), len(data), self.title) for part, data in self._datasets.items()}
+        names = getattr(self._datasets["train"], "classes", None)
+        names = names and [name if isinstance(name, str) else ", ".join(name) for name in names]
+        classes, numbers = numbered(np.concatenate(list(labels.values())), names, self.title)
+        places = [(part, place) for part, values in labels.items() for place in range(len(values))]
+        told = [f"{part} {place}" for part, place in places]
+        items = Items(partial(_item, self._datasets, places), told, f"{self.title} {self.given} {len(told)}")
+        return Found(items, [part for part, _ in places], classes, numbers)
+
+    def _made(self, told: dict[str, Any]) -> Any:
+        settings = self.told | told
+        try:
+            try:
+                return self.kind(self.root, **settings)
+            except (RuntimeError, FileNotFoundError) as error:  # how they say that files are missing
+                can_download = "download" in _parameters(self.kind)
+                if not (self.download and can_download):
+                    why = "data.download is false" if can_download else reason(error)
+                    raise SettingError(f"no {self.title} in {self.folder.absolute()} ({why})") from error
+            self.folder.mkdir(parents=True, exist_ok=True)
+            # several processes come here at once
+            with FileLock(self.folder / f".{self.kind.__name__}.lock"), contextlib.redirect_stdout(io.StringIO()):
+                return self.kind(self.root, download=True, **settings)
+        except SettingError:
+            raise
+        except Exception as error:  # a download, and a class of somebody's, can fail in any way
+            raise SettingError(f"{self.title} cannot be made with {settings}: {reason(error)}") from error
+
+    def _read(self) -> dict[str, Any]:
+        if not self._arrays:
+            return super()._read()
+        parts = np.array(self._found.parts)
+        return {part: (images, self._found.labels[parts == part]) for part, images in self._arrays.items()}
+
+
+def _class(path: str) -> Any:
+    module, _, name = path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module or "torchvision.datasets"), name)
+    except (ImportError, AttributeError) as error:
+        nearest = ", ".join(get_close_matches(name, datasets.__all__, 5, 0.3))
+        known = f"the nearest names of torchvision's are {nearest}"
+        raise SettingError(f"there is no data set {path!r}; {known}") from error
+
+
+def _parameters(kind: Any) -> set[str]:
+    """Those of its constructor and, as some pass settings on, of those it inherits from."""
+    makers = [vars(base)["__init__"] for base in kind.__mro__[:-1] if "__init__" in vars(base)]
+    return {name for maker in makers for name in inspect.signature(maker).parameters}
+
+
+def _default_parts(kind: Any) -> dict[str, dict[str, Any]]:
+    known = _parameters(kind)
+    if "train" in known:
+        return {"train": {"train": True}, "test": {"train": False}}
+    return {"train": {"split": "train"}, "test": {"split": "test"}} if "split" in known else {"train": {}}
+
+
+def _labels(dataset: Any) -> Any:
+    for name in LABELS:
+        if (labels := getattr(dataset, name, None)) is not None:
+            return labels
+    return [dataset[place][1] for place in range(len(dataset))]
+
+
+def _item(parts: dict[str, Any], places: Sequence[tuple[str, int]], place: int) -> Image.Image:
+    part, inside = places[place]
+    image: Image.Image = parts[part][inside][0]
+    return image

@@ -1,0 +1,133 @@
+"""What is chosen where a configuration leaves the network and the length of a training open."""
+
+import re
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from running import Dng
+
+from dng_lightning import open_settings
+from dng_lightning.__main__ import main
+from dng_lightning.errors import SettingError
+from dng_lightning.modules import ClassifierModule, DiffusionModule
+from dng_lightning.networks import ImageClassifier, UNet
+
+TINY = ["--trainer.limit_val_batches=1", "--data.val_size=6", "--data.batch_size=16"]
+
+
+@pytest.mark.parametrize(
+    "sides", [[8, 8], [16, 16], [28, 28], [32, 32], [32, 64], [64, 64], [96, 96], [128, 128], [256, 256]]
+)
+def test_networks_for_images_of_every_size(sides: list[int]):
+    chosen = open_settings.unet_of(sides, 1000)
+    with torch.device("meta"):
+        net = UNet(3, 5, **chosen)
+        t = torch.zeros(1, dtype=torch.long)
+        assert net(torch.zeros(1, 3, *sides), t).shape == (1, 3, *sides)
+    assert 4 <= max(sides) / net.multiple <= 16  # at the coarsest level
+    assert sum(weight.numel() for weight in net.parameters()) < 40e6
+    with torch.device("meta"):
+        judge = ImageClassifier(3, 5, **open_settings.classifier_of(3, sides))
+        assert judge.eval()(torch.zeros(2, 3, *sides)).shape == (2, 5)
+
+
+def test_sides_that_cannot_be_halved_are_one_line():
+    with pytest.raises(SettingError, match=r"set data\.image_size to \[32, 56\], and data\.fit to pad"):
+        open_settings.unet_of([30, 50], 1000)
+
+
+def test_steps_grow_with_the_images():
+    steps = [open_settings.steps_of([32, 32], count, False) for count in (1, 1000, 10_000, 50_000)]
+    assert steps == [500, 1000, 3000, 7000]
+    assert open_settings.steps_of([64, 64], 10_000, False) == 6500
+    assert open_settings.steps_of([32, 32], 10_000, True) == 800
+
+
+@pytest.mark.parametrize("network", [UNet, ImageClassifier])
+def test_python_must_say_what_it_wants(network: Any):
+    for name in ("image_channels", "num_classes", "channels"):
+        with pytest.raises(SettingError, match="is only for the configuration of dng fit"):
+            network(**{"image_channels": 1, "num_classes": 2, "channels": [8]} | {name: None})
+
+
+@pytest.fixture
+def photos(fake_mnist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory is empty; the folder of three classes of photographs of 16x16 pixels."""
+    monkeypatch.chdir(tmp_path)
+    return fake_mnist.parent / "photos"
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("image_folder", DiffusionModule), ("image_folder_classifier", ClassifierModule)]
+)
+def test_a_training_of_ones_own_images(name: str, kind: Any, photos: Path, dng: Dng, caplog: pytest.LogCaptureFixture):
+    with caplog.at_level("INFO"):
+        dng("fit", f"--config={name}.yaml", f"--data.root={photos}", *TINY, "--trainer.max_steps=2")
+    (line,) = re.findall("For 60 images of 3x16x16 in 3 classes: (.*)", caplog.text)
+    assert "model.net.num_classes 3" in line
+    assert "trainer.max_steps" not in line  # it is given
+    (folder,) = Path("logs").iterdir()
+    net = yaml.safe_load((folder / "config.yaml").read_text())["model"]["init_args"]["net"]["init_args"]
+    assert None not in net.values()
+    loaded = kind.load(str(folder))
+    assert (loaded.image_shape, loaded.class_names) == ((3, 16, 16), ("cat", "dog", "horse"))
+    assert loaded.net.num_classes == net["num_classes"] == 3
+
+
+def test_the_saved_settings_run_again(photos: Path, dng: Dng):
+    tiny = ["--model.net.channels=[8]", "--trainer.max_steps=1", "--trainer.callbacks=[{class_path: Export}]"]
+    dng("fit", "--config=image_folder.yaml", f"--data.root={photos}", *TINY, *tiny)
+    saved = Path("logs/image-folder/config.yaml")
+    dng("fit", f"--config={saved}", "--trainer.default_root_dir=again")
+    assert Path("again/model.ckpt").exists()
+
+
+def test_the_length_is_chosen_where_none_is_given():
+    def closed(**trainer: Any) -> Any:
+        class Settings(dict):  # as jsonargparse's
+            __getattr__ = dict.__getitem__
+            __setattr__ = dict.__setitem__
+
+        net = Settings(class_path="UNet", init_args=Settings(image_channels=None, num_classes=None, channels=[8]))
+        model = Settings(init_args=Settings(net=net))
+        settings = Settings(
+            model=model, trainer=Settings({"max_steps": -1, "max_epochs": None, "check_val_every_n_epoch": 1} | trainer)
+        )
+        data = SimpleNamespace(training_images=4000, batch_size=80, image_shape=(1, 32, 32), class_names=("a", "b"))
+        said = open_settings.close(settings, data)  # type: ignore[arg-type]
+        assert ("trainer.max_steps" in said) == (settings.trainer.max_steps not in {*trainer.values(), -1})
+        return settings.trainer.max_steps, settings.trainer.check_val_every_n_epoch
+
+    assert closed() == (2000, 4)  # forty epochs
+    assert closed(check_val_every_n_epoch=3) == (2000, 3)
+    assert closed(max_epochs=3) == (-1, 1)
+    assert closed(max_steps=7) == (7, 1)
+
+
+def test_a_classifier_needs_classes(photos: Path, capsys: pytest.CaptureFixture[str]):
+    config = "--config=image_folder_classifier.yaml"
+    with pytest.raises(SystemExit):
+        main(["fit", config, f"--data.root={photos / 'cat'}", "--trainer.accelerator=cpu"])
+    assert "has no classes: a classifier needs two" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (["--data.root=nowhere"], "there is no folder"),
+        (["--data=Seeds"], "set data to a data set of images"),
+        (["--data.image_size=30"], "set data.image_size to [32, 32]"),
+        (["--data.include_classes=zebra"], "there is no class 'zebra'"),
+        (["--data.val_size=70"], "data.val_size is 70"),
+    ],
+)
+def test_mistakes_are_one_line(settings: list[str], said: str, photos: Path, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as ended:
+        main(["fit", "--config=image_folder.yaml", f"--data.root={photos}", "--trainer.accelerator=cpu", *settings])
+    assert ended.value.code == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("dng: error")]
+    assert said in line
