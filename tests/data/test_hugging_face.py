@@ -96,7 +96,7 @@ def test_a_folder_of_parquet_files(tmp_path: Path):
 
 
 def test_captions_where_there_are_no_labels(tmp_path: Path):
-    rows(20, exclude_classes="kind").to_parquet(str(tmp_path / "data.parquet"))
+    rows(20, without="kind").to_parquet(str(tmp_path / "data.parquet"))
     data = ready(tmp_path / "data.parquet", batch_size=4)
     images, captions = next(iter(data.train_dataloader()))
     assert captions == [f"a {NAMES[n % 3]}, number {n}" for n in images[:, 0, 0, 0].tolist()]
@@ -150,7 +150,7 @@ def test_columns_that_are_not_there(settings: dict[str, Any], said: str, parquet
 
 
 def test_what_is_no_data_set(tmp_path: Path):
-    rows(5, exclude_classes="picture").to_parquet(str(tmp_path / "no_images.parquet"))
+    rows(5, without="picture").to_parquet(str(tmp_path / "no_images.parquet"))
     with pytest.raises(SettingError, match="has no column of images; it has kind, text, weight"):
         ready(tmp_path / "no_images.parquet")
     (tmp_path / "cut.parquet").write_bytes(b"PAR1")

@@ -430,7 +430,7 @@ def test_a_number_to_hold_out_where_there_is_a_part_for_it(tmp_path: Path):
     for part in ("train", "val", "test"):
         for level in range(4):
             write(tmp_path / part / f"{level}.png", level)
-    for setting in ("validation", "test"):
+    for setting in ("val_size", "test_size"):
         assert f"data.{setting} is set, but ImageFolder" in complaint(tmp_path, **{setting: 1})
 
 
