@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -252,9 +253,14 @@ class DNGCLI(LightningCLI):
         """Which of the files that the settings name is another one now than what was drawn there was drawn with."""
         if not isinstance(self.model, ImageSampler):
             return ""
-        before, now = _inputs(folder), self.model.inputs(calibration=self.subcommand == "predict")
-        changed = [name for name, value in now.items() if before.get(name, value) != value]
+        before = _inputs(folder)
+        changed = [name for name, value in self._inputs_now.items() if before.get(name, value) != value]
         return f"the {changed[0]} was made anew since" if changed else ""
+
+    @cached_property
+    def _inputs_now(self) -> dict[str, str]:
+        hashes: dict[str, str] = self.model.inputs(calibration=self.subcommand == "predict")
+        return hashes
 
 
 def _inputs(folder: Path) -> dict[str, str]:
