@@ -154,6 +154,10 @@ class DNGCLI(LightningCLI):
 
     def after_instantiate_classes(self) -> None:
         """Refuse what cannot be, before anything is written."""
+        if weights := self.config[self.subcommand].weights:
+            if not isinstance(self.model, TrainedModule):
+                raise SettingError(f"--weights is for trainings: use --model.checkpoint {weights}")
+            self.model.start_from(weights)
         if self.config[self.subcommand].trainer.fast_dev_run:
             return
         folder = Path(self.trainer.default_root_dir)
@@ -163,10 +167,6 @@ class DNGCLI(LightningCLI):
         for callback in self.trainer.callbacks if self.subcommand == "fit" else ():  # type: ignore[attr-defined]
             if isinstance(callback, callbacks.GuidedSampling) and hasattr(self.datamodule, "seen_classes"):
                 callback.check(self.model, self.datamodule)
-        if weights := self.config[self.subcommand].weights:
-            if not isinstance(self.model, TrainedModule):
-                raise SettingError(f"--weights is for trainings: use --model.checkpoint {weights}")
-            self.model.start_from(weights)
         if others := self._holds_others(folder):
             resume = "resume it with --ckpt_path last, " if self.subcommand == "fit" else ""
             raise SettingError(
