@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -156,6 +157,10 @@ class DNGCLI(LightningCLI):
         """Refuse what cannot be, before anything is written."""
         if self.data_of_open_settings is not None:
             self.datamodule = self.data_of_open_settings  # it has looked at the images already
+        if weights := self.config[self.subcommand].weights:
+            if not isinstance(self.model, TrainedModule):
+                raise SettingError(f"--weights is for trainings: use --model.checkpoint {weights}")
+            self.model.start_from(weights)
         if self.config[self.subcommand].trainer.fast_dev_run:
             return
         folder = Path(self.trainer.default_root_dir)
@@ -165,10 +170,6 @@ class DNGCLI(LightningCLI):
         for callback in self.trainer.callbacks if self.subcommand == "fit" else ():  # type: ignore[attr-defined]
             if isinstance(callback, callbacks.GuidedSampling) and hasattr(self.datamodule, "seen_classes"):
                 callback.check(self.model, self.datamodule)
-        if weights := self.config[self.subcommand].weights:
-            if not isinstance(self.model, TrainedModule):
-                raise SettingError(f"--weights is for trainings: use --model.checkpoint {weights}")
-            self.model.start_from(weights)
         if others := self._holds_others(folder):
             resume = "resume it with --ckpt_path last, " if self.subcommand == "fit" else ""
             raise SettingError(
@@ -269,9 +270,14 @@ class DNGCLI(LightningCLI):
         """Which of the files that the settings name is another one now than what was drawn there was drawn with."""
         if not isinstance(self.model, ImageSampler):
             return ""
-        before, now = _inputs(folder), self.model.inputs(calibration=self.subcommand == "predict")
-        changed = [name for name, value in now.items() if before.get(name, value) != value]
+        before = _inputs(folder)
+        changed = [name for name, value in self._inputs_now.items() if before.get(name, value) != value]
         return f"the {changed[0]} was made anew since" if changed else ""
+
+    @cached_property
+    def _inputs_now(self) -> dict[str, str]:
+        hashes: dict[str, str] = self.model.inputs(calibration=self.subcommand == "predict")
+        return hashes
 
 
 def _inputs(folder: Path) -> dict[str, str]:

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import yaml
 from running import Dng, Fitted, fit_settings, printed
 from tiny_diffusion import run_example
 
+from dng_lightning import resources
 from dng_lightning.__main__ import main
 from dng_lightning.guidance import Guidance
 from dng_lightning.posterior import Posterior
@@ -165,6 +167,10 @@ def test_commands_run(words: list[str], dng: Dng, request: pytest.FixtureRequest
         assert command in ("fit", "validate")
         config = settings[settings.index("--config") + 1] if "--config" in settings else "digits.yaml"
         limits = ["--trainer.max_steps=4"] if command == "fit" else []  # as many as have been trained already
+        if command == "fit" and not {"--ckpt_path", "--trainer.default_root_dir"} & set(settings):
+            *_, last = [word for before, word in pairwise(settings) if before == "--config"] or [config]
+            trainer = yaml.safe_load(resources.config(last).read_text())["trainer"]
+            shutil.rmtree(trainer["default_root_dir"], ignore_errors=True)  # a second training there is refused
         dng(command, *settings, *fit_settings(config), *limits, "--trainer.devices=1")
 
 

@@ -20,9 +20,8 @@ from torch.optim import Optimizer
 
 from dng_lightning import resources
 from dng_lightning.errors import SettingError, reason
-
-PLATEAU = {"best", "cooldown_counter", "num_bad_epochs"}  # what a ReduceLROnPlateau has found out
-FACTS = ("image_shape", "class_names", "seen_classes")  # of the data, which a checkpoint tells
+from dng_lightning.modules.first_batch import FACTS, facts_of_a_batch
+from dng_lightning.modules.resuming import PLATEAU, check_same_network, keep_settings
 
 
 @contextlib.contextmanager
@@ -86,7 +85,9 @@ class TrainedModule(LightningModule):
         data = getattr(self.trainer, "datamodule", None)
         facts = {name: tuple(getattr(data, name)) for name in FACTS if hasattr(data, name)}
         if stage == "fit" and len(facts) < len(FACTS):
-            facts = self._facts_of_a_batch(data, facts)
+            self.trainer.fit_loop.setup_data()
+            found = facts_of_a_batch(self.trainer.train_dataloader, data or self, getattr(self.net, "num_classes", 0))
+            facts = found | facts
         for name, value in facts.items():
             setattr(self, name, value)
         classes = getattr(self.net, "num_classes", 0)
@@ -98,31 +99,6 @@ class TrainedModule(LightningModule):
             )
         if stage == "fit":
             self._try_network()
-
-    def _facts_of_a_batch(self, data: Any, known: dict[str, Any]) -> dict[str, Any]:
-        """What data of another kind than ours do not say: shape and classes by the first training batch."""
-        self.trainer.fit_loop.setup_data()
-        loader: Any = self.trainer.train_dataloader
-        hooks = self if data is None else data
-        batch = hooks.on_after_batch_transfer(hooks.on_before_batch_transfer(next(iter(loader)), 0), 0)
-        if not (isinstance(batch, list | tuple) and len(batch) == 2 and all(isinstance(x, Tensor) for x in batch)):
-            kind = type(batch).__name__
-            raise SettingError(f"a batch of the data must be two tensors, images and labels; it is a {kind}")
-        images, labels = batch
-        if not (images.ndim == 4 and images.is_floating_point() and -1 <= images.min() < 0 and images.max() <= 1):
-            told = f"{images.dtype} {tuple(images.shape)} in [{images.min():g}, {images.max():g}]"
-            raise SettingError(f"the data's images must be floats (B, C, H, W) in [-1, 1]; they are {told}")
-        names = known.get("class_names") or getattr(getattr(loader, "dataset", None), "classes", ())
-        names = tuple(map(str, names or range(getattr(self.net, "num_classes", 0))))
-        if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
-            raise SettingError(f"the data's labels must be int64 (B,); they are {labels.dtype} {tuple(labels.shape)}")
-        if names and not 0 <= labels.min() <= labels.max() < len(names):
-            told = f"from {labels.min()} to {labels.max()}"
-            raise SettingError(
-                f"the data's labels must be from 0 to {len(names) - 1}; they are {told}: set num_classes"
-            )
-        seen = tuple(range(len(names)))
-        return {"image_shape": tuple(images.shape[1:]), "class_names": names, "seen_classes": seen} | known
 
     def _try_network(self) -> None:
         """Show the network an image, so that one for others is refused before the first step."""
@@ -198,7 +174,7 @@ class TrainedModule(LightningModule):
             group["initial_lr"] = group["lr"]
         schedule = self._schedule(optimizer) if self.scheduler else None
         is_plateau = isinstance(schedule, ReduceLROnPlateau)
-        optimizer.register_load_state_dict_pre_hook(partial(_keep_settings, is_plateau))
+        optimizer.register_load_state_dict_pre_hook(partial(keep_settings, is_plateau))
         if schedule is None:
             return optimizer
         when: dict[str, Any] = (
@@ -260,14 +236,7 @@ class TrainedModule(LightningModule):
             raise SettingError("the checkpoint holds weights alone: start a new run from them with --weights")
         states = checkpoint.get("lr_schedulers", [])
         checkpoint["lr_schedulers"] = [{n: s[n] for n in PLATEAU} for s in states if s.keys() >= PLATEAU]
-        theirs, ours = checkpoint["state_dict"], self.state_dict()
-        for name in ours.keys() | theirs.keys():
-            found, wanted = (tuple(state[name].shape) if name in state else "missing" for state in (theirs, ours))
-            if found != wanted:
-                raise SettingError(
-                    f"the checkpoint is of another network ({name} is {found} in it, {wanted} in this one): go on with "
-                    "the model settings of its training"
-                )
+        check_same_network(checkpoint["state_dict"], self.state_dict())
 
     def start_from(self, name: str) -> None:
         """Take over the weights of a checkpoint, to train them anew.
@@ -299,29 +268,3 @@ class TrainedModule(LightningModule):
         if not hasattr(module, "seen_classes"):
             raise SettingError(f"{path} does not say what it was trained on; train it with a dng_lightning datamodule")
         return module.eval().requires_grad_(False)
-
-
-def _keep_settings(is_plateau: bool, optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-    """The state of an optimiser without its settings, which a resumed run has its own of.
-
-    Args:
-        is_plateau: keep the rate that a ``ReduceLROnPlateau`` has come to from the same start.
-        optimizer: that is to take the state.
-        state: of a checkpoint.
-
-    Raises:
-        SettingError: it is the state of another kind of optimiser.
-    """
-    groups = []
-    for saved, group in zip(state["param_groups"], optimizer.param_groups, strict=False):
-        missing = [n for n, v in optimizer.defaults.items() if v not in (None, False) and n not in saved]
-        if missing:
-            raise SettingError(
-                f"the checkpoint's optimizer has no {missing[0]}: go on with the optimizer of its training, or start a "
-                "new run from its weights with --weights"
-            )
-        own = {name: value for name, value in group.items() if name != "params"}
-        if is_plateau and saved.get("initial_lr", own["initial_lr"]) == own["initial_lr"]:
-            own["lr"] = saved["lr"]
-        groups.append(own | {"params": saved["params"]})
-    return state | {"param_groups": groups}
