@@ -139,7 +139,7 @@ class DNGCLI(LightningCLI):
         self.config = self.parser.parse_object(self.config)
 
     def instantiate_trainer(self, **settings: Any) -> Trainer:
-        """Settle the folder that everything is written to, and log to TensorBoard there unless told otherwise."""
+        """Choose the output folder, and log to TensorBoard there unless another logger is set."""
         given = self.config[self.subcommand].trainer
         if given.default_root_dir is None:
             given.default_root_dir = self._default_folder()

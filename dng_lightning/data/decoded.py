@@ -37,7 +37,7 @@ class Found:
 
 @dataclass(eq=False, repr=False)
 class DecodedImages(ImageDataModule):
-    """Looks at a data set once, when it is first asked what it has, and decodes all its images before the first batch.
+    """Lists a data set when its classes or images are first needed, and decodes all images before the first batch.
 
     Args:
         channels: 1 for grey, 3 for colour; None for grey if all images are.

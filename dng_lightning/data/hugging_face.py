@@ -85,8 +85,8 @@ class HuggingFaceDataset(DecodedImages):
         rows = self.library.concatenate_datasets(list(parts.values()))
         names, labels = self._classes(rows, label)
         undecoded = rows.select_columns(image).cast_column(image, self.library.Image(decode=False))
-        told = [f"{part} {place}" for part, split in parts.items() for place in range(len(split))]
-        items = Items(partial(_opened, undecoded, image), told, f"{self.title} {rows._fingerprint}")
+        item_names = [f"{part} {place}" for part, split in parts.items() for place in range(len(split))]
+        items = Items(partial(_opened, undecoded, image), item_names, f"{self.title} {rows._fingerprint}")
         return Found(items, places, names, labels, list(map(str, rows[caption])) if caption else None)
 
     def _loaded(self) -> Any:

@@ -78,8 +78,8 @@ class ImageFolder(DecodedImages):
         names, numbers = (
             numbered(np.array(labels), None, self.title) if labels else ((), torch.zeros(len(paths)).long())
         )
-        told = [str(path).removeprefix(f"{self.folder}{os.sep}") for path in paths]
-        items = Items(partial(_opened, paths), told, repr([*zip(told, map(_version, paths), strict=True)]))
+        item_names = [str(path).removeprefix(f"{self.folder}{os.sep}") for path in paths]
+        items = Items(partial(_opened, paths), item_names, repr([*zip(item_names, map(_version, paths), strict=True)]))
         return Found(items, parts, names, numbers, captions or None)
 
     def _parts_of(self) -> dict[str, Path]:

@@ -1,4 +1,4 @@
-"""Tables beside images: CSV or JSON lines that name a file, its label or attributes, and its caption."""
+"""Tables of image files: CSV or JSON lines that name a file, its label or attributes, and its caption."""
 
 import csv
 import json
@@ -65,7 +65,7 @@ def file_column(rows: Sequence[Row], folder: Path, path: Path) -> str:
 
 
 def label_columns(rows: Sequence[Row], label: str | list[str] | None, others: Sequence[str], path: Path) -> list[str]:
-    """The columns that make the label: those asked for, else one called label or class, else the only one left.
+    """The columns that make the label: those of the setting, else one called label or class, else the only one left.
 
     Args:
         rows: of the table.
@@ -74,7 +74,7 @@ def label_columns(rows: Sequence[Row], label: str | list[str] | None, others: Se
         path: of the table, for messages.
 
     Raises:
-        SettingError: there is no such column, or it cannot be told which it is.
+        SettingError: there is no such column, or there are several candidates.
     """
     if label is not None:
         names = [label] if isinstance(label, str) else label

@@ -1,4 +1,4 @@
-"""Arrays as people store them, to uint8 images (N, C, H, W) and int64 labels (N,); what cannot be told is refused."""
+"""Arrays as people store them, to uint8 images (N, C, H, W) and int64 labels (N,); what is ambiguous is refused."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -75,7 +75,7 @@ def found_range(given: Any, where: str) -> Range:
             rank_zero_info(f"{where}: values {low:g} to {high:g} are read as {black:g} (black) to {white:g} (white)")
             return black, white
     raise SettingError(
-        f"{where}: it cannot be told what the values {low:g} to {high:g} mean: set data.value_range to those of black "
+        f"{where}: the meaning of the values {low:g} to {high:g} is unclear: set data.value_range to those of black "
         "and white, such as [0, 1]"
     )
 
@@ -92,8 +92,8 @@ def three_sides(images: Any, where: str) -> tuple[int, int, int]:
             return 1, height, width
         case (_, (1 | 3) as channels, height, width) | (_, height, width, (1 | 3) as channels):
             return channels, height, width
-    told = "x".join(map(str, shape))
-    raise SettingError(f"{where} is {told}: images must be (N, H, W), (N, H, W, C) or (N, C, H, W), C being 1 or 3")
+    sizes = "x".join(map(str, shape))
+    raise SettingError(f"{where} is {sizes}: images must be (N, H, W), (N, H, W, C) or (N, C, H, W), C being 1 or 3")
 
 
 def _as_tensor(given: Any, where: str) -> Tensor:

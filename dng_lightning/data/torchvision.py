@@ -34,8 +34,8 @@ class TorchvisionDataset(DecodedImages):
 
     Args:
         dataset: a class of ``torchvision.datasets``, or the path of one like them: a sequence of (image, label).
-        settings: what the class is told besides its folder, such as ``{split: letters}`` for EMNIST.
-        parts: what it is told for each part, such as ``{train: {split: trainval}, test: {split: test}}``; None for
+        settings: arguments of the class besides its folder, such as ``{split: letters}`` for EMNIST.
+        parts: its arguments for each part, such as ``{train: {split: trainval}, test: {split: test}}``; None for
             ``train: true`` and ``train: false``, or else ``split: train`` and ``split: test``, or else one part.
 
     Raises:
@@ -48,7 +48,7 @@ class TorchvisionDataset(DecodedImages):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.kind, self.told = _class(self.dataset), self.settings or {}
+        self.kind, self.arguments = _class(self.dataset), self.settings or {}
         self.given = self.parts or _default_parts(self.kind)
         if "train" not in self.given or not {*self.given} <= {"train", "val", "test"}:
             raise SettingError(f"data.parts are {', '.join(self.given)}: give train and, where there are, val and test")
@@ -56,8 +56,8 @@ class TorchvisionDataset(DecodedImages):
     @property
     def title(self) -> str:
         """The class, with its settings."""
-        told = ", ".join(f"{name}={value}" for name, value in self.told.items())
-        return f"{self.kind.__name__}({told})" if told else self.kind.__name__
+        arguments = ", ".join(f"{name}={value}" for name, value in self.arguments.items())
+        return f"{self.kind.__name__}({arguments})" if arguments else self.kind.__name__
 
     @cached_property
     def image_shape(self) -> tuple[int, int, int]:
@@ -75,7 +75,7 @@ class TorchvisionDataset(DecodedImages):
 
     @cached_property
     def _datasets(self) -> dict[str, Any]:
-        return {part: self._made(told) for part, told in self.given.items()}
+        return {part: self._made(arguments) for part, arguments in self.given.items()}
 
     @cached_property
     def _arrays(self) -> dict[str, Any]:
@@ -91,12 +91,12 @@ class TorchvisionDataset(DecodedImages):
         names = names and [name if isinstance(name, str) else ", ".join(name) for name in names]
         classes, numbers = numbered(np.concatenate(list(labels.values())), names, self.title)
         places = [(part, place) for part, values in labels.items() for place in range(len(values))]
-        told = [f"{part} {place}" for part, place in places]
-        items = Items(partial(_item, self._datasets, places), told, f"{self.title} {self.given} {len(told)}")
+        names = [f"{part} {place}" for part, place in places]
+        items = Items(partial(_item, self._datasets, places), names, f"{self.title} {self.given} {len(names)}")
         return Found(items, [part for part, _ in places], classes, numbers)
 
-    def _made(self, told: dict[str, Any]) -> Any:
-        settings = self.told | told
+    def _made(self, arguments: dict[str, Any]) -> Any:
+        settings = self.arguments | arguments
         try:
             try:
                 return self.kind(self.root, **settings)

@@ -49,7 +49,7 @@ def _loaded(part: Any, folder: Path) -> Any:
 def _calibrated(posterior: CalibratedPosterior, folder: Path) -> Posterior:
     """The posterior with the rows of the folder's file; a tracked one, said in a line, where there is none.
 
-    Where none are asked for it is a tracked one, too.
+    It is a tracked one, too, where the setting names no calibration.
     """
     path = folder / CALIBRATION
     values = {name: getattr(posterior, name) for name in ("p_max", "guidance_shift_weight", "divergence")}
@@ -78,7 +78,7 @@ def read_references(name: str) -> References:
             one shape, such as ``dng predict`` writes, read as colour unless all are grey; or a shipped name.
 
     Raises:
-        SettingError: it holds no images, or floats whose range is another one or cannot be told.
+        SettingError: it holds no images, or floats whose range is another one or unclear.
     """
     path = resources.references(name)
     if path.is_dir():

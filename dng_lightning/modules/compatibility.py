@@ -20,7 +20,7 @@ def name_classes(model: DiffusionModule, others: Sequence[TrainedModule], name: 
     """Tell another library's model, which does not say what it was trained on, the classes of one of the ``others``.
 
     Args:
-        model: to be told.
+        model: the model without class names.
         others: that may know.
         name: of the model, for the message.
         needed: refuse a model that nobody can tell.

@@ -28,13 +28,13 @@ def facts_of_a_batch(loader: Any, hooks: Any, num_classes: int) -> dict[str, tup
         raise SettingError(f"a batch of the data must be two tensors, images and labels; it is a {kind}")
     images, labels = batch
     if not (images.ndim == 4 and images.is_floating_point() and -1 <= images.min() < 0 and images.max() <= 1):
-        told = f"{images.dtype} {tuple(images.shape)} in [{images.min():g}, {images.max():g}]"
-        raise SettingError(f"the data's images must be floats (B, C, H, W) in [-1, 1]; they are {told}")
+        found = f"{images.dtype} {tuple(images.shape)} in [{images.min():g}, {images.max():g}]"
+        raise SettingError(f"the data's images must be floats (B, C, H, W) in [-1, 1]; they are {found}")
     names = getattr(hooks, "class_names", ()) or getattr(getattr(loader, "dataset", None), "classes", ())
     names = tuple(map(str, names or range(num_classes)))
     if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
         raise SettingError(f"the data's labels must be int64 (B,); they are {labels.dtype} {tuple(labels.shape)}")
     if names and not 0 <= labels.min() <= labels.max() < len(names):
-        told = f"from {labels.min()} to {labels.max()}"
-        raise SettingError(f"the data's labels must be from 0 to {len(names) - 1}; they are {told}: set num_classes")
+        found = f"from {labels.min()} to {labels.max()}"
+        raise SettingError(f"the data's labels must be from 0 to {len(names) - 1}; they are {found}: set num_classes")
     return {"image_shape": tuple(images.shape[1:]), "class_names": names, "seen_classes": tuple(range(len(names)))}

@@ -48,9 +48,9 @@ def check_same_network(stored: Mapping[str, Tensor], own: Mapping[str, Tensor]) 
         SettingError: naming a weight that differs.
     """
     for name in {**own, **stored}:
-        found, wanted = (tuple(state[name].shape) if name in state else "missing" for state in (stored, own))
-        if found != wanted:
+        found, expected = (tuple(state[name].shape) if name in state else "missing" for state in (stored, own))
+        if found != expected:
             raise SettingError(
-                f"the checkpoint is of another network ({name} is {found} in it, {wanted} in this one): go on with the "
-                "model settings of its training"
+                f"the checkpoint is of another network ({name} is {found} in it, {expected} in this one): go on with "
+                "the model settings of its training"
             )

@@ -12,7 +12,7 @@ class DiffusersNetwork(nn.Module):
     Args:
         network: for instance ``diffusers.UNet2DModel``, by class path; for a class-conditional one set its
             ``num_class_embeds`` to ``num_classes + 1``, the last being the null class.
-        num_classes: classes it can be told; 0 for an unconditional network.
+        num_classes: number of classes; 0 for an unconditional network.
 
     Raises:
         SettingError: the network has no embedding of the null class, or of classes at all.

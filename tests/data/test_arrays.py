@@ -160,7 +160,7 @@ def test_black_and_white(tmp_path: Path):
 def test_a_range_that_cannot_be_told_is_an_error(low_and_high: tuple[float, float], tmp_path: Path):
     low, high = low_and_high
     path = saved(tmp_path, images=low + PIXELS / 255 * (high - low), labels=LABELS)
-    with pytest.raises(SettingError, match=r"cannot be told what the values .* mean: set data\.value_range"):
+    with pytest.raises(SettingError, match=r"the meaning of the values .* is unclear: set data\.value_range"):
         ready(Arrays(path))
     assert_same(ready(Arrays(path, value_range=(low, high))))
 
@@ -302,7 +302,7 @@ def test_an_own_data_module_may_give_images_and_labels_of_any_kind(given: dict[s
         ({"x": torch.zeros(200, 1, 16, 16, dtype=torch.uint8)}, "images of 1x16x16 instead of 1x8x8"),
         ({"x": torch.zeros(200, 3, 8, 8, dtype=torch.uint8)}, "images of 3x8x8 instead of 1x8x8"),
         ({"y": Own.y[:100]}, "labels 100 for 200 images"),
-        ({"x": torch.zeros(200, 1, 8, 8)}, "cannot be told"),
+        ({"x": torch.zeros(200, 1, 8, 8)}, "is unclear"),
     ],
 )
 def test_what_an_own_data_module_gives_wrong_is_one_line(given: dict[str, Any], said: str):
