@@ -53,10 +53,10 @@ def close(settings: Namespace, data: ImageDataModule) -> str:
         epochs = trainer.max_steps * data.batch_size / max(count, 1)
         if trainer.check_val_every_n_epoch == 1 and not is_classifier:  # about ten validations, each with pictures
             steps["check_val_every_n_epoch"] = trainer.check_val_every_n_epoch = max(1, round(epochs / 10))
-    settings = {f"model.net.{name}": value for name, value in chosen.items()}
-    settings |= {f"trainer.{name}": value for name, value in steps.items()}
+    named = {f"model.net.{name}": value for name, value in chosen.items()}
+    named |= {f"trainer.{name}": value for name, value in steps.items()}
     size = "x".join(map(str, data.image_shape))
-    listed = ", ".join(f"{name} {value}" for name, value in settings.items())
+    listed = ", ".join(f"{name} {value}" for name, value in named.items())
     return f"For {count:,} images of {size} in {len(data.class_names)} classes: {listed}"
 
 
