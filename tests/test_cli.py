@@ -309,7 +309,7 @@ def test_several_forbidden_classes_and_the_default_folder(from_tiny: list[str], 
     assert cli.model.forbidden == [0, 6]
     given = dict(CONFIGS["predict"]["model"]["init_args"]["guidance"]["init_args"])
     assert given.pop("posterior") == {"class_path": "CalibratedPosterior"}  # and this checkpoint has none
-    assert cli.model.guidance == DynamicNegativeGuidance(**given, posterior=TrackedPosterior())
+    assert cli.model.guidance == DynamicNegativeGuidance(**given, posterior=TrackedPosterior(guidance_shift_weight=0.0))
     (folder,) = Path("samples").iterdir()
     assert folder.name.endswith("-without-0-6-DynamicNegativeGuidance")
 

@@ -598,7 +598,7 @@ def test_the_retrained_model_is_the_one_that_draws(samples: list[Samples], writt
     """Its weights are not those of the other, and so are its images."""
     assert not torch.equal(samples[0].images, samples[-1].images)
     assert list(DiffusionModule.load(str(without_3_and_8)).seen_classes) == [0, 1, 2, 4, 5, 6, 7, 9]
-    (folder,) = (written / "drawn").glob("Retrained*")
+    (folder,) = (written / "sample_cache").glob("Retrained*")
     shown = torch.from_numpy(np.load(folder / "pixels.npy"))
     difference = (shown.int() - to_uint8(samples[-1].images).int()).abs().max()
     assert difference <= 1

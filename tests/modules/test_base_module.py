@@ -163,7 +163,7 @@ def quiet_trainer(folder: Path, *callbacks: Callback, **settings: Any) -> Traine
 
 def test_a_data_module_of_one_s_own_tells_shape_and_classes_by_its_first_batch(tmp_path: Path):
     model = module()
-    trainer = quiet_trainer(tmp_path, GuidedSampling("3", images=2, steps=2))
+    trainer = quiet_trainer(tmp_path, GuidedSampling("3", num_samples=2, steps=2))
     trainer.fit(model, Theirs())
     trainer.save_checkpoint(tmp_path / "theirs.ckpt")
     loaded = DiffusionModule.load_from_checkpoint(tmp_path / "theirs.ckpt", net=UNet(1, 10, (4,), 1, (), 1))

@@ -133,7 +133,7 @@ def test_alone_it_draws_whatever_needs_no_forbidden_prediction(
     torch.save(torch.randint(256, (6, 1, 8, 8), dtype=torch.uint8), tmp_path / "references.pt")
     references, known = str(tmp_path / "references.pt"), {"classifier": "digits-classifier", "steps": 3}
     nothing = {"classifier": None, "steps": 3, "forbidden": []}
-    noisy = {**known, "noisy_classifier": str(tiny_noisy_classifier), "forbidden": "3"}
+    noisy = {**known, "noise_conditional_classifier": str(tiny_noisy_classifier), "forbidden": "3"}
     for guidance, settings in (
         (Unguided(), nothing),
         (Unguided(), nothing | {"forbidden": None}),

@@ -176,7 +176,7 @@ def test_posteriors_and_pushes_stay_within_their_bounds_at_any_evidence(log_snrs
         ([[math.nan, 1, 0]], "rows of three finite numbers"),
         ([[10, 1, 0], [10, 1, 0]], "log SNR of a calibration must rise"),
         ([[10, 1, 0], [0, 1, 0]], "log SNR of a calibration must rise"),
-        ("beside", "rows of numbers, or checkpoint; got beside"),
+        ("beside", "rows of numbers, checkpoint or null; got beside"),
     ],
 )
 def test_rows_that_are_no_calibration_are_refused(rows, reason):
