@@ -15,11 +15,11 @@ from jsonargparse._util import NestedArg, parse_value_or_config
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
 
 from dng_lightning import callbacks, data, guidance, modules, networks, open_settings, posterior, resources, schedule
 from dng_lightning.errors import SettingError
+from dng_lightning.evaluation.tensorboard import RunLogger
 from dng_lightning.files import file_name, write_whole
 from dng_lightning.modules.base_module import TrainedModule, reading
 from dng_lightning.modules.image_sampler import ImageSampler
@@ -145,7 +145,7 @@ class DNGCLI(LightningCLI):
             given.default_root_dir = self._default_folder()
         folder = settings["default_root_dir"] = given.default_root_dir
         if given.logger is None:
-            settings["logger"] = TensorBoardLogger(folder, name="", version="", default_hp_metric=False)
+            settings["logger"] = RunLogger(folder, name="", version="", default_hp_metric=False)
         trainer: Any = super().instantiate_trainer(**settings)
         for keeper in (keepers := self._keepers(trainer)):
             keeper.dirpath = keeper.dirpath or str(Path(folder, "checkpoints"))  # else it follows the logger

@@ -72,8 +72,8 @@ def test_scalars_are_losses_and_metrics(board: EventAccumulator):
     groups: dict[str, set[str]] = {}
     for tag in board.Tags()["scalars"]:
         groups.setdefault(tag.split("/")[0], set()).add(tag)
-    assert set(groups) == {"epoch", "lr-AdamW", "metrics", "train", "val"}
-    assert groups["train"] == {"train/loss"}
+    assert set(groups) == {"metrics", "train", "val"}
+    assert groups["train"] == {"train/loss", "train/learning_rate"}
     assert groups["val"] == {"val/loss", *(f"val/loss_t/q{i}" for i in (1, 2, 3, 4))}
     both = {f"metrics/{name}_{how}" for name in ("forbidden_rate", "kl", "fd", "fd_all") for how in METHODS}
     assert groups["metrics"] == both | {"metrics/scale_guided", "metrics/posterior_guided"}

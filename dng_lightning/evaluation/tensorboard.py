@@ -20,6 +20,14 @@ MEASURES |= {f"speed/{column}": column for column in ("nfe", "images_per_second"
 """Tags and their columns of ``results.csv``."""
 
 
+class RunLogger(TensorBoardLogger):
+    """Lightning's logger without its chart of the epoch, which would come before the metrics."""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """See ``TensorBoardLogger.log_metrics``."""
+        super().log_metrics({name: value for name, value in metrics.items() if name != "epoch"}, step)
+
+
 def writer_of(trainer: Trainer) -> SummaryWriter | None:
     """The trainer's TensorBoard; None if it logs to none, and on other devices than the first."""
     loggers = (log for log in trainer.loggers if isinstance(log, TensorBoardLogger) and trainer.is_global_zero)

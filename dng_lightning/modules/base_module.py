@@ -180,7 +180,8 @@ class TrainedModule(LightningModule):
         when: dict[str, Any] = (
             {"monitor": schedule.monitor} if isinstance(schedule, ReduceLROnPlateau) else {"interval": "step"}
         )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, **when}}  # type: ignore[return-value]
+        named = {"scheduler": schedule, "name": "train/learning_rate", **when}  # for LearningRateMonitor
+        return {"optimizer": optimizer, "lr_scheduler": named}  # type: ignore[return-value]
 
     def _schedule(self, optimizer: Optimizer) -> Any:
         assert self.scheduler
