@@ -28,6 +28,23 @@ from dng_lightning.evaluation.reference_statistics import ReferenceStatistics
 from dng_lightning.modules import ClassifierModule
 from scripts.captioned_digits.attributes import VALUES
 
+# What takes the most of the 15 minutes: the command line, several processes, whole studies, long chains.
+SLOW = """
+    test_cli test_docs test_ddp test_bad_input test_overlays test_predict test_results_writer test_removal test_imports
+    test_pretrained test_classifier test_diffusion test_attribute_classifier test_study test_training test_export
+    test_captioned_digits test_dashboards test_results_dashboard test_guided_sampling test_calibration_writer
+    test_scheduler_bridge test_image_folder test_extremes test_tracked test_open_settings test_base_module
+    test_observed_sampling test_text_to_image_cli test_ema test_text_to_image test_skipping test_feedback test_attention
+""".split()  # noqa: SIM905  # one a line would be a page
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of whole files as slow."""
+    for item in items:
+        if item.path.stem in SLOW:
+            item.add_marker(pytest.mark.slow)
+
+
 # On cores that others use too (pytest -n 2) torch's threads wait for each other, and everything takes ten times longer.
 torch.set_num_threads(1)
 

@@ -26,7 +26,6 @@ from dng_lightning.modules import DiffusionModule
 from dng_lightning.posterior import TrackedPosterior
 
 ROOT = Path(__file__).resolve().parents[1]
-MANY = 40  # rows, beyond which a comparison's test takes minutes: it draws one of each method
 
 
 def given_for(name: str) -> list[str]:
@@ -173,10 +172,8 @@ def test_every_comparison_runs(name: str, dng: Dng, in_place: Path, request: pyt
     if "reference_data" in CONFIGS[name]["data"]["init_args"]:
         settings.append("--data.reference_data.val_size=20")
     model, (writer,) = CONFIGS[name]["model"]["init_args"], CONFIGS[name]["trainer"]["callbacks"]
-    guidances = model["guidances"]
-    if len(guidances) > MANY:
-        guidances = list({guidance["class_path"]: guidance for guidance in guidances}.values())
-        settings.append(f"--model.guidances={json.dumps(guidances)}")
+    guidances = list({guidance["class_path"]: guidance for guidance in model["guidances"]}.values())  # one of each
+    settings.append(f"--model.guidances={json.dumps(guidances)}")
     methods = [guidance["class_path"] for guidance in guidances if guidance["class_path"] != "Unguided"]
     before = ["Unguided"] if writer.get("init_args", {}).get("unguided", True) else []
     after = ["Retrained"] if model.get("retrained_checkpoint") else []

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import yaml
-from running import Dng, Fitted, fit_settings, printed
+from running import Dng, Fitted, configs_for, fit_settings, printed
 from tiny_diffusion import run_example
 
 from dng_lightning import resources
@@ -154,12 +154,16 @@ def copy_of(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("words", OURS, ids=" ".join)
-def test_commands_run(words: list[str], dng: Dng, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
+def test_commands_run(
+    words: list[str], dng: Dng, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, capsys
+):
     on_texts = re.search(r"stable_diffusion|dinner_table|medieval|captioned", " ".join(words))
     monkeypatch.chdir(request.getfixturevalue("folder_of_texts" if on_texts else "folder"))
     command, *settings = words
     if command.startswith("--") or any(re.search(r"help$|^--print_config$", word) for word in settings):
         ends_well(main, [command, *settings])  # without what the fixture adds: the rest of a line is the help's
+    elif command == "test" and settings[0] == "--config" and Path(settings[1]).stem in configs_for("test"):
+        assert printed(capsys, command, *settings, "--print_config")  # test_every_comparison_runs runs it
     elif command in ("predict", "test"):
         real = ["--data.reference_data.val_size=20"] if "--data.reference_data" in settings else []
         dng(command, *settings, *DRAWING, *real)
