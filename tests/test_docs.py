@@ -162,7 +162,7 @@ def test_commands_run(
     command, *settings = words
     if command.startswith("--") or any(re.search(r"help$|^--print_config$", word) for word in settings):
         ends_well(main, [command, *settings])  # without what the fixture adds: the rest of a line is the help's
-    elif command == "test" and settings[0] == "--config" and Path(settings[1]).stem in configs_for("test"):
+    elif command == "test" and settings[:1] == ["--config"] and Path(settings[1]).stem in configs_for("test"):
         assert printed(capsys, command, *settings, "--print_config")  # test_every_comparison_runs runs it
     elif command in ("predict", "test"):
         real = ["--data.reference_data.val_size=20"] if "--data.reference_data" in settings else []
