@@ -19,10 +19,11 @@ from dng_lightning.modules import ClassifierModule
 IMAGES, BORDER = 12, 1
 METHODS = ("guided", "unguided")
 TABS = {  # what stands there once it has been drawn
+    "timeseries": ["metrics", "samples"],
     "scalars": ["metrics", "train", "val"],
     "hparams": ["learning_rate", "guidance", "scale", "val/loss", "metrics/forbidden_rate_guided"],
-    "histograms": ["classes/guided"],
-    "images": ["classes/bars"],
+    "histograms": ["samples/class_counts_guided"],
+    "images": ["samples/class_shares"],
     "images&tagFilter=samples": ["samples/guided", "samples/unguided"],  # folded up otherwise
     "images&tagFilter=traj": ["trajectories/scale_and_posterior"],
 }
@@ -123,7 +124,7 @@ def test_resuming_a_finished_training_adds_no_results(dng: Dng, tiny_checkpoint:
 def test_class_balance(name: str, board: EventAccumulator):
     labels = ClassifierModule.load("digits-classifier").classify(to_float(drawn(board, name)))[0]
     counts = labels.bincount(minlength=10).tolist()
-    assert board.Histograms(f"classes/{name}")[-1].histogram_value.bucket == counts
+    assert board.Histograms(f"samples/class_counts_{name}")[-1].histogram_value.bucket == counts
     assert values(board, f"metrics/forbidden_rate_{name}")[-1] == pytest.approx(counts[8] / IMAGES)
     assert values(board, f"metrics/kl_{name}")[-1] == pytest.approx(kl_divergence(counts, [8]), rel=1e-5)
 
@@ -144,7 +145,7 @@ def test_frechet_distance_to_the_validation_images(metric: str, name: str, board
 
 
 def test_figures_and_grids_after_each_validation(board: EventAccumulator):
-    for tag in ("samples/guided", "samples/unguided", "classes/bars", "trajectories/scale_and_posterior"):
+    for tag in ("samples/guided", "samples/unguided", "samples/class_shares", "trajectories/scale_and_posterior"):
         events = board.Images(tag)
         assert [event.step for event in events] == [1, 2]
         for event in events:

@@ -124,7 +124,7 @@ def test_guided_sampling_draws_its_images_once(fitted: Path):
     board.Reload()
     for name in ("unguided", "guided"):
         assert [event.step for event in board.Images(f"samples/{name}")] == [3, 6]
-        assert [event.histogram_value.num for event in board.Histograms(f"classes/{name}")] == [5, 5]
+        assert [event.histogram_value.num for event in board.Histograms(f"samples/class_counts_{name}")] == [5, 5]
         for tag in ("metrics/forbidden_rate", "metrics/kl", "metrics/fd"):
             assert len(board.Scalars(f"{tag}_{name}")) == 2
     assert len(board.Images("trajectories/scale_and_posterior")) == len(board.Scalars("metrics/scale_guided")) == 2

@@ -25,7 +25,7 @@ GUIDANCES = f"""[{{class_path: NegativePrompting, init_args: {{scale: 1.0}}}},
 TABS = {  # what stands there once it has been drawn
     "scalars": ["metrics", "speed"],
     "hparams": ["NegativePrompting", "method", "scale", "forbidden", "metrics/forbidden_rate"],
-    "images&tagFilter=classes": ["classes/bars", "NegativePrompting"],  # folded up otherwise
+    "images&tagFilter=class_shares": ["samples/class_shares", "NegativePrompting"],  # folded up otherwise
     "images&tagFilter=samples": ["samples/first_seeds"],
     "images&tagFilter=traj": ["trajectories/scale_and_posterior"],
 }
@@ -78,8 +78,8 @@ def test_each_row_is_a_run_with_its_measures(rows: dict[str, dict[str, str]], ru
             assert event.value == pytest.approx(float(row[column]), rel=1e-4, abs=1e-6)
             assert event.step == {"NegativePrompting": 1000, "DynamicNegativeGuidance": 2500}.get(method, 0)
         counts = [int(count) for count in row["class_counts"].split()]
-        assert runs[method].Histograms("classes/generated")[0].histogram_value.bucket == counts
-        assert runs[method].Images("classes/bars")
+        assert runs[method].Histograms("samples/class_counts")[0].histogram_value.bucket == counts
+        assert runs[method].Images("samples/class_shares")
 
 
 def test_scale_and_posterior_against_t_where_there_is_a_guidance(runs: dict[str, EventAccumulator]):

@@ -122,7 +122,7 @@ class GuidedSampling(ValidationSampling):
                 continue
             writer.add_image(f"samples/{name}", figures.framed_grid(pixels.cpu(), forbidden), step)
             if name in counts:
-                tensorboard.class_histogram(writer, f"classes/{name}", counts[name], step)
+                tensorboard.class_histogram(writer, f"samples/class_counts_{name}", counts[name], step)
             if guidance is self.guidance:
                 shown = figures.TrajectorySet(samples.times, samples.scale, posterior, forbidden)
                 writer.add_figure("trajectories/scale_and_posterior", figures.trajectory_bands(shown), step)

@@ -43,7 +43,7 @@ def class_bars(
 ) -> None:
     """Log a bar chart of each class's share of the images; ``counts`` are name -> images of each class."""
     shares = {name: [count / sum(found) for count in found] for name, found in counts.items()}
-    writer.add_figure("classes/bars", figures.class_bars(shares, class_names, forbidden), step)
+    writer.add_figure("samples/class_shares", figures.class_bars(shares, class_names, forbidden), step)
 
 
 def class_histogram(writer: SummaryWriter, tag: str, counts: Sequence[int], step: int) -> None:
@@ -115,7 +115,7 @@ def write_result(
         for tag, column in MEASURES.items():
             if measures.get(column) is not None:
                 writer.add_scalar(tag, measures[column], step)
-        class_histogram(writer, "classes/generated", next(iter(counts.values())), step)
+        class_histogram(writer, "samples/class_counts", next(iter(counts.values())), step)
         class_bars(writer, counts, class_names, forbidden, step)
         if samples is not None:
             writer.add_image("samples/first_seeds", figures.framed_grid(*samples), step)

@@ -77,13 +77,13 @@ def test_grids_of_the_samples(board: EventAccumulator):
 
 
 def test_the_figure_of_the_classes(board: EventAccumulator):
-    (first, _) = board.Images("classes/bars")
+    (first, _) = board.Images("samples/class_shares")
     figure = from_png(first.encoded_image_string)
     assert figure.float().std() > 10
 
 
 def test_a_bucket_for_each_class_present_or_not(board: EventAccumulator, seen: list[Tensor]):
-    for name, turns in (("classes/unguided", (0, 2)), ("classes/guided", (1, 3))):
+    for name, turns in (("samples/class_counts_unguided", (0, 2)), ("samples/class_counts_guided", (1, 3))):
         events = board.Histograms(name)
         assert [event.step for event in events] == [1, 2]
         for event, turn in zip(events, turns, strict=True):
@@ -99,7 +99,7 @@ def test_tensorboard_draws_a_bar_of_width_one_for_each_class(folder: Path):
     found = 0
     for event in LegacyEventFileLoader(str(path)).Load():
         for value in event.summary.value:
-            if value.tag.startswith("classes/") and value.WhichOneof("value") == "histo":
+            if value.tag.startswith("samples/class_counts") and value.WhichOneof("value") == "histo":
                 edges = make_ndarray(migrate_value(value).tensor)[:, :2].tolist()
                 assert edges == [[label - 0.5, label + 0.5] for label in (3, 4, 5)]  # it leaves out empty ends itself
                 found += 1

@@ -27,8 +27,8 @@ def written(writer: SummaryWriter) -> EventAccumulator:
 
 
 def test_a_histogram_keeps_empty_classes(writer: SummaryWriter):
-    tensorboard.class_histogram(writer, "classes/guided", [0, 2, 0, 1, 0], 7)
-    (event,) = written(writer).Histograms("classes/guided")
+    tensorboard.class_histogram(writer, "samples/class_counts_guided", [0, 2, 0, 1, 0], 7)
+    (event,) = written(writer).Histograms("samples/class_counts_guided")
     histogram = event.histogram_value
     assert event.step == 7
     assert histogram.bucket == [0, 2, 0, 1, 0]
