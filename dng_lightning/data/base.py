@@ -88,7 +88,7 @@ class ImageDataModule(LightningDataModule):
         if isinstance(native := getattr(type(self), "image_shape", None), tuple):
             vars(self)["image_shape"] = self._shape(*native)
         if isinstance(getattr(type(self), "class_names", None), tuple):
-            self._seen = self.seen_classes  # refuses unknown ones at once
+            _ = self.seen_classes  # refuses unknown ones at once
 
     @property
     def folder(self) -> Path:

@@ -53,7 +53,7 @@ class HuggingFaceDataset(DecodedImages):
         super().__post_init__()
         check_at_least(1, **{"data.first": self.first})
         self.columns = {"image": self.image, "label": self.label, "caption": self.caption}
-        self.library = require("datasets", type(self).__name__, "datasets")
+        self.datasets = require("datasets", type(self).__name__, "datasets")
 
     @property
     def default_cache(self) -> Path:
@@ -82,9 +82,9 @@ class HuggingFaceDataset(DecodedImages):
         if any(split.features != features for split in parts.values()):
             raise SettingError(f"{self.title} has other columns in some of its splits")
         places = [part for part, split in parts.items() for _ in range(len(split))]
-        rows = self.library.concatenate_datasets(list(parts.values()))
+        rows = self.datasets.concatenate_datasets(list(parts.values()))
         names, labels = self._classes(rows, label)
-        undecoded = rows.select_columns(image).cast_column(image, self.library.Image(decode=False))
+        undecoded = rows.select_columns(image).cast_column(image, self.datasets.Image(decode=False))
         item_names = [f"{part} {place}" for part, split in parts.items() for place in range(len(split))]
         items = Items(partial(_opened, undecoded, image), item_names, f"{self.title} {rows._fingerprint}")
         return Found(items, places, names, labels, list(map(str, rows[caption])) if caption else None)
@@ -93,30 +93,30 @@ class HuggingFaceDataset(DecodedImages):
         """A data set, or several by the names of their splits."""
         path = Path(self.root)
         if path.suffix == ".arrow":
-            return self.library.Dataset.from_file(str(path))
+            return self.datasets.Dataset.from_file(str(path))
         if any((path / file).is_file() for file in ("dataset_info.json", "dataset_dict.json")):
-            return self.library.load_from_disk(str(path))
+            return self.datasets.load_from_disk(str(path))
         source = {"path": "parquet", "data_files": str(path)} if path.is_file() else {"path": self.root}
         if self.first is None:
-            return self.library.load_dataset(**source, name=self.config)
-        streams = self.library.load_dataset(**source, name=self.config, streaming=True)
+            return self.datasets.load_dataset(**source, name=self.config)
+        streams = self.datasets.load_dataset(**source, name=self.config, streaming=True)
         return {name: self._taken(stream) for name, stream in streams.items() if name in SPLITS or len(streams) == 1}
 
     def _taken(self, stream: Any) -> Any:
         """The first rows of a stream as a data set."""
         (image, *_), features = self._columns(stream.features), stream.features
-        rows = list(stream.cast_column(image, self.library.Image(decode=False)).take(self.first))
-        return self.library.Dataset.from_list(rows, features=features)
+        rows = list(stream.cast_column(image, self.datasets.Image(decode=False)).take(self.first))
+        return self.datasets.Dataset.from_list(rows, features=features)
 
     def _columns(self, features: Mapping[str, Any]) -> tuple[str, str | None, str | None]:
         """The columns of images, of labels and of captions."""
         for setting, name in self.columns.items():
             if name is not None and name not in features:
                 raise SettingError(f"data.{setting}: {self.title} has no column {name!r}; it has {', '.join(features)}")
-        image = self._column("image", [name for name, kind in features.items() if kind == self.library.Image()])
+        image = self._column("image", [name for name, kind in features.items() if kind == self.datasets.Image()])
         if image is None:
             raise SettingError(f"{self.title} has no column of images; it has {', '.join(features)}")
-        is_class = [name for name, kind in features.items() if isinstance(kind, self.library.ClassLabel)]
+        is_class = [name for name, kind in features.items() if isinstance(kind, self.datasets.ClassLabel)]
         is_text = [name for name, kind in features.items() if getattr(kind, "dtype", "") in ("string", "large_string")]
         label = self._column("label", is_class if self.columns["caption"] is None else is_class[:1])
         return image, label, self._column("caption", [] if label else is_text)

@@ -82,7 +82,7 @@ def measure(
         fine = ~label_space.are_forbidden(unguided.all("labels"))
         if not reject:  # the balance of rejection is the balance itself
             measures |= _own_balance(counts, torch.bincount(unguided.all("labels")[fine], minlength=classes).tolist())
-        measures |= _invasiveness(store, unguided, fine)
+        measures |= _distance_to_unguided(store, unguided, fine)
     return measures
 
 
@@ -140,7 +140,7 @@ def _own_balance(counts: list[int], unguided: list[int]) -> dict[str, float]:
     return {"kl_unguided": kl_to(counts, unguided), **_interval("kl_unguided", kl_to_interval(counts, unguided))}
 
 
-def _invasiveness(store: SampleStore, unguided: SampleStore, fine: Tensor) -> dict[str, float]:
+def _distance_to_unguided(store: SampleStore, unguided: SampleStore, fine: Tensor) -> dict[str, float]:
     """Distance of the images from the unguided images of the same seeds, where those are not forbidden.
 
     The root mean square difference of their pixels, of a range of 1, and the Euclidean distance of their features; both

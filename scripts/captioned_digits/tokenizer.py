@@ -3,10 +3,10 @@
 from typing import Any
 
 from dng_lightning.errors import SettingError
-from scripts.captioned_digits.captions import VOCABULARY
+from scripts.captioned_digits.captions import MOST_WORDS, VOCABULARY
 
 BEGIN, END, PADDING, UNKNOWN = "<|startoftext|>", "<|endoftext|>", "<|padding|>", "<|unknown|>"
-LENGTH = 16  # of a caption, with its begin and end: 14, and two to spare
+LENGTH = MOST_WORDS + 4  # a caption, its begin and end, and two to spare
 
 
 def captions_tokenizer() -> Any:

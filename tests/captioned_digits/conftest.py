@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from mnist_files import mnist_root  # noqa: F401
+from mnist_files import mnist_root  # noqa: F401  # a fixture of these tests
 from running import TINY
 
 from dng_lightning.callbacks import Export

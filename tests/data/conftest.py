@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mnist_files import mnist_root, write_idx  # noqa: F401
+from mnist_files import mnist_root, write_idx  # noqa: F401  # a fixture of these tests
 from torchvision import datasets
 
 from dng_lightning.data.images import CIFAR10

@@ -136,7 +136,7 @@ def test_invasiveness_is_how_far_images_moved_that_needed_not(
     check(found, {"rmse_to_unguided": 0.2 * 0.5**0.5, "feature_distance_to_unguided": float(moved)})
 
 
-def test_no_invasiveness_where_all_were_forbidden(real: ReferenceStatistics, tmp_path: Path):
+def test_no_distance_to_unguided_where_all_were_forbidden(real: ReferenceStatistics, tmp_path: Path):
     found = measure(images(tmp_path), images(tmp_path, torch.ones(N).long(), seed=2), real, KINDS)
     assert "rmse_to_unguided" not in found
 
