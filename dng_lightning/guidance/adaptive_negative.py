@@ -1,11 +1,11 @@
 """Negative guidance of the conditions that are emerging, and of no others.
 
-Any guidance, applied to those forbidden conditions alone whose posterior is above a threshold. With an
-``ObserverPosterior`` that is VL-DNP (Chang et al., NeurIPS 2025 workshop, arXiv 2510.26052): an observer looks at the
-denoised images at some steps, and what it sees emerging is negated until it looks again. Conditions that are not active
+A guidance is applied to the forbidden conditions whose posterior is above a threshold. With an ``ObserverPosterior``
+this is VL-DNP (Chang et al., NeurIPS 2025 workshop, arXiv 2510.26052): an observer classifies the denoised images at
+some steps, and the conditions that it detects are active until the next of these steps. Conditions that are not active
 cost no evaluation.
 
-A guidance that has a posterior of its own takes ``ObserverPosterior(posterior=...)`` directly.
+A guidance that has a posterior of its own takes ``ObserverPosterior(posterior=...)`` as its ``posterior``.
 """
 
 from dataclasses import dataclass, replace
@@ -34,8 +34,8 @@ class AdaptiveNegative(GuidanceWrapper):
 
     Attributes:
         guidance: the method that is applied.
-        posterior: tells which conditions are emerging.
-        threshold: least posterior of a condition that is negated, in [0, 1]; 0 is any that an observer calls active.
+        posterior: determines which conditions are emerging.
+        threshold: least posterior of an active condition, in [0, 1]; 0 leaves the choice to the observer.
 
     Raises:
         SettingError: a setting is out of its range.
@@ -60,7 +60,7 @@ class AdaptiveNegative(GuidanceWrapper):
         return Adapted(self.posterior.start(x_T, conditions), self.guidance.start(x_T, conditions))
 
     def guide(self, predictions: Predictions, state: Adapted, step: Step) -> Guided:
-        """What the guidance makes of the active conditions; its scale is 0 where there are none."""
+        """The guidance away from the active conditions; its scale is 0 for images without any."""
         guided = self.guidance.guide(predictions, state.guidance, step)
         if predictions.active is None:
             return guided

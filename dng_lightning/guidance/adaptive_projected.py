@@ -1,15 +1,15 @@
 """Adaptive Projected Guidance (Sadat, Hilliges & Weber, ICLR 2025, arXiv 2410.02416, algorithm 1).
 
-Classifier-free guidance whose difference is given momentum, shortened, and relieved of what lies along the prediction
-of the class or prompt, which oversaturates images:
+Classifier-free guidance whose difference has momentum and a bounded norm, and whose component along the prediction of
+the class or prompt, which oversaturates images, is reduced:
 
-    d     = D_+ - D_null + momentum d_before                    (d_before: the d of the step before)
+    d     = D_+ - D_null + momentum d_before                    (d_before: the d of the previous step)
     d'    = d min(1, norm_threshold / |d|)
     D_hat = D_+ + (scale - 1) (d' - (1 - eta) <d', D_+> D_+ / |D_+|^2)
 
-diffusers' guider by default does this to the network's own output instead (eps, for most), and starts from the
-unconditional prediction with the full scale; with eta 1, no momentum and no threshold all three forms are
-classifier-free guidance.
+The default of diffusers' guider applies this to the output of the network (usually eps) instead, and adds the full
+scale to the unconditional prediction; with eta 1, no momentum and no threshold all three forms are classifier-free
+guidance.
 """
 
 import math
@@ -26,15 +26,15 @@ from dng_lightning.interfaces import Guided, Predictions, Step, per_image
 
 @dataclass(frozen=True)
 class AdaptiveProjectedGuidance(PositiveGuidance):
-    """Draws every image toward its class or prompt, across that prediction rather than along it.
+    """Pulls every image toward its class or prompt, mainly perpendicular to that prediction.
 
-    Its state is the difference d of the step before, (B, ...).
+    The state is the difference d of the previous step, (B, ...).
 
     Attributes:
         scale: strength of the pull, >= 0; 1 is the prediction of the class or prompt, bit for bit.
-        momentum: share of the difference before that is added, in (-1, 1); the authors' are negative.
-        norm_threshold: greatest length of the difference over an image (their r), > 0; .inf for no bound.
-        eta: share of the part along the prediction that is kept, in [0, 1].
+        momentum: factor of the previous difference, in (-1, 1); negative in the paper.
+        norm_threshold: greatest l2 norm of the difference (r in the paper), > 0; .inf for no bound.
+        eta: factor of the component along the prediction, in [0, 1].
     """
 
     scale: float = 3.0
@@ -51,7 +51,7 @@ class AdaptiveProjectedGuidance(PositiveGuidance):
         check_0_to_1(eta=self.eta)
 
     def start(self, x_T: Tensor, conditions: int) -> Tensor:
-        """No difference yet."""
+        """Zeros, (B, ...)."""
         return x_T.new_zeros(x_T.shape)
 
     def guide(self, predictions: Predictions, state: Tensor, step: Step) -> Guided:
@@ -68,7 +68,7 @@ class AdaptiveProjectedGuidance(PositiveGuidance):
     def update(
         self, state: Tensor, step: Step, x_t: Tensor, x_s: Tensor, predictions: Predictions, guided: Guided
     ) -> Tensor:
-        """The difference of the step."""
+        """The difference d of the step."""
         return self._difference(predictions, state)
 
     def _difference(self, predictions: Predictions, before: Tensor) -> Tensor:

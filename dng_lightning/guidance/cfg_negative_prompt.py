@@ -2,9 +2,8 @@
 
     D_hat = D_- + scale (D_+ - D_-) = D_+ - (scale - 1) (D_- - D_+)
 
-The second form is DNG's negative prompting (``negative_prompting.py``) about the prompt, with one less than the scale.
-With several forbidden conditions their differences are summed, as there. Without a class or prompt D_+ is the
-unconditional prediction.
+The second form is ``NegativePrompting`` of scale - 1 with the prompt as its base. The differences of several forbidden
+conditions are summed. Without a class or prompt D_+ is the unconditional prediction.
 """
 
 from dataclasses import dataclass
@@ -16,13 +15,13 @@ from dng_lightning.interfaces import Guided, Predictions, Step
 
 @dataclass(frozen=True)
 class CFGNegativePrompt(Guidance):
-    """Classifier-free guidance from the negative prompt to the prompt; it has no unconditional prediction.
+    """Classifier-free guidance from the negative prompt to the prompt, without an unconditional prediction.
 
     Attributes:
-        scale: their guidance scale w, >= 1; 1 is the prompt alone. ``Guided.scale`` is scale - 1.
+        scale: guidance scale w of the pipelines, >= 1; 1 is the prompt alone. ``Guided.scale`` is scale - 1.
 
     Raises:
-        SettingError: the scale is below 1, where the images would be drawn to what is forbidden, or not finite.
+        SettingError: the scale is not finite, or below 1, which would pull toward the negative prompt.
     """
 
     scale: float = 2.0

@@ -15,7 +15,7 @@ from dng_lightning.interfaces import Guided, Needs, Predictions, Step
 
 
 class PositiveGuidance(Guidance):
-    """A guidance toward a class or prompt, which knows of no forbidden one."""
+    """Base class of guidances toward a class or prompt, without forbidden conditions."""
 
     identity_scale: ClassVar[float] = 1.0
 
@@ -26,7 +26,7 @@ class PositiveGuidance(Guidance):
 
 @dataclass(frozen=True)
 class ClassifierFreeGuidance(PositiveGuidance):
-    """Draws every image toward its class or prompt, always equally hard.
+    """Pulls every image toward its class or prompt with the same strength at every step.
 
     Attributes:
         scale: strength of the pull, >= 0; 0 is the unconditional prediction and 1 that of the class or prompt, bit for
@@ -39,6 +39,6 @@ class ClassifierFreeGuidance(PositiveGuidance):
         check_at_least_0(scale=self.scale)
 
     def guide(self, predictions: Predictions, state: None, step: Step) -> Guided:
-        """Between the two predictions, or beyond."""
+        """The linear inter- or extrapolation of the two predictions."""
         base = predictions.denoised
         return Guided(torch.lerp(require_null(predictions), base, self.scale), base.new_full((len(base),), self.scale))

@@ -1,17 +1,17 @@
 """Classifier guidance (Dhariwal & Nichol, 2021, arXiv 2105.05233), toward a class or away from forbidden ones.
 
-With g the gradient of the goal's log probability with regard to x_t, by a noise-conditional classifier:
+With g the gradient of the goal's log probability with respect to x_t, from a noise-conditional classifier:
 
-    goal "class":     g =  grad log p(c+ | x_t)                               their classifier guidance
+    goal "class":     g =  grad log p(c+ | x_t)                               the paper's classifier guidance
     goal "allowed":   g =  grad log(1 - sum_k p_k) = -sum_k odds_k grad log p_k,  odds_k = p_k / (1 - sum_j p_j)
-    goal "away":      g = -sum_k grad log p_k                                 theirs with the sign turned
+    goal "away":      g = -sum_k grad log p_k                                 the same with a negative sign
 
-    rule "score":     D_hat = D + scale sigma_t^2 / alpha_t g                 their algorithm 2
-    rule "mean":      mean    = mean + scale Sigma_t g                        their algorithm 1
+    rule "score":     D_hat = D + scale sigma_t^2 / alpha_t g                 the paper's algorithm 2
+    rule "mean":      mean    = mean + scale Sigma_t g                        the paper's algorithm 1
 
-"allowed" at scale 1 is the score of p(x | no c_k), as Dynamic Negative Guidance's is: the gradients stand where that
-has differences of predictions. "away" pushes all images, those the most that are least like the class. The two rules
-agree to first order in the step; "score" is exact on any grid and for any sampler, "mean" ends with no push at all.
+"allowed" at scale 1 is the score of p(x | no c_k), as in Dynamic Negative Guidance, with gradients in place of the
+differences of predictions. "away" pushes all images, most strongly those that are least like the class. The two rules
+agree to first order in the step; "score" is exact on any grid and for any sampler, "mean" has no push in the last step.
 """
 
 from dataclasses import dataclass
@@ -30,17 +30,17 @@ Rule = Literal["score", "mean"]
 
 @dataclass(frozen=True)
 class ClassifierGuidance(Guidance):
-    """Follows the gradient of a noise-conditional classifier; it asks for no prediction of the forbidden conditions.
+    """Follows the gradient of a noise-conditional classifier, without predictions of the forbidden conditions.
 
     Attributes:
-        scale: strength of the push, >= 0; 0 is unguided, 1 is the theory's for "class" and "allowed".
-        goal: what becomes more likely: "allowed" and "away" for the forbidden classes, "class" for the class that the
-            image shall show.
+        scale: strength of the push, >= 0; 0 is unguided, 1 is exact for "class" and "allowed".
+        goal: whose probability rises: "allowed" and "away" avoid the forbidden classes, "class" is the class label of
+            the image.
         rule: what the gradient is added to: "score", or "mean" of the ancestral kernel with the variance Sigma_t that
             the sampler draws with at eta = 1.
         p_max: greatest sum of the forbidden posteriors, in (0, 1); bounds the odds of "allowed".
-        unconditional: start from the unconditional prediction even where a class label is given, as with a model that
-            knows no classes; then "class" at scale 1 gives the conditional images. Otherwise the two add up.
+        unconditional: guide the unconditional prediction even where a class label is given, as for an unconditional
+            model; then "class" at scale 1 gives the conditional images. Otherwise the two add up.
 
     Raises:
         SettingError: a setting is out of its range.
@@ -59,7 +59,7 @@ class ClassifierGuidance(Guidance):
             raise SettingError(f"rule must be score or mean; got {self.rule}")
 
     def needs(self, state: None = None, step: Step | None = None) -> Needs:
-        """The gradients, and no forbidden prediction."""
+        """The gradients of the classifier."""
         return Needs(null=self.unconditional, class_labels=self.goal == "class", classifier="gradient")
 
     def guide(self, predictions: Predictions, state: None, step: Step) -> Guided:
@@ -76,14 +76,14 @@ class ClassifierGuidance(Guidance):
 
 
 def goal_gradient(goal: Goal, predictions: Predictions, p_max: float) -> tuple[Tensor, Tensor]:
-    """The gradient g of the goal, (B, ...), and the sum of the factors in it, (B,).
+    """The gradient g of the goal, (B, ...), and the sum of its factors, (B,).
 
     Raises:
         SettingError: no class label is given, or the predictions carry no gradient.
     """
     if goal == "class":
         if predictions.class_gradient is None:
-            raise SettingError("goal class has no class to go to: ask for one, or take the goal allowed or away")
+            raise SettingError("goal class needs class_labels: set them, or take the goal allowed or away")
         return predictions.class_gradient, predictions.denoised.new_ones(len(predictions.denoised))
     gradient, log_p = predictions.gradient, predictions.log_posterior
     if gradient is None or (goal == "allowed" and log_p is None):
@@ -95,7 +95,7 @@ def goal_gradient(goal: Goal, predictions: Predictions, p_max: float) -> tuple[T
 
 
 def classifier_posterior(predictions: Predictions, p_max: float) -> Tensor | None:
-    """The classifier's forbidden posteriors in the predictions, bounded, (B, K)."""
+    """The classifier's bounded posteriors of the forbidden conditions, (B, K); None without a classifier."""
     log_p = predictions.log_posterior
     return None if log_p is None else at_most(log_p, p_max).exp()
 

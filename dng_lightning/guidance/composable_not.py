@@ -28,7 +28,7 @@ class ComposableNot(Guidance):
         check_at_least_0(scale=self.scale)
 
     def needs(self, state: None = None, step: Step | None = None) -> Needs:
-        """The unconditional prediction too."""
+        """The forbidden predictions and the unconditional one."""
         return Needs(negatives=True, null=True)
 
     def guide(self, predictions: Predictions, state: None, step: Step) -> Guided:

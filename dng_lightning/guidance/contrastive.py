@@ -5,10 +5,10 @@ With d_+ = D_+ - D_null, d_k = D_k - D_null, and r^2 the sum of the squares of t
 
     D_hat = D_null + scale 2 / (1 + exp(-tau r_+^2)) d_+ - scale sum_k 2 / (1 + exp(tau r_k^2)) d_k
 
-What repels fades as the two predictions separate; it needs no memory. The push is never longer than
-0.556 scale / sqrt(tau) in eps, reached at tau r_k^2 = 0.739. At tau = 0 this is the signed form with one scale for both
-signs (``composable_not.py``); as tau grows the push ends wherever the predictions differ, and the pull doubles. Without
-a class or prompt the pull is absent. The paper has one forbidden condition; several are summed here.
+The push fades as the two predictions separate; the method has no state. The push is never longer than 0.556 scale /
+sqrt(tau) in eps, reached at tau r_k^2 = 0.739. At tau = 0 this is ``ComposableNot``; as tau grows the push vanishes
+wherever the predictions differ, and the pull doubles. Without a class or prompt there is no pull. The paper has one
+forbidden condition; several are summed here.
 """
 
 from dataclasses import dataclass
@@ -23,15 +23,15 @@ from dng_lightning.interfaces import Guided, Needs, Predictions, Step, per_image
 
 @dataclass(frozen=True)
 class ContrastiveCFG(Guidance):
-    """Pulls harder the more the class or prompt differs, and pushes less the more a forbidden condition does.
+    """Pull that grows, and push that fades, with the distance of the predictions.
 
     The defaults are the paper's for Stable Diffusion.
 
     Attributes:
         scale: strength w of the pull and of the push, >= 0; 0 is the unconditional prediction.
-        tau: how fast they answer to the squared difference, >= 0. That is a sum over the N coordinates of an image: for
-            the same answer to the same mean squared difference, tau goes with 1 / N. The default belongs to latents of
-            N = 16,384 and stands for 4.2 at 28x28 pixels and for 1.1 at 3x32x32.
+        tau: rate at which pull and push change with the squared difference, >= 0. The squared difference is a sum over
+            the N coordinates of an image, so that an equivalent tau is proportional to 1 / N: the default, for latents
+            of N = 16,384, corresponds to 4.2 at 28x28 pixels and to 1.1 at 3x32x32.
     """
 
     scale: float = 7.5
@@ -41,7 +41,7 @@ class ContrastiveCFG(Guidance):
         check_at_least_0(scale=self.scale, tau=self.tau)
 
     def needs(self, state: None = None, step: Step | None = None) -> Needs:
-        """The unconditional prediction too."""
+        """The forbidden predictions and the unconditional one."""
         return Needs(negatives=True, null=True)
 
     def guide(self, predictions: Predictions, state: None, step: Step) -> Guided:

@@ -1,12 +1,12 @@
-"""GeoGuide's fixed-length step away from the forbidden conditions, as long as the posterior's odds say.
+"""GeoGuide's step away from the forbidden conditions, its length scaled by the odds of a posterior.
 
 With Delta = sum_k odds_k (D_k - D), the push of Dynamic Negative Guidance, N numbers in an image and S steps:
 
     mean = mean - scale sqrt(N) / S min(sum_k odds_k, 1) Delta / ||Delta||
 
-A push by odds is bounded by p_max alone, and its length depends on how far two predictions differ; here a step is at
-most scale sqrt(N) / S long, and an image that is not becoming a forbidden one is left alone, which GeoGuide does not.
-Ours, from Poleski et al. (arXiv 2407.12889) and Koulischer et al. (arXiv 2410.14398).
+The push of Dynamic Negative Guidance is bounded by p_max alone, and its length depends on the distance of the
+predictions; here a step is at most scale sqrt(N) / S long, and, unlike GeoGuide's, 0 for an image with a posterior of
+0. A combination of Poleski et al. (arXiv 2407.12889) and Koulischer et al. (arXiv 2410.14398) that is ours.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class DynamicGeoGuide(DynamicNegativeGuidance):
     """Dynamic Negative Guidance whose push is bounded.
 
     Attributes:
-        scale: length of the whole way in units of sqrt(N), if it were pushed in full at all steps, >= 0.
+        scale: length of all steps together in units of sqrt(N), if each had its full length, >= 0.
         posterior: how likely it is that the image becomes forbidden.
         skip_below: see ``DynamicNegativeGuidance``.
     """
@@ -30,7 +30,7 @@ class DynamicGeoGuide(DynamicNegativeGuidance):
     scale: float = 0.15
 
     def guide(self, predictions: Predictions, state: Any, step: Step) -> Guided:
-        """The base prediction, its mean moved along the push."""
+        """The base prediction, such that the kernel's mean moves along the push by the bounded length."""
         base, pushed = predictions.denoised, super().guide(predictions, state, step)
         odds = pushed.scale / self.scale if self.scale else pushed.scale
         scale = self.scale * odds.clamp(max=1).to(base.dtype)

@@ -22,13 +22,13 @@ from dng_lightning.posterior.base import active_above, odds
 
 @dataclass(frozen=True)
 class DynamicNegativeGuidance(Guidance):
-    """Pushes an image away from the forbidden conditions as far as it is becoming one of them.
+    """Pushes an image away from the forbidden conditions by the odds that it is becoming one of them.
 
     Attributes:
         scale: strength of the push, >= 0; 0 is unguided, 1 is the theory's.
         posterior: how likely it is that the image becomes forbidden.
-        skip_below: conditions whose posterior is below are not evaluated, in [0, 1). A tracked posterior stays where it
-            is from then on, which leaves at most about this share of forbidden images more (optional stopping).
+        skip_below: conditions with a posterior below this are not evaluated, in [0, 1). A tracked posterior is constant
+            from then on, which adds at most about this share of forbidden images (optional stopping theorem).
 
     Raises:
         SettingError: a setting is out of its range.

@@ -1,11 +1,10 @@
-"""Safe Denoiser by its theory (Kim et al., NeurIPS 2025, arXiv 2502.08011), with the odds of a posterior.
+"""Safe Denoiser as derived in the paper (Kim et al., NeurIPS 2025, arXiv 2502.08011), with the odds of a posterior.
 
     D_unsafe = sum_i w_i z_i,        w_i ~ q(x_t | z_i) = N(x_t; alpha_t z_i, sigma_t^2 I)
     D_hat    = D + scale beta* (D - D_unsafe),      beta* = p(unsafe | x_t) / p(safe | x_t)
 
-At scale 1 this is the denoiser of what is safe, as Dynamic Negative Guidance's is: the two differ in where the
-forbidden denoiser comes from. D_unsafe is exact for the references, which stand for all that is forbidden; with few
-of them it is one of them as soon as the noise is low.
+At scale 1 this is the denoiser of the safe distribution, as in Dynamic Negative Guidance; the two differ in the source
+of the forbidden denoiser. D_unsafe is exact for the references; with few references it equals one of them at low noise.
 """
 
 from dataclasses import dataclass
@@ -31,7 +30,7 @@ class ReferenceState:
 
 @dataclass(frozen=True)
 class DynamicSafeDenoiser(ReferenceGuidance):
-    """Pushes the denoised prediction away from that of the references, by the odds of a posterior.
+    """Pushes the denoised prediction away from that of the references by the odds of a posterior.
 
     Attributes:
         scale: strength of the push, >= 0; 0 is unguided, 1 is the theory's.
@@ -49,7 +48,7 @@ class DynamicSafeDenoiser(ReferenceGuidance):
         return ReferenceState(x_T, super().start(x_T, conditions), self.posterior.start(x_T, conditions))
 
     def guide(self, predictions: Predictions, state: ReferenceState, step: Step) -> Guided:
-        """The denoised prediction, moved by the odds."""
+        """The denoised prediction and the push scaled by the odds."""
         log_p = self.posterior.log_prob(predictions, state.posterior, step)
         denoised = step.kernel.clipped(predictions.denoised)
         scale = (self.scale * odds(log_p).sum(1)).to(denoised.dtype)

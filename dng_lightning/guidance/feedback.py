@@ -1,13 +1,13 @@
 """Feedback Guidance (Koulischer, Handke, Deleu, Demeester & Ambrogioni, NeurIPS 2025, arXiv 2506.06085).
 
-The positive twin of Dynamic Negative Guidance. If the learned conditional model is a mixture of the true one and the
-unconditional one, p_learned(x | c) = (1 - pi) p(x) + pi p(x | c), then the true one's score is
+The counterpart of Dynamic Negative Guidance for a pull. If the learned conditional model is a mixture of the true one
+and the unconditional one, p_learned(x | c) = (1 - pi) p(x) + pi p(x | c), then the true one's score is
 
     D_hat = D_null + lambda (D_+ - D_null),    lambda = R / (R - (1 - pi)),    R = p(c | x_t) / p(c | x_T)
 
-with p(c | x_t) by any posterior: an image that shows its class needs no guidance (lambda is 1), one that does not is
-drawn the harder. The hybrids of the paper add a constant: lambda + scale - 1 at all noise levels (with classifier-free
-guidance) or at some (with a limited interval).
+with p(c | x_t) from any posterior: the pull is weak (lambda near 1) for an image that shows its class, and strong for
+one that does not. The hybrids of the paper add a constant: lambda + scale - 1 at all noise levels (classifier-free
+guidance) or in an interval of them (limited interval).
 """
 
 import math
@@ -27,7 +27,7 @@ from dng_lightning.posterior import Posterior, TrackedPosterior
 
 @dataclass(frozen=True)
 class Fed:
-    """State of a batch: the posterior's, and log p(c | x_T), (B, 1), once it is known."""
+    """State of a batch: the posterior's state, and log p(c | x_T), (B, 1), from the first step on."""
 
     posterior: Any
     log_prior: Tensor | None = None
@@ -35,18 +35,18 @@ class Fed:
 
 @dataclass(frozen=True)
 class FeedbackGuidance(PositiveGuidance):
-    """Draws an image toward its class or prompt as far as it does not show it yet.
+    """Pulls an image toward its class or prompt, the more the lower the posterior.
 
-    Meant for ancestral sampling: it asks for no divergence, without which a tracked ratio is biased at eta < 1. The
-    authors accept that, and choose other times.
+    For ancestral sampling: no divergence is computed, without which a tracked ratio is biased at eta < 1. The authors
+    accept the bias, with other settings of the timing.
 
     Attributes:
         pi: share of the true conditional model in the learned one, in (0, 1]; 1 is the learned model itself.
-        posterior: of the class or prompt. The authors' greatest log R of 3 is a ``p_max`` of e^3 times the prior.
-        max_scale: greatest scale in all, > 1.
-        scale: of the classifier-free guidance that is added, >= 1; 1 adds none.
+        posterior: of the class or prompt. The authors' bound of 3 on log R is a ``p_max`` of e^3 times the prior.
+        max_scale: greatest total scale, > 1.
+        scale: scale of the added classifier-free guidance, >= 1; 1 adds none.
         low: noise level sigma / alpha down to which it is added, >= 0.
-        high: and up to which.
+        high: noise level sigma / alpha up to which it is added, > low.
 
     Raises:
         SettingError: a setting is out of its range.
@@ -71,7 +71,7 @@ class FeedbackGuidance(PositiveGuidance):
             raise SettingError(f"pi must be between {1 / self._greatest:.3g} and 1 with these scales; got {self.pi}")
 
     def needs(self, state: Fed | None = None, step: Step | None = None) -> Needs:
-        """Both predictions, and what the posterior needs besides."""
+        """The predictions of the class and the unconditional one, and the needs of the posterior."""
         posterior = self.posterior.needs(state.posterior if state else None, step)
         return Needs(null=True, class_labels=True) | replace(posterior, negatives=False, divergence=None)
 
@@ -80,7 +80,7 @@ class FeedbackGuidance(PositiveGuidance):
         return Fed(self.posterior.start(x_T, 1))
 
     def guide(self, predictions: Predictions, state: Fed, step: Step) -> Guided:
-        """Between the two predictions, or beyond."""
+        """The linear inter- or extrapolation of the two predictions."""
         base, null = predictions.denoised, require_null(predictions)
         log_p = self.posterior.log_prob(_of_class(predictions), state.posterior, step)
         log_ratio = log_p[:, 0] - (log_p if state.log_prior is None else state.log_prior)[:, 0]
@@ -99,7 +99,7 @@ class FeedbackGuidance(PositiveGuidance):
 
     @property
     def _log_share(self) -> float:
-        """Log of the unconditional model's share in the learned one."""
+        """Log (1 - pi), the share of the unconditional model in the learned one."""
         return math.log(1 - self.pi) if self.pi < 1 else -math.inf
 
     @property
@@ -109,6 +109,6 @@ class FeedbackGuidance(PositiveGuidance):
 
 
 def _of_class(predictions: Predictions) -> Predictions:
-    """The class or prompt as the one condition, the unconditional prediction as the base."""
+    """The predictions with the class or prompt as the only condition, and the unconditional one as the base."""
     log_p = predictions.class_log_posterior
     return Predictions(require_null(predictions), predictions.denoised.unsqueeze(1), log_posterior=log_p)

@@ -1,10 +1,10 @@
-"""GeoGuide (Poleski, Tabor & Spurek, 2024, arXiv 2407.12889): guidance in steps of one length.
+"""GeoGuide (Poleski, Tabor & Spurek, 2024, arXiv 2407.12889): guidance with steps of constant length.
 
     mean = mean + scale sqrt(N) / S g / ||g||
 
 with N the numbers in an image and S the number of steps, so that all steps together have the length scale sqrt(N),
-however steep the classifier is. g is the gradient of a goal (``classifier_guidance.py``), theirs being "class"; or the
-direction of the classifier-free differences, which stand for the gradients:
+whatever the norm of the gradient. g is the gradient of a goal (``classifier_guidance.py``; "class" in the paper), or
+the direction of the differences of predictions, which are proportional to the gradients:
 
     source "classifier":    grad log p(c_k | x_t)
     source "differences":   D_k - D, which is proportional to grad log p(c_k | x_t), and D - D_null for the class
@@ -29,16 +29,16 @@ Source = Literal["classifier", "differences"]
 
 @dataclass(frozen=True)
 class GeoGuide(Guidance):
-    """Moves every image equally far at every step, toward a class or away from forbidden ones.
+    """Moves every image by the same length at every step, toward a class or away from forbidden ones.
 
-    The length is that of ancestral sampling; at eta < 1 the same denoised prediction moves the mean otherwise.
+    The length holds for ancestral sampling; at eta < 1 the same denoised prediction moves the mean by another length.
 
     Attributes:
-        scale: length of the whole way in units of sqrt(N), >= 0; 0 is unguided. Theirs: 0.15 for an unconditional
-            model, 0.025 for a conditional one (ImageNet).
-        goal: "allowed" and "away" for the forbidden classes, which are the same if there is only one; "class" for
-            the class that the image shall show. "allowed" weighs several forbidden classes by their odds, so that it
-            needs a classifier.
+        scale: length of all steps together in units of sqrt(N), >= 0; 0 is unguided. The paper has 0.15 for an
+            unconditional model and 0.025 for a conditional one (ImageNet).
+        goal: "allowed" and "away" avoid the forbidden classes and are the same if there is only one; "class" is the
+            class label of the image. "allowed" weights several forbidden classes by their odds, which needs a
+            classifier.
         source: of the direction: the gradient of a noise-conditional "classifier", or the "differences" of predictions.
         p_max: greatest sum of the forbidden posteriors, in (0, 1), for the weights of "allowed".
 
@@ -58,7 +58,7 @@ class GeoGuide(Guidance):
             raise SettingError(f"source must be classifier or differences; got {self.source}")
 
     def needs(self, state: None = None, step: Step | None = None) -> Needs:
-        """The gradients, or the predictions whose differences stand for them."""
+        """The gradients, or the predictions whose differences take their place."""
         to_class = self.goal == "class"
         if self.source == "classifier":
             return Needs(class_labels=to_class, classifier="gradient")
@@ -66,7 +66,7 @@ class GeoGuide(Guidance):
         return replace(needs, classifier="posterior") if self.goal == "allowed" else needs
 
     def guide(self, predictions: Predictions, state: None, step: Step) -> Guided:
-        """The base prediction, its mean moved by the length of a step."""
+        """The base prediction, such that the kernel's mean moves by the length of a step."""
         base = predictions.denoised
         along = predictions
         if self.source == "differences":
@@ -78,6 +78,6 @@ class GeoGuide(Guidance):
 
 
 def normalized_step(direction: Tensor, count: int) -> Tensor:
-    """Of length sqrt(N) / ``count`` along ``direction`` (B, ...); 0 where that is 0, and short where it is < 1e-12."""
+    """``direction`` (B, ...) scaled to the length sqrt(N) / ``count``; shorter where its own length is below 1e-12."""
     flat = direction.flatten(1)
     return math.sqrt(flat.shape[1]) / count * normalize(flat, dim=1).view_as(direction)

@@ -1,7 +1,8 @@
 """Guidance in a limited interval of noise levels (Kynkäänniemi et al., NeurIPS 2024, arXiv 2404.07724, equation 5).
 
-Some guidance where low < sigma / alpha <= high, and the base prediction elsewhere. sigma / alpha is the sigma of their
-(EDM's) variance exploding path; log SNR is -2 log(sigma / alpha), so that an interval means the same on any path.
+A guidance acts where low < sigma / alpha <= high; elsewhere the base prediction is used. sigma / alpha is the sigma of
+EDM's variance exploding path, which the paper uses; log SNR = -2 log(sigma / alpha), so that an interval is the same on
+any path.
 """
 
 import math
@@ -18,17 +19,17 @@ from dng_lightning.interfaces import Guided, Needs, Predictions, Step
 
 @dataclass(frozen=True)
 class LimitedInterval(GuidanceWrapper):
-    """Confines another guidance to some noise levels; a posterior is tracked at the others as well.
+    """Restricts another guidance to an interval of noise levels; a posterior is tracked at all levels.
 
-    Outside the interval a guidance without a posterior and without memory is spared its evaluations.
+    Outside the interval a guidance without a state needs no further network evaluations.
 
     Attributes:
-        guidance: the one that acts inside.
-        low: noise level sigma / alpha above which it acts, >= 0.
-        high: noise level up to which it acts, > low; .inf for all above ``low``.
+        guidance: the guidance inside the interval.
+        low: noise level sigma / alpha above which the guidance acts, >= 0.
+        high: noise level up to which the guidance acts, > low; .inf for all above ``low``.
 
     Raises:
-        SettingError: there is no such interval.
+        SettingError: the interval is empty.
     """
 
     low: float = 0.0
@@ -60,7 +61,7 @@ class LimitedInterval(GuidanceWrapper):
         return super().update(state, step, x_t, x_s, predictions, guided)
 
     def _is_updated(self, state: Any) -> bool:
-        """Whether the guidance has something to do outside: a memory, or a classifier's posterior to show."""
+        """Whether the guidance is updated outside the interval: it has a state or a classifier's posterior."""
         return state is not None or self.guidance.needs().classifier is not None
 
 

@@ -14,7 +14,7 @@ from dng_lightning.interfaces import Guided, Predictions, Step
 
 @dataclass(frozen=True)
 class NegativePrompting(Guidance):
-    """Pushes every image away from the forbidden conditions, always equally hard.
+    """Pushes every image away from the forbidden conditions with the same strength at every step.
 
     Attributes:
         scale: strength of the push, >= 0; 0 is unguided.

@@ -1,23 +1,23 @@
-"""Images of a class or prompt c+ without a forbidden condition c-: a negative guidance around another base.
+"""Images of a class or prompt c+ without a forbidden condition c-: a negative guidance with another base.
 
-The score of p(x | c+, not c-) is that of p(x | c+) pushed away from c- by the odds of p(c- | x, c+). This needs nothing
-but the prediction for c+ in the place of the unconditional one, for the push and for the posterior: the kernels of c-
-and c+ give p(c- | x, c+) where c- is part of c+, and the posterior's ``prior`` is its share there.
+The score of p(x | c+, not c-) is that of p(x | c+) pushed away from c- by the odds of p(c- | x, c+). The prediction for
+c+ takes the place of the unconditional one in the push and in the posterior: the kernels of c- and c+ give
+p(c- | x, c+) where c- is part of c+, and ``prior`` of the posterior is the share of c- in c+.
 
-With classifier-free guidance as its base, both branches have it, for the push and for the posterior:
+Classifier-free guidance is applied to both predictions, for the push and for the posterior:
 
     D_+/- <- D_null + w (D_+/- - D_null)
 
 so that the posterior is still a ratio of two kernels of the same (sharpened) model.
 
-A text rarely names a part of what the prompt asks for: "a seven" is of any colour, where "a red digit" is red. The
-ratio of their kernels then says of every image that it is none of these sevens, whose colours it has not. But digit and
-colour are ``independent`` given the image, so that p(c- | x, c+) = p(c- | x), which the kernels of c- and of everything
-give, without classifier-free guidance; what is pushed away from is D_- - D_null:
+A negative prompt is rarely a part of what the prompt describes: "a seven" may have any colour, and "a red digit" is
+red. The ratio of their kernels then compares colours as well, and says of every red image that it is no seven. Where c-
+and c+ are ``independent`` given the image, p(c- | x, c+) = p(c- | x), which follows from the kernels of c- and of the
+unconditional model, without classifier-free guidance. The push is then away from D_- - D_null:
 
     D_- <- D_+ + (D_- - D_null)          the conjunction of both (Liu et al. 2022)
 
-With a constant scale this is the signed form of negative prompting (``signed_negative.py``).
+With a constant scale this is ``SignedNegative``.
 """
 
 from dataclasses import dataclass, replace
@@ -38,9 +38,9 @@ class PositiveAndNegative(GuidanceWrapper):
 
     Attributes:
         guidance: the negative guidance.
-        cfg_scale: w above, >= 0; 1 takes the predictions as they are, and is ``guidance`` itself bit for bit.
-        independent: c- says nothing of what c+ does, as above. ``prior`` is its share in c+ either way. Not for
-            deterministic sampling: the divergence that is estimated is that of other differences.
+        cfg_scale: w above, >= 0; at 1 this is ``guidance`` with the class or prompt as its base, bit for bit.
+        independent: c- and c+ are independent given the image, as above. ``prior`` is the share of c- in c+ either way.
+            Not for deterministic sampling, where the estimated divergence is of other differences.
 
     Raises:
         SettingError: a setting is out of its range, or the posterior asks for a divergence and ``independent`` is set.
@@ -62,7 +62,7 @@ class PositiveAndNegative(GuidanceWrapper):
         return replace(needs, null=null, class_labels=True, divergence=divergence)
 
     def guide(self, predictions: Predictions, state: Any, step: Step) -> Guided:
-        """What the negative guidance makes of the predictions above."""
+        """The negative guidance of the predictions above."""
         return self.guidance.guide(self.sharpened(predictions), state, step)
 
     def update(self, state: Any, step: Step, x_t: Tensor, x_s: Tensor, predictions: Predictions, guided: Guided) -> Any:
@@ -70,14 +70,14 @@ class PositiveAndNegative(GuidanceWrapper):
         sharpened = self.sharpened(predictions)
         if not self.independent:
             return self.guidance.update(state, step, x_t, x_s, sharpened, guided)
-        # The posterior compares c- with everything; the push stays what it was, about the other base.
+        # The posterior compares c- with the unconditional model; the push is the same, with that model as its base.
         null = require_null(predictions)
         plain = replace(predictions, denoised=null, negatives=_about(null, predictions), divergence=None)
         guided = replace(guided, denoised=null + (guided.denoised - sharpened.denoised))
         return self.guidance.update(state, step, x_t, x_s, plain, guided)
 
     def sharpened(self, predictions: Predictions) -> Predictions:
-        """The predictions that an image is drawn by: those of c+ and c- with classifier-free guidance."""
+        """The predictions of c+ and c- with classifier-free guidance, which guide the image."""
         if self.cfg_scale == 1 and not self.independent:
             return predictions
         null, w = require_null(predictions), self.cfg_scale
@@ -91,6 +91,6 @@ class PositiveAndNegative(GuidanceWrapper):
 
 
 def _about(null: Tensor, predictions: Predictions) -> Tensor:
-    """The negatives (B, K, ...) for ``null`` as their base: those that are not active equal it."""
+    """The negatives (B, K, ...) with ``null`` as their base: those that are not active equal ``null``."""
     negatives, active = predictions.negatives, predictions.active
     return negatives if active is None else torch.where(per_image(active, negatives), negatives, null.unsqueeze(1))

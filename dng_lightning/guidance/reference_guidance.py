@@ -1,7 +1,7 @@
-"""Guidance away from reference images: they take the place of a model of what is forbidden.
+"""Guidance away from reference images, which take the place of a model of the forbidden class.
 
-What it moves is the denoised prediction D. The releases of Safe Denoiser and SGF then draw noise anew on the moved one;
-here the reverse kernel does that: x_s is drawn from q(x_s | x_t, D moved).
+The methods change the denoised prediction D. The releases of Safe Denoiser and SGF then add fresh noise to the changed
+D; here x_s is drawn from the reverse kernel q(x_s | x_t, D) of the changed D.
 """
 
 from abc import abstractmethod
@@ -17,13 +17,13 @@ from dng_lightning.interfaces import Guided, Needs, Predictions, Step
 
 @dataclass(frozen=True)
 class ReferenceGuidance(Guidance):
-    """Moves the denoised prediction away from reference images; it needs no prediction of the forbidden conditions.
+    """Moves the denoised prediction away from reference images, without predictions of the forbidden conditions.
 
-    Its state are the references, on the images' device.
+    The state of a batch is the references on the device of the images.
 
     Attributes:
         scale: strength of the push, >= 0; 0 is unguided.
-        references: the images, or where they are: a ``.pt`` file of one tensor (N, C, H, W), uint8 pixels or floats in
+        references: the images, or their location: a ``.pt`` file of one tensor (N, C, H, W), uint8 pixels or floats in
             [-1, 1], a folder of image files, or a shipped name such as ``mnist/zeros.pt``.
 
     Raises:
@@ -44,7 +44,7 @@ class ReferenceGuidance(Guidance):
         """The references.
 
         Raises:
-            SettingError: they are not read yet, or are images of another shape.
+            SettingError: the references are not read yet, or have another shape than the images.
         """
         if not isinstance(self.references, References):
             raise SettingError(f"references {self.references!r} are not read yet: resolve(guidance) reads them")
@@ -56,11 +56,11 @@ class Repulsion(ReferenceGuidance):
     """A push that depends on the denoised prediction alone."""
 
     def guide(self, predictions: Predictions, state: References, step: Step) -> Guided:
-        """The denoised prediction, moved; the scale is 0 for images that nothing pushes."""
+        """The denoised prediction and the push; the scale is 0 for images without a push."""
         push = self.push(step.kernel.clipped(predictions.denoised), state)
         scale = self.scale * push.flatten(1).any(1).to(push.dtype)
         return Guided(predictions.denoised + self.scale * push, scale)
 
     @abstractmethod
     def push(self, denoised: Tensor, references: References) -> Tensor:
-        """How far ``denoised`` (B, ...) moves at scale 1."""
+        """The push of ``denoised`` (B, ...) at scale 1, (B, ...)."""

@@ -1,4 +1,4 @@
-"""Reference images: a sample of what is forbidden, where there is no model of it."""
+"""Reference images: samples of the forbidden class, where there is no model of it."""
 
 from functools import cached_property
 from pathlib import Path
@@ -13,8 +13,8 @@ class References:
     """Reference images and their distances.
 
     Args:
-        images: (N, ...), about [-1, 1].
-        source: where they come from, for tables and messages.
+        images: (N, ...), in about [-1, 1].
+        source: file or folder of the images, for tables and messages.
     """
 
     def __init__(self, images: Tensor, source: str | Path = "") -> None:
@@ -23,13 +23,13 @@ class References:
         self._copies: dict[tuple[torch.device, torch.dtype], References] = {}
 
     def like(self, x: Tensor) -> "References":
-        """The same on the device and in the precision of ``x`` (B, ...), and grey images in its channels.
+        """The references on the device, in the precision and with the channels of ``x`` (B, ...).
 
         Raises:
-            SettingError: these are images of another shape.
+            SettingError: the references have another shape than ``x``.
         """
         images = self.images
-        if images.shape[1:] == (1, *x.shape[2:]):  # grey images are those of three equal channels
+        if images.shape[1:] == (1, *x.shape[2:]):  # a grey image has equal channels
             images = images.expand(-1, *x.shape[1:])
         if images.shape[1:] != x.shape[1:]:
             raise SettingError(
@@ -38,13 +38,13 @@ class References:
         if images is self.images and (images.device, images.dtype) == (x.device, x.dtype):
             return self
         key = x.device, x.dtype
-        if key not in self._copies:  # once for all batches, with what is found out about the images
+        if key not in self._copies:  # one copy for all batches, with its cached distances
             self._copies[key] = References(images.to(*key), self.source)
         return self._copies[key]
 
     @cached_property
     def neighbours(self) -> Tensor:
-        """Distances of each image to the others, in rising order, (N, N - 1); those between equal images are 0.
+        """Distances of each image to the others, ascending, (N, N - 1); 0 between equal images.
 
         Raises:
             SettingError: there is only one image.
@@ -62,27 +62,27 @@ class References:
         """The gamma at which exp(-gamma d^2) is 0.05 at the mean square distance of the 4th to 6th neighbours.
 
         Raises:
-            SettingError: there are too few images, or these are all alike.
+            SettingError: there are fewer than 5 images, or all are equal.
         """
         square = float(self.neighbours[:, 3:6].square().mean())
         if not square > 0:
-            raise SettingError("the reference images are fewer than 5, or all alike: set the gamma or bandwidth")
+            raise SettingError("there are fewer than 5 different reference images: set the gamma or bandwidth")
         return -torch.tensor(0.05).log().item() / square
 
     @cached_property
     def radius(self) -> float:
-        """The distance within which 95 % of the images have another one."""
+        """The 95 % quantile of the distance from an image to its nearest neighbour."""
         return float(torch.quantile(self.neighbours[:, 0], 0.95))
 
     def reached(self, gamma: float) -> float:
-        """The sum of kernels exp(-gamma d^2) that 95 % of the images reach by the others alone, computed once."""
+        """The 5 % quantile of sum_j exp(-gamma d_ij^2) over the images i, j running over the others; computed once."""
         if gamma not in self._reached:
             own = (-gamma * self.neighbours.square()).exp().sum(1)
             self._reached[gamma] = float(torch.quantile(own, 0.05))
         return self._reached[gamma]
 
     def distances(self, x: Tensor) -> Tensor:
-        """Of images ``x`` (B, ...) to each reference, (B, N)."""
-        # by differences: a product of matrices loses the short distances
+        """Distances of images ``x`` (B, ...) to each reference, (B, N)."""
+        # a matrix product is inaccurate for short distances
         exact = "donot_use_mm_for_euclid_dist"
         return torch.cdist(x.flatten(1), self.images.flatten(1), compute_mode=exact)

@@ -1,11 +1,11 @@
-"""Safe Denoiser (Kim et al., NeurIPS 2025, arXiv 2502.08011) as released: less of what the near references show.
+"""Safe Denoiser (Kim et al., NeurIPS 2025, arXiv 2502.08011) as released: subtracts the mean of near references.
 
     k_i  = exp(-||D - z_i||^2 / (2 bandwidth^2))
     D   <- D - scale sum_i k_i z_i / sum_i k_i,        where sum_i k_i > threshold
 
-Their theory moves by beta* (E - E_unsafe) instead (``dynamic_safe_denoiser.py``); here the constant scale stands for
-beta*, the kernel mean for E_unsafe, and the share of E itself is left out, which shrinks or inverts what is near.
-Their window of noise levels is ``LimitedInterval`` around it.
+The paper's theory adds beta* (E - E_unsafe) instead (``dynamic_safe_denoiser.py``). The release has a constant scale in
+place of beta* and the kernel mean in place of E_unsafe, and omits E, which shrinks or inverts images that are near. The
+paper's window of noise levels is a ``LimitedInterval`` around this guidance.
 """
 
 from dataclasses import dataclass
@@ -20,14 +20,15 @@ from dng_lightning.interfaces import per_image
 
 @dataclass(frozen=True)
 class SafeDenoiser(Repulsion):
-    """Takes the kernel mean of the references off the denoised predictions that are near to them.
+    """Subtracts the kernel mean of the references from the denoised predictions near them.
 
     Attributes:
-        scale: strength of the push (their eta), >= 0; 0 is unguided. Theirs is 0.33 for nudity.
-        bandwidth: of the kernel, > 0, in the images' own units; None for the one at which the kernel is 0.05 at the
-            mean square distance of the references' 4th to 6th neighbours (5.3 for the 256 zeros of MNIST).
-        threshold: least sum of the kernels for a push, >= 0; None for one that 95 % of the references would reach
-            by the others alone.
+        scale: strength of the push (eta in the paper), >= 0; 0 is unguided. The paper has 0.33 for nudity.
+        bandwidth: of the kernel, > 0, an l2 distance over all numbers of an image; None for the one at which the kernel
+            is 0.05 at the mean square distance of the references' 4th to 6th neighbours (5.3 for the 256 zeros of
+            MNIST).
+        threshold: least sum of the kernels for a push, >= 0; None for the 5 % quantile of that sum over the references
+            themselves, each without its own kernel.
 
     Raises:
         SettingError: a setting is out of its range.
@@ -44,7 +45,7 @@ class SafeDenoiser(Repulsion):
         check_at_least_0(threshold=self.threshold or 0.0)
 
     def push(self, denoised: Tensor, references: References) -> Tensor:
-        """Less the kernel mean, where the kernels' sum is above the threshold, (B, C, H, W)."""
+        """Minus the kernel mean where the sum of the kernels is above the threshold, else 0, (B, C, H, W)."""
         gamma = references.gamma if self.bandwidth is None else 1 / (2 * self.bandwidth**2)
         log_kernel = -gamma * references.distances(denoised).square()
         threshold = references.reached(gamma) if self.threshold is None else self.threshold

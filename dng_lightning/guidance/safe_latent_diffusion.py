@@ -9,9 +9,9 @@ Element by element, on eps predictions as in the paper, eps being that of the ba
     eps_hat = eps_null + cfg_scale (eps - eps_null) - scale gamma                   (from step ``warmup`` on)
 
 Differences of eps predictions are -alpha_t / sigma_t times those of denoised predictions. The paper has one scale of
-7.5 for both terms and one eps_k, that of a sentence of all that is unsafe; the sum is ours. What Koulischer et al.
-(ICLR 2025) adapt it to, an unconditional base, is the same with eps_null = eps, whatever the cfg_scale. With a class or
-prompt and ``cfg_scale`` None that is kept: everything is about the base.
+7.5 for both terms and one eps_k, of a text that lists all unsafe concepts; the sum over several is ours. The adaptation
+of Koulischer et al. (ICLR 2025) to an unconditional base has eps_null = eps, whatever the cfg_scale. With a class or
+prompt and ``cfg_scale`` None, eps takes the place of eps_null in the same way.
 """
 
 import math
@@ -28,17 +28,17 @@ from dng_lightning.interfaces import Guided, Needs, Predictions, Step
 
 @dataclass(frozen=True)
 class SafeLatentDiffusion(Guidance):
-    """Pushes only the pixels that lie on the forbidden side, with momentum.
+    """Pushes only the pixels whose difference is below a threshold, with momentum.
 
     Attributes:
         scale: strength of the push, >= 0; 0 is unguided, or classifier-free guidance.
-        mask_scale: how fast a pixel's share of the push saturates with the difference (their s_S), >= 0.
-        threshold: pixels with a difference above it are left alone (their lambda).
-        momentum_scale: share of the momentum in the push (their s_m), >= 0.
-        momentum_decay: memory of the momentum (their beta_m), in [0, 1).
-        warmup: number of steps at the start without a push (their delta), >= 0.
-        cfg_scale: strength of the pull to the class or prompt, >= 0, in their form for text-to-image; None for the
-            base prediction in the place of the unconditional one.
+        mask_scale: how fast a pixel's mask saturates with the difference (s_S in the paper), >= 0.
+        threshold: pixels with a difference above it are not pushed (lambda in the paper).
+        momentum_scale: factor of the momentum in the push (s_m in the paper), >= 0.
+        momentum_decay: decay of the momentum (beta_m in the paper), in [0, 1).
+        warmup: number of steps at the start without a push (delta in the paper), >= 0.
+        cfg_scale: strength of the pull to the class or prompt, >= 0, as in the paper; None to guide the base
+            prediction instead of the unconditional one.
     """
 
     scale: float = 1.0
@@ -61,7 +61,7 @@ class SafeLatentDiffusion(Guidance):
             raise SettingError("threshold must be a number; got nan")
 
     def needs(self, state: Tensor | None = None, step: Step | None = None) -> Needs:
-        """The unconditional prediction too, where there is a pull from it."""
+        """The forbidden predictions, and the unconditional one where there is a ``cfg_scale``."""
         return Needs(negatives=True, null=self.cfg_scale is not None)
 
     def start(self, x_T: Tensor, conditions: int) -> Tensor:
@@ -69,7 +69,7 @@ class SafeLatentDiffusion(Guidance):
         return x_T.new_zeros(x_T.shape)
 
     def guide(self, predictions: Predictions, state: Tensor, step: Step) -> Guided:
-        """The prediction that it starts from, less the masked and scaled differences."""
+        """The base prediction, or that of classifier-free guidance, and the masked and scaled push."""
         base, level = predictions.denoised, step.level
         scale = self.scale if step.index >= self.warmup else 0.0
         pulled = base if self.cfg_scale is None else torch.lerp(require_null(predictions), base, self.cfg_scale)

@@ -4,9 +4,9 @@ With the potential sum_i exp(-gamma ||D - z_i||^2), whose negative gradient is t
 
     D <- D + scale 2 gamma sum_i exp(-gamma ||D - z_i||^2) (D - z_i)
 
-at early noise levels: theirs are those of ``LimitedInterval`` with low 25. For pixels that early, D is a mean of all
-images, far from each reference, and little happens. The sign is the one that their text asks for,
-repulsion; the released code adds the gradient itself, which points to the references.
+at high noise levels: the paper's are those of a ``LimitedInterval`` with low 25. In pixel space D is a mean of all
+images at these levels, far from each reference, and the push is small. The sign is that of the paper's text, repulsion;
+the released code adds the gradient of the potential, which points to the references.
 """
 
 from dataclasses import dataclass
@@ -21,14 +21,15 @@ from dng_lightning.interfaces import per_image
 
 @dataclass(frozen=True)
 class SafetyGuidedFlow(Repulsion):
-    """Pushes the denoised prediction to where the references are fewer.
+    """Pushes the denoised prediction down the kernel density of the references.
 
     Attributes:
         scale: strength of the push, >= 0; 0 is unguided. At 1 / (2 gamma) each reference pushes by its kernel's share
             of the distance to it (28 for the 256 zeros of MNIST).
         gamma: of the kernel, > 0, one over squared distance; None for the one at which the kernel is 0.05 at the mean
             square distance of the references' 4th to 6th neighbours (0.018 for the 256 zeros of MNIST).
-        bound: greatest length of the push before it is scaled, > 0; None for none. Their option is 1.
+        bound: greatest length of the push before the scale is applied, > 0; None for none. The release has 1 as an
+            option.
 
     Raises:
         SettingError: a setting is out of its range.
@@ -45,7 +46,7 @@ class SafetyGuidedFlow(Repulsion):
                 raise SettingError(f"{name} must be positive and finite, or null; got {value}")
 
     def push(self, denoised: Tensor, references: References) -> Tensor:
-        """Down the density, (B, C, H, W)."""
+        """Minus the gradient of the density, (B, C, H, W)."""
         gamma, z = self.gamma or references.gamma, references.images.flatten(1)
         kernel = (-gamma * references.distances(denoised).square()).exp()
         push = 2 * gamma * (kernel.sum(1, keepdim=True) * denoised.flatten(1) - kernel @ z)

@@ -1,4 +1,4 @@
-"""Names and settings of a guidance, also where it wraps another: for tables, file names and messages."""
+"""Names and settings of a guidance and of those that it wraps, for tables, file names and messages."""
 
 import hashlib
 import json
@@ -12,11 +12,11 @@ from dng_lightning.posterior import CalibratedPosterior, Posterior, Timing, Trac
 
 T = TypeVar("T")
 
-PLAIN_POSTERIORS = (TrackedPosterior, CalibratedPosterior)  # not part of a name
+PLAIN_POSTERIORS = (TrackedPosterior, CalibratedPosterior)  # omitted from names
 
 
 def display_name(guidance: Guidance) -> str:
-    """The method's name, with what it wraps and an unusual posterior: "DynamicNegativeGuidance, released"."""
+    """The class, what it wraps, and a posterior that is not the default: "DynamicNegativeGuidance, released"."""
     inside = ", ".join(map(display_name, wrapped(guidance)))
     posterior = type(getattr(guidance, "posterior", None))
     usual = (*PLAIN_POSTERIORS, type(getattr(type(guidance), "posterior", None)))
@@ -25,26 +25,26 @@ def display_name(guidance: Guidance) -> str:
 
 
 def display_name_with_scale(guidance: Guidance) -> str:
-    """The same with its scale, if it has one: for several of one method."""
+    """``display_name`` with the scale, if there is one: tells several of one method apart."""
     scale = scale_of(guidance)
     return display_name(guidance) + (f", scale {scale:g}" if scale is not None else "")
 
 
 def settings_json(guidance: Guidance | Posterior) -> str:
-    """The class and all settings, as JSON; the same of each guidance and posterior inside."""
+    """The class and all settings as JSON, nested guidances and posteriors included."""
     return json.dumps(guidance, default=_as_dict)
 
 
 def non_default_settings(settings: str) -> str:
-    """Of the result of ``settings_json`` what differs from the defaults, as JSON.
+    """The settings in the result of ``settings_json`` that differ from the defaults, as JSON.
 
-    Results are found again by it when a method has one more setting than it had.
+    Finished results are identified by these, so that a new setting of a method does not invalidate them.
     """
     return json.dumps(_non_default(json.loads(settings)), sort_keys=True)
 
 
 def scale_of(guidance: Guidance) -> float | None:
-    """Its ``scale``, or that of the guidance that it wraps; None where there is none."""
+    """The ``scale`` of the guidance, or of the guidance that it wraps; None if there is none."""
     own: float | None = getattr(guidance, "scale", None)
     inside = (scale for inner in wrapped(guidance) if (scale := scale_of(inner)) is not None)
     return next(inside, None) if own is None else own
@@ -56,7 +56,7 @@ def wrapped(guidance: Guidance) -> list[Guidance]:
 
 
 def map_settings(value: T, function: Callable[[Any], Any]) -> T:
-    """A guidance with ``function`` applied to each guidance and posterior in it, from the inside out, and to itself."""
+    """A guidance with ``function`` applied to each nested guidance and posterior, innermost first, and to itself."""
     inner = {name: v for name, v in _fields(value).items() if isinstance(v, Guidance | Posterior)}
     changed = {name: new for name, v in inner.items() if (new := map_settings(v, function)) is not v}
     mapped: T = function(replace(value, **changed) if changed else value)  # type: ignore[type-var]  # dataclasses
@@ -72,7 +72,7 @@ def _non_default(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _stripped(value: Any) -> Any:
-    """A setting as JSON has it, nested ones without their defaults."""
+    """A setting in its JSON form, without the defaults of nested objects."""
     if is_dataclass(value):
         value = json.loads(json.dumps(value, default=_as_dict))
     return _non_default(value) if isinstance(value, dict) else list(value) if isinstance(value, tuple) else value
@@ -85,7 +85,7 @@ def _subclasses(kind: type[Any]) -> Iterator[type[Any]]:
 
 
 def _as_dict(value: Any) -> dict[str, Any] | str:
-    """What stands for an object in JSON; the rows of a calibration by their hash, for they are many."""
+    """The JSON form of an object; a calibration is represented by the hash of its rows."""
     if isinstance(value, References):
         return str(value.source)
     settings = _fields(value)
@@ -96,5 +96,5 @@ def _as_dict(value: Any) -> dict[str, Any] | str:
 
 
 def _fields(value: Any) -> dict[str, Any]:
-    """The settings; none of a user's own class that is no dataclass."""
+    """The settings of a dataclass; {} for any other object."""
     return {field.name: getattr(value, field.name) for field in fields(value)} if is_dataclass(value) else {}

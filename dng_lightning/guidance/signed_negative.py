@@ -3,7 +3,7 @@
     D_hat = D_null + cfg_scale (D_+ - D_null) - scale sum_k (D_k - D_null)
 
 Both differences are to the unconditional prediction. Without a class or prompt D_+ = D_null: the term with cfg_scale is
-0, and what is left is negative prompting (``negative_prompting.py``) at the same scale.
+0, and the method is ``NegativePrompting`` of the same scale.
 """
 
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ class SignedNegative(Guidance):
         check_at_least_0(scale=self.scale, cfg_scale=self.cfg_scale)
 
     def needs(self, state: None = None, step: Step | None = None) -> Needs:
-        """The unconditional prediction too."""
+        """The forbidden predictions and the unconditional one."""
         return Needs(negatives=True, null=True)
 
     def guide(self, predictions: Predictions, state: None, step: Step) -> Guided:

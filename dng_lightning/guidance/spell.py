@@ -2,8 +2,8 @@
 
     D <- D + scale sum_i ReLU(radius / ||D - z_i|| - 1) (D - z_i)
 
-No image is to enter one; at scale 1 a single ball pushes just out to its surface. Outside all balls nothing moves, so
-that most images of most steps are left alone. Theirs takes the scale 1.6.
+At scale 1 a single ball moves an image inside it to its surface. Images outside all balls do not change, which is most
+images at most steps. The paper's scale is 1.6.
 """
 
 from dataclasses import dataclass
@@ -22,9 +22,9 @@ class ShieldedDiffusion(Repulsion):
     """Pushes the denoised prediction out of balls around the references.
 
     Attributes:
-        scale: strength of the push, >= 0; 0 is unguided, 1 the way to the surface.
-        radius: of the balls, > 0, in the images' own units: the root of the sum of squares over all their numbers.
-            None: the distance within which 95 % of the references have another one (13.5 for the 256 zeros of MNIST).
+        scale: strength of the push, >= 0; 0 is unguided, 1 moves to the surface.
+        radius: of the balls, > 0: an l2 distance over all numbers of an image. None for the 95 % quantile of the
+            distance from a reference to its nearest neighbour (13.5 for the 256 zeros of MNIST).
 
     Raises:
         SettingError: a setting is out of its range.
@@ -39,10 +39,10 @@ class ShieldedDiffusion(Repulsion):
             raise SettingError(f"radius must be positive and finite, or null; got {self.radius}")
 
     def push(self, denoised: Tensor, references: References) -> Tensor:
-        """Out of the balls that it lies in, (B, C, H, W)."""
+        """The push out of the balls that ``denoised`` lies in, (B, C, H, W)."""
         radius = self.radius or references.radius
         image, ball = (references.distances(denoised) < radius).nonzero(as_tuple=True)
         away = (denoised[image] - references.images[ball]).flatten(1)
-        # (radius / d - 1) away, without a division by d = 0: from the very centre there is no way that leads out
+        # (radius / d - 1) away, without a division by d = 0: at the centre no direction leads out
         out = (radius - away.norm(dim=1, keepdim=True)).clamp(min=0) * normalize(away, dim=1)
         return torch.zeros_like(denoised).index_add(0, image, out.view(-1, *denoised.shape[1:]))

@@ -8,7 +8,7 @@ from dng_lightning.interfaces import Guided, Needs, Predictions, Step
 
 @dataclass(frozen=True)
 class Unguided(Guidance):
-    """Samples from the model as it is."""
+    """Samples from the model without any guidance."""
 
     def needs(self, state: None = None, step: Step | None = None) -> Needs:
         """The base prediction alone."""

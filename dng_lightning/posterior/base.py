@@ -1,4 +1,4 @@
-"""What a posterior is: an answer to "how likely is it that this image becomes the forbidden one?"."""
+"""Base class of the posteriors: the probability that an image becomes one of the forbidden conditions."""
 
 import math
 from abc import ABC, abstractmethod
@@ -11,23 +11,22 @@ from dng_lightning.errors import SettingError
 from dng_lightning.interfaces import NO_PREDICTIONS, ActiveConditions, Guided, Needs, Predictions, Step
 from dng_lightning.kernel import NoiseLevel
 
-LEAST_LOG_P = -1e4  # of no chance: its exponential is 0 in any precision, and sums stay finite
+LEAST_LOG_P = -1e4  # log of 0: its exponential is 0 in any precision, and sums stay finite
 
 
 class Posterior(ABC):
     """p(c_k | x_t) of K forbidden conditions; a subclass is a frozen dataclass of its settings.
 
-    A posterior keeps no images: what it remembers of a batch is a state that it is handed back, so that one object
-    serves any number of batches.
+    Its memory of a batch is a state that is passed to its methods, so that one object serves any number of batches.
 
     Attributes:
-        reads_predictions: ``log_prob`` reads the predictions of the step, so that it is unknown before these are made.
+        reads_predictions: ``log_prob`` depends on the predictions of the step, and is unknown before them.
     """
 
     reads_predictions: ClassVar[bool] = False
 
     def needs(self, state: Any = None, step: Step | None = None) -> Needs:
-        """What it needs at a step; without arguments, the most that it may need."""
+        """What the posterior needs at a step; without arguments, the most that it may need at any step."""
         return Needs()
 
     def start(self, x_T: Tensor, conditions: int) -> Any:
@@ -46,7 +45,7 @@ class Posterior(ABC):
     def log_prob(self, predictions: Predictions, state: Any, step: Step) -> Tensor:
         """Log p(c_k | x_t) at the step's level, (B, K); the probabilities sum to less than 1.
 
-        A condition that ``predictions.active`` leaves out has next to no probability.
+        A condition that is not ``predictions.active`` has a probability of about 0.
         """
 
     def update(self, state: Any, step: Step, x_t: Tensor, x_s: Tensor, predictions: Predictions, guided: Guided) -> Any:
@@ -54,12 +53,12 @@ class Posterior(ABC):
         return state
 
     def at_least(self, state: Any, p: Tensor, level: NoiseLevel, active: Tensor) -> Any:
-        """The state, raised so that p(c_k | x) is at least ``p``; a posterior without memory ignores it.
+        """The state with p(c_k | x) raised to at least ``p``; a posterior without a state ignores the bounds.
 
         Args:
             state: of this posterior.
             p: lower bounds, (B, K), in [0, 1]; 0 is none.
-            level: where the state stands.
+            level: noise level of the state.
             active: which conditions count for which image, bool (B, K).
         """
         return state
@@ -68,16 +67,16 @@ class Posterior(ABC):
 def odds(log_p: Tensor) -> Tensor:
     """p_k / (1 - sum_j p_j), (B, K) fp32, from log p (B, K)."""
     rest = -torch.expm1(log_p.logsumexp(1, keepdim=True))
-    return (log_p.exp() / rest.clamp(min=torch.finfo(log_p.dtype).eps)).float()  # rounding may leave 0 near p_max = 1
+    return (log_p.exp() / rest.clamp(min=torch.finfo(log_p.dtype).eps)).float()  # rounding may give 0 near p_max = 1
 
 
 def at_most(log_p: Tensor, p_max: float) -> Tensor:
-    """``log_p`` (B, K), lowered where the probabilities sum to more than ``p_max``; their proportions are kept."""
+    """``log_p`` (B, K), scaled down where the probabilities sum to more than ``p_max``."""
     return log_p - (log_p.logsumexp(1, keepdim=True) - math.log(p_max)).clamp(min=0)
 
 
 def state_dtype(device: torch.device) -> torch.dtype:
-    """fp64 where the device has it: posteriors close to 1 have odds that fp32 cannot tell apart."""
+    """fp64 where the device has it, since fp32 does not resolve the odds of posteriors close to 1."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
@@ -88,7 +87,7 @@ def check_p_max(p_max: float) -> None:
 
 
 def mask_inactive(log_p: Tensor, active: Tensor | None) -> Tensor:
-    """``log_p`` (B, K), with next to no chance where a condition is not active."""
+    """``log_p`` (B, K), with a probability of about 0 where a condition is not active."""
     return log_p if active is None else log_p.masked_fill(~active, LEAST_LOG_P)
 
 

@@ -1,10 +1,10 @@
-"""A posterior read off the tracked evidence by a fit at each noise level (Platt scaling, 1999).
+"""A posterior from the tracked evidence by a logistic fit at each noise level (Platt scaling, 1999).
 
     logit p(c | x_t) = slope(log SNR) L(x_t) + shift(log SNR),        L = sum of the log ratios so far
 
-For exact predictions log p = log prior + L. A trained model's two predictions always disagree a little and each
-disagreement counts against the class, so that L drifts down while the image takes shape; the shift restores it where
-it was lost, which temperature and offset do evenly.
+For exact predictions log p = log prior + L. The errors of a trained model's predictions count as evidence against the
+class, so that L drifts down at the noise levels where the image takes shape. The shift compensates for that level by
+level; temperature and offset do so evenly.
 """
 
 import math
@@ -24,22 +24,23 @@ from dng_lightning.kernel import NoiseLevel
 from dng_lightning.posterior.base import Posterior, at_most, check_p_max, mask_inactive, state_dtype
 from dng_lightning.posterior.log_ratio import log_ratio, without_push
 
-LARGEST = 1e4  # log ratio in nats: no posterior resolves more, and sums stay finite
+LARGEST = 1e4  # bound on the log ratio in nats, so that sums stay finite
 
 Rows = Sequence[Sequence[float]]
 
 
 @dataclass(frozen=True)
 class CalibratedPosterior(Posterior):
-    """Sums the evidence of each condition and reads p(c_k | x_t) off the sum. Its state is L, (B, K).
+    """Sums the evidence of each condition, and computes p(c_k | x_t) from the sum. The state is L, (B, K).
 
     Attributes:
-        calibration: rows [log SNR, slope, shift], log SNR rising; linear in between, constant beyond. "checkpoint" for
-            the rows of the ``calibration.yaml`` in the checkpoint's folder (``dng test --config calibrate.yaml``), or,
-            where there is none, the defaults of ``TrackedPosterior``, which None stands for as well.
+        calibration: rows [log SNR, slope, shift] of increasing log SNR; linear in between, constant beyond.
+            "checkpoint" for the rows of ``calibration.yaml`` in the checkpoint's folder (made by ``dng test --config
+            calibrate.yaml``). Without that file, and for None, the posterior is a ``TrackedPosterior`` of default
+            settings.
         p_max: greatest sum of the posteriors, in (0, 1).
-        guidance_shift_weight: share of the guidance's own push that counts as evidence, in [0, 1].
-        divergence: probes of the divergence at eta < 1, >= 0; see ``TrackedPosterior``.
+        guidance_shift_weight: share of the guidance's push that counts as evidence, in [0, 1].
+        divergence: number of probes for the divergence term at eta < 1, >= 0; see ``TrackedPosterior``.
 
     Raises:
         SettingError: the calibration is malformed, or a setting is out of its range.
@@ -68,33 +69,33 @@ class CalibratedPosterior(Posterior):
             raise SettingError("the log SNR of a calibration must rise from row to row")
 
     def needs(self, state: Tensor | None = None, step: Step | None = None) -> Needs:
-        """The predictions of the conditions, and their divergence where the sampler is not ancestral."""
+        """The predictions of the conditions, and their divergence for samplers with eta < 1."""
         return Needs(negatives=True, tracks=True, divergence=self.divergence)
 
     def start(self, x_T: Tensor, conditions: int) -> Tensor:
         """No evidence, (B, K)."""
-        self._rows()  # missing rows are missed before any network is called
+        self._rows()  # refuses missing rows before any network evaluation
         return torch.zeros(len(x_T), conditions, dtype=state_dtype(x_T.device), device=x_T.device)
 
     def log_prob(self, predictions: Predictions, state: Tensor, step: Step) -> Tensor:
-        """The posterior that the calibration reads off L."""
+        """The calibrated log p(c_k | x_t) of L."""
         return self.read(state, step.level, predictions.active)
 
     def read(self, log_ratio: Tensor, level: NoiseLevel, active: Tensor | None = None) -> Tensor:
-        """Log p(c_k | x_t), (B, K), of log ratios (B, K) at a level."""
+        """The calibrated log p(c_k | x_t), (B, K), of log ratios (B, K) at a level."""
         slope, shift = self.at(level)
         return at_most(mask_inactive(functional.logsigmoid(slope * log_ratio + shift), active), self.p_max)
 
     def update(
         self, state: Tensor, step: Step, x_t: Tensor, x_s: Tensor, predictions: Predictions, guided: Guided
     ) -> Tensor:
-        """L with the evidence of the step; unchanged where a condition is not active."""
+        """L plus the evidence of the step; unchanged where a condition is not active."""
         x_s = without_push(x_t, x_s, step, predictions, guided, self.guidance_shift_weight)
         ratio = (state + log_ratio(step, x_t, x_s, predictions, state)).clamp(-LARGEST, LARGEST)
         return ratio if predictions.active is None else torch.where(predictions.active, ratio, state)
 
     def at_least(self, state: Tensor, p: Tensor, level: NoiseLevel, active: Tensor) -> Tensor:
-        """See ``Posterior.at_least``; p_max holds whenever the posterior is read off."""
+        """See ``Posterior.at_least``; ``read`` applies p_max."""
         slope, shift = self.at(level)
         return (
             state if slope <= 0 else state.maximum((p.to(state.dtype).logit() - shift) / slope).clamp(-LARGEST, LARGEST)
@@ -104,14 +105,14 @@ class CalibratedPosterior(Posterior):
         """Slope and shift at a level.
 
         Raises:
-            SettingError: the rows are still to be found in the checkpoint's folder.
+            SettingError: the rows of the checkpoint's folder are not loaded.
         """
         log_snr, slope, shift = zip(*self._rows(), strict=True)
         return float(np.interp(level.log_snr, log_snr, slope)), float(np.interp(level.log_snr, log_snr, shift))
 
     def _rows(self) -> Rows:
         if self.calibration is None:
-            raise SettingError("calibration: null leaves nothing to read off: take a TrackedPosterior")
+            raise SettingError("calibration null has no rows: take a TrackedPosterior")
         if isinstance(self.calibration, str):
             raise SettingError("calibration: checkpoint needs the checkpoint's folder: give rows, or use dng predict")
         return self.calibration
@@ -120,16 +121,15 @@ class CalibratedPosterior(Posterior):
 def fit_calibration(
     log_ratio: Tensor, levels: Sequence[NoiseLevel], became: Tensor, knots: Sequence[float]
 ) -> list[list[float]]:
-    """The calibration under which the images' final labels are most likely, over all levels and conditions together.
+    """Fit a calibration to the final labels of unguided images, over all levels and conditions together.
 
-    Maximum likelihood, with a preference of the weight of about one image for slopes and shifts that change little from
-    knot to knot.
+    Maximum likelihood, with a roughness penalty of the weight of about one image on slopes and shifts.
 
     Args:
         log_ratio: L of each condition at each level, (N, S, K).
         levels: those levels, (S,).
-        became: whether the image turned out to be of the condition, bool (N, K).
-        knots: log SNR of the rows to be fitted, rising.
+        became: whether the final image is of the condition, bool (N, K).
+        knots: log SNR of the fitted rows, increasing.
 
     Returns:
         Rows [log SNR, slope, shift].
@@ -140,9 +140,9 @@ def fit_calibration(
     share = float(became.double().mean())
     if not 0 < share < 1:
         raise SettingError("a calibration needs images that are of the classes and others: raise data.num_samples")
-    with torch.inference_mode(False), torch.enable_grad():  # Lightning calls with neither gradients nor normal tensors
+    with torch.inference_mode(False), torch.enable_grad():  # Lightning calls this in inference mode
         x, y = log_ratio.double().clone(), became.double().unsqueeze(1).expand_as(log_ratio).clone()
-        # each level's weights of the knots, by linear interpolation, (S, knots)
+        # weights of the knots at each level, by linear interpolation, (S, knots)
         log_snr = [level.log_snr for level in levels]
         weights = torch.tensor(np.stack([np.interp(log_snr, knots, hat) for hat in np.eye(len(knots))], 1))
         slope = torch.ones(len(knots), dtype=torch.double, requires_grad=True)

@@ -1,4 +1,4 @@
-"""The posterior of a classifier of noisy images: what perfect tracking would buy."""
+"""The posterior of a noise-conditional classifier."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -12,7 +12,7 @@ from dng_lightning.posterior.base import Posterior, at_most, check_p_max, mask_i
 
 @dataclass(frozen=True)
 class ClassifierPosterior(Posterior):
-    """p(c_k | x_t) of a noise-conditional classifier that knows the forbidden classes; any sampler goes with it.
+    """p(c_k | x_t) of a noise-conditional classifier of the forbidden classes, for any sampler.
 
     Attributes:
         p_max: greatest sum of the posteriors, in (0, 1).
@@ -30,7 +30,7 @@ class ClassifierPosterior(Posterior):
         return Needs(classifier="posterior")
 
     def log_prob(self, predictions: Predictions, state: None, step: Step) -> Tensor:
-        """What the classifier says."""
+        """The classifier's log p(c_k | x_t), bounded by p_max."""
         if predictions.log_posterior is None:
             raise SettingError("ClassifierPosterior needs p(c | x_t): wrap the predictor in WithClassifier")
         return at_most(mask_inactive(predictions.log_posterior, predictions.active), self.p_max)

@@ -1,4 +1,4 @@
-"""A constant posterior: Dynamic Negative Guidance is then negative prompting."""
+"""A constant posterior, with which Dynamic Negative Guidance is negative prompting."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ class ConstantPosterior(Posterior):
     """The same probability for each forbidden condition, whatever the image.
 
     Attributes:
-        p: in (0, 1), and below 1 for all conditions together.
+        p: probability of each condition, in (0, 1); the sum over all conditions is below 1.
     """
 
     p: float = 0.5

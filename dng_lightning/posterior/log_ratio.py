@@ -1,16 +1,17 @@
-"""The evidence of a step: how much better the kernel of a condition predicts it than the base's kernel.
+"""The evidence of a step: the log ratio of the kernel of a condition and the kernel of the base.
 
 The forward process makes c - x_0 - x_1 - ... - x_T a Markov chain, so for two levels t > s
 
     p(c | x_s) = p(c | x_t) q(x_s | x_t, c) / q(x_s | x_t),        p(c | x_T) = prior,
 
-whatever drew x_s. Both kernels are Gaussian with one variance v and the means mu_c and mu that the two denoised
-predictions give, so a step costs one inner product and no network evaluation:
+whatever x_s was sampled from. Both kernels are Gaussian with variance v and the means mu_c and mu of the two denoised
+predictions, so that a step costs one inner product and no network evaluation:
 
     log p(c | x_s) - log p(c | x_t) = <x_s - (mu_c + mu) / 2, mu_c - mu> / v
 
-This assumes draws as wide as the kernels. Draws of variance eta^2 v need (1 - eta^2) / 2 div(mu_c - mu) less, where div
-is the divergence with respect to x_t: the curvature of log p(c | x) along the noise that was not drawn (Ito's formula).
+This assumes noise of the kernel's variance v. With noise of variance eta^2 v, (1 - eta^2) / 2 div(mu_c - mu) is to be
+subtracted, where div is the divergence with respect to x_t: the curvature of log p(c | x) along the missing noise
+(Ito's formula).
 
 Koulischer et al., "Dynamic Negative Guidance of Diffusion Models" (ICLR 2025), section 3 and algorithm 2.
 """
@@ -30,12 +31,12 @@ def log_ratio(
     """Log q(x_s | x_t, c_k) - log q(x_s | x_t), (B, K), in the precision of ``like``; 0 for the step to the data.
 
     Args:
-        step: where the step starts and ends.
+        step: the step.
         x_t: state before the step, (B, ...).
         x_s: state after the step, (B, ...).
         predictions: with the negatives, and with their divergence at eta < 1.
-        like: gives the precision.
-        variance: of the kernels; None for the step's own.
+        like: tensor whose dtype is the precision.
+        variance: of the kernels; None for that of the step.
     """
     kernel = step.kernel
     if kernel.variance == 0:
@@ -54,10 +55,10 @@ def log_ratio(
 def without_push(
     x_t: Tensor, x_s: Tensor, step: Step, predictions: Predictions, guided: Guided, weight: float
 ) -> Tensor:
-    """``x_s`` (B, ...) less all but the share ``weight`` of what guidance moved it by.
+    """``x_s`` (B, ...) without the share 1 - ``weight`` of the guidance's push.
 
-    An image that was pushed away from a condition looks less like it to the tracker than it is: with a trained model's
-    predictions the push then ends too soon.
+    With the predictions of a trained model, the push away from a condition counts too much as evidence against it, and
+    the push ends too soon.
     """
     if weight == 1:
         return x_s
@@ -67,14 +68,14 @@ def without_push(
 
 @dataclass(frozen=True)
 class Corrections:
-    """The authors' corrections of a step's evidence, for models whose predictions are not exact.
+    """The authors' corrections of the evidence, for models whose predictions are not exact.
 
-    Two predictions of a learned model always disagree a little and each disagreement counts against the class; the
-    temperature and the offset make up for that (1 and 0 are exact for an exact model).
+    The errors of two predictions of a trained model count as evidence against the class; temperature and offset
+    compensate for that. 1 and 0 are exact for an exact model.
 
     Attributes:
         temperature: factor of the evidence, >= 0.
-        offset: added to the evidence for each timestep, in nats.
+        offset: added to the evidence at each timestep, in nats.
         offset_inside: divide the offset by twice the kernel's variance, as the authors' release does. A step over n
             levels has about n times the variance of a step over one, so it adds n^2 offset / (2 variance): either form
             sums to about the same on any grid (3 % more at 250 of 1,000 levels, 19 % more at 50).

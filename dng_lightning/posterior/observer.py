@@ -1,14 +1,15 @@
-"""The posterior of an observer that looks at the denoised images now and then.
+"""The posterior of an observer that classifies the denoised images at some steps.
 
 An observer is a classifier of clean images, or a vision-language model (VL-DNP, Chang et al., 2025, arXiv 2510.26052).
-Only the conditions that it sees emerging are active; the others need no evaluation.
+Only the conditions that it detects are active; the others need no evaluation.
 
-A tracked posterior knows nothing of the steps at which its condition was not evaluated. Left at its prior it comes too
-late: on a ring of ten Gaussians, three of them forbidden (50 steps), the forbidden mass only falls from .30 to .26, and
-to .09 with all conditions evaluated at every step. So a condition that becomes active starts from the observer's
-probability, or from what was tracked of it if that is more: .09 again, with 1.5 evaluations a step in place of 4.
+A tracked posterior has no evidence from steps at which its condition was not evaluated. If it started from its prior,
+the push would come too late: on a ring of ten Gaussians, three of them forbidden (50 steps), the forbidden mass only
+falls from .30 to .26, compared with .09 where all conditions are evaluated at every step. So a condition that becomes
+active starts from the observer's probability, or from its tracked posterior if that is greater: .09 again, with 1.5
+evaluations a step instead of 4.
 
-Where the observer is the classifier that also labels the images, it judges its own work: take another one for a table.
+An observer that is also the classifier that labels the images biases the evaluation: use another one for a table.
 """
 
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ from dng_lightning.interfaces import Guided, Needs, Predictions, Step
 from dng_lightning.posterior.base import LEAST_LOG_P, Posterior, at_most, mask_inactive
 
 P_MAX = 0.99  # of an observer's own probabilities
-SOMETHING = 1e-30  # a lower bound that says nothing, except that there is a new condition to be kept below p_max
+SOMETHING = 1e-30  # lower bound of a new condition whose probability is 0, so that p_max is applied to it as well
 
 
 @dataclass(frozen=True)
@@ -37,19 +38,19 @@ class Observed:
 
 @dataclass(frozen=True)
 class ObserverPosterior(Posterior):
-    """No condition is active before the observer first sees it emerge.
+    """The posterior of the conditions that an observer detects; none is active before its first observation.
 
     Attributes:
-        posterior: tracks the active conditions, starting from the observer's probability; None for the observer's
-            probability at its last look itself.
+        posterior: tracks the active conditions, starting from the observer's probability; None for the probability of
+            the observer's last observation.
         observe_steps: at which steps the observer looks: so many, evenly spaced inside the chain; or fractions of the
             chain in [0, 1); or, if all are whole, numbers of steps, from 0. VL-DNP has [5, 6, 7, 9, 12, 16, 21, 27, 34,
             42] of 50.
-        threshold: least probability of a condition that is emerging, in [0, 1]; 0 makes every condition active.
-        max_active: how many conditions may be active at once in an image, the most probable ones; None for all.
-        observer_weight: factor, in [0, 1], of the observer's probability that the tracked posterior starts from; less
-            than 1 for an observer that knows only yes and no.
-        observer_cfg_scale: classifier-free guidance in the prediction that the observer is shown, >= 0; 1 for none.
+        threshold: least probability of an active condition, in [0, 1]; 0 makes every condition active.
+        max_active: greatest number of active conditions of an image, the most probable ones; None for all.
+        observer_weight: factor of the observer's probability from which the tracked posterior starts, in [0, 1]; below
+            1 for an observer that answers only yes or no.
+        observer_cfg_scale: CFG scale of the prediction that the observer classifies, >= 0; 1 for none.
 
     Raises:
         SettingError: a setting is out of its range.
@@ -87,7 +88,7 @@ class ObserverPosterior(Posterior):
         """What the inner posterior needs of the active conditions, and the observer at its steps."""
         inner = self.posterior.needs(state.inner if state else None, step) if self.posterior else Needs()
         shown = Needs(observer=self.observer_cfg_scale, null=self.observer_cfg_scale != 1)
-        # The sampler's noise tells no divergence of conditions that come and go: only probes do.
+        # For conditions that are not always active the divergence needs probes: the sampler's noise does not give it.
         inner = replace(inner, divergence=inner.divergence or None)
         if state is None or step is None:
             return inner | shown
@@ -95,13 +96,13 @@ class ObserverPosterior(Posterior):
         return inner | shown if self._looks(step) else inner
 
     def start(self, x_T: Tensor, conditions: int) -> Observed:
-        """Nothing is active."""
+        """No condition is active."""
         active = torch.zeros(len(x_T), conditions, dtype=torch.bool, device=x_T.device)
         inner = self.posterior.start(x_T, conditions) if self.posterior else None
         return Observed(active, torch.zeros_like(active, dtype=torch.float32), inner)
 
     def log_prob(self, predictions: Predictions, state: Observed, step: Step) -> Tensor:
-        """The inner posterior's, or the observer's own, of the active conditions."""
+        """The log probability of the active conditions, from the inner posterior or the observer."""
         active = _evaluated(predictions, state)
         if self.posterior is None:
             return at_most(mask_inactive(state.p.log().clamp(min=LEAST_LOG_P), active), P_MAX)
@@ -110,7 +111,7 @@ class ObserverPosterior(Posterior):
     def update(
         self, state: Observed, step: Step, x_t: Tensor, x_s: Tensor, predictions: Predictions, guided: Guided
     ) -> Observed:
-        """The inner state after the step, and what is active after a look."""
+        """The inner state after the step, and the active conditions after an observation."""
         inner = state.inner
         if self.posterior:
             of_active = replace(predictions, active=_evaluated(predictions, state))
@@ -131,7 +132,7 @@ class ObserverPosterior(Posterior):
 
     @property
     def _are_numbers(self) -> bool:
-        """Whether ``observe_steps`` are numbers of steps."""
+        """Whether ``observe_steps`` are step numbers."""
         return not isinstance(self.observe_steps, int) and all(isinstance(step, int) for step in self.observe_steps)
 
     def _looks(self, step: Step) -> bool:
@@ -147,5 +148,5 @@ class ObserverPosterior(Posterior):
 
 
 def _evaluated(predictions: Predictions, state: Observed) -> Tensor:
-    """The active conditions, less those that were not evaluated, (B, K)."""
+    """The active conditions that were evaluated, bool (B, K)."""
     return state.active if predictions.active is None else state.active & predictions.active

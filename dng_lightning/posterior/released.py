@@ -1,7 +1,7 @@
-"""The tracked posterior as the authors' release updates it, faults included.
+"""The tracked posterior with the update of the authors' release, faults included.
 
-Its evidence is divided by beta_tilde whatever variance the sampler draws with, and its offset stands inside that
-division. Set the sampler's ``variance`` to beta to draw as the release does.
+The evidence is divided by beta_tilde whatever the variance of the sampler, and so is the offset. Set the sampler's
+``variance`` to beta to sample as the release does.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ class ReleasedPosterior(Posterior):
     """The authors' update; the defaults are their settings for CIFAR-10.
 
     Attributes:
-        prior: p(c_k) before anything is known, in (0, 1): one number, or one a condition.
+        prior: p(c_k) at pure noise, in (0, 1): one number, or one for each condition.
         temperature: factor of the evidence, >= 0.
         offset: added to the squared distances, see ``Corrections``.
         p_min: least posterior, in [0, prior].
@@ -44,12 +44,12 @@ class ReleasedPosterior(Posterior):
 
     @property
     def priors(self) -> list[float]:
-        """The priors that were given, one or K."""
+        """The prior as a list of one number or K."""
         return [float(self.prior)] if isinstance(self.prior, int | float) else [float(p) for p in self.prior]
 
     @property
     def corrections(self) -> Corrections:
-        """What the authors add to the evidence."""
+        """Temperature and offset."""
         return Corrections(self.temperature, self.offset, offset_inside=True)
 
     def needs(self, state: Tensor | None = None, step: Step | None = None) -> Needs:

@@ -1,14 +1,14 @@
-"""The temperature and the offset of a tracked posterior from two times (Koulischer et al., NeurIPS 2025).
+"""Temperature and offset of a tracked posterior from two times (Koulischer et al., NeurIPS 2025, arXiv 2506.06085).
 
-Feedback Guidance (arXiv 2506.06085) asks when a tracker acts, time counted as t / T, 1 for noise:
+Feedback Guidance sets the times at which a tracked posterior acts, in units of t / T, 1 for noise:
 
     offset      = log(p_0 / prior) / ((1 - t0) T)         without evidence, the posterior is p_0 at t0
     temperature = 2 v(t1) |offset of a step| / alpha      at t1, evidence balances the offset
 
-with v the variance of the step's kernel and alpha the ``discrepancy``: by how much the squared distances from x_s to
-the two means differ in such a step, in units of the data. Their offset is added for each of N = 64 steps of a sampler,
-ours for each of T levels of the schedule: theirs is T / 64 of ours. Their temperature falls with the square of N at one
-alpha; ours is the one of 64 steps, whatever the sampler takes.
+with v the variance of the step's kernel and alpha the ``discrepancy``: the difference of the squared distances from x_s
+to the two means in such a step, in units of the data. The paper's offset is added at each of N = 64 steps of a sampler,
+ours at each of T levels of the schedule: the paper's is T / 64 of ours. The paper's temperature falls with the square
+of N at one alpha; ours is that of 64 steps, whatever the number of steps of the sampler.
 """
 
 import math
@@ -21,19 +21,19 @@ from dng_lightning.errors import SettingError
 from dng_lightning.kernel import Kernel
 from dng_lightning.schedule import NoiseSchedule
 
-STEPS = 64  # of the sampler that the authors' discrepancy belongs to
+STEPS = 64  # of the sampler for which the authors state the discrepancy
 
 
 @dataclass(frozen=True)
 class Timing:
-    """When a tracked posterior acts.
+    """The times at which a tracked posterior acts.
 
     Attributes:
-        t0: when the offset alone has brought the posterior to ``p_0``, in [0, 1).
-        t1: when evidence begins to balance the offset, in [0, 1].
-        p_0: that posterior, in (0, 1). Dynamic Negative Guidance has the odds p_0 / (1 - p_0) there; Feedback Guidance
-            compares it with the prior.
-        discrepancy: difference of squared distances that counts as evidence in one of 64 steps, > 0.
+        t0: time at which the offset alone has raised the posterior to ``p_0``, in [0, 1).
+        t1: time at which evidence begins to balance the offset, in [0, 1].
+        p_0: posterior at t0, in (0, 1). Dynamic Negative Guidance has the odds p_0 / (1 - p_0) there; Feedback Guidance
+            compares p_0 with the prior.
+        discrepancy: difference of the squared distances in one of 64 steps that balances the offset, > 0.
 
     Raises:
         SettingError: a setting is out of its range.
@@ -56,8 +56,8 @@ class Timing:
         """Temperature, and offset in nats a level.
 
         Args:
-            prior: where the posterior starts.
-            schedule: the noise levels.
+            prior: of the posterior.
+            schedule: gives the noise levels.
         """
         steps = min(STEPS, schedule.T)
         levels = schedule.levels(steps)

@@ -2,7 +2,7 @@
 
     log p(c_k | x_s) = log p(c_k | x_t) + temperature * log_ratio + offset        (log_ratio.py)
 
-starting from the prior. It costs nothing beyond the predictions that the guidance needs anyway.
+starting from the prior, at no cost beyond the predictions that the guidance needs anyway.
 """
 
 import math
@@ -31,20 +31,20 @@ class TrackedPosterior(Posterior):
     The defaults are exact for exact predictions.
 
     Attributes:
-        prior: p(c_k) before anything is known, in (0, 1): one number, or one a condition.
+        prior: p(c_k) at pure noise, in (0, 1): one number, or one for each condition.
         temperature: factor of the evidence, >= 0.
-        offset: added to log p for each timestep, in nats.
+        offset: added to log p at each timestep, in nats.
         offset_inside: divide the offset by twice the kernel's variance; see ``Corrections``.
         p_min: least posterior, in [0, prior].
         p_max: greatest sum of the posteriors, in [prior, 1); it bounds the odds by p_max / (1 - p_max).
-        guidance_shift_weight: share of the guidance's own push that counts as evidence, in [0, 1]. 1 is exact for exact
-            predictions; a trained model's end the push too soon, and 0 measures the step without it.
-        reference: what the kernel of a condition is compared with: the "unconditional" one, taken for one Gaussian, or
-            that of the "complement", whose mean is (mu - sum_k p_k mu_k) / (1 - sum_k p_k). The latter tracks closer in
-            few steps where what is allowed has few modes.
-        divergence: probes for the part of the evidence that is missed where the sampler draws less noise than the
-            kernel has, >= 0; see ``Needs``. A deterministic sampler needs 1, which doubles the network's work.
-        timing: two times that determine temperature and offset, in place of these; None for none.
+        guidance_shift_weight: share of the guidance's push that counts as evidence, in [0, 1]. 1 is exact for exact
+            predictions; with those of a trained model the push then ends too soon, and 0 excludes it from the evidence.
+        reference: kernel that the kernel of a condition is compared with: the "unconditional" one, or that of the
+            "complement", with the mean (mu - sum_k p_k mu_k) / (1 - sum_k p_k). The latter is more accurate in few
+            steps where the allowed distribution has few modes.
+        divergence: number of probes for the divergence term of the evidence, for samplers with eta < 1, >= 0; see
+            ``Needs``. A deterministic sampler needs 1, which doubles the network evaluations.
+        timing: two times that determine temperature and offset instead; None to set these directly.
 
     Raises:
         SettingError: a setting is out of its range.
@@ -74,23 +74,23 @@ class TrackedPosterior(Posterior):
 
     @property
     def priors(self) -> list[float]:
-        """The priors that were given, one or K."""
+        """The prior as a list of one number or K."""
         return [float(self.prior)] if isinstance(self.prior, int | float) else [float(p) for p in self.prior]
 
     @property
     def corrections(self) -> Corrections:
-        """What the authors add to the evidence."""
+        """Temperature and offset."""
         return Corrections(self.temperature, self.offset, self.offset_inside)
 
     def with_schedule(self, schedule: NoiseSchedule) -> Self:
-        """The same with the temperature and the offset that ``timing`` stands for."""
+        """The posterior with temperature and offset in place of ``timing``."""
         if self.timing is None:
             return self
         temperature, offset = self.timing.corrections(max(self.priors), schedule)
         return replace(self, timing=None, temperature=temperature, offset=offset)
 
     def needs(self, state: Tensor | None = None, step: Step | None = None) -> Needs:
-        """The predictions of the conditions, and their divergence where the sampler is not ancestral."""
+        """The predictions of the conditions, and their divergence for samplers with eta < 1."""
         return Needs(negatives=True, tracks=True, divergence=self.divergence)
 
     def start(self, x_T: Tensor, conditions: int) -> Tensor:
@@ -107,7 +107,7 @@ class TrackedPosterior(Posterior):
         """Log p(c_k | x_s), (B, K), between p_min and p_max; unchanged where a condition is not active."""
         if self.timing:
             raise SettingError("timing needs the noise levels: sample with resolve(guidance, schedule)")
-        if step.kernel.variance == 0:  # the step to the data has no evidence to give
+        if step.kernel.variance == 0:  # the step to the data has no evidence
             return state
         log_p, active = mask_inactive(state, predictions.active), predictions.active
         x_s = without_push(x_t, x_s, step, predictions, guided, self.guidance_shift_weight)
@@ -146,15 +146,15 @@ def bounded(log_p: Tensor, p_min: float, p_max: float) -> Tensor:
     """``log_p`` (B, K) at least log p_min, its probabilities summing to at most p_max."""
     lowest = math.log(p_min) if p_min > 0 else LEAST_LOG_P
     log_p = log_p.clamp(lowest, torch.finfo(log_p.dtype).max)
-    # Above p_max, the conditions share it, less their p_min. The shares come first: log_p can be so large that log_p
-    # less its excess would not resolve log p_max.
+    # Above p_max, the conditions share p_max - K p_min in proportion. The shares are computed first, since log_p can be
+    # so large that its difference to the excess would not resolve log p_max.
     room = math.log(max(p_max - log_p.shape[1] * p_min, 1e-300))
     shared = torch.logaddexp(log_p.log_softmax(1) + room, torch.full_like(log_p, lowest))
     return torch.where(log_p.logsumexp(1, keepdim=True) > math.log(p_max), shared, log_p)
 
 
 def raised(log_p: Tensor, p: Tensor, active: Tensor, p_min: float, p_max: float) -> Tensor:
-    """``log_p`` (B, K) of at least ``p`` and within the bounds; see ``Posterior.at_least``."""
+    """``log_p`` (B, K), at least ``p`` and within the bounds; see ``Posterior.at_least``."""
     p = p.to(log_p.dtype)
     counts = active | (p > 0)
     new = bounded(log_p.maximum(p.log()).masked_fill(~counts, LEAST_LOG_P), p_min, p_max)
@@ -162,7 +162,7 @@ def raised(log_p: Tensor, p: Tensor, active: Tensor, p_min: float, p_max: float)
 
 
 def complement_prediction(log_p: Tensor, step: Step, predictions: Predictions) -> Predictions:
-    """The predictions with that of everything that is not forbidden as the base, and the divergences about it."""
+    """The predictions with that of the complement of the forbidden conditions as the base, and its divergences."""
     differences = predictions.differences.to(log_p.dtype)
     weights = odds(log_p).to(log_p.dtype)
     away = torch.einsum("bk,bk...->b...", weights, differences)
@@ -176,7 +176,7 @@ def complement_prediction(log_p: Tensor, step: Step, predictions: Predictions) -
 
 
 def check_bounds(priors: list[float], p_min: float, p_max: float) -> None:
-    """Refuse priors outside (0, 1) and bounds that do not hold them."""
+    """Refuse priors outside (0, 1), and bounds that exclude the priors."""
     if not priors or not all(0 < p < 1 for p in priors):
         raise SettingError(f"prior must be inside (0, 1); got {priors}")
     if not max(priors) <= p_max < 1:

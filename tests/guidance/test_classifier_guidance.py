@@ -119,7 +119,7 @@ def test_the_goal_class_without_a_class_is_refused_before_anything_is_evaluated(
         sample(predictor, guidance, LINEAR, BatchNoise((8, 2)), Sampler(10))
     assert predictor.nfe == 0
     given = replace(predicted(guidance, states(400), 400, [0]), null=None)
-    with pytest.raises(SettingError, match="goal class has no class to go to: ask for one"):
+    with pytest.raises(SettingError, match="goal class needs class_labels: set them"):
         guidance.guide(given, None, step_at(400, 390))
 
 

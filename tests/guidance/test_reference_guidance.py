@@ -235,9 +235,9 @@ def test_too_few_references_to_tell_a_scale_by_say_what_to_set():
     one, few = near(ShieldedDiffusion, ONE), near(SafetyGuidedFlow, TWO)
     with pytest.raises(SettingError, match="set the radius, bandwidth or gamma"):
         moved(one, draws())
-    with pytest.raises(SettingError, match="fewer than 5, or all alike: set the gamma or bandwidth"):
+    with pytest.raises(SettingError, match="fewer than 5 different reference images: set the gamma or bandwidth"):
         moved(few, draws())
-    with pytest.raises(SettingError, match="fewer than 5, or all alike"):
+    with pytest.raises(SettingError, match="fewer than 5 different reference images"):
         moved(near(SafeDenoiser, ONE.expand(9, 2)), draws())
 
 
