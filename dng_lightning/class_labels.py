@@ -9,15 +9,15 @@ LISTED = 20  # data sets of more classes are too long for an error: it lists the
 
 
 def label_of(name: str | int, class_names: Sequence[str], owner: str) -> int:
-    """The label of a class: of that very name, else of that name in another case, else of that number.
+    """The label of a class: by its exact name, else by its name in another case, else by its number.
 
     Args:
         name: of a class, or its number.
-        class_names: the names that there are, in the order of their labels.
-        owner: whose classes they are, for the message.
+        class_names: all names, in the order of their labels.
+        owner: of the classes, for the message.
 
     Raises:
-        SettingError: there is no such class (it lists the names nearest to it), or several.
+        SettingError: no class, or more than one, has this name; the message lists the nearest names.
     """
     text = str(name)
     alike = [label for label, known in enumerate(class_names) if known.lower() == text.lower()]
@@ -38,10 +38,10 @@ def label_of(name: str | int, class_names: Sequence[str], owner: str) -> int:
 def labels_of(
     names: Sequence[str | int] | str | int | None, class_names: Sequence[str], seen: Sequence[int]
 ) -> list[int]:
-    """The labels of the classes that a checkpoint is to avoid or to show, given by name or number; None for none.
+    """The labels of classes of a checkpoint, given by name or number; None for none.
 
     Raises:
-        SettingError: one of them is unknown, named twice, or the checkpoint never saw it.
+        SettingError: a class is unknown, named twice, or was not in the training data.
     """
     labels: list[int] = []
     for name in [names] if isinstance(names, str | int) else names or ():

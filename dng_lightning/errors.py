@@ -1,4 +1,4 @@
-"""The error for settings that the user can correct, and the checks that many settings need."""
+"""The error for settings that the user can correct, and common checks of settings."""
 
 import importlib
 from textwrap import shorten
@@ -68,6 +68,6 @@ def require(library: str, user: str, extra: str) -> Any:
 
 
 def reason(error: Exception) -> str:
-    """The line that says what went wrong in a library: the first that announces no other; else the error's kind."""
+    """The first line of a library's error that does not end in a colon, shortened; without one, the error's class."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return shorten(next((line for line in lines if not line.endswith(":")), lines[0]), 200, placeholder=" ...")

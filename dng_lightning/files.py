@@ -1,4 +1,4 @@
-"""Names of files, and files that are whole at any time."""
+"""Names of files, and atomic writes."""
 
 import os
 import re
@@ -11,7 +11,7 @@ def file_name(text: str | int) -> str:
 
 
 def write_whole(path: Path, content: bytes | memoryview) -> None:
-    """Write a file in one step, so that no reader ever sees half of it."""
+    """Write a file atomically: aside, then renamed, so that no reader sees a part of it."""
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     part.write_bytes(content)
     part.replace(path)

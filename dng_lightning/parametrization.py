@@ -1,7 +1,7 @@
 """What a network predicts, and the denoised prediction that follows from it.
 
 With x_t = alpha x_0 + sigma eps, a network may predict eps, x0, v = alpha eps - sigma x_0 (Salimans & Ho, 2022), the
-"flow" eps - x_0 (Lipman et al., 2023), or what EDM's preconditioning leaves to it (Karras et al., 2022, equation 8).
+"flow" eps - x_0 (Lipman et al., 2023), or the target of EDM's preconditioning (Karras et al., 2022, equation 8).
 """
 
 from typing import Any, Literal, overload
@@ -12,7 +12,7 @@ from torch import Tensor
 from dng_lightning.kernel import NoiseLevel
 
 Prediction = Literal["eps", "x0", "v", "flow", "edm"]
-NEEDS_SIGNAL = ("eps", "edm")  # no denoised prediction follows from these at pure noise (alpha = 0)
+NEEDS_SIGNAL = ("eps", "edm")  # these determine no denoised prediction at pure noise (alpha = 0)
 
 SIGMA_DATA = 0.5  # standard deviation of the data that EDM's preconditioning assumes (Karras et al., 2022, table 1)
 
@@ -28,15 +28,15 @@ def preconditioning(sigma: Any) -> tuple[Any, Any, Any]:
 
 
 def network_input(x_t: Tensor, alpha: float | Tensor, sigma: float | Tensor, prediction: Prediction) -> Tensor:
-    """What the network is shown of ``x_t``: itself, or for "edm" x_t / alpha, scaled by c_in."""
-    shown: Tensor = x_t if prediction != "edm" else x_t / alpha * preconditioning(sigma / alpha)[2]
-    return shown
+    """The input of the network: ``x_t``, or for "edm" c_in x_t / alpha."""
+    scaled: Tensor = x_t if prediction != "edm" else x_t / alpha * preconditioning(sigma / alpha)[2]
+    return scaled
 
 
 def denoised_of(
     output: Tensor, x_t: Tensor, alpha: float | Tensor, sigma: float | Tensor, prediction: Prediction
 ) -> Tensor:
-    """The denoised prediction D(x_t) that a network's output stands for.
+    """The denoised prediction D(x_t) of a network's output.
 
     Args:
         output: of the network, (B, ...).
@@ -48,9 +48,7 @@ def denoised_of(
     if prediction == "x0":
         return output
     if prediction == "eps":
-        return (
-            x_t / alpha - sigma / alpha * output
-        )  # all branches share x_t / alpha: it does not blur their differences
+        return x_t / alpha - sigma / alpha * output
     if prediction == "v":
         return (alpha * x_t - sigma * output) / (alpha**2 + sigma**2)
     if prediction == "flow":
@@ -60,7 +58,7 @@ def denoised_of(
 
 
 def output_of(denoised: Tensor, x_t: Tensor, level: NoiseLevel, prediction: Prediction) -> Tensor:
-    """The network output that stands for a denoised prediction: the inverse of ``denoised_of``."""
+    """The network output of a denoised prediction: the inverse of ``denoised_of``."""
     alpha, sigma = level.alpha, level.sigma
     if prediction == "x0":
         return denoised
@@ -75,7 +73,7 @@ def output_of(denoised: Tensor, x_t: Tensor, level: NoiseLevel, prediction: Pred
 
 
 def target_of(x_0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor, prediction: Prediction) -> Tensor:
-    """What a network of this ``prediction`` learns, (B, ...).
+    """The training target of a network of this ``prediction``, (B, ...).
 
     Args:
         x_0: images, (B, ...).

@@ -1,4 +1,4 @@
-"""Networks: plain `torch.nn.Module`s that know nothing of diffusion schedules, guidance or data sets."""
+"""Networks: plain `torch.nn.Module`s, independent of noise schedules, guidance and data sets."""
 
 from dng_lightning.networks.classifier import ImageClassifier
 from dng_lightning.networks.diffusers import DiffusersNetwork

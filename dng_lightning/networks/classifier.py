@@ -1,4 +1,4 @@
-"""A small convolutional classifier: fast to train on a CPU, faster to label thousands of generated images with."""
+"""A small convolutional classifier of images, fast enough for training and labelling on a CPU."""
 
 from collections.abc import Sequence
 
@@ -11,9 +11,9 @@ from dng_lightning.networks.unet import OPEN, timestep_embedding
 class ImageClassifier(nn.Module):
     """Convolutional blocks, global average pooling, one hidden layer; any image size from 8x8 pixels.
 
-    Each block widens at full resolution, halves the resolution, and looks once more at half the cost; photographs need
-    more, a residual pair of convolutions there (Page, 2018, "How to Train Your ResNet"). One that is to classify noisy
-    images takes their noise level, which scales and shifts the channels of each block (Perez et al., 2018, "FiLM").
+    Each block has a convolution at full resolution, a max pool, and a convolution at half resolution, or there a
+    residual pair of convolutions (Page, 2018, "How to Train Your ResNet"). A noise-conditional classifier takes the
+    noise level, whose embedding scales and shifts the channels of each block (Perez et al., 2018, "FiLM").
 
     Args:
         image_channels: 1 for grey, 3 for colour.
@@ -22,10 +22,10 @@ class ImageClassifier(nn.Module):
         features: width of the penultimate layer.
         dropout: probability of dropping a penultimate feature while training, in [0, 1).
         embedding: width of the noise level's embedding, even; 0 for a classifier of clean images.
-        residual: look once more with two convolutions and a skip, instead of with one.
+        residual: whether each block ends with a residual pair of convolutions instead of one convolution.
 
-    In a configuration of ``dng fit`` the first three may be null: they are chosen for the data, with the channels
-    ``residual`` too.
+    In a configuration of ``dng fit`` the first three settings may be null, and follow from the data; ``residual``
+    follows along with ``channels``.
 
     Raises:
         SettingError: one of them is None.
@@ -57,7 +57,7 @@ class ImageClassifier(nn.Module):
 
     @property
     def noise_conditional(self) -> bool:
-        """Whether it classifies noisy images, and takes their level."""
+        """Whether the network takes the noise level of its images."""
         return self.embedding > 0
 
     def features(self, x: Tensor, t: Tensor | None = None) -> Tensor:
@@ -77,7 +77,7 @@ class ImageClassifier(nn.Module):
             raise SettingError(
                 "a noise-conditional classifier needs the noise level"
                 if t is None
-                else "a classifier of clean images takes no noise level: set its network's embedding, and train"
+                else "a classifier of clean images takes no noise level: set embedding of its network, and train it"
             )
         if t is None:
             x = self.blocks(x)
@@ -117,5 +117,5 @@ def _block(before: int, after: int, residual: bool) -> nn.Sequential:
 
 
 def _convolution(before: int, after: int) -> list[nn.Module]:
-    # without a bias: the batch norm brings its own
+    # no bias: the batch norm has one
     return [nn.Conv2d(before, after, 3, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]

@@ -1,4 +1,4 @@
-"""Any of diffusers' denoisers as a network of ours."""
+"""Denoising networks of diffusers."""
 
 import torch
 from torch import Tensor, nn

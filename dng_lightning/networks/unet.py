@@ -1,8 +1,8 @@
 """The denoising U-Net of Ho et al. (2020), with an optional pixel-unshuffle at its input.
 
 At ``channels=(128, 256, 256, 256), blocks=2, attention=(1,), patch=1`` this is the 35.7 M network of "Denoising
-Diffusion Probabilistic Models" (appendix B). With ``patch=2`` and two narrow levels it trains on a laptop: most of the
-work happens at half resolution (or a quarter), where the same width costs a quarter.
+Diffusion Probabilistic Models" (appendix B). With ``patch=2`` and two narrow levels it trains on a laptop, since most
+of the work is at a half or a quarter of the resolution.
 """
 
 import math
@@ -88,7 +88,7 @@ class _Level(nn.Module):
 
 
 class UNet(nn.Module):
-    """Predicts what the noisy image was made of; see the module's head for the source.
+    """Predicts eps, x0, v or the flow of a noisy image; see ``parametrization``.
 
     Args:
         image_channels: channels of the image, 1 for MNIST.
@@ -101,7 +101,7 @@ class UNet(nn.Module):
         dropout: probability, in [0, 1).
 
     The image's sides must be divisible by ``patch * 2 ** (len(channels) - 1)``. In a configuration of ``dng fit`` the
-    first three settings may be null: they are chosen for the data, and with the channels the rest.
+    first three settings may be null, and follow from the data; the others follow along with ``channels``.
 
     Raises:
         SettingError: one of them is None.
@@ -164,7 +164,7 @@ class UNet(nn.Module):
             The prediction, shape of ``x``.
 
         Raises:
-            SettingError: the image cannot be halved as often as the network has it.
+            SettingError: the image's sides are not divisible as above.
         """
         if any(side % self.multiple for side in x.shape[2:]):
             height, width = x.shape[2:]

@@ -1,4 +1,4 @@
-"""Noise in which image i depends on its own seed alone."""
+"""Noise of which image i depends on seed i alone."""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -8,14 +8,14 @@ from torch import Tensor
 
 
 class ImageNoise:
-    """Standard normal draws that depend on an image's seed alone: not on batch, order, device or process.
+    """Standard normal noise that depends on the seed of each image, not on batch, order, device or process.
 
-    Drawn on the CPU, one generator an image, and then moved.
+    Generated on the CPU, by one generator for each image, and then moved.
 
     Args:
-        seeds: one an image, in [0, 2^32): torch's generator takes no more of them.
+        seeds: one for each image, in [0, 2^32), the range of torch's generator.
         shape: of one image, (C, H, W).
-        device: where the draws are used.
+        device: of the noise.
     """
 
     def __init__(self, seeds: Sequence[int], shape: Sequence[int], device: torch.device | str = "cpu") -> None:
@@ -23,7 +23,7 @@ class ImageNoise:
         self.shape, self.device = tuple(shape), torch.device(device)
 
     def __call__(self) -> Tensor:
-        """The next draw of every image, (B, C, H, W) fp32."""
+        """The next noise of every image, (B, C, H, W) fp32."""
         pinned = self.device.type == "cuda"  # else the copy waits for the device
         draws = torch.empty(len(self.generators), *self.shape, dtype=torch.float32, pin_memory=pinned)
         for image, generator in zip(draws, self.generators, strict=True):
@@ -32,10 +32,10 @@ class ImageNoise:
 
 
 class Probes:
-    """Rademacher vectors that depend on image i of ``x_T`` alone, for Hutchinson's estimate; no other draw changes.
+    """Rademacher vectors for Hutchinson's estimate, a function of ``x_T``, so that the sampler's noise does not change.
 
     Args:
-        x_T: what the chain starts from, (B, ...).
+        x_T: the noise that the chain starts from, (B, ...).
     """
 
     def __init__(self, x_T: Tensor) -> None:
@@ -43,7 +43,7 @@ class Probes:
 
     @cached_property
     def noise(self) -> ImageNoise:
-        """The draws whose signs are taken."""
+        """Normal noise; the vectors are its signs."""
         seeds = self.x_T.float().cpu().flatten(1).view(torch.int32).long().sum(1) % 2**32
         return ImageNoise(seeds.tolist(), self.x_T.shape[1:], self.x_T.device)
 
