@@ -44,9 +44,14 @@ class Probes:
     @cached_property
     def noise(self) -> ImageNoise:
         """Normal noise; the vectors are its signs."""
-        seeds = self.x_T.float().cpu().flatten(1).view(torch.int32).long().sum(1) % 2**32
-        return ImageNoise(seeds.tolist(), self.x_T.shape[1:], self.x_T.device)
+        return ImageNoise(image_seeds(self.x_T), self.x_T.shape[1:], self.x_T.device)
 
     def __call__(self) -> Tensor:
         """The next vector of every image, (B, ...), of -1 and 1."""
         return torch.where(self.noise() < 0, -1, 1).to(self.x_T.dtype)
+
+
+def image_seeds(x_T: Tensor) -> list[int]:
+    """A seed for each image of ``x_T`` (B, ...) that follows from the image's bits alone."""
+    seeds = x_T.float().cpu().flatten(1).view(torch.int32).long().sum(1) % 2**32
+    return [int(seed) for seed in seeds]

@@ -8,6 +8,7 @@ from typing import Any
 
 PUBLIC = {
     "ClassifierObserver": "observers",
+    "FlowMatchAncestralScheduler": "flow_match_ancestral",
     "PromptObserver": "observers",
     "Prompts": "prompts",
     "TextPredictor": "predictor",

@@ -61,7 +61,7 @@ class Guider(BaseGuidance):
 
     _input_predictions = ["pred_cond", "pred_uncond", "pred_null"]  # type: ignore[assignment]  # noqa: RUF012  # theirs
 
-    def __init__(self, guidance: Guidance, pipeline: Any, eta: float = 1.0) -> None:
+    def __init__(self, guidance: Guidance, pipeline: Any, eta: float | None = None) -> None:
         super().__init__()
         kind = type(pipeline).__name__
         if kind != PIPELINE:
@@ -129,7 +129,7 @@ class Guider(BaseGuidance):
         if not self._enabled:
             return GuiderOutput(pred=pred_cond, pred_cond=pred_cond, pred_uncond=pred_uncond)
         x_t, hosted, count = self._x_t.float(), self.hosted, len(pred_cond)
-        level = hosted.schedule.level(int(self._timestep) + 1)
+        level = hosted.level(self._timestep)
         outputs = [pred.float() for pred in (pred_cond, pred_uncond, pred_null) if pred is not None]
         made = torch.cat([denoised_of(pred, x_t, level.alpha, level.sigma, hosted.prediction) for pred in outputs])
         # a class is a row of what has been predicted

@@ -34,15 +34,15 @@ from dng_lightning.text_to_image.text_embeddings import NullEmbedding, TextEmbed
 
 
 @contextmanager
-def guided(pipeline: Any, guidance: Guidance, eta: float = 1.0) -> Iterator[PipelineGuidance]:
+def guided(pipeline: Any, guidance: Guidance, eta: float | None = None) -> Iterator[PipelineGuidance]:
     """Have a pipeline draw its images with a guidance, each away from its ``negative_prompt``; a context manager.
 
     The pipeline is called as usual. Its ``guidance_scale`` must be above 1, else it reads no negative prompt; it has no
     other effect, as classifier-free guidance is a guidance too (``PositiveAndNegative`` has it on both sides).
 
     Args:
-        pipeline: a ``StableDiffusionPipeline`` or ``StableDiffusionXLPipeline`` with a ``DDPMScheduler``, or with a
-            ``DDIMScheduler``, which is exact where the steps divide its timesteps.
+        pipeline: a ``StableDiffusionPipeline`` or ``StableDiffusionXLPipeline`` with a scheduler of
+            ``scheduler_kinds.KINDS``; a ``DDIMScheduler`` is exact where the steps divide its timesteps.
         guidance: the method.
         eta: what the pipeline is called with, for a ``DDIMScheduler``; see ``PipelineGuidance``.
 

@@ -11,12 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dng_lightning import diffusers_format
-from dng_lightning.errors import SettingError, check_0_to_1
+from dng_lightning.errors import SettingError
 from dng_lightning.guidance.base import Guidance
 from dng_lightning.guidance.serialization import display_name
 from dng_lightning.interfaces import Guided, Predictions, Step
-from dng_lightning.kernel import Kernel, Variance
+from dng_lightning.kernel import NoiseLevel
 from dng_lightning.parametrization import output_of
 from dng_lightning.sampling.divergence import WithDivergence
 from dng_lightning.sampling.noise import Probes
@@ -24,9 +23,7 @@ from dng_lightning.sampling.predictors import Predictor
 from dng_lightning.sampling.recorders import Trajectories
 from dng_lightning.sampling.sampler import full_precision, warn_if_biased, with_schedule
 from dng_lightning.text_to_image.prompts import check_guidance
-
-# variance types of DDPMScheduler; DDIMScheduler has the first
-VARIANCES: dict[str, Variance] = {"fixed_small": "beta_tilde", "fixed_small_log": "beta_tilde", "fixed_large": "beta"}
+from dng_lightning.text_to_image.scheduler_kinds import kind_of
 
 
 @dataclass(frozen=True)
@@ -49,15 +46,18 @@ class PendingStep:
 class PipelineGuidance:
     """A guidance in a diffusers pipeline; for the same latents and noise it draws the images of ``sample``.
 
-    A chain begins with the first step, and wherever a step does not follow the last one or has another batch.
+    A chain begins with the first step, and wherever a step does not follow the last one or has another batch. The noise
+    levels are read off the scheduler there: what the pipeline has set, shift and custom sigmas included.
 
     Args:
-        pipeline: of diffusers, its ``scheduler`` a DDPMScheduler or a DDIMScheduler.
+        pipeline: of diffusers, with a scheduler of ``scheduler_kinds.KINDS``.
         guidance: the method.
-        eta: what the pipeline is called with, in [0, 1]; DDPMScheduler's is always 1. Below 1 what the guidance tracks
-            may be biased, and a warning says so.
+        eta: what the pipeline is called with, in [0, 1]; None for the scheduler's own, 1 for a DDIMScheduler. Below 1
+            what the guidance tracks may be biased: a warning says so, and a scheduler that draws no noise at all is
+            refused.
 
     Attributes:
+        prediction: what the network predicts.
         trajectories: scale and posterior along the last chain.
 
     Raises:
@@ -65,20 +65,17 @@ class PipelineGuidance:
             range.
     """
 
-    def __init__(self, pipeline: Any, guidance: Guidance, eta: float = 1.0) -> None:
+    def __init__(self, pipeline: Any, guidance: Guidance, eta: float | None = None) -> None:
         check_guidance(guidance)
         if guidance.needs().attention is not None:
             name = display_name(guidance)
             raise SettingError(f"{name} acts inside the attention, which is the pipeline's: name another")
-        check_0_to_1(eta=eta)
-        self.pipeline, self.scheduler, self.eta = pipeline, pipeline.scheduler, eta
-        self.variance = self._variance()
-        self.schedule = diffusers_format.schedule_of(self.scheduler)
-        self.prediction = diffusers_format.prediction_of(self.scheduler)
-        self.schedule.check(self.prediction)
-        self.guidance = with_schedule(guidance, self.schedule)
+        self.pipeline, self.scheduler = pipeline, pipeline.scheduler
+        self.kind = kind_of(self.scheduler, eta, tracks=guidance.needs().is_biased(0))
+        self.prediction = self.kind.levels.prediction
+        self.guidance = with_schedule(guidance, self.kind.levels.schedule)
         self.guidance.start(torch.empty(1, 1, 1, 1), 1)  # refuses priors that do not fit
-        warn_if_biased(guidance.needs(), eta)
+        warn_if_biased(guidance.needs(), self.kind.eta)
         self.trajectories = Trajectories()
         self.restart()
 
@@ -86,30 +83,34 @@ class PipelineGuidance:
         """The next step begins a chain."""
         self._last: PendingStep | None = None
 
+    def level(self, timestep: Tensor | float) -> NoiseLevel:
+        """The noise level of a network call at a timestep of the scheduler."""
+        return self.kind.chain()[self._index(timestep)].level
+
     @torch.no_grad()
-    def guide(self, predictor: Predictor, x_t: Tensor, timestep: Tensor | int) -> Tensor:
-        """The output for the scheduler in place of the network's, (B, C, H, W) fp32.
+    def guide(self, predictor: Predictor, x_t: Tensor, timestep: Tensor | float) -> Tensor:
+        """The output for the scheduler in place of the network's, (B, ...) fp32.
 
         Args:
             predictor: gives the predictions of the prompts (the base), of the negative prompts (K = 1), and the null.
-            x_t: the latents (B, C, H, W).
-            timestep: of the scheduler; a chain may start at any.
+            x_t: the latents (B, ...).
+            timestep: of the scheduler, rounded or not; a chain may start at any.
 
         Raises:
             SettingError: the scheduler is another one now, or draws less noise than ``eta`` says.
         """
         if self.pipeline.scheduler is not self.scheduler:
             raise SettingError("the pipeline got another scheduler: give it first that, and then the guidance")
-        x_t, timestep, last = x_t.float(), int(timestep), self._last
+        x_t, index, last = x_t.float(), self._index(timestep), self._last
 
         # Update: with where the last step went
-        if last is None or last.step.next_level.timestep != timestep or last.x_t.shape != x_t.shape:
+        if last is None or last.step.index + 1 != index or last.x_t.shape != x_t.shape:
             self._start(predictor, x_t)
         else:
             self._finish(last, x_t)
 
         # Predict: D(x_t) and D_k(x_t)
-        step, self.source.predictor = self._step(timestep), predictor
+        step, self.source.predictor = self.chain[index], predictor
         predictions = self.source.predict(x_t, step.level, self.guidance.needs(self.state, step))
 
         # Guide: D_hat
@@ -125,18 +126,20 @@ class PipelineGuidance:
             denoised = denoised + moved / drawn.x0_coef
         return output_of(denoised, x_t, step.level, self.prediction)
 
-    def _start(self, predictor: Predictor, x_T: Tensor) -> None:
-        self.grid = [int(timestep) for timestep in self.scheduler.timesteps] + [-1]
-        self.state = self.guidance.start(x_T, 1)
-        self.source = WithDivergence(predictor, Probes(x_T), self.eta)
-        self.trajectories = Trajectories()
+    def _index(self, timestep: Tensor | float) -> int:
+        """The number of the step that a network call at this timestep is for."""
+        for name in ("step_index", "begin_index"):  # schedulers that count their steps; the former once one is taken
+            index: int | None = getattr(self.scheduler, name, None)
+            if index is not None:
+                return index
+        nearest = torch.as_tensor(timestep).flatten()[0].cpu() - self.scheduler.timesteps.cpu()
+        return int(nearest.abs().argmin())  # pipelines round timesteps to the precision of their networks
 
-    def _step(self, timestep: int) -> Step:
-        index = self.grid.index(timestep)
-        t, s = (self.schedule.level(place + 1) for place in self.grid[index : index + 2])
-        kernel = Kernel(t, s, kind=self.variance)
-        drawn = kernel if self.eta == 1 else Kernel(t, s, self.eta)
-        return Step(index, len(self.grid) - 1, kernel, drawn)
+    def _start(self, predictor: Predictor, x_T: Tensor) -> None:
+        self.chain = self.kind.chain()
+        self.state = self.guidance.start(x_T, 1)
+        self.source = WithDivergence(predictor, Probes(x_T), min(step.eta for step in self.chain))
+        self.trajectories = Trajectories()
 
     def _finish(self, last: PendingStep, x_s: Tensor) -> None:
         """Update the guidance with where the last step went."""
@@ -144,31 +147,10 @@ class PipelineGuidance:
         if drawn.std > 0:
             draw = (x_s - drawn.mean(last.x_t, guided.denoised, guided.renoise)) / drawn.std
             if len(self.trajectories.levels) == 1 and draw.square().mean() < 0.25:
-                eta = f"{self.eta:g}"
+                eta = f"{step.eta:g}"
                 raise SettingError(
                     f"the scheduler drew less noise than eta {eta} says: call the pipeline with eta={eta}"
                 )
             self.source.record_noise(last.predictions, drawn.std, draw)
         with full_precision(x_s):
             self.state = self.guidance.update(self.state, step, last.x_t, x_s, last.predictions, guided)
-
-    def _variance(self) -> Variance:
-        """The variance that the scheduler draws with.
-
-        Raises:
-            SettingError: its kernel is not known.
-        """
-        name, config = type(self.scheduler).__name__, self.scheduler.config
-        if name not in ("DDPMScheduler", "DDIMScheduler"):
-            raise SettingError(
-                f"{name} draws from no Gaussian kernel that is known here, and a posterior is tracked by one: "
-                "pipeline.scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)"
-            )
-        kind = config.variance_type if name == "DDPMScheduler" else "fixed_small"
-        if kind not in VARIANCES:
-            raise SettingError(f"variance_type must be one of {', '.join(VARIANCES)}; the {name}'s is {kind}")
-        if name == "DDPMScheduler" and self.eta != 1:
-            raise SettingError(f"a DDPMScheduler draws with eta 1; got eta {self.eta:g}")
-        if config.clip_sample or config.thresholding:
-            raise SettingError(f"the {name} clips: {name}.from_config(..., clip_sample=False, thresholding=False)")
-        return VARIANCES[kind]

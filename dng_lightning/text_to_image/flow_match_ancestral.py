@@ -1,0 +1,93 @@
+"""Ancestral sampling for diffusers' flow-matching pipelines.
+
+    pipeline.scheduler = FlowMatchAncestralScheduler.from_config(pipeline.scheduler.config)
+
+This file imports diffusers at once, so no other one imports it.
+"""
+
+import torch
+from torch import Tensor
+
+from dng_lightning.errors import SettingError
+from dng_lightning.kernel import Kernel, NoiseLevel
+from dng_lightning.sampling.noise import ImageNoise, image_seeds
+
+try:
+    from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
+        FlowMatchEulerDiscreteScheduler,
+        FlowMatchEulerDiscreteSchedulerOutput,
+    )
+    from diffusers.utils.torch_utils import randn_tensor
+except ImportError as error:
+    raise SettingError("a scheduler of diffusers needs an extra: pip install 'dng-lightning[diffusers]'") from error
+
+
+class FlowMatchAncestralScheduler(FlowMatchEulerDiscreteScheduler):
+    """Draws each step from the rectified flow's own posterior kernel q(x_s | x_t, x_0 = D); see ``Kernel``.
+
+    Where diffusers' Euler scheduler follows the ODE, this one adds the noise that the path x_t = (1 - sigma) x_0 +
+    sigma eps has, the eta = 1 of DDPM's ancestral sampler. A posterior can be tracked along it at no further cost.
+    Everything but ``step`` is the Euler scheduler's: settings, shifting by ``mu``, custom ``sigmas``, timesteps.
+
+    The noise comes from ``generator``, one or a list with one an image. Most flow-matching pipelines hand none to their
+    scheduler: then each image's noise is seeded by the latents that the image starts from, so that image i depends on
+    its own generator alone, whatever the batch.
+    """
+
+    sigmas: Tensor
+    _step_index: int | None  # type: ignore[assignment]  # theirs is None at first
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: float | Tensor,
+        sample: Tensor,
+        s_churn: float = 0.0,
+        s_tmin: float = 0.0,
+        s_tmax: float = float("inf"),
+        s_noise: float = 1.0,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        per_token_timesteps: Tensor | None = None,
+        return_dict: bool = True,
+    ) -> FlowMatchEulerDiscreteSchedulerOutput | tuple[Tensor]:
+        """The state at the next level; see ``FlowMatchEulerDiscreteScheduler.step``.
+
+        Args:
+            model_output: velocity eps - x_0, (B, ...).
+            timestep: of ``timesteps``.
+            sample: state x_t, (B, ...).
+            s_churn: not used, as in the Euler scheduler; likewise the next three.
+            s_tmin: not used.
+            s_tmax: not used.
+            s_noise: not used.
+            generator: of the noise; None for one that follows from the latents that the chain starts from.
+            per_token_timesteps: not supported.
+            return_dict: give an object instead of a tuple.
+
+        Raises:
+            SettingError: each token has a timestep of its own, or the timestep is an index.
+        """
+        if per_token_timesteps is not None:
+            raise SettingError("FlowMatchAncestralScheduler has one noise level an image, no per_token_timesteps")
+        if isinstance(timestep, int) or (isinstance(timestep, Tensor) and not timestep.is_floating_point()):
+            raise SettingError("FlowMatchAncestralScheduler.step needs a timestep of scheduler.timesteps, no index")
+        x_t = sample.float()
+        if self.step_index is None:
+            self._init_step_index(timestep)  # type: ignore[arg-type]  # any tensor
+            self._noise = ImageNoise(image_seeds(x_t), x_t.shape[1:], x_t.device)
+        index = self._step_index
+        assert index is not None
+
+        sigma, next_sigma = self.sigmas[index : index + 2].tolist()
+        kernel = Kernel(NoiseLevel(1 - sigma, sigma, 0), NoiseLevel(1 - next_sigma, next_sigma, 0))
+        x_s = kernel.mean(x_t, x_t - sigma * model_output.float())
+        if kernel.std > 0:
+            if generator is None:
+                z = self._noise()
+            else:
+                z = randn_tensor(x_t.shape, generator=generator, device=x_t.device, dtype=x_t.dtype)
+            x_s = x_s + kernel.std * z
+        self._step_index = index + 1
+
+        x_s = x_s.to(model_output.dtype)
+        return FlowMatchEulerDiscreteSchedulerOutput(prev_sample=x_s) if return_dict else (x_s,)  # type: ignore[arg-type]
