@@ -20,9 +20,10 @@ from dng_lightning.evaluation.features import ClassifierFeatures
 from dng_lightning.evaluation.runs import Samples
 from dng_lightning.guidance import DynamicNegativeGuidance, Guidance, Unguided
 from dng_lightning.guidance.serialization import display_name, scale_of
-from dng_lightning.modules.classifier import ClassifierModule
+from dng_lightning.judges import PretrainedClassifier
 from dng_lightning.modules.diffusion import DiffusionModule
 from dng_lightning.modules.image_sampler import draw_samples
+from dng_lightning.modules.judges import classifier_name, load_classifier, sort_into
 from dng_lightning.sampling import ClassConditionalPredictor, Sampler
 
 
@@ -40,7 +41,7 @@ class GuidedSampling(ValidationSampling):
         every_n_epochs: draw at the validations of each n-th epoch.
         num_samples: how many images, from seed 0 on.
         steps: sampling steps.
-        classifier: checkpoint of a classifier that labels them; None for pictures only.
+        classifier: the classifier that labels them, see ``GuidedSampler``; None for pictures only.
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class GuidedSampling(ValidationSampling):
         every_n_epochs: int = 1,
         num_samples: int = 64,
         steps: int = 50,
-        classifier: str | None = None,
+        classifier: PretrainedClassifier | str | None = None,
     ) -> None:
         check_at_least(
             1, **{"GuidedSampling's every_n_epochs": every_n_epochs, "GuidedSampling's num_samples": num_samples}
@@ -62,10 +63,10 @@ class GuidedSampling(ValidationSampling):
             raise SettingError(f"GuidedSampling has no class label, text, classifier or observer: {other}")
         self.forbidden, self.every_n_epochs, self.num_samples = forbidden, every_n_epochs, num_samples
         self.sampler = Sampler(steps)
-        self.classifier = ClassifierModule.load(classifier) if classifier else None
+        self.classifier = load_classifier(classifier) if classifier else None
         self.features: ClassifierFeatures | None = None
-        if self.classifier is not None and hasattr(self.classifier.net, "features"):
-            self.features = ClassifierFeatures(self.classifier, str(classifier))
+        if self.classifier is not None and hasattr(self.classifier.net, "num_features"):
+            self.features = ClassifierFeatures(self.classifier, classifier_name(self.classifier, classifier))
         self.real: dict[str, Moments] = {}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -92,6 +93,8 @@ class GuidedSampling(ValidationSampling):
         if self.forbidden is not None:
             self.labels = labels_of(self.forbidden, data.class_names, data.seen_classes)
             self.guidance.start(torch.empty(1, *data.image_shape), len(self.labels))  # refuses what does not fit
+        if self.classifier is not None:
+            sort_into(self.classifier, data.class_names, data.image_shape)
         if self.classifier is not None and tuple(self.classifier.class_names) != tuple(data.class_names):
             raise SettingError("GuidedSampling: the classifier has other classes than the data: name another, or null")
 
@@ -106,7 +109,7 @@ class GuidedSampling(ValidationSampling):
 
             # Metrics: the same on every device
             if self.classifier is not None:
-                labels = self.classifier.classify(to_float(pixels))[0]
+                labels = self.classifier.label(to_float(pixels)).labels
                 forbidden = [label in self.labels for label in labels.tolist()]
                 counts[name] = torch.bincount(labels, minlength=len(module.class_names)).tolist()
                 measures = self._measure(pixels, counts[name])

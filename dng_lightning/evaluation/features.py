@@ -94,9 +94,9 @@ class ClassifierFeatures(FeatureExtractor):
     def __init__(self, module: Judge, name: str) -> None:
         if not (hasattr(module.net, "features") and hasattr(module.net, "num_features")):
             kind = type(module.net).__name__
-            raise SettingError(
-                f"the classifier {name} ({kind}) has no features: give its net features(x), num_features"
-            )
+            own = isinstance(module, nn.Module) and module.net is module  # of another library
+            mend = "set its head, or take other features" if own else "give its net features(x), num_features"
+            raise SettingError(f"the classifier {name} ({kind}) has no features: {mend}")
         super().__init__(name, module.net, int(module.net.num_features))  # type: ignore[arg-type]  # a module's is Any
 
     def _extract(self, pixels: Tensor, dtype: torch.dtype) -> Tensor:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dng_lightning.errors import SettingError
 from dng_lightning.guidance import Guidance
 from dng_lightning.guidance.serialization import display_name
+from dng_lightning.judges import PretrainedClassifier
 from dng_lightning.modules.base_module import TrainedModule
 from dng_lightning.modules.diffusion import DiffusionModule
 
@@ -16,7 +17,9 @@ DIFFERENCES = {
 }
 
 
-def name_classes(model: DiffusionModule, others: Sequence[TrainedModule], name: str, needed: bool) -> None:
+def name_classes(
+    model: DiffusionModule, others: Sequence[TrainedModule | PretrainedClassifier], name: str, needed: bool
+) -> None:
     """Tell another library's model, which does not say what it was trained on, the classes of one of the ``others``.
 
     Args:

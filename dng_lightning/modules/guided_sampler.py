@@ -11,6 +11,7 @@ from dng_lightning.class_labels import labels_of
 from dng_lightning.errors import SettingError
 from dng_lightning.evaluation.runs import EvaluationRun, Samples
 from dng_lightning.guidance import DynamicNegativeGuidance, Guidance, Unguided
+from dng_lightning.judges import PretrainedClassifier
 from dng_lightning.kernel import Variance
 from dng_lightning.modules.checkpoint_settings import load_settings
 from dng_lightning.modules.classifier import ClassifierModule
@@ -24,6 +25,7 @@ from dng_lightning.modules.compatibility import (
 )
 from dng_lightning.modules.diffusion import DiffusionModule
 from dng_lightning.modules.image_sampler import Draw, ImageSampler
+from dng_lightning.modules.judges import AnyClassifier, classifier_name, load_classifier, sort_into
 from dng_lightning.sampling import (
     ClassConditionalPredictor,
     NetworkPairPredictor,
@@ -57,9 +59,10 @@ class GuidedSampler(ImageSampler):
         compile: compile the networks (needs a C++ compiler on CPUs); pays from some hundred images on.
         negative_checkpoints: a single-class model for each forbidden class (the paper's network pair); None to ask
             ``checkpoint`` itself.
-        classifier: checkpoint of the classifier that labels the images; None for no labels.
-        observer: checkpoint of the classifier that looks at the denoised images on the way, for a guidance that asks
-            what is emerging; None for ``classifier``, which then judges its own work.
+        classifier: the classifier that labels the images: a checkpoint, or one of another library, by its name
+            (``modules.judges.load_classifier``) or by class path (``judges``); None for no labels.
+        observer: likewise, the classifier that looks at the denoised images on the way, for a guidance that asks what
+            is emerging; None for ``classifier``, which then judges its own work.
         noise_conditional_classifier: checkpoint of a classifier of noisy images, for a guidance or posterior that needs
             p(c | x_t); None for the others.
 
@@ -73,8 +76,8 @@ class GuidedSampler(ImageSampler):
         SettingError: a checkpoint cannot be used, a class is unknown to it, or a setting is out of its range.
     """
 
-    classifier: ClassifierModule | None
-    observer: ClassifierModule | None
+    classifier: AnyClassifier | None
+    observer: AnyClassifier | None
     noise_conditional_classifier: ClassifierModule | None
 
     def __init__(
@@ -89,8 +92,8 @@ class GuidedSampler(ImageSampler):
         clip: float | None = None,
         class_labels: Classes | Literal["all"] | None = None,
         negative_checkpoints: list[str] | None = None,
-        classifier: str | None = "mnist-classifier",
-        observer: str | None = None,
+        classifier: PretrainedClassifier | str | None = "mnist-classifier",
+        observer: PretrainedClassifier | str | None = None,
         noise_conditional_classifier: str | None = None,
         retrained_checkpoint: str | None = None,
         compile: bool = False,
@@ -106,15 +109,16 @@ class GuidedSampler(ImageSampler):
         self.negatives = torch.nn.ModuleList(negatives)
         self.retrained = DiffusionModule.load(retrained_checkpoint) if retrained_checkpoint else None
         self.keep_apart(
-            classifier=ClassifierModule.load(classifier) if classifier else None,
-            observer=ClassifierModule.load(observer) if observer else None,
+            classifier=load_classifier(classifier) if classifier else None,
+            observer=load_classifier(observer) if observer else None,
             noise_conditional_classifier=ClassifierModule.load(noise_conditional_classifier, noisy=True)
             if noise_conditional_classifier
             else None,
         )
-        self.judge_name, self.observer_name, self.noise_conditional_classifier_name, self.retrained_name = (
-            resources.name_of(name) if name else ""
-            for name in (classifier, observer, noise_conditional_classifier, retrained_checkpoint)
+        self.judge_name = classifier_name(self.classifier, classifier)
+        self.observer_name = classifier_name(self.observer, observer)
+        self.noise_conditional_classifier_name, self.retrained_name = (
+            resources.name_of(name) if name else "" for name in (noise_conditional_classifier, retrained_checkpoint)
         )
 
         # The guidances, with the calibration in the checkpoint's folder and their reference images
@@ -124,7 +128,10 @@ class GuidedSampler(ImageSampler):
         self.unguided, self.guidances = Unguided(), others or [self.guidance]
 
         # The classes
-        judges = {f"classifier {classifier}": self.classifier, f"observer {observer}": self.observer}
+        judges = {
+            f"classifier {self.judge_name or classifier}": self.classifier,
+            f"observer {self.observer_name or observer}": self.observer,
+        }
         known = {name: judge for name, judge in judges.items() if judge is not None}
         name_classes(self.model, [*negatives, *known.values()], checkpoint, bool(forbidden or class_labels))
         self.image_shape, self.class_names = self.model.image_shape, self.model.class_names
@@ -141,7 +148,9 @@ class GuidedSampler(ImageSampler):
         if self.class_labels and not self.model.null_class:
             raise SettingError(f"{checkpoint} is unconditional: it takes no class_labels")
         for name, judge in known.items():
-            check_same(name, judge, checkpoint, self.model, "class_names", "image_shape")
+            sort_into(judge, self.class_names, self.image_shape)
+            if isinstance(judge, ClassifierModule):
+                check_same(name, judge, checkpoint, self.model, "class_names", "image_shape")
         if self.noise_conditional_classifier:
             check_same(
                 f"noise_conditional_classifier {noise_conditional_classifier}",
@@ -174,7 +183,7 @@ class GuidedSampler(ImageSampler):
         return diffusers_format.find(self.checkpoint).parent
 
     @property
-    def judge(self) -> ClassifierModule | None:
+    def judge(self) -> AnyClassifier | None:
         """See ``ImageSampler.judge``."""
         return self.classifier
 

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from dng_lightning.errors import SettingError
-from dng_lightning.modules.classifier import ClassifierModule
+from dng_lightning.judges import PretrainedClassifier
+from dng_lightning.modules.judges import load_classifier
 
 
 class PromptObserver(ABC):
@@ -40,7 +41,7 @@ class ClassifierObserver(PromptObserver):
     Where they also label the images, they judge their own work: take other ones for a table.
 
     Args:
-        classifiers: their checkpoints, of different classes.
+        classifiers: of different classes; checkpoints or classifiers of another library, see ``GuidedSampler``.
         names: the class, or the classes, that a negative prompt means if it is not the name of one, such as
             ``{"a red seven": ["red", "7"]}``; the probabilities of several are multiplied.
 
@@ -48,14 +49,19 @@ class ClassifierObserver(PromptObserver):
         SettingError: a checkpoint cannot be used.
     """
 
-    def __init__(self, classifiers: list[str], names: dict[str, str | list[str]] | None = None) -> None:
-        self.classifiers = {name: ClassifierModule.load(name) for name in classifiers}
+    def __init__(
+        self, classifiers: list[PretrainedClassifier | str], names: dict[str, str | list[str]] | None = None
+    ) -> None:
+        self.classifiers = {
+            given.name if isinstance(given, PretrainedClassifier) else given: load_classifier(given)
+            for given in classifiers
+        }
         self.names = dict(names or {})
 
     def check(self, things: Sequence[str], image_shape: tuple[int, int, int]) -> None:
         """See ``PromptObserver.check``."""
         for name, classifier in self.classifiers.items():
-            if classifier.image_shape != image_shape:
+            if classifier.image_shape not in (image_shape, None):  # None takes images of any size
                 raise SettingError(f"classifier {name} judges images of {classifier.image_shape}, not {image_shape}")
         for thing in things:
             self._classes(thing)

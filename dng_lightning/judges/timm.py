@@ -1,0 +1,65 @@
+"""Classifiers of timm, also those of the Hugging Face hub in its format."""
+
+from pathlib import Path
+from typing import Any
+
+from dng_lightning import weights as files
+from dng_lightning.errors import SettingError, reason, require
+from dng_lightning.judges.base import PretrainedClassifier, names_of
+from dng_lightning.judges.class_mapping import ClassMapping
+from dng_lightning.judges.preprocessing import Preprocessing
+
+
+class TimmClassifier(PretrainedClassifier):
+    """A model of timm (extra ``timm``), with its pretrained weights or with your own.
+
+    Args:
+        model: such as `resnet18.a1_in1k`; a folder in timm's format; or one of the Hugging Face hub, `owner/model`.
+        weights: a file with a state dict, `.pth` or `.safetensors`; None for timm's.
+        class_names: a list, or a text file with one a line; None for those that the model's configuration or ImageNet
+            has.
+        classes: {class of the diffusion model: class or classes of this one}; None to go by names alone.
+        preprocessing: None for that of the model's configuration.
+        head: the layer whose input are the features; None to find it.
+
+    Raises:
+        SettingError: timm is not installed, there is no such model, or its weights cannot be had or are of another one.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        weights: str | None = None,
+        class_names: list[str] | str | None = None,
+        classes: ClassMapping | None = None,
+        preprocessing: Preprocessing | None = None,
+        head: str | None = None,
+    ) -> None:
+        timm = require("timm", f"the classifier {model}", "timm")
+        source = f"local-dir:{model}" if Path(model).is_dir() else f"hf-hub:{model}" if "/" in model else model
+        name = f"timm-{Path(model).name}"
+        given = names_of(class_names, name) if class_names is not None else None
+        settings = {"num_classes": len(given)} if given and weights else {}
+        try:
+            net = timm.create_model(source, pretrained=weights is None, **settings)
+        except Exception as error:  # no connection, no such model, a damaged file
+            raise SettingError(f"timm cannot load {model}, give a file as weights: {reason(error)}") from error
+        if weights is not None:
+            files.fit(net, files.state_dict(weights), weights)
+        config = timm.data.resolve_model_data_config(net)
+        own_names = given or _names(timm, net, name)
+        transform = preprocessing or timm.data.create_transform(**config, is_training=False)
+        channels = preprocessing.channels if preprocessing else config["input_size"][0]
+        super().__init__(name, net, own_names, classes, transform, channels)
+        self.watch_head(head)
+
+
+def _names(timm: Any, net: Any, name: str) -> tuple[str, ...]:
+    """Those of the configuration, or of the part of ImageNet that the network was trained on."""
+    config = net.pretrained_cfg
+    if config.get("label_names"):
+        return tuple(config["label_names"])
+    subset = timm.data.infer_imagenet_subset(net)
+    if not subset:
+        return names_of(None, name)
+    return tuple(timm.data.ImageNetInfo(subset).label_descriptions())

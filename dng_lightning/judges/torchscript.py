@@ -1,0 +1,70 @@
+"""Classifiers in a TorchScript file, which brings its network along."""
+
+import warnings
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from dng_lightning.errors import SettingError, reason
+from dng_lightning.judges.base import PretrainedClassifier, names_of
+from dng_lightning.judges.class_mapping import ClassMapping
+from dng_lightning.judges.preprocessing import Preprocessing
+
+
+class TorchScriptClassifier(PretrainedClassifier):
+    """A file of ``torch.jit.save``.
+
+    Its features are what an exported method `features` gives, or the second of two outputs.
+
+    Args:
+        path: the file.
+        class_names: a list, or a text file with one a line.
+        preprocessing: what the network is shown, which the file does not say.
+        classes: {class of the diffusion model: class or classes of this one}; None to go by names alone.
+        outputs: what it gives.
+
+    Raises:
+        SettingError: there is no such file, or it is something else.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        class_names: list[str] | str,
+        preprocessing: Preprocessing,
+        classes: ClassMapping | None = None,
+        outputs: Literal["logits", "probabilities"] = "logits",
+    ) -> None:
+        try:
+            with warnings.catch_warnings(action="ignore"):  # torch would rather have other files
+                net = torch.jit.load(path, map_location="cpu")  # type: ignore[no-untyped-call]
+        except Exception as error:  # a foreign file can fail in any way
+            raise SettingError(
+                f"{path} is no TorchScript file: {reason(error)}; of a network in Python write one with "
+                "torch.jit.save(torch.jit.trace(network.eval(), images), path), or name its class by ModuleClassifier"
+            ) from error
+        name = Path(path).stem
+        super().__init__(name, net, names_of(class_names, name), classes, preprocessing, preprocessing.channels)
+        self.outputs = outputs
+        with torch.no_grad():
+            size = preprocessing.size if preprocessing.size is not None else 32
+            sides = [size, size] if isinstance(size, int) else size
+            try:
+                features = self._run(torch.zeros(1, preprocessing.channels, *sides))[1]
+            except RuntimeError as error:
+                raise SettingError(
+                    f"{path} does not take images of {preprocessing.channels}x{'x'.join(map(str, sides))}: set "
+                    f"preprocessing.size: {reason(error)}"
+                ) from error
+        if features is not None:
+            self.num_features = features.shape[1]
+
+    def _run(self, inputs: Tensor) -> tuple[Tensor, Tensor | None]:
+        """See ``PretrainedClassifier``."""
+        output = self.classifier(inputs)
+        logits, features = output if isinstance(output, tuple) else (output, None)
+        if features is None and hasattr(self.classifier, "features"):
+            features = self.classifier.features(inputs)  # type: ignore[operator]  # an exported method
+        return logits.log() if self.outputs == "probabilities" else logits, features

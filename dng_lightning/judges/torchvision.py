@@ -1,0 +1,58 @@
+"""Classifiers of torchvision."""
+
+from torchvision import models
+
+from dng_lightning import weights as files
+from dng_lightning.errors import SettingError, reason
+from dng_lightning.judges.base import PretrainedClassifier, names_of
+from dng_lightning.judges.class_mapping import ClassMapping
+from dng_lightning.judges.preprocessing import Preprocessing
+
+
+class TorchvisionClassifier(PretrainedClassifier):
+    """A model of ``torchvision.models``, with torchvision's weights or with your own.
+
+    Args:
+        model: such as `resnet50`.
+        weights: a name of torchvision's, such as `DEFAULT` or `IMAGENET1K_V2`, with its classes and preprocessing; or a
+            file with a state dict, `.pth` or `.safetensors`.
+        class_names: of a file's classes, a list or a text file with one a line; None for ImageNet's.
+        classes: {class of the diffusion model: class or classes of this one}; None to go by names alone.
+        preprocessing: of a file; None for that of torchvision's weights of this model.
+        head: the layer whose input are the features; None to find it.
+
+    Raises:
+        SettingError: there is no such model, or its weights cannot be had or are of another one.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        weights: str = "DEFAULT",
+        class_names: list[str] | str | None = None,
+        classes: ClassMapping | None = None,
+        preprocessing: Preprocessing | None = None,
+        head: str | None = None,
+    ) -> None:
+        if model not in models.list_models(module=models):
+            raise SettingError(f"torchvision has no classifier {model!r}: see torchvision.models.list_models()")
+        known = models.get_model_weights(model)
+        theirs = known[weights] if weights in known.__members__ else known["DEFAULT"]
+        name = f"torchvision-{model}"
+        if weights in known.__members__:
+            own_names = tuple(theirs.meta["categories"])
+            try:
+                net = models.get_model(model, weights=theirs)
+            except Exception as error:  # no connection, a damaged download
+                raise SettingError(
+                    f"torchvision's weights of {model} are not to be had, name a file of them: {reason(error)}"
+                ) from error
+        else:
+            state = files.state_dict(weights)
+            own_names = names_of(class_names, name) if class_names is not None else tuple(theirs.meta["categories"])
+            settings = {"init_weights": False} if model in ("googlenet", "inception_v3") else {}
+            net = models.get_model(model, weights=None, num_classes=len(own_names), **settings)
+            files.fit(net, state, weights)
+        channels = preprocessing.channels if preprocessing else 3
+        super().__init__(name, net, own_names, classes, preprocessing or theirs.transforms(), channels)
+        self.watch_head(head)

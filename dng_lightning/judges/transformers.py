@@ -1,0 +1,61 @@
+"""Image classifiers of transformers, in a folder or on the Hugging Face hub."""
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from dng_lightning.errors import SettingError, reason, require
+from dng_lightning.judges.base import PretrainedClassifier, names_of
+from dng_lightning.judges.class_mapping import ClassMapping
+
+
+class TransformersClassifier(PretrainedClassifier):
+    """A model of transformers' `AutoModelForImageClassification` (extra ``transformers``), with its image processor.
+
+    Args:
+        model: its folder, or one of the Hugging Face hub, `owner/model`, which is downloaded if it is not in its cache.
+        revision: a branch, tag or commit on the hub.
+        class_names: a list, or a text file with one a line; None for those of its configuration.
+        classes: {class of the diffusion model: class or classes of this one}; None to go by names alone.
+        head: the layer whose input are the features; None to find it.
+
+    Raises:
+        SettingError: transformers is not installed, there is no such model, or it is something else.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        revision: str | None = None,
+        class_names: list[str] | str | None = None,
+        classes: ClassMapping | None = None,
+        head: str | None = None,
+    ) -> None:
+        transformers = require("transformers", f"the classifier {model}", "transformers")
+        try:
+            net = transformers.AutoModelForImageClassification.from_pretrained(model, revision=revision or "main")
+            processor = transformers.AutoImageProcessor.from_pretrained(model, revision=revision or "main")
+        except Exception as error:  # a foreign folder can fail in any way
+            raise SettingError(f"{model} is no image classifier of transformers: {reason(error)}") from error
+        labels = net.config.id2label
+        own_names = tuple(labels[label] for label in sorted(labels))
+        if class_names is not None:
+            own_names = names_of(class_names, model)
+        channels = getattr(net.config, "num_channels", 3)
+        super().__init__(f"transformers-{Path(model).name}", net, own_names, classes, _Processor(processor), channels)
+        self.watch_head(head)
+
+
+class _Processor:
+    """The image processor on a batch in [0, 1], which it takes as pixels from 0 to 255."""
+
+    def __init__(self, processor: Any) -> None:
+        self.processor = processor
+
+    def __repr__(self) -> str:
+        return repr(self.processor)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        pixels: Tensor = self.processor(images=list(255 * x), return_tensors="pt")["pixel_values"]
+        return pixels.to(x.device)

@@ -1,0 +1,76 @@
+"""Judges by name: the package's own classifiers, and those of other libraries."""
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from torchvision import models
+
+from dng_lightning import resources
+from dng_lightning.errors import SettingError
+from dng_lightning.judges import PretrainedClassifier, TimmClassifier, TorchvisionClassifier, TransformersClassifier
+from dng_lightning.modules.classifier import ClassifierModule
+
+AnyClassifier = ClassifierModule | PretrainedClassifier
+
+NEEDS_SETTINGS = {
+    ".onnx": "ONNXClassifier",
+    ".pt": "TorchScriptClassifier",
+    ".pth": "ModuleClassifier",
+    ".safetensors": "ModuleClassifier",
+    ".torchscript": "TorchScriptClassifier",
+    ".ts": "TorchScriptClassifier",
+}
+
+
+def load_classifier(given: PretrainedClassifier | str) -> AnyClassifier:
+    """The classifier that a setting names.
+
+    Args:
+        given: one of another library, or the name of a checkpoint, see ``ClassifierModule.load``; a folder in
+            transformers' or timm's format; a name of torchvision's, `resnet50`, or of timm's, `timm/resnet18.a1_in1k`;
+            or a model of the Hugging Face hub, `owner/model`. What exists here wins.
+
+    Raises:
+        SettingError: there is none, it cannot be used, or needs more settings than its name.
+    """
+    if isinstance(given, PretrainedClassifier):
+        return given
+    path = Path(given)
+    if path.is_file() and path.suffix in NEEDS_SETTINGS:
+        kind = NEEDS_SETTINGS[path.suffix]
+        raise SettingError(
+            f"{given} does not say its classes and preprocessing: name it by class_path {kind} with class_names and "
+            "preprocessing (docs/how-to/your-judge.md)"
+        )
+    if (config := path / "config.json").is_file():
+        is_timm = "pretrained_cfg" in json.loads(config.read_text())
+        return TimmClassifier(given) if is_timm else TransformersClassifier(given)
+    try:
+        resources.checkpoint(given)
+    except SettingError as error:
+        if given in models.list_models(module=models):
+            return TorchvisionClassifier(given)
+        if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", given) or given.endswith(".ckpt") or path.parent.is_dir():
+            raise SettingError(f"{error}. Nor is it a classifier of torchvision, timm/NAME or OWNER/MODEL") from error
+        owner, name = given.split("/")
+        return TimmClassifier(name) if owner == "timm" else TransformersClassifier(given)
+    return ClassifierModule.load(given)
+
+
+def classifier_name(classifier: AnyClassifier | None, given: PretrainedClassifier | str | None) -> str:
+    """What a classifier, and distances in its features, are called; empty for none."""
+    if isinstance(classifier, PretrainedClassifier):
+        return classifier.name
+    return resources.name_of(given) if isinstance(given, str) and given else ""
+
+
+def sort_into(classifier: AnyClassifier, class_names: Sequence[str], image_shape: Sequence[int]) -> None:
+    """Make a classifier of another library judge by these classes; one of the package's own is left as it is.
+
+    Raises:
+        SettingError: it knows other classes, or does not take such images.
+    """
+    if isinstance(classifier, PretrainedClassifier):
+        classifier.sort_into(class_names, image_shape)

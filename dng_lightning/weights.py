@@ -1,0 +1,79 @@
+"""Weights of other libraries' networks: read from a file without running code, and fitted into a network."""
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dng_lightning.errors import SettingError, reason
+
+CONVERT = (
+    "where you trust it, convert it once: import torch; from safetensors.torch import save_model; "
+    "save_model(torch.load(PATH, weights_only=False)[NETWORK], 'weights.safetensors')"
+)
+NESTED = ("state_dict", "model_state_dict", "model")  # where trainings keep the network's own weights
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """What a ``.safetensors`` file, or one of ``torch.save``, holds; on the CPU.
+
+    Raises:
+        SettingError: there is no such file, it carries code, or it is damaged.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise SettingError(f"no file of weights at {path.absolute()}")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file  # an extra's
+
+            return dict(load_file(path))
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except ImportError as error:
+        raise SettingError(f"{path} needs safetensors: pip install safetensors") from error
+    except pickle.UnpicklingError as error:
+        raise SettingError(f"{path} is refused, as it is no plain state dict but carries code; {CONVERT}") from error
+    except Exception as error:  # a foreign file can fail in any way
+        raise SettingError(f"{path} holds no weights: {reason(error)}") from error
+    if not isinstance(content, Mapping):
+        raise SettingError(f"{path} holds no weights but a {type(content).__name__}")
+    return dict(content)
+
+
+def state_dict(path: str | Path) -> dict[str, Tensor]:
+    """The network's weights of a file, see ``read``; without the prefix that data parallel trainings leave.
+
+    Raises:
+        SettingError: there are none.
+    """
+    content = read(path)
+    for name in NESTED:
+        if isinstance(content.get(name), Mapping):
+            content = dict(content[name])
+            break
+    weights = {name.removeprefix("module."): value for name, value in content.items() if isinstance(value, Tensor)}
+    if not weights:
+        raise SettingError(f"{path} holds no weights: it has {', '.join(map(str, list(content)[:5])) or 'nothing'}")
+    return weights
+
+
+def fit(net: nn.Module, weights: Mapping[str, Tensor], source: str | Path) -> None:
+    """Load all of the ``weights`` into the network, none missing.
+
+    Args:
+        net: the network.
+        weights: by the names of its own state dict.
+        source: where they are from, for the message.
+
+    Raises:
+        SettingError: they are those of another network.
+    """
+    try:
+        net.load_state_dict(dict(weights))
+    except RuntimeError as error:
+        details = " ".join(str(error).split())
+        kind = type(net).__name__
+        raise SettingError(f"{source} holds weights of another network than this {kind}: {details[:300]}") from error
