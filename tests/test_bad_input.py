@@ -438,11 +438,11 @@ def test_features_that_there_are_not(dng: Dng, digits_here: list[str], monkeypat
     def refused(*settings: object) -> str:
         return complaint(dng, capsys, "test", *digits_here, "--data.reference_data=Digits", *settings)
 
-    assert "features must be classifier, inception or null; got nonsense" in refused(
-        "--trainer.callbacks.features=nonsense"
-    )
+    line = refused("--trainer.callbacks.features=nonsense")
+    assert "features nonsense: No checkpoint 'nonsense'" in line
+    assert "nor are they classifier, inception, dinov2-vit-s-14, " in line
     inception = "--trainer.callbacks.features=inception"
-    line = refused(inception, "--trainer.callbacks.inception_weights=nowhere.pth")
+    line = refused(inception, "--trainer.callbacks.feature_weights=nowhere.pth")
     assert "no Inception weights from nowhere.pth, name a file that holds them" in line
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)
     assert "Inception features need torch-fidelity: pip install torch-fidelity" in refused(inception)

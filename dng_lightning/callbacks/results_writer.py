@@ -15,10 +15,12 @@ from dng_lightning.callbacks.requirements import claim_draws, is_dry_run, sample
 from dng_lightning.data.seeds import Seeds
 from dng_lightning.errors import SettingError
 from dng_lightning.evaluation.evaluator import Evaluator
-from dng_lightning.evaluation.features import ClassifierFeatures, FeatureExtractor, InceptionFeatures
+from dng_lightning.evaluation.features import ClassifierFeatures, FeatureExtractor
 from dng_lightning.evaluation.measures import LEAST
 from dng_lightning.evaluation.reference_statistics import ReferenceStatistics
 from dng_lightning.evaluation.runs import Cost, Samples
+from dng_lightning.judges import PretrainedClassifier
+from dng_lightning.modules.features import load_features
 from dng_lightning.modules.image_sampler import ImageSampler
 from dng_lightning.sampling import PassiveTracking
 from dng_lightning.sampling.sampler import with_schedule
@@ -40,24 +42,24 @@ class ResultsWriter(Callback):
     out each process's first batch, which may compile.
 
     Args:
-        features: what images are compared in: the ``classifier``'s penultimate layer, or ``inception`` (then the
-            Fréchet distance is FID); None to leave out what needs real images.
-        inception_weights: a file with Inception's weights; None to download them.
+        features: what images are compared in: the penultimate layer of the model's ``classifier``; ``inception`` (then
+            the Fréchet distance is FID); ``dinov2-vit-b-14``, ``clip-vit-b-32`` or others of torch-fidelity; or that of
+            another classifier, see ``modules.features.load_features``; None to leave out what needs real images.
+        feature_weights: a file with the weights of Inception or CLIP; None to download them.
         unguided: draw the unguided images too. Without them there is no Rejection row, no RMSE to unguided and no
             ``posterior.csv``, and an evaluation of few rows takes half the time.
 
-    Raises:
-        SettingError: there are no such features.
     """
 
     evaluator: Evaluator
 
     def __init__(
-        self, features: str | None = "classifier", inception_weights: str | None = None, unguided: bool = True
+        self,
+        features: PretrainedClassifier | str | None = "classifier",
+        feature_weights: str | None = None,
+        unguided: bool = True,
     ) -> None:
-        if features not in ("classifier", "inception", None):
-            raise SettingError(f"features must be classifier, inception or null; got {features}")
-        self.features, self.inception_weights, self.unguided = features, inception_weights, unguided
+        self.features, self.feature_weights, self.unguided = features, feature_weights, unguided
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find the real images' statistics, and leave out the draws that are done.
@@ -166,11 +168,11 @@ class ResultsWriter(Callback):
 
     def _extractor(self, module: ImageSampler) -> FeatureExtractor | None:
         """The network whose features are compared, on the module's device."""
-        if self.features == "inception":
-            return InceptionFeatures(self.inception_weights).to(module.device)
         if self.features is None or module.judge is None:
             return None
-        return ClassifierFeatures(module.judge, module.judge_name).to(module.device)
+        if self.features == "classifier":
+            return ClassifierFeatures(module.judge, module.judge_name).to(module.device)
+        return load_features(self.features, self.feature_weights).to(module.device)
 
     def _reference(
         self, trainer: Trainer, module: ImageSampler, data: Seeds, extractor: FeatureExtractor

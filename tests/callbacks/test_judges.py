@@ -10,12 +10,13 @@ from lightning import Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
-from dng_lightning.callbacks import CalibrationWriter, ImageWriter, ResultsWriter, results_writer
+from dng_lightning.callbacks import CalibrationWriter, ImageWriter, ResultsWriter
 from dng_lightning.data import Digits, Seeds
 from dng_lightning.errors import SettingError
 from dng_lightning.evaluation import features as evaluated
 from dng_lightning.evaluation.features import FeatureExtractor
 from dng_lightning.modules import ClassifierModule, GuidedSampler
+from dng_lightning.modules import features as named_features
 
 ELSEWHERE = torch.device("meta")  # a device that every machine has
 
@@ -51,7 +52,7 @@ def test_real_images_are_looked_at_on_the_trainer_s_device(
     def look(self: ResultsWriter, trainer: Trainer, module: GuidedSampler, data: Seeds, by: FeatureExtractor) -> None:
         seen.extend([by.device, next(module.parameters()).device])
 
-    monkeypatch.setattr(results_writer, "InceptionFeatures", Inception)
+    monkeypatch.setattr(named_features, "InceptionFeatures", Inception)
     monkeypatch.setattr(ResultsWriter, "_reference", look)
     monkeypatch.setattr(evaluated, "fingerprint", lambda net: "")  # of weights that this device does not hold
     ResultsWriter(features).setup(trainer(tmp_path, ELSEWHERE), sampler, "test")

@@ -614,7 +614,7 @@ def test_fid_with_inception_s_weights_from_a_file(dng: Dng, digits: Path, incept
         f"--trainer.default_root_dir={tmp_path}",
     ]
     model = [f"--model.checkpoint={digits}", "--model.classifier=digits-classifier", "--model.steps=2"]
-    features = ["--trainer.callbacks.features=inception", f"--trainer.callbacks.inception_weights={inception_weights}"]
+    features = ["--trainer.callbacks.features=inception", f"--trainer.callbacks.feature_weights={inception_weights}"]
     guidances = "--model.guidances=[{class_path: NegativePrompting}]"
     dng("test", *model, *few, *features, guidances)
     rows = list(csv.DictReader((tmp_path / "results.csv").open(newline="")))

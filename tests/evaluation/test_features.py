@@ -4,12 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dng_lightning.data.pixels import to_float
 from dng_lightning.errors import SettingError
 from dng_lightning.evaluation.features import ClassifierFeatures, InceptionFeatures, fingerprint
 from dng_lightning.modules.classifier import ClassifierModule
+from dng_lightning.modules.features import load_features
 from dng_lightning.networks.classifier import ImageClassifier
 
 PIXELS = torch.randint(256, (6, 1, 8, 8), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
@@ -120,3 +121,87 @@ def test_inception_needs_torch_fidelity(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)
     with pytest.raises(SettingError, match=r"^Inception features need torch-fidelity: pip install torch-fidelity$"):
         InceptionFeatures()
+
+
+# --- DINOv2, CLIP and classifiers ---
+
+
+class TinyDinoV2(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 6, 14, 14)
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert x.shape[1:] == (3, 224, 224)
+        return self.patches(x).mean((2, 3))
+
+
+def test_dinov2_features(monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("torch_fidelity", reason="TORCH-FIDELITY MISSING (extra fid)")
+    loaded = []
+
+    def load(repository: str, model: str) -> nn.Module:
+        loaded.append((repository, model))
+        return TinyDinoV2()
+
+    monkeypatch.setattr(torch.hub, "load", load)
+    extractor = load_features("dinov2-vit-b-14")
+    assert loaded == [("facebookresearch/dinov2", "dinov2_vitb14")]
+    assert (extractor.name, extractor.num_features) == ("dinov2-vit-b-14", 6)
+    assert extractor(PIXELS[:2]).shape == (2, 6)
+    assert torch.equal(extractor(PIXELS[:2]), extractor(PIXELS[:2].repeat(1, 3, 1, 1)))
+    with pytest.raises(SettingError, match=r"^dinov2-vit-b-14 comes from torch.hub's cache, not from a file"):
+        load_features("dinov2-vit-b-14", "weights.pth")
+
+
+def clip_file(path: Path) -> str:
+    """A vision transformer of one layer of 64 in the layout of CLIP's authors: TorchScript that holds parameters."""
+    clip = pytest.importorskip("torch_fidelity.feature_extractor_clip", reason="TORCH-FIDELITY MISSING (extra fid)")
+    torch.manual_seed(0)
+    holder = nn.Module()
+    for name, tensor in clip.CLIPVisual(16, 64, 1, 64, 32).state_dict().items():
+        *parents, last = name.split(".")
+        place = holder
+        for parent in parents:
+            if not hasattr(place, parent):
+                place.add_module(parent, nn.Module())
+            place = getattr(place, parent)
+        place.register_parameter(last, nn.Parameter(tensor))
+    holder.text_projection = nn.Parameter(torch.zeros(1, 16))
+    torch.jit.save(torch.jit.script(holder), path)
+    return str(path)
+
+
+def test_clip_features(tmp_path: Path):
+    extractor = load_features("clip-vit-b-32", clip_file(tmp_path / "clip.pt"))
+    features = extractor(PIXELS[:2])
+    assert (extractor.name, features.shape, features.dtype) == ("clip-vit-b-32", (2, 16), torch.float32)
+    assert float((features[0] - features[1]).abs().max()) > 0
+
+
+@pytest.mark.parametrize("name", ["dinov2-vit-b-14", "clip-vit-b-32"])
+def test_extractors_that_cannot_be_downloaded(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    pytest.importorskip("torch_fidelity", reason="TORCH-FIDELITY MISSING (extra fid)")
+
+    def fail(*args: object, **kwargs: object) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("torch.hub.urlopen", fail)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    line = rf"^no weights of {name} in torch.hub's cache, and they cannot be downloaded: \S"
+    with pytest.raises(SettingError, match=line):
+        load_features(name)
+    monkeypatch.setitem(sys.modules, "torch_fidelity", None)
+    with pytest.raises(
+        SettingError, match=rf"^the features {name} needs torch_fidelity: pip install 'dng-lightning\[fid"
+    ):
+        load_features(name)
+
+
+def test_features_of_another_classifier(classifier: ClassifierModule):
+    extractor = load_features("digits-classifier")
+    assert (extractor.name, extractor.fingerprint) == ("digits-classifier", fingerprint(classifier.net))
+    with pytest.raises(
+        SettingError, match=r"^features dinov3: No checkpoint 'dinov3'.*, nor are they classifier, inception"
+    ):
+        load_features("dinov3")
