@@ -147,7 +147,6 @@ class DNGCLI(LightningCLI):
         if self.subcommand in ("validate", "test") and not self._draws():
             self.save_config_callback = None  # the folder's config.yaml says how the model was trained
         self.data_of_open_settings = self._close_settings()
-        self.config = self.parser.parse_object(self.config)
 
     def instantiate_trainer(self, **settings: Any) -> Trainer:
         """Choose the output folder, and log to TensorBoard there unless another logger is set."""
@@ -202,6 +201,7 @@ class DNGCLI(LightningCLI):
         if not isinstance(found, data.base.ImageDataModule):
             raise SettingError("model.net has null, to be chosen for the images: set data to a data set of images")
         rank_zero_info(open_settings.close(settings, found))
+        self.config = self.parser.parse_object(self.config)
         return found
 
     def _check_ckpt_path(self) -> None:

@@ -1,8 +1,12 @@
 """What the tests that run the command line share."""
 
+import contextlib
+import io
+import json
+import os
 import re
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -24,14 +28,28 @@ TINY = {
 
 
 def fit_settings(config: str) -> list[str]:
-    """What makes a shipped training tiny: one batch an epoch, and a narrow network."""
+    """What makes a shipped training tiny: one batch an epoch, a narrow network, few samples."""
     settings = [f"--model.{part}.{k}={v}" for part, given in TINY.get(config, {}).items() for k, v in given.items()]
     settings = settings or ["--model.net.channels=[8]"]
     settings += ["--trainer.limit_train_batches=1", "--trainer.limit_val_batches=1"]
     settings += [] if config.startswith("digits") else ["--data.val_size=20"]  # of 200 images
     if "classifier" not in config:
-        settings += ["--model.compile=false"] + (["--model.net.patch=4"] if "cifar10" in config else [])
-    return settings
+        large = "mnist" in config or "cifar10" in config
+        settings += ["--model.compile=false"] + (["--model.net.patch=4"] if large else [])
+    return settings + (few_samples(config) if config in CONFIGS else [])
+
+
+def few_samples(config: str) -> list[str]:
+    """The callbacks of a shipped training; those that sample draw few images in few steps."""
+    callbacks = CONFIGS[config]["trainer"]["callbacks"]
+    few = {"GuidedSampling": {"num_samples": 4, "steps": 3}, "PromptSampling": {"num_samples": 1, "steps": 3}}
+    shown = [
+        callback | {"init_args": callback["init_args"] | few[kind]}
+        if (kind := callback["class_path"].rpartition(".")[2]) in few
+        else callback
+        for callback in callbacks
+    ]
+    return [f"--trainer.callbacks={json.dumps(shown)}"] if shown != callbacks else []
 
 
 Dng = Callable[..., None]
@@ -76,3 +94,20 @@ def printed(capsys: pytest.CaptureFixture[str], *args: str) -> str:
         main(args)
     assert ended.value.code == 0
     return capsys.readouterr().out
+
+
+def ends_well(call: Callable[..., None], *words: object) -> None:
+    """Call; what exits instead of returning exits well."""
+    try:
+        call(*words)
+    except SystemExit as ended:
+        assert not ended.code  # noqa: PT017  # some of these return, and some exit
+
+
+@contextlib.contextmanager
+def closed_pipe() -> Iterator[io.TextIOWrapper]:
+    """An unbuffered standard output whose reader has left; closing it fails where it still points at the pipe."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with io.TextIOWrapper(io.FileIO(writing, "w"), write_through=True) as output:  # type: ignore[arg-type]
+        yield output

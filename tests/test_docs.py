@@ -8,14 +8,14 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from running import Dng, Fitted, configs_for, fit_settings, printed
+from running import Dng, Fitted, configs_for, ends_well, fit_settings, printed
 from tiny_diffusion import run_example
 
 from dng_lightning import resources
@@ -175,14 +175,7 @@ def test_commands_run(
             *_, last = [word for before, word in pairwise(settings) if before == "--config"] or [config]
             trainer = yaml.safe_load(resources.config(last).read_text())["trainer"]
             shutil.rmtree(trainer["default_root_dir"], ignore_errors=True)  # a second training there is refused
-        dng(command, *settings, *fit_settings(config), *limits, "--trainer.devices=1")
-
-
-def ends_well(call: Callable[..., None], *words: Any) -> None:
-    try:
-        call(*words)
-    except SystemExit as ended:
-        assert not ended.code  # noqa: PT017  # some of these return, and some exit
+        dng(command, *settings, *fit_settings(Path(config).stem), *limits, "--trainer.devices=1")
 
 
 @pytest.mark.parametrize("words", OF_CARDS, ids=" ".join)
