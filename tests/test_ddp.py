@@ -4,6 +4,7 @@ The images may differ by the rounding of the network in batches of other sizes; 
 """
 
 import csv
+import json
 from pathlib import Path
 
 import pytest
@@ -47,11 +48,49 @@ DiffusionModule.losses, DiffusionModule.on_train_batch_end, DiffusionModule.on_f
 main(sys.argv[1:])
 """
 
+# Runs commands one after the other, each by two processes that begin as copies of this one, which has imported all;
+# they find the environment that a launcher as torchrun gives them. What they print and their exit codes go to files.
+BY_TWO = """
+import json, os, socket, sys, traceback
+from pathlib import Path
+from lightning.pytorch.utilities import rank_zero_only
+import dng_lightning.cli
+from dng_lightning.__main__ import main
+
+def run(rank, port, name, patch, argv):
+    os.chdir(name)
+    for descriptor, file in ((1, "out"), (2, "err")):
+        os.dup2(os.open(f"../{name}.{file}", os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
+    os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    rank_zero_only.rank = rank  # it looked for LOCAL_RANK at its import
+    exec(patch, {})
+    main(argv)
+
+for name, patch, argv in json.loads(Path("commands.json").read_text()):
+    Path(name).mkdir(exist_ok=True)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    children = []
+    for rank in (0, 1):
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                run(rank, port, name, patch, argv)
+                code = 0
+            except BaseException:
+                traceback.print_exc()
+            sys.stdout.flush()
+            os._exit(code)
+        children.append(child)
+    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    Path(f"{name}.codes").write_text(json.dumps(codes))
+"""
+
 # Validates with a loss that is the level, of levels that lie in other quarters for the other process.
 OTHER_QUARTERS = """
-import sys
 import torch
-from dng_lightning.__main__ import main
 from dng_lightning.modules import DiffusionModule
 
 def losses(self, *_):
@@ -63,7 +102,6 @@ def at_end(self):
     torch.save(logged, f"rank{self.global_rank}.pt")
 
 DiffusionModule.batch_losses, DiffusionModule.on_validation_end = losses, at_end
-main(sys.argv[1:])
 """
 
 
@@ -107,17 +145,6 @@ def test_the_processes_share_the_images_and_no_noise(fitted: Path):
     assert shards[0] != shards[2]
 
 
-def test_processes_whose_levels_lie_in_other_quarters_log_the_mean_of_each(dng_process: DngProcess, tmp_path: Path):
-    (tmp_path / "quarters.py").write_text(OTHER_QUARTERS)
-    settings = ["--model.net.channels=[8]", "--model.net.attention=[]", "--trainer.limit_val_batches=2"]
-    command = ["validate", "--config=digits.yaml", *QUIET, *TWO, *settings, "--trainer.default_root_dir=out"]
-    done = dng_process(*command, cwd=tmp_path, script=tmp_path / "quarters.py")
-    assert done.returncode == 0, done.stderr
-    for rank in (0, 1):
-        logged = torch.load(tmp_path / f"rank{rank}.pt")
-        assert [logged[f"val/loss_t/q{quarter}"] for quarter in (1, 2, 3, 4)] == [10, 304, 600, 900]
-
-
 def test_guided_sampling_draws_its_images_once(fitted: Path):
     (path,) = (fitted / "out").glob("events*")  # the second process writes nothing
     board = EventAccumulator(str(path), size_guidance={"images": 0, "histograms": 0})
@@ -138,49 +165,87 @@ def by_one(dng: Dng, from_tiny: list[str], tmp_path_factory: pytest.TempPathFact
     return folder
 
 
-@pytest.mark.parametrize("n", [5, 1])
-def test_two_processes_draw_the_images_of_one(
-    n: int, by_one: Path, from_tiny: list[str], dng_process: DngProcess, tmp_path: Path
-):
-    settings = [f"--data.num_samples={n}", "--data.batch_size=2", "--trainer.default_root_dir=."]
-    done = dng_process("predict", *from_tiny, *QUIET, *TWO, *settings, cwd=tmp_path)
+@pytest.fixture(scope="module")
+def compared(from_tiny: list[str]) -> list[str]:
+    """`dng test` with a number of images that two processes cannot share evenly."""
+    return [*from_tiny, "--data.reference_data=Digits", "--data.num_samples=5", "--data.batch_size=2"]
+
+
+@pytest.fixture(scope="module")
+def by_two(
+    dng: Dng,
+    dng_process: DngProcess,
+    from_tiny: list[str],
+    compared: list[str],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """A folder of what two processes did, a folder each command.
+
+    What they printed is beside it. Two images of `left` were there before.
+    """
+    folder, here = tmp_path_factory.mktemp("two"), "--trainer.default_root_dir=."
+    dng("predict", *from_tiny, "--data.num_samples=2", f"--trainer.default_root_dir={folder / 'left'}")
+    times = {str(path): path.stat().st_mtime_ns for path in (folder / "left").rglob("0*")}
+    (folder / "before.json").write_text(json.dumps(times))
+    net = ["--model.net.channels=[8]", "--model.net.attention=[]", "--trainer.limit_val_batches=2"]
+    predict = ["predict", *from_tiny, *QUIET, *TWO, "--data.batch_size=2", here]
+    commands = [
+        ("quarters", OTHER_QUARTERS, ["validate", "--config=digits.yaml", *QUIET, *TWO, *net, here]),
+        ("five", "", [*predict, "--data.num_samples=5"]),
+        ("one", "", [*predict, "--data.num_samples=1"]),
+        ("left", "", [*predict, "--data.num_samples=3"]),
+        ("compared", "", ["test", *compared, *QUIET, *TWO, here]),
+    ]
+    (folder / "commands.json").write_text(json.dumps(commands))
+    (folder / "by_two.py").write_text(BY_TWO)
+    done = dng_process(cwd=folder, script=folder / "by_two.py")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("written to") == 1  # one report, over all images
-    assert f"{1 / n:.1%}".rjust(6) in done.stdout
+    return folder
+
+
+def printed_by_two(folder: Path, name: str) -> str:
+    """What two processes printed that ended well."""
+    assert json.loads((folder / f"{name}.codes").read_text()) == [0, 0], (folder / f"{name}.err").read_text()
+    return (folder / f"{name}.out").read_text()
+
+
+def test_processes_whose_levels_lie_in_other_quarters_log_the_mean_of_each(by_two: Path):
+    printed_by_two(by_two, "quarters")
+    for rank in (0, 1):
+        logged = torch.load(by_two / "quarters" / f"rank{rank}.pt")
+        assert [logged[f"val/loss_t/q{quarter}"] for quarter in (1, 2, 3, 4)] == [10, 304, 600, 900]
+
+
+@pytest.mark.parametrize(("name", "n"), [("five", 5), ("one", 1)])
+def test_two_processes_draw_the_images_of_one(name: str, n: int, by_one: Path, by_two: Path):
+    text, folder = printed_by_two(by_two, name), by_two / name
+    assert text.count("written to") == 1  # one report, over all images
+    assert f"{1 / n:.1%}".rjust(6) in text
     names = [f"{seed:08d}.png" for seed in range(n)]
     for below in ("", "unguided"):
-        assert sorted(path.name for path in (tmp_path / below).glob("0*.png")) == names
-        for name in names:
-            one, other = (from_png(folder / below / name).int() for folder in (by_one, tmp_path))
+        assert sorted(path.name for path in (folder / below).glob("0*.png")) == names
+        for image in names:
+            one, other = (from_png(place / below / image).int() for place in (by_one, folder))
             assert (one - other).abs().max() <= 1
-    rows = list(csv.DictReader((tmp_path / "labels.csv").open(newline="")))
+    rows = list(csv.DictReader((folder / "labels.csv").open(newline="")))
     assert [int(row["seed"]) for row in rows] == list(range(n))
-    assert not list(tmp_path.rglob("*.part"))
+    assert not list(folder.rglob("*.part"))
 
 
-def test_two_processes_go_on_with_what_one_left_over(
-    by_one: Path, from_tiny: list[str], dng: Dng, dng_process: DngProcess, tmp_path: Path
-):
+def test_two_processes_go_on_with_what_one_left_over(by_one: Path, by_two: Path):
     """One image is left for two processes; the other one has nothing to do, and does not redo a finished image."""
-    folder = f"--trainer.default_root_dir={tmp_path}"
-    dng("predict", *from_tiny, "--data.num_samples=2", folder)
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("0*")}
-    done = dng_process("predict", *from_tiny, *QUIET, *TWO, "--data.num_samples=3", folder, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert {path: path.stat().st_mtime_ns for path in before} == before
-    one, other = (from_png(place / "00000002.png").int() for place in (by_one, tmp_path))
+    printed_by_two(by_two, "left")
+    before = json.loads((by_two / "before.json").read_text())
+    assert len(before) == 8  # images and records, with and without guidance
+    assert {path: Path(path).stat().st_mtime_ns for path in before} == before
+    one, other = (from_png(place / "00000002.png").int() for place in (by_one, by_two / "left"))
     assert (one - other).abs().max() <= 1
 
 
-def test_two_processes_count_what_they_draw_once(
-    from_tiny: list[str], dng: Dng, dng_process: DngProcess, tmp_path: Path
-):
-    """`dng test` with a number of images that two processes cannot share evenly."""
-    settings = [*from_tiny, "--data.reference_data=Digits", "--data.num_samples=5", "--data.batch_size=2"]
-    dng("test", *settings, f"--trainer.default_root_dir={tmp_path / 'one'}")
-    done = dng_process("test", *settings, *QUIET, *TWO, "--trainer.default_root_dir=two", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    one, two = (list(csv.DictReader((tmp_path / name / "results.csv").open(newline=""))) for name in ("one", "two"))
+def test_two_processes_count_what_they_draw_once(compared: list[str], by_two: Path, dng: Dng, tmp_path: Path):
+    printed_by_two(by_two, "compared")
+    dng("test", *compared, f"--trainer.default_root_dir={tmp_path}")
+    one, two = (list(csv.DictReader((f / "results.csv").open(newline=""))) for f in (tmp_path, by_two / "compared"))
     assert len(one) == 5  # with what a filter lets pass
     for row, other in zip(one, two, strict=True):
         assert all(
@@ -188,8 +253,11 @@ def test_two_processes_count_what_they_draw_once(
         )
 
 
-def test_a_mistake_is_told_once(dng_process: DngProcess, tmp_path: Path):
-    done = dng_process("predict", *QUIET, *TWO, "--model.checkpoint=nowhere", cwd=tmp_path)
-    assert done.returncode == 2
-    assert done.stderr.count("dng: error:") == 1
+def test_a_mistake_is_told_once(dng: Dng, tmp_path: Path, monkeypatch, capfd):
+    """Before the second process is started."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        dng("predict", *TWO, "--model.checkpoint=nowhere")
+    assert ended.value.code == 2
+    assert capfd.readouterr().err.count("dng: error:") == 1
     assert not list(tmp_path.iterdir())

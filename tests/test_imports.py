@@ -27,39 +27,40 @@ def run(code: str) -> str:
     return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
 
 
-@pytest.mark.parametrize(
-    "statement",
-    [
-        "import dng_lightning.guidance",
-        "import dng_lightning.posterior",
-        "import dng_lightning.sampling",
-        "import dng_lightning.schedule",
-        "from dng_lightning import DynamicNegativeGuidance, TrackedPosterior, LinearSchedule, sample",
+def test_the_core_comes_without_lightning_and_torchvision():
+    statements = [
         "from dng_lightning import resources",
-    ],
-)
-def test_the_core_comes_without_lightning_and_torchvision(statement):
-    assert run(f"import sys; {statement}; print(*[name for name in {HEAVY} if name in sys.modules])") == ""
+        "import dng_lightning.schedule",
+        "import dng_lightning.posterior",
+        "import dng_lightning.guidance",
+        "import dng_lightning.sampling",
+        "from dng_lightning import DynamicNegativeGuidance, TrackedPosterior, LinearSchedule, sample",
+    ]
+    each = "\n".join(f"{code}; assert not {set(HEAVY)} & set(sys.modules), {code!r}" for code in statements)
+    run(f"import sys\n{each}")
 
 
 def test_guided_comes_without_them_too_and_about_as_fast_as_torch():
     """The extra's libraries are imported when they are used."""
-    statement = "from dng_lightning.text_to_image import guided"
-    heavy = (*HEAVY, "transformers")
-    assert run(f"import sys; {statement}; print(*[name for name in {heavy} if name in sys.modules])") == ""
-    seconds = "import time; start = time.process_time(); {}; print(time.process_time() - start)"
-    run(seconds.format(statement))  # whatever has to be read or compiled for the first time
-
-    def least(what: str) -> float:
-        return min(float(run(seconds.format(what))) for _ in range(3))
-
-    assert least(statement) <= 1.5 * least("import torch")
-
-
-def test_the_core_names_nothing_internal_among_what_a_user_may_choose():
-    run(PUBLIC_SUBCLASSES)
+    code = f"""
+import sys, time
+times = [time.process_time()]
+import torch
+times.append(time.process_time())
+from dng_lightning.text_to_image import guided
+times.append(time.process_time())
+assert not {set(HEAVY) | {"transformers"}} & set(sys.modules)
+print((times[2] - times[0]) / (times[1] - times[0]))
+"""
+    run(code)  # whatever has to be read or compiled for the first time
+    assert min(float(run(code)) for _ in range(3)) <= 1.5
 
 
 @pytest.mark.slow
-def test_nor_does_the_command_line():
-    run("import dng_lightning.cli, dng_lightning.modules, dng_lightning.callbacks" + PUBLIC_SUBCLASSES)
+def test_what_a_user_may_choose_names_nothing_internal():
+    """Neither of the core alone nor with the command line."""
+    run(
+        PUBLIC_SUBCLASSES
+        + "\nimport dng_lightning.cli, dng_lightning.modules, dng_lightning.callbacks"
+        + PUBLIC_SUBCLASSES
+    )
