@@ -1,6 +1,7 @@
 """What the tests that run the command line share."""
 
 import contextlib
+import functools
 import io
 import json
 import os
@@ -85,6 +86,34 @@ def its_models(name: str, request: pytest.FixtureRequest) -> None:
 
 def configs_for(command: str) -> list[str]:
     return [name for name in CONFIGS if command_of(name) == command]
+
+
+def given_for(name: str) -> list[str]:
+    """The configurations that go to `dng predict` with it, as it says itself: those it is an overlay of, and it."""
+    line = re.search("dng predict .*", resources.config(name).read_text())
+    named = re.findall(r"--config (\w+)", line[0] if line else "")
+    return named if named[-1:] == [name] else [name]
+
+
+def is_shipped(words: list[str]) -> bool:
+    """Whether a command has shipped configurations and no other setting: test_cli.py and test_overlays.py try those."""
+    command, *settings = words
+    names = [Path(name).stem for name in settings[1::2]]
+    if not names or set(settings[::2]) != {"--config"}:
+        return False
+    if names[-1] in OVERLAYS:
+        return names == OVERLAYS[names[-1]]
+    return names == ([names[0]] if command != "predict" else given_for(names[-1])) and command_of(names[-1]) == command
+
+
+@functools.cache
+def printed_configuration(*names: str) -> str:
+    """The settings of shipped configurations, the later ones on top."""
+    settings = [f"--config={name}.yaml" for name in names]
+    with contextlib.redirect_stdout(io.StringIO()) as output, pytest.raises(SystemExit) as ended:
+        main([command_of(names[0]), *settings, "--print_config"])
+    assert ended.value.code == 0
+    return output.getvalue()
 
 
 def printed(capsys: pytest.CaptureFixture[str], *args: str) -> str:

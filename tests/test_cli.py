@@ -27,8 +27,10 @@ from running import (
     configs_for,
     ends_well,
     fit_settings,
+    given_for,
     its_models,
     printed,
+    printed_configuration,
 )
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -39,13 +41,6 @@ from dng_lightning.modules import DiffusionModule
 from dng_lightning.posterior import TrackedPosterior
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-def given_for(name: str) -> list[str]:
-    """The configurations that go to `dng predict` with it, as it says itself: those it is an overlay of, and it."""
-    line = re.search("dng predict .*", resources.config(name).read_text())
-    named = re.findall(r"--config (\w+)", line[0] if line else "")
-    return named if named[-1:] == [name] else [name]
 
 
 # --- help ---
@@ -93,7 +88,7 @@ def test_a_reader_that_has_seen_enough_is_no_error(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_config_is_printed_and_read_back_unchanged(name: str, tmp_path: Path, capsys):
-    first = printed(capsys, command_of(name), "--config", f"{name}.yaml", "--print_config")
+    first = printed_configuration(name)
     (tmp_path / "again.yaml").write_text(first)
     assert printed(capsys, command_of(name), "--config", str(tmp_path / "again.yaml"), "--print_config") == first
     settings, given = yaml.safe_load(first), CONFIGS[name]

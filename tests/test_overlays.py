@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
-from running import EVERY, OVERLAYS, Dng, command_of, its_models, printed
+from running import EVERY, OVERLAYS, Dng, command_of, its_models, printed_configuration
 
 
 def laid_over(base: dict[str, Any], top: dict[str, Any], printed: dict[str, Any]) -> dict[str, Any]:
@@ -30,16 +30,11 @@ def are_set(given: Any, printed: Any) -> bool:
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
-def test_every_overlay_goes_where_it_says(name: str, capsys):
+def test_every_overlay_goes_where_it_says(name: str):
     *below, last = OVERLAYS[name]
     assert last == name
     given = EVERY[name]
-    base, top = (
-        yaml.safe_load(
-            printed(capsys, command_of(below[0]), *(f"--config={part}.yaml" for part in parts), "--print_config")
-        )
-        for parts in (below, [*below, last])
-    )
+    base, top = (yaml.safe_load(printed_configuration(*parts)) for parts in (below, [*below, last]))
     assert top["trainer"]["default_root_dir"] != base["trainer"]["default_root_dir"]
     for part in ("data", "model", "trainer"):
         assert top[part] == laid_over(base[part], given.get(part, {}), top[part])
