@@ -124,12 +124,14 @@ class Step:
         count: number of steps.
         kernel: the ancestral kernel (eta = 1) by which evidence is measured.
         sampling_kernel: the kernel that the sampler draws from; ``kernel`` itself at eta = 1.
+        extrapolation: factor of the second-order term (``sampling.second_order``); 0 for a step of first order.
     """
 
     index: int
     count: int
     kernel: Kernel
     sampling_kernel: Kernel
+    extrapolation: float = 0.0
 
     @property
     def level(self) -> NoiseLevel:
@@ -156,12 +158,15 @@ class Guided:
         scale: factor of the push, away from the forbidden conditions or toward the class label, (B,).
         posterior: p(c_k | x_t), (B, K), for guidances that have a posterior; else None.
         renoise: denoised prediction whose eps takes the image to the next level (CFG++); None for ``denoised``.
+        smooth: part of ``denoised`` that a second-order sampler extrapolates: the base prediction, where a posterior
+            scales the push; None for all of it.
     """
 
     denoised: Tensor
     scale: Tensor
     posterior: Tensor | None = None
     renoise: Tensor | None = None
+    smooth: Tensor | None = None
 
 
 def per_image(scale: Tensor, like: Tensor) -> Tensor:

@@ -72,7 +72,7 @@ class ClassifierGuidance(Guidance):
         else:
             factor = kernel.variance / kernel.x0_coef
         denoised = base + self.scale * factor * g
-        return Guided(denoised, self.scale * weight, classifier_posterior(predictions, self.p_max))
+        return Guided(denoised, self.scale * weight, classifier_posterior(predictions, self.p_max), smooth=base)
 
 
 def goal_gradient(goal: Goal, predictions: Predictions, p_max: float) -> tuple[Tensor, Tensor]:

@@ -35,4 +35,4 @@ class DynamicGeoGuide(DynamicNegativeGuidance):
         odds = pushed.scale / self.scale if self.scale else pushed.scale
         scale = self.scale * odds.clamp(max=1).to(base.dtype)
         move = per_image(scale, base) * normalized_step(pushed.denoised - base, step.count)
-        return Guided(base + move / step.kernel.x0_coef, scale, pushed.posterior)
+        return Guided(base + move / step.kernel.x0_coef, scale, pushed.posterior, smooth=base)

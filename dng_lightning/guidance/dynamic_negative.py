@@ -58,7 +58,8 @@ class DynamicNegativeGuidance(Guidance):
         log_p = self.posterior.log_prob(predictions, state, step)
         scales = self.scale * odds(log_p)
         push = (per_image(scales, predictions.negatives) * predictions.differences).sum(1)
-        return Guided(predictions.denoised - push, scales.sum(1), log_p.exp())
+        base = predictions.denoised
+        return Guided(base - push, scales.sum(1), log_p.exp(), smooth=base)
 
     def update(self, state: Any, step: Step, x_t: Tensor, x_s: Tensor, predictions: Predictions, guided: Guided) -> Any:
         """The posterior's state after the step."""

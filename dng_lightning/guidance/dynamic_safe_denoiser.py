@@ -53,7 +53,7 @@ class DynamicSafeDenoiser(ReferenceGuidance):
         denoised = step.kernel.clipped(predictions.denoised)
         scale = (self.scale * odds(log_p).sum(1)).to(denoised.dtype)
         push = per_image(scale, denoised) * (denoised - unsafe(state.x_t, state.references, step))
-        return Guided(predictions.denoised + push, scale, log_p.exp())
+        return Guided(predictions.denoised + push, scale, log_p.exp(), smooth=predictions.denoised)
 
     def update(
         self, state: ReferenceState, step: Step, x_t: Tensor, x_s: Tensor, predictions: Predictions, guided: Guided

@@ -88,7 +88,7 @@ class FeedbackGuidance(PositiveGuidance):
         # (1 - pi) / R in log space: R can be so small that 1 / R overflows, and pi be 1
         shortfall = torch.exp(self._log_share - log_ratio).clamp(max=1 - 1 / self._greatest)
         scale = (1 / (1 - shortfall) + constant).to(base.dtype)
-        return Guided(torch.lerp(null, base, per_image(scale, base)), scale)
+        return Guided(torch.lerp(null, base, per_image(scale, base)), scale, smooth=base)
 
     def update(self, state: Fed, step: Step, x_t: Tensor, x_s: Tensor, predictions: Predictions, guided: Guided) -> Fed:
         """The posterior's state after the step."""

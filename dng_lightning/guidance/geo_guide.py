@@ -74,7 +74,9 @@ class GeoGuide(Guidance):
             along = replace(predictions, gradient=predictions.differences, class_gradient=toward)
         move = self.scale * normalized_step(goal_gradient(self.goal, along, self.p_max)[0], step.count)
         scale = base.new_full((len(base),), self.scale)
-        return Guided(base + move / step.kernel.x0_coef, scale, classifier_posterior(predictions, self.p_max))
+        return Guided(
+            base + move / step.kernel.x0_coef, scale, classifier_posterior(predictions, self.p_max), smooth=base
+        )
 
 
 def normalized_step(direction: Tensor, count: int) -> Tensor:

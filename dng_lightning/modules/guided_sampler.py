@@ -53,6 +53,7 @@ class GuidedSampler(ImageSampler):
         variance: of the noise at eta = 1, see ``Sampler``.
         clip: bound on the denoised prediction, .inf for none; None for that of the scheduler (``clip_sample``) of a
             checkpoint in diffusers' format, and for none of others.
+        order: 2 for DPM-Solver++ (2M), in its SDE form at eta = 1 and its ODE form at 0; 1 for DDPM, DDIM and Euler.
         class_labels: class or classes to condition on, one an image in turn; "all" for every class; None for
             unconditional images.
         retrained_checkpoint: a model trained without the forbidden classes, a baseline of ``dng test``; None for none.
@@ -97,9 +98,10 @@ class GuidedSampler(ImageSampler):
         noise_conditional_classifier: str | None = None,
         retrained_checkpoint: str | None = None,
         compile: bool = False,
+        order: int = 1,
     ) -> None:
         model = DiffusionModule.load(checkpoint)
-        super().__init__(Sampler(steps, eta, variance, model.clip if clip is None else clip))
+        super().__init__(Sampler(steps, eta, variance, model.clip if clip is None else clip, order))
 
         # The networks
         self.checkpoint, self.model = checkpoint, model

@@ -27,7 +27,7 @@ class Recorder:
         """Begin a chain from ``x_T`` (B, ...) with so many forbidden conditions."""
 
     def record(self, step: Step, x_t: Tensor, x_s: Tensor, predictions: Predictions, guided: Guided) -> None:
-        """Note a step from ``x_t`` to ``x_s``."""
+        """Note a step from ``x_t`` to ``x_s``, the latter without the term of a second-order sampler."""
 
 
 class Trajectories(Recorder):

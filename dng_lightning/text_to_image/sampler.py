@@ -58,6 +58,7 @@ class TextToImageSampler(ImageSampler):
         reader: labels the images of one prompt by what its negative prompts name, or, without negative prompts,
             measures which images show what their prompt asks for; None for no labels.
         compile: compile the U-Net (needs a C++ compiler on CPUs); pays from some hundred images on.
+        order: 2 for DPM-Solver++ (2M), in its SDE form at eta = 1 and its ODE form at 0; 1 for DDPM, DDIM and Euler.
 
     Raises:
         SettingError: the checkpoint or the reader cannot be used, or a setting is out of its range.
@@ -85,8 +86,9 @@ class TextToImageSampler(ImageSampler):
         observer: PromptObserver | None = None,
         reader: PromptReader | None = None,
         compile: bool = False,
+        order: int = 1,
     ) -> None:
-        super().__init__(Sampler(steps, eta, variance))
+        super().__init__(Sampler(steps, eta, variance, order=order))
         prompts, negatives = texts_of(prompt, negative_prompt)
 
         # The model

@@ -22,6 +22,7 @@ from dng_lightning.sampling.noise import Probes
 from dng_lightning.sampling.predictors import Predictor
 from dng_lightning.sampling.recorders import Trajectories
 from dng_lightning.sampling.sampler import full_precision, warn_if_biased, with_schedule
+from dng_lightning.sampling.second_order import SecondOrder
 from dng_lightning.text_to_image.prompts import check_guidance
 from dng_lightning.text_to_image.scheduler_kinds import kind_of
 
@@ -64,6 +65,10 @@ class PipelineGuidance:
         SettingError: the scheduler does not draw from a Gaussian kernel that is known, or a setting is out of its
             range.
     """
+
+    _second_order: SecondOrder
+    _excess: Tensor  # of what a second-order scheduler was given over the smooth part
+    _term: Tensor | None  # the second-order term of the last step
 
     def __init__(self, pipeline: Any, guidance: Guidance, eta: float | None = None) -> None:
         check_guidance(guidance)
@@ -119,12 +124,24 @@ class PipelineGuidance:
         self.trajectories.note(step, guided)
         self._last = PendingStep(step, x_t, predictions, guided)
 
-        # Step: left to the scheduler, which takes eps from D_hat: where eps is another one, the D_hat of the same mean
+        # Step: left to the scheduler, which is given the D_hat that leads where ``sample`` goes
+        return output_of(self._for_scheduler(step, x_t, guided), x_t, step.level, self.prediction)
+
+    def _for_scheduler(self, step: Step, x_t: Tensor, guided: Guided) -> Tensor:
+        """The denoised prediction from which the scheduler's step is that of ``sample``, (B, ...)."""
         denoised, drawn = guided.denoised, step.sampling_kernel
-        if guided.renoise is not None:
+        smooth = denoised if guided.smooth is None else guided.smooth
+        if guided.renoise is not None:  # the scheduler takes eps from D_hat itself: the D_hat of the same mean
             moved = drawn.mean(x_t, denoised, guided.renoise) - drawn.mean(x_t, denoised)
             denoised = denoised + moved / drawn.x0_coef
-        return output_of(denoised, x_t, step.level, self.prediction)
+        if self.kind.order == 1:
+            return denoised
+        # It extrapolates all that it is given, S + e, and of these the smooth part S alone shall be: e takes the push p
+        # and makes up for the e before, (1 + c) e - c e_before = p
+        push, factor = denoised - smooth, 0.0 if self._second_order.before is None else step.extrapolation
+        self._excess = push if factor == 0 else (push + factor * self._excess) / (1 + factor)
+        self._term = self._second_order(step, guided)
+        return smooth + self._excess
 
     def _index(self, timestep: Tensor | float) -> int:
         """The number of the step that a network call at this timestep is for."""
@@ -140,10 +157,12 @@ class PipelineGuidance:
         self.state = self.guidance.start(x_T, 1)
         self.source = WithDivergence(predictor, Probes(x_T), min(step.eta for step in self.chain))
         self.trajectories = Trajectories()
+        self._second_order, self._excess, self._term = SecondOrder(), torch.zeros_like(x_T), None
 
     def _finish(self, last: PendingStep, x_s: Tensor) -> None:
         """Update the guidance with where the last step went."""
         step, guided, drawn = last.step, last.guided, last.step.sampling_kernel
+        x_s = x_s if self._term is None else x_s - self._term  # no evidence: see ``sampling.second_order``
         if drawn.std > 0:
             draw = (x_s - drawn.mean(last.x_t, guided.denoised, guided.renoise)) / drawn.std
             if len(self.trajectories.levels) == 1 and draw.square().mean() < 0.25:

@@ -1,8 +1,8 @@
 """What a guidance must know of each of diffusers' schedulers: its noise levels and the kernel that it draws from.
 
-A kind is two things that are independent of each other: how the levels are read (``BetaLevels``, ``FlowLevels``), and
-how much of the ancestral kernel's noise is drawn between two of them. A scheduler with another kernel is one function
-more in ``KINDS``.
+A kind is three things that are independent of each other: how the levels are read (``BetaLevels``, ``SigmaLevels``,
+``FlowLevels``), how much of the ancestral kernel's noise is drawn between two of them, and the order of the solver. A
+scheduler with another kernel is one function more in ``KINDS``.
 """
 
 import math
@@ -18,6 +18,7 @@ from dng_lightning.errors import SettingError, check_0_to_1
 from dng_lightning.interfaces import Step
 from dng_lightning.kernel import Kernel, NoiseLevel, Variance
 from dng_lightning.parametrization import Prediction
+from dng_lightning.sampling.second_order import extrapolation
 from dng_lightning.schedule import NoiseSchedule
 
 # variance types of DDPMScheduler
@@ -64,6 +65,17 @@ class BetaLevels:
         ]
 
 
+class SigmaLevels(BetaLevels):
+    """Levels of a DDPM by the scheduler's ``sigmas``, which are sigma / alpha; between its timesteps too."""
+
+    def chain(self) -> list[NoiseLevel]:
+        """See ``Levels.chain``; the network is shown x_t of the DDPM, also where a scheduler's state is x_t / alpha."""
+        alphas = [(1 + sigma**2) ** -0.5 for sigma in self.scheduler.sigmas.tolist()]
+        timesteps = [*self.scheduler.timesteps.tolist(), -1]
+        pairs = zip(self.scheduler.sigmas.tolist(), alphas, timesteps, strict=True)
+        return [NoiseLevel(alpha, sigma * alpha, timestep) for sigma, alpha, timestep in pairs]
+
+
 class FlowLevels:
     """Levels of a rectified flow by the scheduler's ``sigmas`` at the chain's start: shift, ``mu`` and custom ones.
 
@@ -99,22 +111,24 @@ class SchedulerKind:
         eta: 1 where the ancestral kernel is drawn from, 0 where no noise is drawn.
         variance: of the noise at eta = 1.
         step_eta: eta of each step, from its ancestral kernel; None for the same in all.
+        order: of the solver, 1 or 2.
     """
 
     levels: Levels
     eta: float = 1.0
     variance: Variance = "beta_tilde"
     step_eta: Callable[[Kernel], float] | None = None
+    order: int = 1
 
     def chain(self) -> list[Step]:
         """The steps that the scheduler is set to take."""
-        levels = self.levels.chain()
-        return [self._step(index, len(levels) - 1, t, s) for index, (t, s) in enumerate(pairwise(levels))]
-
-    def _step(self, index: int, count: int, t: NoiseLevel, s: NoiseLevel) -> Step:
-        kernel = Kernel(t, s, kind=self.variance)
-        eta = self.step_eta(kernel) if self.step_eta else self.eta
-        return Step(index, count, kernel, kernel if eta == 1 else Kernel(t, s, eta))
+        levels, steps = self.levels.chain(), []
+        for index, (t, s) in enumerate(pairwise(levels)):
+            kernel = Kernel(t, s, kind=self.variance)
+            eta = self.step_eta(kernel) if self.step_eta else self.eta
+            factor = extrapolation(levels, index) if self.order == 2 else 0.0
+            steps.append(Step(index, len(levels) - 1, kernel, kernel if eta == 1 else Kernel(t, s, eta), factor))
+        return steps
 
 
 def kind_of(scheduler: Any, eta: float | None, tracks: bool) -> SchedulerKind:
@@ -188,8 +202,42 @@ def _flow_ltx(scheduler: Any, eta: float | None) -> SchedulerKind:
     return SchedulerKind(FlowLevels(scheduler), own, step_eta=step_eta)
 
 
+def _euler(scheduler: Any, eta: float | None) -> SchedulerKind:
+    """DDIM, in the variable x_t / alpha."""
+    if scheduler.config.timestep_type != "discrete":
+        raise SettingError("the EulerDiscreteScheduler's timestep_type must be discrete; got continuous")
+    return SchedulerKind(SigmaLevels(scheduler), eta=0.0)
+
+
+def _euler_ancestral(scheduler: Any, eta: float | None) -> SchedulerKind:
+    """The ancestral kernel, in the variable x_t / alpha."""
+    return SchedulerKind(SigmaLevels(scheduler))
+
+
+def _dpm_solver(scheduler: Any, eta: float | None) -> SchedulerKind:
+    """DPM-Solver++ of order 1 or 2, by midpoints: ``sampling.second_order``."""
+    name, config = type(scheduler).__name__, scheduler.config
+    known = {
+        "algorithm_type": ("sde-dpmsolver++", "dpmsolver++"),
+        "solver_order": (1, 2),
+        "solver_type": ("midpoint",),
+        "final_sigmas_type": ("zero",),
+    }
+    for setting, values in known.items():
+        if config[setting] not in values:
+            names = " or ".join(map(str, values))
+            raise SettingError(f"the {name}'s {setting} must be {names}; got {config[setting]}")
+    levels = FlowLevels(scheduler) if config.get("use_flow_sigmas") else SigmaLevels(scheduler)
+    sde = config.algorithm_type.startswith("sde")
+    return SchedulerKind(levels, 1.0 if sde else 0.0, order=config.solver_order)
+
+
 def _instead(scheduler: Any) -> str:
     """The scheduler to take in place of one that cannot be used."""
+    if type(scheduler).__name__ == "DPMSolverMultistepScheduler":
+        return 'DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config, algorithm_type="sde-dpmsolver++")'
+    if type(scheduler).__name__ == "EulerDiscreteScheduler":
+        return "EulerAncestralDiscreteScheduler.from_config(pipeline.scheduler.config)"
     if scheduler.config.get("use_flow_sigmas"):
         return f"FlowMatchAncestralScheduler(shift={scheduler.config.get('flow_shift', 1.0):g})"
     flow = type(scheduler).__name__.startswith("FlowMatch")
@@ -199,6 +247,9 @@ def _instead(scheduler: Any) -> str:
 KINDS: dict[str, Callable[[Any, float | None], SchedulerKind]] = {
     "DDPMScheduler": _ddpm,
     "DDIMScheduler": _ddim,
+    "DPMSolverMultistepScheduler": _dpm_solver,
+    "EulerAncestralDiscreteScheduler": _euler_ancestral,
+    "EulerDiscreteScheduler": _euler,
     "FlowMatchAncestralScheduler": _flow_ancestral,
     "FlowMatchEulerDiscreteScheduler": _flow_euler,
     "LTXEulerAncestralRFScheduler": _flow_ltx,

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from mixture import BatchNoise, GaussianMixture, across
-from torch import Tensor
+from hosted import MEANS, Hosted, generators, start
+from mixture import BatchNoise, GaussianMixture
 
 from dng_lightning.errors import SettingError
 from dng_lightning.guidance import DynamicNegativeGuidance, Guidance, NegativePrompting, Unguided
@@ -20,7 +20,6 @@ diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed 
 from dng_lightning.text_to_image import FlowMatchAncestralScheduler  # noqa: E402
 from dng_lightning.text_to_image.scheduler_bridge import PipelineGuidance  # noqa: E402
 
-MEANS = [[-1.5, 0.0], [1.5, 0.0]]
 TRACKED = DynamicNegativeGuidance(1, TrackedPosterior(prior=0.5))
 UNBIASED = DynamicNegativeGuidance(1, TrackedPosterior(prior=0.5, divergence=1))
 SHIFTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # of the scheduler, and of set_timesteps
@@ -31,29 +30,6 @@ SHIFTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # of the scheduler
     "terminal": ({"shift_terminal": 0.02}, {"num_inference_steps": 10}),
     "karras": ({"use_karras_sigmas": True}, {"num_inference_steps": 10}),
 }
-
-
-class Hosted:
-    """A pipeline's loop around a scheduler and a guidance, its network the exact mixture."""
-
-    def __init__(self, scheduler: Any, guidance: Guidance, dimensions: int = 2) -> None:
-        self.scheduler, self.guidance = scheduler, PipelineGuidance(SimpleNamespace(scheduler=scheduler), guidance)
-        self.mixture = GaussianMixture(self.guidance.kind.levels.schedule, across(MEANS, dimensions), 0.3)
-        self.predictor = self.mixture.predictor(guidance, [0])
-
-    def draw(self, x_t: Tensor, generator: Any = None, rounded: torch.dtype = torch.float32) -> Tensor:
-        for timestep in self.scheduler.timesteps:
-            output = self.guidance.guide(self.predictor, x_t, timestep.to(rounded))
-            (x_t,) = self.scheduler.step(output, timestep, x_t, generator=generator, return_dict=False)
-        return x_t
-
-
-def generators(count: int) -> list[torch.Generator]:
-    return [torch.Generator().manual_seed(seed) for seed in range(count)]
-
-
-def start(drawn_from: list[torch.Generator]) -> Tensor:
-    return torch.stack([torch.randn(2, generator=generator) for generator in drawn_from])
 
 
 @pytest.mark.parametrize("name", SHIFTS)

@@ -117,10 +117,11 @@ def given(pipeline: Any, seeds: list[int] = SEEDS, **settings: Any) -> dict[str,
     return texts | {"latents": sigma * start, "generator": generators, "num_inference_steps": 10} | settings
 
 
-def stock(pipeline: Any, guidance: Guidance, eta: float = 1.0, **settings: Any) -> Drawn:
+def stock(pipeline: Any, guidance: Guidance, eta: float | None = 1.0, **settings: Any) -> Drawn:
     """The same from a stock pipeline."""
     with guided(pipeline, guidance, eta) as hosted:
-        latents = pipeline(**given(pipeline, **{"eta": eta, "output_type": "latent"} | settings)).images
+        own = {} if eta is None else {"eta": eta}
+        latents = pipeline(**given(pipeline, **own | {"output_type": "latent"} | settings)).images
     return latents, hosted.trajectories.posterior, hosted.trajectories.scale
 
 
@@ -196,6 +197,24 @@ def test_a_guidance_that_does_nothing_is_the_pipeline_itself(folder: Path):
         settings = {"negative_prompt": None, "guidance_rescale": 0.7, "guidance_scale": 3.0, "output_type": "pt"}
         found, _, _ = stock(opened(folder), guidance, **settings)
         torch.testing.assert_close(found, expected.images, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "settings"),
+    [
+        ("EulerAncestralDiscreteScheduler", {}),
+        ("EulerDiscreteScheduler", {}),
+        ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
+        ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
+    ],
+    ids=["Euler ancestral", "Euler", "DPM-Solver++ SDE", "DPM-Solver++"],
+)
+def test_and_under_each_fast_scheduler(scheduler: str, settings: dict[str, Any], folder: Path):
+    call = {"guidance_scale": 7.5, "output_type": "latent"}
+    expected = opened(folder, scheduler, **settings)
+    expected = expected(**given(expected), **call).images
+    found, _, _ = stock(opened(folder, scheduler, **settings), CFGNegativePrompt(7.5), eta=None, **call)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
 
 
 def test_images_are_guided_each_by_its_own_posterior(pipeline: Any):
@@ -331,7 +350,7 @@ def refused(call: Any) -> str:
     return line
 
 
-@pytest.mark.parametrize("name", ["PNDMScheduler", "EulerDiscreteScheduler", "DPMSolverMultistepScheduler"])
+@pytest.mark.parametrize("name", ["PNDMScheduler", "HeunDiscreteScheduler", "UniPCMultistepScheduler"])
 def test_schedulers_without_a_known_kernel(name: str, folder: Path, folder_xl: Path):
     for call, pipeline in ((stock, opened(folder, name)), (from_modular, opened_modular(folder_xl, name))):
         line = refused(lambda call=call, pipeline=pipeline: call(pipeline, DYNAMIC))
