@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import lightning  # noqa: F401  # first: typing may hand out another library's Union[float, int] for its Union[int, float]
 import pytest
@@ -45,6 +46,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.stem in SLOW:
             item.add_marker(pytest.mark.slow)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """`pytest -n 2` gives a file to one process, so that what its tests share is made once; in the order of folders."""
+    from xdist.scheduler import LoadFileScheduling
+
+    config.option.loadscopereorder = False
+    return LoadFileScheduling(config, log) if config.getvalue("dist") == "load" else None
 
 
 # On cores that others use too (pytest -n 2) torch's threads wait for each other, and everything takes ten times longer.

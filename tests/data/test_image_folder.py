@@ -414,11 +414,12 @@ def test_two_processes_decode_once_and_train(classes: Path, dng_process: DngProc
     assert (tmp_path / "logs" / "image-folder" / "model.ckpt").exists()
 
 
-@pytest.mark.slow
-def test_unreadable_files_end_a_training_before_it_writes(damaged: Path, dng_process: DngProcess, tmp_path: Path):
-    done = dng_process("fit", "--config=image_folder.yaml", f"--data.root={damaged}", *QUIET, cwd=tmp_path)
-    assert done.returncode == 2
-    (line,) = [line for line in done.stderr.splitlines() if "cannot be read" in line]
+def test_unreadable_files_end_a_training_before_it_writes(damaged: Path, dng: Dng, tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        dng("fit", "--config=image_folder.yaml", f"--data.root={damaged}")
+    assert ended.value.code == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "cannot be read" in line]
     assert line.startswith("dng: error: 3 of 63 images cannot be read")
     assert not (tmp_path / "logs").exists()
 

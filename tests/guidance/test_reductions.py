@@ -1,5 +1,6 @@
 """What each guidance reduces to: no push is no guidance, a posterior held fixed is negative prompting."""
 
+import functools
 import math
 from dataclasses import replace
 
@@ -38,11 +39,11 @@ from dng_lightning.sampling import Sampler
 
 CALIBRATION = [[-3.0, 1.1, -1.0], [4.0, 1.5, 1.0]]
 SAMPLERS = {
-    "ancestral": Sampler(100),
-    "larger variance": Sampler(100, variance="beta"),
-    "clipped": Sampler(100, clip=1.0),
-    "DDIM": Sampler(100, eta=0.0),
-    "eta .5": Sampler(100, eta=0.5),
+    "ancestral": Sampler(50),
+    "larger variance": Sampler(50, variance="beta"),
+    "clipped": Sampler(50, clip=1.0),
+    "DDIM": Sampler(50, eta=0.0),
+    "eta .5": Sampler(50, eta=0.5),
 }
 each_sampler = pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS)
 pytestmark = pytest.mark.filterwarnings("ignore:a posterior tracked")
@@ -51,6 +52,11 @@ pytestmark = pytest.mark.filterwarnings("ignore:a posterior tracked")
 def samples(guidance: Guidance, forbidden: list[int], sampler: Sampler, mixture: GaussianMixture = FOUR) -> Tensor:
     # 64 images: SIMD lanes are all full, so an image's arithmetic is the same with and without its negatives
     return trajectory(mixture, guidance, forbidden, sampler, BatchNoise((64, mixture.dimensions))).x_0
+
+
+@functools.cache
+def unguided(forbidden: tuple[int, ...], sampler: Sampler) -> Tensor:
+    return samples(Unguided(), list(forbidden), sampler)
 
 
 @each_sampler
@@ -71,7 +77,7 @@ def samples(guidance: Guidance, forbidden: list[int], sampler: Sampler, mixture:
         DynamicNegativeGuidance(0.0, ClassifierPosterior(1 - 1e-9)),
         DynamicNegativeGuidance(1.0, ClassifierPosterior(1e-30)),
         DynamicNegativeGuidance(1.0, TrackedPosterior(1e-30), skip_below=0.5),
-        SafeLatentDiffusion(5.0, warmup=100),
+        SafeLatentDiffusion(5.0, warmup=50),
         SafeLatentDiffusion(5.0, mask_scale=0.0),
         SafeLatentDiffusion(5.0, threshold=-math.inf),
         ClassifierGuidance(0.0),
@@ -96,7 +102,7 @@ def samples(guidance: Guidance, forbidden: list[int], sampler: Sampler, mixture:
     ids=display_name_with_scale,
 )
 def test_no_push_gives_the_unguided_images_bit_for_bit(guidance, forbidden, sampler):
-    assert torch.equal(samples(guidance, forbidden, sampler), samples(Unguided(), forbidden, sampler))
+    assert torch.equal(samples(guidance, forbidden, sampler), unguided(tuple(forbidden), sampler))
 
 
 @each_sampler
