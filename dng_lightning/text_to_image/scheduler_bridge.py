@@ -56,9 +56,11 @@ class PipelineGuidance:
         eta: what the pipeline is called with, in [0, 1]; None for the scheduler's own, 1 for a DDIMScheduler. Below 1
             what the guidance tracks may be biased: a warning says so, and a scheduler that draws no noise at all is
             refused.
+        conditions: number K of negative prompts an image.
 
     Attributes:
         prediction: what the network predicts.
+        plain: output that stands for the base prediction of the last step, (B, ...) fp32.
         trajectories: scale and posterior along the last chain.
 
     Raises:
@@ -70,7 +72,7 @@ class PipelineGuidance:
     _excess: Tensor  # of what a second-order scheduler was given over the smooth part
     _term: Tensor | None  # the second-order term of the last step
 
-    def __init__(self, pipeline: Any, guidance: Guidance, eta: float | None = None) -> None:
+    def __init__(self, pipeline: Any, guidance: Guidance, eta: float | None = None, conditions: int = 1) -> None:
         check_guidance(guidance)
         if guidance.needs().attention is not None:
             name = display_name(guidance)
@@ -79,7 +81,7 @@ class PipelineGuidance:
         self.kind = kind_of(self.scheduler, eta, tracks=guidance.needs().is_biased(0))
         self.prediction = self.kind.levels.prediction
         self.guidance = with_schedule(guidance, self.kind.levels.schedule)
-        self.guidance.start(torch.empty(1, 1, 1, 1), 1)  # refuses priors that do not fit
+        self.guidance.start(torch.empty(1, 1, 1, 1), conditions)  # refuses priors that do not fit
         warn_if_biased(guidance.needs(), self.kind.eta)
         self.trajectories = Trajectories()
         self.restart()
@@ -97,7 +99,7 @@ class PipelineGuidance:
         """The output for the scheduler in place of the network's, (B, ...) fp32.
 
         Args:
-            predictor: gives the predictions of the prompts (the base), of the negative prompts (K = 1), and the null.
+            predictor: gives the predictions of the prompts (the base), of the K negative prompts, and the null.
             x_t: the latents (B, ...).
             timestep: of the scheduler, rounded or not; a chain may start at any.
 
@@ -125,6 +127,7 @@ class PipelineGuidance:
         self._last = PendingStep(step, x_t, predictions, guided)
 
         # Step: left to the scheduler, which is given the D_hat that leads where ``sample`` goes
+        self.plain = output_of(predictions.denoised, x_t, step.level, self.prediction)
         return output_of(self._for_scheduler(step, x_t, guided), x_t, step.level, self.prediction)
 
     def _for_scheduler(self, step: Step, x_t: Tensor, guided: Guided) -> Tensor:
@@ -154,7 +157,7 @@ class PipelineGuidance:
 
     def _start(self, predictor: Predictor, x_T: Tensor) -> None:
         self.chain = self.kind.chain()
-        self.state = self.guidance.start(x_T, 1)
+        self.state = self.guidance.start(x_T, predictor.conditions)
         self.source = WithDivergence(predictor, Probes(x_T), min(step.eta for step in self.chain))
         self.trajectories = Trajectories()
         self._second_order, self._excess, self._term = SecondOrder(), torch.zeros_like(x_T), None

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,21 +54,38 @@ class NullEmbedding:
         self.forms = (text, none)  # SDXL has zeros in the place of the second
 
     def check(self, guidance: Guidance, negatives: Tensor | None) -> None:
-        """Refuse a guidance away from something without a negative prompt, and any other one with a negative prompt.
+        """See ``check_negatives``."""
+        check_negatives(guidance, negatives, list(self.forms))
 
-        Args:
-            guidance: the method.
-            negatives: tokens of what the pipeline has for negative prompts, one an image; None where it has none.
 
-        Raises:
-            SettingError: see above.
-        """
-        given = torch.zeros(1, dtype=torch.bool)
-        if negatives is not None:  # half precision rounds otherwise in a batch of another size
-            apart = [(negatives - form).abs().amax((1, 2)) > 1e-2 * form.abs().max() for form in self.forms]
-            given = torch.stack(apart).all(0)
-        avoids = guidance.needs().negatives
-        if avoids and not given.all():
-            raise SettingError(f"{display_name(guidance)} avoids something: call the pipeline with a negative_prompt")
-        if not avoids and given.any():
-            raise SettingError(f"{display_name(guidance)} avoids nothing: call the pipeline without a negative_prompt")
+def check_negatives(
+    guidance: Guidance, negatives: Sequence[Tensor] | Tensor | None, empties: Sequence[Any], others: bool = False
+) -> None:
+    """Refuse a guidance away from something without a negative prompt, and any other one with a negative prompt.
+
+    Args:
+        guidance: the method.
+        negatives: tokens of what the pipeline has for negative prompts, (length, width) an image; None where it has
+            none.
+        empties: tokens of the texts that count as no negative prompt, (1, length, width) each; none where they are not
+            known.
+        others: whether the guidance avoids other negative prompts than those of the pipeline.
+
+    Raises:
+        SettingError: see above.
+    """
+    given = [all(_apart(text, form[0]) for form in empties) for text in negatives] if negatives is not None else [False]
+    avoids, name = guidance.needs().negatives, display_name(guidance)
+    if avoids and not others and not all(given):
+        raise SettingError(f"{name} avoids something: call the pipeline with a negative_prompt")
+    if not empties:  # then the pipeline's default cannot be told from a negative prompt
+        return
+    if any(given) and others:
+        raise SettingError("guided has negative prompts: call the pipeline without a negative_prompt")
+    if any(given) and not avoids:
+        raise SettingError(f"{name} avoids nothing: call the pipeline without a negative_prompt")
+
+
+def _apart(text: Tensor, form: Tensor) -> bool:
+    """Whether a text is another one than ``form``; half precision rounds otherwise in a batch of another size."""
+    return text.shape != form.shape or bool((text - form).abs().amax() > 1e-2 * form.abs().max())

@@ -409,7 +409,7 @@ def test_guidances_and_pipelines_that_cannot_be(pipeline: Any, modular: Any, fol
     modular.update_components(scheduler=diffusers.DDIMScheduler.from_config(modular.scheduler.config))
     assert "set divergence to 0" in refused(lambda: from_modular(modular, unbiased, eta=0.5))
     pipeline.text_encoder = None
-    assert "give the pipeline its text_encoder" in refused(lambda: stock(pipeline, DYNAMIC))
+    assert "give the pipeline its text_encoder" in refused(lambda: stock(pipeline, BOTH))
 
 
 def test_another_scheduler_afterwards(pipeline: Any):

@@ -1,0 +1,258 @@
+"""The forward of a pipeline's network, with the guided prediction in place of its own."""
+
+import inspect
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dng_lightning.errors import SettingError
+from dng_lightning.guidance.base import Guidance
+from dng_lightning.guidance.serialization import display_name
+from dng_lightning.kernel import NoiseLevel
+from dng_lightning.parametrization import denoised_of
+from dng_lightning.sampling.predictors import ClassConditionalPredictor
+from dng_lightning.text_to_image.layouts import Layout, NetworkCall
+from dng_lightning.text_to_image.layouts.layout import Texts
+from dng_lightning.text_to_image.scheduler_bridge import PipelineGuidance
+from dng_lightning.text_to_image.text_embeddings import check_negatives
+
+ENCODER_SETTINGS = ("clean_caption", "lora_scale", "max_sequence_length", "text_encoder_out_layers")
+
+
+class PipelineTexts:
+    """The empty prompt and the negative prompts of all images, encoded as a pipeline encodes those of its call.
+
+    Args:
+        pipeline: of diffusers.
+        layout: of the pipeline.
+        guidance: the method.
+        negatives: texts that all images avoid; none for those of the pipeline's call.
+
+    Raises:
+        SettingError: there is something to encode, and the pipeline has no text encoder.
+    """
+
+    def __init__(self, pipeline: Any, layout: Layout, guidance: Guidance, negatives: Sequence[str]) -> None:
+        self.pipeline, self.layout, self.texts = pipeline, layout, list(negatives)
+        self.encode: Callable[..., Any] = pipeline.encode_prompt
+        self.settings: dict[str, Any] = {}
+        self.encoded: tuple[list[Texts], list[Texts]] | None = None
+        self.readable = getattr(pipeline, "text_encoder", None) is not None
+        if not self.readable and (negatives or guidance.needs().null):
+            what = "the negative prompt" if negatives else "the empty prompt"
+            raise SettingError(
+                f"{display_name(guidance)} reads {what}: give the pipeline its text_encoder (it may be freed later)"
+            )
+
+    @property
+    def noted(self) -> Callable[..., Any]:
+        """The pipeline's ``encode_prompt``, whose settings are noted when the pipeline calls it."""
+        signature = inspect.signature(self.encode)
+
+        @wraps(self.encode)
+        def encode(*args: Any, **kwargs: Any) -> Any:
+            self.settings, self.encoded = signature.bind(*args, **kwargs).arguments, None
+            return self.encode(*args, **kwargs)
+
+        return encode
+
+    @property
+    def branches(self) -> int:
+        """How many predictions an image the pipeline asks a network for that it calls once a step."""
+        both = getattr(self.pipeline, "do_classifier_free_guidance", None)
+        return 2 if (self.settings.get("do_classifier_free_guidance") if both is None else both) else 1
+
+    def negatives(self) -> list[Texts]:
+        """The negative prompts of all images."""
+        return self._encoded()[1]
+
+    def empties(self) -> list[Texts]:
+        """What counts as no negative prompt, the unconditional text first; nothing without a text encoder."""
+        return self._encoded()[0]
+
+    def _encoded(self) -> tuple[list[Texts], list[Texts]]:
+        """Both, once for each call of the pipeline."""
+        if self.encoded is None and self.readable:
+            own = inspect.signature(self.encode).parameters
+            settings = {name: self.settings[name] for name in ENCODER_SETTINGS if name in self.settings and name in own}
+            before, after = self.settings, self.pipeline.encode_prompt
+            self.pipeline.encode_prompt = self.encode
+            try:
+                negatives = [self.layout.encode(self.pipeline, text, settings) for text in self.texts]
+                self.encoded = self.layout.no_negatives(self.pipeline, settings), negatives
+            finally:
+                self.pipeline.encode_prompt, self.settings = after, before
+        return self.encoded or ([], [])
+
+
+class GuidedForward:
+    """The forward of a pipeline's network, with the guided prediction as each of its outputs; a context manager.
+
+    Where the pipeline calls its network for the prompts and then for the negative prompts, the guided prediction needs
+    both: the first call returns a tensor that the second one fills, before the pipeline blends the two.
+
+    Args:
+        pipeline: of diffusers.
+        layout: of the pipeline.
+        hosted: the guidance.
+        texts: what is encoded for all images.
+        network: one of the pipeline's networks.
+    """
+
+    def __init__(
+        self, pipeline: Any, layout: Layout, hosted: PipelineGuidance, texts: PipelineTexts, network: Any
+    ) -> None:
+        self.pipeline, self.layout, self.hosted, self.texts, self.module = pipeline, layout, hosted, texts, network
+        self.signature = inspect.signature(type(getattr(network, "_orig_mod", network)).forward)
+        self.guidance, self.name = hosted.guidance, display_name(hosted.guidance)
+        self.first: tuple[NetworkCall, Tensor] | None = None
+        self.unfilled = False
+
+    # --- in the pipeline ---
+
+    def __enter__(self) -> "GuidedForward":
+        self.install()
+        self.watch = self.module.register_forward_pre_hook(self._check)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.watch.remove()
+        self.remove()
+
+    def install(self) -> None:
+        """Take the place of the network's forward."""
+        self.before, self.network = vars(self.module).get("forward"), self.module.forward
+        self.module.forward = self
+
+    def remove(self) -> None:
+        """Leave it."""
+        if self.module.forward is self:
+            del self.module.forward
+            if self.before is not None:
+                self.module.forward = self.before
+
+    def _check(self, *call: Any) -> None:
+        if self.module.forward is not self:
+            raise SettingError(
+                "the network's forward was replaced by another library: call the pipeline in a new guided"
+            )
+
+    def check_finished(self) -> None:
+        """Refuse that the last call was for the prompts alone.
+
+        Raises:
+            SettingError: the guidance avoids something, and the pipeline evaluated no negative prompt.
+        """
+        if self.unfilled:
+            raise SettingError(f"{self.name} avoids something: call the pipeline with a {self.layout.switch}")
+
+    # --- in a call ---
+
+    def __call__(self, *args: Any, **kwargs: Any) -> tuple[Any]:
+        """See the network's ``forward``.
+
+        Raises:
+            SettingError: the pipeline gives no negative prompt, or something that is not supported.
+        """
+        arguments = self.signature.bind(None, *args, **kwargs).arguments
+        arguments = {name: value for name, value in arguments.items() if name not in ("self", "return_dict")}
+        line = self.layout.refuse(self.pipeline, arguments)
+        if line:
+            raise SettingError(line)
+        call = NetworkCall(self.layout, arguments)
+        self._check_distilled(call)
+        return (self._together(call) if self.layout.together else self._one_by_one(call),)
+
+    def _together(self, call: NetworkCall) -> Any:
+        """The outputs for the negative prompts and the prompts, or for the prompts alone."""
+        if self.texts.branches == 1:
+            return self._output(call, self._guided(call, None))
+        halves = call.halves()
+        negatives, prompts = halves if self.layout.negatives_first else halves[::-1]
+        guided = self._guided(prompts, negatives)
+        return self._output(call, torch.cat([guided, guided]))
+
+    def _one_by_one(self, call: NetworkCall) -> Tensor:
+        """The output for the prompts, or that for the negative prompts."""
+        latents = self.layout.latents
+        if self.first is not None and self.first[0].arguments[latents] is call.arguments[latents]:
+            (prompts, output), self.first = self.first, None
+            if self.unfilled:
+                output.copy_(self._output(call, self._guided(prompts, call)))
+            else:
+                self._check_negatives(call)
+            self.unfilled = False
+            return output.clone()
+        self.check_finished()
+        self.unfilled = self.guidance.needs().negatives and not self.texts.texts
+        output = torch.zeros_like(call.x_t) if self.unfilled else self._output(call, self._guided(call, None))
+        self.first = call, output
+        return output
+
+    def _guided(self, prompts: NetworkCall, negatives: NetworkCall | None) -> Tensor:
+        """The guided output, (B, ...) fp32."""
+        empties, needs = self.texts.empties(), self.guidance.needs()
+        if negatives is None and needs.negatives and not self.texts.texts:
+            raise SettingError(f"{self.name} avoids something: call the pipeline with a {self.layout.switch}")
+        self._check_negatives(negatives)
+        away = [prompts.with_text(text) for text in self.texts.negatives()] or [negatives or prompts]
+        calls = [prompts, *away, *(prompts.with_text(text) for text in empties[:1])]
+        x_t = prompts.x_t
+        rows, own = torch.arange(len(x_t), device=x_t.device), list[Tensor]()
+
+        def denoiser(x_t: Tensor, level: NoiseLevel, labels: Tensor | None) -> Tensor:
+            """A label is a text and one of the images: text * B + image."""
+            assert labels is not None
+            which, counts = torch.unique_consecutive(labels // len(rows), return_counts=True)
+            images, latents = (torch.split(part, counts.tolist()) for part in (labels % len(rows), x_t))
+            of_texts = [calls[number] for number in which.tolist()]
+            parts = [call.take(i).with_latents(x) for call, i, x in zip(of_texts, images, latents, strict=True)]
+            output = self.layout.sign * self._evaluate(parts).float()
+            own.append(output[: len(rows)])  # the base images come first
+            return denoised_of(output, x_t, level.alpha, level.sigma, self.hosted.prediction)
+
+        null = rows + (len(calls) - 1) * len(rows)
+        forbidden = [rows + (1 + k) * len(rows) for k in range(len(away))]
+        predictor = ClassConditionalPredictor(denoiser, null, forbidden, rows)
+        timestep = prompts.arguments[self.layout.rows[1]] / self.module.config.get("timestep_scale", 1.0)
+        guided = self.hosted.guide(predictor, x_t, timestep)
+        # the network's own output, bit for bit, where the guidance changes nothing
+        return self.layout.sign * (own[-1] + (guided - self.hosted.plain))
+
+    def _evaluate(self, calls: Sequence[NetworkCall]) -> Tensor:
+        """The network's outputs, less the channels of a variance that pipelines discard."""
+        if all(calls[0].fits(call) for call in calls):
+            calls = [calls[0].joined(calls[1:])]
+        outputs = []
+        for call in calls:
+            (output,) = self.network(**call.arguments, return_dict=False)
+            output = torch.stack(output) if isinstance(output, list) else output
+            self.width = output.shape[1]
+            outputs.append(output[:, : call.x_t.shape[1]])
+        return torch.cat(outputs)
+
+    def _output(self, call: NetworkCall, guided: Tensor) -> Any:
+        """The guided output as the network returns its own."""
+        guided = guided.to(call.x_t.dtype)
+        more = guided.new_zeros(len(guided), self.width - guided.shape[1], *guided.shape[2:])
+        output = torch.cat([guided, more], 1)
+        return list(output) if isinstance(call.arguments[self.layout.latents], list) else output
+
+    def _check_negatives(self, negatives: NetworkCall | None) -> None:
+        empties = [text[self.layout.text] for text in self.texts.empties()]
+        check_negatives(self.guidance, None if negatives is None else negatives.text, empties, bool(self.texts.texts))
+
+    def _check_distilled(self, call: NetworkCall) -> None:
+        needs, scale = self.guidance.needs(), call.arguments.get("guidance")
+        if not (needs.negatives or needs.null):
+            return
+        line = (
+            f"{self.name} compares predictions, and those of a model distilled for guidance are no conditional scores: "
+        )
+        if self.layout.distilled(self.pipeline):
+            raise SettingError(line + "take the model that is not distilled")
+        if scale is not None and not bool((scale == 1).all()):
+            raise SettingError(line + "call the pipeline with guidance_scale=1")

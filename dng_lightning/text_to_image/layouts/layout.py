@@ -1,0 +1,159 @@
+"""What a pipeline's calls of its network look like."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Texts = dict[str, Any]
+"""Arguments of a network call that depend on the text, for one text."""
+
+Encode = Callable[[Any, str, Mapping[str, Any]], Texts]
+"""``encode(pipeline, negative prompt, settings)``: the text as the pipeline encodes negative prompts, "" for none."""
+
+Refuse = Callable[[Any, Mapping[str, Any]], str | None]
+"""``refuse(pipeline, arguments)``: why a network call cannot be guided, in a line; None if it can."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a pipeline calls its network.
+
+    Attributes:
+        rows: arguments of the network's ``forward`` that have a row for each image, the latents and the timestep
+            first.
+        text: the argument among them that holds the text.
+        encode: encodes a negative prompt.
+        networks: the pipeline's components that denoise.
+        together: the negative prompts and the prompts are evaluated in one call; else the prompts first, and the
+            negative prompts in a call of their own.
+        negatives_first: the order of a call for both.
+        sign: the pipeline takes the output times this for the prediction of its scheduler's type.
+        switch: what a pipeline is called with to evaluate negative prompts.
+        empties: encodes what counts as no negative prompt, the unconditional text first; None for ``encode`` of "".
+        distilled: whether the pipeline's model has been distilled to sample without a second branch.
+        refuse: refuses calls that cannot be guided.
+    """
+
+    rows: tuple[str, ...]
+    text: str
+    encode: Encode
+    networks: tuple[str, ...] = ("transformer",)
+    together: bool = True
+    negatives_first: bool = True
+    sign: float = 1.0
+    switch: str = "guidance_scale above 1"
+    empties: Callable[[Any, Mapping[str, Any]], list[Texts]] | None = None
+    distilled: Callable[[Any], bool] = field(default=lambda pipeline: False)
+    refuse: Refuse = field(default=lambda pipeline, arguments: None)
+
+    @property
+    def latents(self) -> str:
+        """The argument that holds the latents."""
+        return self.rows[0]
+
+    def no_negatives(self, pipeline: Any, settings: Mapping[str, Any]) -> list[Texts]:
+        """What counts as no negative prompt, the unconditional text first."""
+        if self.empties is not None:
+            return self.empties(pipeline, settings)
+        return [self.encode(pipeline, "", settings)]
+
+
+@dataclass(frozen=True)
+class NetworkCall:
+    """Arguments of a call of the network for B images.
+
+    Attributes:
+        layout: of the pipeline.
+        arguments: by their names.
+    """
+
+    layout: Layout
+    arguments: Mapping[str, Any]
+
+    @property
+    def x_t(self) -> Tensor:
+        """The latents, (B, ...)."""
+        latents = self.arguments[self.layout.latents]
+        return torch.stack(latents) if isinstance(latents, list) else latents
+
+    @property
+    def text(self) -> Any:
+        """The text, a row for each image."""
+        return self.arguments[self.layout.text]
+
+    def take(self, rows: Tensor) -> "NetworkCall":
+        """The call for some of the images, as often as they are named."""
+        return self._with(lambda value: _map(lambda part: _take(part, rows), value))
+
+    def with_text(self, text: Texts) -> "NetworkCall":
+        """The same call for another text, one for all of the images."""
+        count = len(self.arguments[self.layout.latents])
+        rows = torch.zeros(count, dtype=torch.long)
+        repeated = {name: _map(lambda part: _take(part, rows), value) for name, value in text.items()}
+        return NetworkCall(self.layout, _merged(self.arguments, repeated))
+
+    def with_latents(self, x_t: Tensor) -> "NetworkCall":
+        """The same call for other latents (B, ...), in the precision of these."""
+        latents = self.arguments[self.layout.latents]
+        many = isinstance(latents, list)
+        moved = x_t.to(latents[0].dtype)
+        return NetworkCall(self.layout, {**self.arguments, self.layout.latents: list(moved) if many else moved})
+
+    def halves(self) -> "tuple[NetworkCall, NetworkCall]":
+        """The first and the second half of the images."""
+        count = len(self.arguments[self.layout.latents])
+        first, second = torch.arange(count).chunk(2)
+        return self.take(first), self.take(second)
+
+    def fits(self, other: "NetworkCall") -> bool:
+        """Whether both can be evaluated in one call."""
+        if not self.layout.together:
+            return False
+        return isinstance(self.text, list) or self.text.shape[1:] == other.text.shape[1:]
+
+    def joined(self, others: "Sequence[NetworkCall]") -> "NetworkCall":
+        """One call for the images of this one and of the others."""
+        calls = [self, *others]
+
+        def together(name: str) -> Any:
+            return _cat([call.arguments[name] for call in calls])
+
+        rows = {name: together(name) for name in self.layout.rows if name in self.arguments}
+        return NetworkCall(self.layout, {**self.arguments, **rows})
+
+    def _with(self, change: Callable[[Any], Any]) -> "NetworkCall":
+        rows = {name: change(self.arguments[name]) for name in self.layout.rows if name in self.arguments}
+        return NetworkCall(self.layout, {**self.arguments, **rows})
+
+
+def _map(change: Callable[[Any], Any], value: Any) -> Any:
+    """``change`` of a value, or of each value of a dictionary."""
+    return {name: _map(change, part) for name, part in value.items()} if isinstance(value, dict) else change(value)
+
+
+def _take(value: Any, rows: Tensor) -> Any:
+    """Some rows of a tensor or a list; a value without rows is for all of them."""
+    if isinstance(value, list):
+        return [value[row] for row in rows.tolist()]
+    return value[rows.to(value.device)] if isinstance(value, Tensor) and value.ndim else value
+
+
+def _cat(values: Sequence[Any]) -> Any:
+    """Rows of one value after those of the other."""
+    first = values[0]
+    if isinstance(first, dict):
+        return {name: _cat([value[name] for value in values]) for name in first}
+    if isinstance(first, list):
+        return [row for value in values for row in value]
+    return torch.cat(list(values)) if isinstance(first, Tensor) and first.ndim else first
+
+
+def _merged(arguments: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments with changes, which may be of a part of a dictionary."""
+    merged = dict(arguments)
+    for name, value in changes.items():
+        merged[name] = {**merged[name], **value} if isinstance(value, dict) else value
+    return merged

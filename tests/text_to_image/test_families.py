@@ -1,0 +1,266 @@
+"""A guidance in each family of pipelines does what it does in our sampler with the same noise."""
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dng_lightning import diffusers_format
+from dng_lightning.errors import SettingError
+from dng_lightning.guidance import (
+    CFGNegativePrompt,
+    DynamicNegativeGuidance,
+    Guidance,
+    NegativePrompting,
+    PositiveAndNegative,
+    Unguided,
+)
+from dng_lightning.kernel import NoiseLevel
+from dng_lightning.parametrization import denoised_of
+from dng_lightning.posterior import TrackedPosterior
+from dng_lightning.sampling import ImageNoise, Sampler, Trajectories, sample
+from dng_lightning.sampling.noise import image_seeds
+from dng_lightning.sampling.predictors import ClassConditionalPredictor
+from dng_lightning.schedule import NoiseSchedule
+from dng_lightning.text_to_image import guided
+
+pytest.importorskip("diffusers", reason="diffusers is not installed (extra text-to-image)")
+pytest.importorskip("transformers", reason="transformers is not installed (extra text-to-image)")
+
+from tiny_pipelines import FAMILIES, Family
+
+STEPS, SEEDS = 4, [3, 14]
+PROMPTS, NEGATIVES = ["a red seven", "a green one"], ["blue", "dark"]
+DYNAMIC = DynamicNegativeGuidance(2, TrackedPosterior(prior=0.3, p_max=0.8))
+BOTH = PositiveAndNegative(DYNAMIC, 3.0)
+ON = 4.0  # any scale with which the pipeline evaluates its negative prompts
+
+
+@pytest.fixture(scope="module")
+def opened() -> dict[str, Any]:
+    """Pipelines, made when they are first used."""
+    made: dict[str, Any] = {}
+
+    class Opened(dict[str, Any]):
+        def __missing__(self, name: str) -> Any:
+            torch.manual_seed(0)
+            self[name] = FAMILIES[name].build()
+            self[name].set_progress_bar_config(disable=True)
+            for part in self[name].components.values():
+                if isinstance(part, torch.nn.Module):
+                    enlarge(part)
+            return self[name]
+
+    return Opened(made)
+
+
+def enlarge(module: torch.nn.Module) -> None:
+    """Random weights say little of the text; these are large enough for a posterior that moves."""
+    with torch.no_grad():
+        for name, weight in module.named_parameters():
+            if weight.ndim < 2:
+                weight.add_(0.1 * torch.randn_like(weight))
+            elif "proj_out" in name or "linear" in name or "context" in name:
+                weight.add_(0.2 * torch.randn_like(weight))
+
+
+def start(family: Family) -> tuple[Tensor, list[torch.Generator]]:
+    """Draws for each image, and the generators that they came from."""
+    generators = [torch.Generator().manual_seed(seed) for seed in SEEDS]
+    return torch.stack([torch.randn(family.shape, generator=generator) for generator in generators]), generators
+
+
+def drawn(pipeline: Any, family: Family, scale: float = ON, **settings: Any) -> Tensor:
+    """Latents of the pipeline."""
+    noise, generators = start(family)
+    given = {"latents": noise_level(pipeline) * noise, "generator": generators, "output_type": "latent"}
+    texts = {"prompt": PROMPTS, "negative_prompt": NEGATIVES, "num_inference_steps": STEPS}
+    every = texts | given | family.call | {family.scale: scale} | settings
+    if every["negative_prompt"] is None and "negative_prompt_embeds" not in every:
+        del every["negative_prompt"]  # the default of some is ""
+    result = pipeline(**every, return_dict=False)[0]
+    return result if isinstance(result, Tensor) else torch.stack(result)
+
+
+def noise_level(pipeline: Any) -> float:
+    """Sigma where the chain starts."""
+    if hasattr(pipeline.scheduler, "alphas_cumprod"):
+        return float((1 - pipeline.scheduler.alphas_cumprod[-1].double()) ** 0.5)
+    return 1.0
+
+
+def schedule_of(scheduler: Any) -> NoiseSchedule:
+    """The levels that the scheduler visited."""
+    if hasattr(scheduler, "alphas_cumprod"):
+        return diffusers_format.schedule_of(scheduler)
+    sigmas, timesteps = scheduler.sigmas[:-1].flip(0).double(), scheduler.timesteps.flip(0)
+    return NoiseSchedule(1 - sigmas, sigmas, torch.cat([torch.zeros(1), timesteps]))
+
+
+def sampled(
+    pipeline: Any, family: Family, guidance: Guidance, negatives: list[str] = NEGATIVES
+) -> tuple[Tensor, Trajectories]:
+    """The same by our sampler, after the pipeline has set its scheduler."""
+    prediction = "flow" if not hasattr(pipeline.scheduler, "alphas_cumprod") else "eps"
+    texts = family.texts(pipeline, PROMPTS, negatives)
+    null = family.texts(pipeline, PROMPTS, ["", ""])["negative"]
+
+    def denoiser(x_t: Tensor, level: NoiseLevel, labels: Tensor | None) -> Tensor:
+        assert labels is not None
+        outputs = [
+            family.run(pipeline, x[None], torch.tensor([level.timestep]), one(rows, int(label) % 2))
+            for x, label in zip(x_t, labels, strict=True)
+            for rows in [(texts["prompt"], texts["negative"], null)[int(label) // 2]]
+        ]
+        return denoised_of(torch.cat(outputs), x_t, level.alpha, level.sigma, prediction)
+
+    rows = torch.arange(2)
+    predictor = ClassConditionalPredictor(denoiser, rows + 4, [rows + 2], rows)
+    noise, seen, sigma = ImageNoise(SEEDS, family.shape), Trajectories(), noise_level(pipeline)
+    first = noise()
+    others = noise if family.generator else ImageNoise(image_seeds(sigma * first), family.shape)
+    draws = itertools.chain([first], iter(others, None))
+    latents = sample(predictor, guidance, schedule_of(pipeline.scheduler), lambda: next(draws), Sampler(STEPS), [seen])
+    return latents, seen
+
+
+def one(texts: Any, row: int) -> Any:
+    """The text of an image."""
+    if isinstance(texts, Tensor):
+        return texts[row : row + 1]
+    return None if texts is None else type(texts)(one(text, row) for text in texts)
+
+
+def assert_same(found: Tensor, expected: Tensor, atol: float = 1e-4) -> None:
+    torch.testing.assert_close(found, expected.to(found.dtype), rtol=0, atol=atol * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_at_scale_0_it_is_the_pipeline_itself(name: str, opened: Any):
+    """Bit for bit where the network is called for the same images; in another batch to rounding."""
+    pipeline, family = opened[name], FAMILIES[name]
+    expected = drawn(pipeline, family, family.off, negative_prompt=None)
+    with guided(pipeline, Unguided()):
+        assert torch.equal(drawn(pipeline, family, family.off, negative_prompt=None), expected)
+    for guidance in (DynamicNegativeGuidance(0, DYNAMIC.posterior), NegativePrompting(0)):
+        with guided(pipeline, guidance):
+            assert_same(drawn(pipeline, family), expected, 1e-5)
+    again = drawn(pipeline, family, family.off, negative_prompt=None)
+    assert torch.equal(again, expected)
+
+
+@pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if family.own])
+def test_with_a_constant_posterior_it_is_the_pipelines_own_guidance(name: str, opened: Any):
+    pipeline, family = opened[name], FAMILIES[name]
+    expected = drawn(pipeline, family, 3.0)
+    assert (expected - drawn(pipeline, family, family.off, negative_prompt=None)).abs().max() > 1e-2
+    with guided(pipeline, CFGNegativePrompt(family.own(3.0))):
+        assert_same(drawn(pipeline, family), expected)
+
+
+@pytest.mark.parametrize("guidance", [DYNAMIC, BOTH], ids=["dynamic", "with_prompt"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_it_draws_what_our_sampler_draws(name: str, guidance: Guidance, opened: Any):
+    pipeline, family = opened[name], FAMILIES[name]
+    with guided(pipeline, guidance) as hosted:
+        found = drawn(pipeline, family)
+    expected, seen = sampled(pipeline, family, guidance)
+    assert hosted.trajectories.posterior is not None
+    assert seen.posterior is not None
+    assert (hosted.trajectories.posterior - 0.3).abs().max() > 1e-3  # it moves
+    torch.testing.assert_close(hosted.trajectories.posterior, seen.posterior, rtol=0, atol=1e-4)
+    assert_same(found, expected)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_negative_prompts_of_its_own(name: str, opened: Any):
+    """The same as those of the call, and several of them."""
+    pipeline, family = opened[name], FAMILIES[name]
+    with guided(pipeline, BOTH) as hosted:
+        expected = drawn(pipeline, family, negative_prompt=["blue", "blue"])
+    for scale in (family.off, ON):
+        with guided(pipeline, BOTH, negative_prompt="blue"):
+            assert_same(drawn(pipeline, family, scale, negative_prompt=None), expected)
+    with guided(pipeline, BOTH, negative_prompt=["blue", "dark"]) as hosted:
+        drawn(pipeline, family, negative_prompt=None)
+    assert hosted.trajectories.posterior is not None
+    assert hosted.trajectories.posterior.shape == (2, STEPS, 2)
+    with guided(pipeline, BOTH, negative_prompt="blue"), pytest.raises(SettingError, match="guided has negative"):
+        drawn(pipeline, family)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_calls_that_cannot_be_guided(name: str, opened: Any):
+    pipeline, family = opened[name], FAMILIES[name]
+    for settings in ({"scale": family.off}, {"negative_prompt": ["", ""]}, {"negative_prompt": None}):
+        with pytest.raises(SettingError, match="avoids something: call the pipeline with a"), guided(pipeline, DYNAMIC):
+            drawn(pipeline, family, **{"scale": ON} | settings)
+    with pytest.raises(SettingError, match="avoids nothing: call the pipeline without"), guided(pipeline, Unguided()):
+        drawn(pipeline, family)
+    assert "forward" not in vars(pipeline.transformer)
+    assert "encode_prompt" not in vars(pipeline)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_several_images_a_prompt(name: str, opened: Any):
+    pipeline, family = opened[name], FAMILIES[name]
+    with guided(pipeline, BOTH):
+        expected = drawn(pipeline, family, prompt=PROMPTS[:1] * 2, negative_prompt=NEGATIVES[:1] * 2)
+        found = drawn(pipeline, family, prompt=PROMPTS[:1], negative_prompt=NEGATIVES[:1], **{family.count: 2})
+    assert_same(found, expected, 1e-5)
+
+
+@pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if family.embeds])
+def test_prompts_as_embeddings_without_text_encoders(name: str, opened: Any):
+    """And the empty prompt is read while the text encoder is there."""
+    pipeline, family = opened[name], FAMILIES[name]
+    texts = family.texts(pipeline, PROMPTS, NEGATIVES)
+    embeds = {f"{sign}{part}": text for sign, key in (("", "prompt"), ("negative_", "negative"))
+              for part, text in zip(family.embeds, texts[key], strict=True)}  # fmt: skip
+    embeds |= {"prompt": None, "negative_prompt": None}
+    with guided(pipeline, BOTH):
+        expected = drawn(pipeline, family)
+        assert_same(drawn(pipeline, family, **embeds), expected, 1e-5)
+    encoder, pipeline.text_encoder = pipeline.text_encoder, None
+    try:
+        with guided(pipeline, DYNAMIC):
+            drawn(pipeline, family, **embeds)
+        with pytest.raises(SettingError, match="reads the empty prompt: give the pipeline its text_encoder"):
+            guided(pipeline, BOTH).__enter__()
+    finally:
+        pipeline.text_encoder = encoder
+
+
+@pytest.mark.parametrize("name", ["StableDiffusion3Pipeline"])
+def test_a_low_rank_adaptation(name: str, opened: Any):
+    peft = pytest.importorskip("peft", reason="peft is not installed (extra test)")
+    pipeline, family = opened[name], FAMILIES[name]
+    plain = drawn(pipeline, family, family.off, negative_prompt=None)
+    pipeline.transformer.add_adapter(peft.LoraConfig(target_modules=["to_q", "to_v"], init_lora_weights=False))
+    try:
+        expected = drawn(pipeline, family, 3.0)
+        with guided(pipeline, CFGNegativePrompt(3.0)):
+            assert_same(drawn(pipeline, family), expected)
+    finally:
+        pipeline.transformer.delete_adapters("default")
+    assert (expected - plain).abs().max() > 1e-3
+    assert_same(drawn(pipeline, family, family.off, negative_prompt=None), plain)
+
+
+@pytest.mark.parametrize("name", ["StableDiffusion3Pipeline"])
+def test_weights_that_are_moved_for_each_call(name: str, opened: Any):
+    """Accelerate takes its hooks away and puts them back at the end of each call of the pipeline."""
+    pytest.importorskip("accelerate", reason="accelerate is not installed (extra test)")
+    pipeline, family = opened[name], FAMILIES[name]
+    with guided(pipeline, BOTH):
+        expected = drawn(pipeline, family)
+    pipeline.enable_model_cpu_offload(device="cpu")
+    try:
+        with guided(pipeline, BOTH):
+            assert torch.equal(drawn(pipeline, family), expected)
+            assert torch.equal(drawn(pipeline, family), expected)
+        assert not isinstance(pipeline.transformer.forward, type(BOTH))
+    finally:
+        pipeline.remove_all_hooks()
