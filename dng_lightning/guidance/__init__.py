@@ -8,6 +8,7 @@ from dng_lightning.guidance.cfg_plus_plus import CFGPlusPlus
 from dng_lightning.guidance.classifier_free import ClassifierFreeGuidance
 from dng_lightning.guidance.classifier_guidance import ClassifierGuidance
 from dng_lightning.guidance.composable_not import ComposableNot
+from dng_lightning.guidance.concept_removal import ConceptRemovalGuidance
 from dng_lightning.guidance.contrastive import ContrastiveCFG
 from dng_lightning.guidance.dynamic_geo_guide import DynamicGeoGuide
 from dng_lightning.guidance.dynamic_negative import DynamicNegativeGuidance
@@ -34,6 +35,7 @@ __all__ = [
     "ClassifierFreeGuidance",
     "ClassifierGuidance",
     "ComposableNot",
+    "ConceptRemovalGuidance",
     "ContrastiveCFG",
     "DynamicGeoGuide",
     "DynamicNegativeGuidance",

@@ -23,6 +23,7 @@ from dng_lightning.guidance import (
     ClassifierFreeGuidance,
     ClassifierGuidance,
     ComposableNot,
+    ConceptRemovalGuidance,
     ContrastiveCFG,
     DynamicGeoGuide,
     DynamicNegativeGuidance,
@@ -205,6 +206,9 @@ def toward_class(problem: Problem) -> dict[str, Method]:
     sharpened = PositiveAndNegative(dynamic(TrackedPosterior(problem.prior)), cfg_scale=2.0)
     return {
         "DNG, scale 1, after classifier-free guidance 2": Method(sharpened),
+        "Concept Removal Guidance, threshold 0": Method(ConceptRemovalGuidance()),
+        "Concept Removal Guidance, threshold −1": Method(ConceptRemovalGuidance(threshold=-1.0)),
+        "Concept Removal Guidance, threshold −3": Method(ConceptRemovalGuidance(threshold=-3.0)),
         "Avoiding nothing: classifier-free guidance, scale 3": Method(ClassifierFreeGuidance(3.0)),
         "Avoiding nothing: CFG++, scale 0.6, eta 0": Method(CFGPlusPlus(0.6), eta=0.0),
         "Avoiding nothing: adaptive projected guidance, scale 3": Method(AdaptiveProjectedGuidance(3.0)),
