@@ -107,14 +107,22 @@ def frechet_interval(
     """
     check_count("the Fréchet distance's interval", len(features), 2)
     _check_width(features, real_mean)
-    features, mean, root = _double(features), _double(real_mean), _root(_double(real_cov))
+    features, mean, covariance = _double(features), _double(real_mean), _double(real_cov)
+    n, width = features.shape
+    root = _root(covariance) if n > width else None
+
+    def distance(generated: Tensor) -> float:
+        if root is not None:
+            return _distance(mean, root, generated.mean(dim=0), generated.T.cov())
+        # Fewer images than dimensions: the same non-zero eigenvalues are those of a smaller matrix, (n, n).
+        centred = (generated - generated.mean(dim=0)) / (n - 1) ** 0.5
+        spectrum = torch.linalg.eigvalsh(centred @ covariance @ centred.T).clamp(min=0)
+        traces = covariance.trace() + centred.square().sum() - 2 * spectrum.sqrt().sum()
+        return max(0.0, float((mean - generated.mean(dim=0)).square().sum() + traces))
+
     generator = torch.Generator().manual_seed(seed)
-    n = len(features)
-    values = []
-    for _ in range(draws):
-        drawn = features[torch.randint(n, (n,), generator=generator)]
-        values.append(_distance(mean, root, drawn.mean(dim=0), drawn.T.cov()))
-    point = _distance(mean, root, features.mean(dim=0), features.T.cov())
+    values = [distance(features[torch.randint(n, (n,), generator=generator)]) for _ in range(draws)]
+    point = distance(features)
     return bootstrap_interval(values, point)
 
 

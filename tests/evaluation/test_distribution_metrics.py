@@ -8,6 +8,7 @@ from torchmetrics.image.fid import _compute_fid
 
 from dng_lightning.errors import SettingError
 from dng_lightning.evaluation import distribution_metrics
+from dng_lightning.evaluation.class_balance import bootstrap_interval
 from dng_lightning.evaluation.distribution_metrics import (
     Moments,
     frechet_distance,
@@ -88,6 +89,16 @@ def test_the_interval_is_as_wide_as_the_distance_scatters():
         assert low < distances[-1] < high
         widths.append(high - low)
     assert torch.tensor(widths).mean() == pytest.approx(2 * 1.96 * float(torch.tensor(distances).std()), rel=0.2)
+
+
+@pytest.mark.parametrize("n", [6, 32, 33])
+def test_the_interval_is_that_of_distances_of_redrawn_images_fewer_than_dimensions_or_not(n: int):
+    features, mean, cov = gaussian(n, 32) + 0.5, torch.zeros(32).double(), torch.diag(torch.arange(32.0)).double()
+    generator = torch.Generator().manual_seed(0)
+    redrawn = [features[torch.randint(n, (n,), generator=generator)] for _ in range(20)]
+    point, *values = (frechet_distance(mean, cov, x.mean(dim=0), x.T.cov()) for x in (features, *redrawn))
+    found = frechet_interval(features, mean, cov, draws=20)
+    assert found == pytest.approx(bootstrap_interval(values, point), rel=1e-6)
 
 
 def test_the_interval_contains_the_distance_where_bias_is_all_there_is():
