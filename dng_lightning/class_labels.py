@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 from difflib import get_close_matches
+from pathlib import Path
 
-from dng_lightning.errors import SettingError
+from dng_lightning.errors import SettingError, reason
 
 LISTED = 20  # data sets of more classes are too long for an error: it lists the nearest names
 
@@ -52,3 +53,20 @@ def labels_of(
             raise SettingError(f"class {class_names[label]!r} is named twice")
         labels.append(label)
     return labels
+
+
+def names_of(class_names: Sequence[str] | str | None, owner: str) -> tuple[str, ...]:
+    """The names of the classes that a setting gives: a list, or a text file with one a line.
+
+    Raises:
+        SettingError: there are none, or a file is not there.
+    """
+    if class_names is None:
+        raise SettingError(f"{owner} does not name its classes: set its class_names, a list or a file with one a line")
+    if not isinstance(class_names, str):
+        return tuple(map(str, class_names))
+    try:
+        lines = Path(class_names).read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingError(f"class_names {class_names}: {reason(error)}") from error
+    return tuple(line.strip() for line in lines if line.strip())

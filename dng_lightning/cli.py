@@ -26,6 +26,7 @@ from dng_lightning import (
     networks,
     open_settings,
     posterior,
+    pretrained,
     resources,
     schedule,
 )
@@ -37,7 +38,7 @@ from dng_lightning.modules.image_sampler import ImageSampler
 from dng_lightning.text_to_image import observers, sampler, vision_language
 
 # What is imported can be named in a configuration by its class name alone.
-NAMED = callbacks, data, guidance, judges, modules, networks, posterior, schedule
+NAMED = callbacks, data, guidance, judges, modules, networks, posterior, pretrained, schedule
 NAMED_IN_TEXT_TO_IMAGE = observers, sampler, vision_language
 
 # For each command the files by which a folder holds what it made, and the settings of the model that it may change.
@@ -234,7 +235,9 @@ class DNGCLI(LightningCLI):
             return "logs"
         forbidden = model.init_args[avoided]
         names = [file_name(name) for name in (forbidden if isinstance(forbidden, list) else [forbidden or "nothing"])]
-        folder = f"results/{resources.name_of(model.init_args.checkpoint)}-without-{'-'.join(names) or 'nothing'}"
+        checkpoint = model.init_args.checkpoint
+        name = resources.name_of(checkpoint if isinstance(checkpoint, str) else checkpoint.init_args.path)
+        folder = f"results/{name}-without-{'-'.join(names) or 'nothing'}"
         if self.subcommand == "predict":
             guidance = model.init_args.guidance
             method = f"-{guidance.class_path.rsplit('.', 1)[-1]}" if guidance else ""

@@ -1,4 +1,4 @@
-"""Unconditional models of pixels in diffusers' format, such as `google/ddpm-cifar10-32`: found, and read.
+"""Models of pixels in diffusers' format, such as `google/ddpm-cifar10-32`: found, and read.
 
 A folder in that format has a `model_index.json`, and its network and scheduler in the same folder or in `unet` and
 `scheduler`.
@@ -14,6 +14,7 @@ import torch
 
 from dng_lightning import resources
 from dng_lightning.errors import SettingError, reason, require
+from dng_lightning.model_parts import ModelParts
 from dng_lightning.networks.diffusers import DiffusersNetwork
 from dng_lightning.parametrization import Prediction
 from dng_lightning.schedule import NoiseSchedule
@@ -47,42 +48,80 @@ def find(name: str, pipeline: str = "DDPMPipeline", without: Sequence[str] = ())
         raise SettingError(f"{where} not to be had from the Hugging Face hub: {reason(error)}") from error
 
 
-def read(index: Path) -> tuple[DiffusersNetwork, NoiseSchedule, Prediction, tuple[int, int, int], float | None]:
-    """Read a folder in diffusers' format.
+def read(
+    folder: Path,
+    variant: str | None = None,
+    schedule: NoiseSchedule | None = None,
+    prediction: Prediction | None = None,
+    class_names: Sequence[str] = (),
+    null_class: bool | None = None,
+) -> ModelParts:
+    """Read a folder in diffusers' format: a pipeline's, or that of a network alone.
 
     Args:
-        index: its `model_index.json`.
-
-    Returns:
-        The network, in evaluation mode; the schedule, whose T levels are the scheduler's timesteps 0..T - 1; what the
-        network predicts; (C, H, W) of the images; and the scheduler's bound on the denoised prediction, None for none.
+        folder: with a `model_index.json`, or with the `config.json` of a `UNet2DModel`.
+        variant: of the files of weights, such as fp16; the network computes in fp32 all the same.
+        schedule: None for that of the scheduler in the folder, whose T levels are its timesteps 0..T - 1.
+        prediction: None for that of the scheduler.
+        class_names: of a class-conditional network; empty if they are not known.
+        null_class: whether the last embedding of a class-conditional network is that of no class; None where it follows
+            from the number of ``class_names``.
 
     Raises:
-        SettingError: diffusers is not installed, the folder is damaged, or holds another kind of model.
+        SettingError: diffusers is not installed, the folder is damaged, holds another kind of model, or does not say
+            all that must be known.
     """
-    folder = index.parent
     diffusers = require("diffusers", str(folder), "diffusers")
     try:
-        held = {part: kind for part, kind in json.loads(index.read_text()).items() if not part.startswith("_")}
-        if set(held) != {"unet", "scheduler"} or held["unet"] != ["diffusers", "UNet2DModel"]:
-            raise ValueError("it is not a UNet2DModel with a scheduler and nothing else")
+        if (index := folder / INDEX).exists():
+            held = {part: kind for part, kind in json.loads(index.read_text()).items() if not part.startswith("_")}
+            if set(held) != {"unet", "scheduler"} or held["unet"] != ["diffusers", "UNet2DModel"]:
+                raise ValueError("it is not a UNet2DModel with a scheduler and nothing else")
         plain = {"low_cpu_mem_usage": False}  # else a warning asks for another library
-        network = diffusers.UNet2DModel.from_pretrained(folder, subfolder=_part(folder, "unet"), **plain)
-        kind = getattr(diffusers, held["scheduler"][1])
-        scheduler = kind.from_pretrained(folder, subfolder=_part(folder, "scheduler"))
+        network = diffusers.UNet2DModel.from_pretrained(
+            folder, subfolder=_part(folder, "unet"), variant=variant, **plain
+        )
         channels, size = network.config.in_channels, network.config.sample_size
-        if network.config.out_channels != channels or network.config.num_class_embeds:
-            raise ValueError("it is class-conditional, or predicts a variance besides")
+        if network.config.out_channels not in (channels, 2 * channels) or network.config.class_embed_type:
+            raise ValueError("it takes or gives something else than images and class labels")
         if not size:
             raise ValueError("its network's sample_size, the size of the images, is missing")
         height, width = (size, size) if isinstance(size, int) else size
-        schedule, prediction = schedule_of(scheduler), prediction_of(scheduler)
-        clip = scheduler.config.clip_sample_range if scheduler.config.get("clip_sample") else None
+        scheduler = _scheduler(diffusers, folder, needed=schedule is None or prediction is None)
+        clip = scheduler.config.clip_sample_range if scheduler and scheduler.config.get("clip_sample") else None
+        schedule = schedule or schedule_of(scheduler)
+        prediction = prediction or prediction_of(scheduler)
     except Exception as error:  # a foreign folder can fail in any way
+        raise SettingError(f"{folder} holds no model of pixels in diffusers' format: {reason(error)}") from error
+    classes = _classes(network.config.num_class_embeds or 0, len(class_names), null_class, str(folder))
+    net = DiffusersNetwork(network.float().eval(), *classes)
+    return ModelParts(net, schedule, prediction, (channels, height, width), folder, clip, tuple(class_names))
+
+
+def _scheduler(diffusers: Any, folder: Path, needed: bool) -> Any:
+    """The folder's scheduler; None where there is none, and none is needed."""
+    place = folder / "scheduler" if (folder / "scheduler").is_dir() else folder
+    config = place / "scheduler_config.json"
+    if not config.exists():
+        if needed:
+            raise ValueError("it has no scheduler: set schedule and prediction (class_path DiffusersModel)")
+        return None
+    return getattr(diffusers, json.loads(config.read_text())["_class_name"]).from_pretrained(place)
+
+
+def _classes(embedded: int, named: int, null_class: bool | None, folder: str) -> tuple[int, bool]:
+    """The number of classes, and whether there is an embedding of no class."""
+    if null_class is None and embedded and named not in (embedded, embedded - 1):
+        names = f", not {named}" if named else ""
         raise SettingError(
-            f"{folder} holds no unconditional model of pixels in diffusers' format: {reason(error)}"
-        ) from error
-    return DiffusersNetwork(network.eval()), schedule, prediction, (channels, height, width), clip
+            f"{folder} has {embedded} class embeddings{names}: name its class_names, or say with null_class whether "
+            "the last of them is that of no class (class_path DiffusersModel)"
+        )
+    has_null = embedded == named + 1 if null_class is None else null_class
+    classes = max(embedded - has_null, 0)
+    if named and named != classes:
+        raise SettingError(f"{folder} has {classes} classes, and class_names {named}")
+    return classes, has_null
 
 
 def schedule_of(scheduler: Any) -> NoiseSchedule:

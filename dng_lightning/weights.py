@@ -4,16 +4,13 @@ import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 import torch
 from torch import Tensor, nn
 
 from dng_lightning.errors import SettingError, reason
 
-CONVERT = (
-    "where you trust it, convert it once: import torch; from safetensors.torch import save_model; "
-    "save_model(torch.load(PATH, weights_only=False)[NETWORK], 'weights.safetensors')"
-)
 NESTED = ("state_dict", "model_state_dict", "model")  # where trainings keep the network's own weights
 
 
@@ -35,12 +32,21 @@ def read(path: str | Path) -> dict[str, Any]:
     except ImportError as error:
         raise SettingError(f"{path} needs safetensors: pip install safetensors") from error
     except pickle.UnpicklingError as error:
-        raise SettingError(f"{path} is refused, as it is no plain state dict but carries code; {CONVERT}") from error
+        raise SettingError(f"{path} is refused, as it carries code; {_conversion(path)}") from error
     except Exception as error:  # a foreign file can fail in any way
         raise SettingError(f"{path} holds no weights: {reason(error)}") from error
     if not isinstance(content, Mapping):
         raise SettingError(f"{path} holds no weights but a {type(content).__name__}")
     return dict(content)
+
+
+def _conversion(path: Path) -> str:
+    network = f"torch.load('{path}', weights_only=False)" if is_zipfile(path) else f"pickle.load(open('{path}', 'rb'))"
+    return (
+        "where you trust it, convert it once with the code of its network at hand: import pickle, torch; from "
+        f"safetensors.torch import save_file; file = {network}; net = file['ema'] if isinstance(file, dict) else file; "
+        "save_file({name: weight.contiguous() for name, weight in net.state_dict().items()}, 'weights.safetensors')"
+    )
 
 
 def state_dict(path: str | Path) -> dict[str, Tensor]:

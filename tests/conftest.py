@@ -38,7 +38,7 @@ SLOW = """
     test_observed_sampling test_text_to_image_cli test_ema test_text_to_image test_skipping test_feedback test_attention
     test_families
     test_flow_schedulers test_second_order test_solver_schedulers
-    test_judges_of_commands test_pretrained_classifiers
+    test_judges_of_commands test_pretrained_classifiers test_other_models
 """.split()  # noqa: SIM905  # one a line would be a page
 
 

@@ -3,7 +3,6 @@
 import hashlib
 import re
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -181,20 +180,3 @@ class PretrainedClassifier(nn.Module):
 def _width(layer: nn.Module, end: str) -> int | None:
     width = getattr(layer, f"{end}_features", getattr(layer, f"{end}_channels", None))
     return width if isinstance(width, int) else None
-
-
-def names_of(class_names: Sequence[str] | str | None, judge: str) -> tuple[str, ...]:
-    """The names of a judge's classes that a setting gives: a list, or a text file with one a line.
-
-    Raises:
-        SettingError: there are none, or a file is not there.
-    """
-    if class_names is None:
-        raise SettingError(f"{judge} does not name its classes: set its class_names, a list or a file with one a line")
-    if not isinstance(class_names, str):
-        return tuple(map(str, class_names))
-    try:
-        lines = Path(class_names).read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingError(f"class_names {class_names}: {reason(error)}") from error
-    return tuple(line.strip() for line in lines if line.strip())

@@ -7,8 +7,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from dng_lightning.class_labels import names_of
 from dng_lightning.errors import SettingError, reason
-from dng_lightning.judges.base import PretrainedClassifier, names_of
+from dng_lightning.judges.base import PretrainedClassifier
 from dng_lightning.judges.class_mapping import ClassMapping
 from dng_lightning.judges.preprocessing import Preprocessing
 

@@ -5,8 +5,9 @@ from typing import Any
 
 from torch import Tensor
 
+from dng_lightning.class_labels import names_of
 from dng_lightning.errors import SettingError, reason, require
-from dng_lightning.judges.base import PretrainedClassifier, names_of
+from dng_lightning.judges.base import PretrainedClassifier
 from dng_lightning.judges.class_mapping import ClassMapping
 
 

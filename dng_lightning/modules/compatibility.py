@@ -22,6 +22,8 @@ def name_classes(
 ) -> None:
     """Tell another library's model, which does not say what it was trained on, the classes of one of the ``others``.
 
+    A class-conditional model that nobody can tell has its labels as names.
+
     Args:
         model: the model without class names.
         others: that may know.
@@ -33,7 +35,9 @@ def name_classes(
     """
     if model.class_names:
         return
-    known = next((other.class_names for other in others if other.class_names), ())
+    count = model.null_class  # 0 for an unconditional model
+    named = (other.class_names for other in others if other.class_names and count in (0, len(other.class_names)))
+    known = next(named, tuple(map(str, range(count))))
     if needed and not known:
         raise SettingError(f"{name} does not name its classes: name a classifier that does, or set forbidden to []")
     model.class_names, model.seen_classes = known, tuple(range(len(known)))
@@ -95,3 +99,17 @@ def check_needs(guidance: Guidance, observer: bool, noise_conditional_classifier
         raise SettingError(f"{name} needs a classifier to look at the images: name one as observer")
     if needs.class_labels and not class_labels:
         raise SettingError(f'{name} guides toward a class: set class_labels to one, or to "all"')
+
+
+def check_null_class(
+    model: DiffusionModule, name: str, class_labels: Sequence[int], guidances: Sequence[Guidance]
+) -> None:
+    """Refuse a class-conditional model without an unconditional prediction, where one is needed."""
+    if not model.null_class or getattr(model.net, "has_null_class", True):
+        return
+    mend = "name an unconditional model as checkpoint, or a model with a null class"
+    if not class_labels:
+        raise SettingError(f"{name} has no null class, so no unconditional prediction: set class_labels, or {mend}")
+    for guidance in guidances:
+        if guidance.needs().null:
+            raise SettingError(f"{display_name(guidance)} needs the unconditional prediction, {name} has none: {mend}")

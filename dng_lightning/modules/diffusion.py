@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -11,6 +12,7 @@ from torch import Generator, Tensor, nn
 from dng_lightning import diffusers_format
 from dng_lightning.errors import SettingError, check_0_to_1, check_in
 from dng_lightning.kernel import NoiseLevel
+from dng_lightning.model_parts import ModelParts
 from dng_lightning.modules.base_module import TrainedModule
 from dng_lightning.parametrization import Prediction, denoised_of, network_input
 from dng_lightning.schedule import LinearSchedule, NoiseSchedule
@@ -99,9 +101,11 @@ class DiffusionModule(BaseDiffusionModule):
 
     Attributes:
         clip: bound on the denoised prediction that a checkpoint in diffusers' format names; None for none.
+        folder: where a model of another library lies.
     """
 
     clip: float | None = None
+    folder: Path
 
     def __init__(
         self,
@@ -129,9 +133,7 @@ class DiffusionModule(BaseDiffusionModule):
 
     @classmethod
     def load(cls, name: str) -> Self:
-        """Load a checkpoint for use, see ``TrainedModule.load``, or an unconditional model in diffusers' format.
-
-        Of the latter ``class_names`` and ``seen_classes`` are empty: it does not say what it was trained on.
+        """Load a checkpoint for use, see ``TrainedModule.load``, or a model in diffusers' format.
 
         Args:
             name: as there, or a folder with a ``model_index.json``, or a model of the Hugging Face hub.
@@ -142,11 +144,16 @@ class DiffusionModule(BaseDiffusionModule):
         path = diffusers_format.find(name)
         if path.name != diffusers_format.INDEX:
             return super().load(name)
-        net, schedule, prediction, image_shape, clip = diffusers_format.read(path)
-        module = cls(net, schedule, prediction)
-        module.clip = clip
+        return cls.of(diffusers_format.read(path.parent))
+
+    @classmethod
+    def of(cls, parts: ModelParts) -> Self:
+        """A model of another library, for use; its ``class_names`` are empty where it does not say them."""
+        module = cls(parts.net, parts.schedule, parts.prediction)
+        module.clip, module.folder = parts.clip, parts.folder
         module.net.to(memory_format=torch.contiguous_format)  # as diffusers has it, for its output to the last bit
-        module.image_shape, module.class_names, module.seen_classes = image_shape, (), ()
+        module.image_shape, module.class_names = parts.image_shape, parts.class_names
+        module.seen_classes = tuple(range(module.null_class))
         return module.eval().requires_grad_(False)
 
     @property

@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from dng_lightning import diffusers_format, resources
+from dng_lightning import resources
 from dng_lightning.class_labels import labels_of
 from dng_lightning.errors import SettingError
 from dng_lightning.evaluation.runs import EvaluationRun, Samples
@@ -20,12 +20,14 @@ from dng_lightning.modules.compatibility import (
     check_classes,
     check_needs,
     check_negatives,
+    check_null_class,
     check_same,
     name_classes,
 )
-from dng_lightning.modules.diffusion import DiffusionModule
 from dng_lightning.modules.image_sampler import Draw, ImageSampler
 from dng_lightning.modules.judges import AnyClassifier, classifier_name, load_classifier, sort_into
+from dng_lightning.modules.models import load_model, path_of
+from dng_lightning.pretrained import PretrainedModel
 from dng_lightning.sampling import (
     ClassConditionalPredictor,
     NetworkPairPredictor,
@@ -42,8 +44,9 @@ class GuidedSampler(ImageSampler):
     """Draws images from a checkpoint, guided away from the forbidden classes; for ``dng predict`` and ``dng test``.
 
     Args:
-        checkpoint: the model to sample from: a ``.ckpt``, a folder with a ``model.ckpt``, a shipped name, or an
-            unconditional model in diffusers' format, a folder or one of the Hugging Face hub.
+        checkpoint: the model to sample from: a ``.ckpt``, a folder with a ``model.ckpt``, a shipped name, a model in
+            diffusers' format, a folder or one of the Hugging Face hub; or one of another library by class path
+            (``pretrained``).
         forbidden: the class or classes to avoid, by name or number; None or [] for none.
         guidance: the method of ``dng predict``; None for the first of ``guidances``, or Dynamic Negative Guidance with
             its defaults.
@@ -83,7 +86,7 @@ class GuidedSampler(ImageSampler):
 
     def __init__(
         self,
-        checkpoint: str = "mnist",
+        checkpoint: PretrainedModel | str = "mnist",
         forbidden: Classes | None = "0",
         guidance: Guidance | None = None,
         guidances: list[Guidance] | None = None,
@@ -92,7 +95,7 @@ class GuidedSampler(ImageSampler):
         variance: Variance = "beta_tilde",
         clip: float | None = None,
         class_labels: Classes | Literal["all"] | None = None,
-        negative_checkpoints: list[str] | None = None,
+        negative_checkpoints: list[PretrainedModel | str] | None = None,
         classifier: PretrainedClassifier | str | None = "mnist-classifier",
         observer: PretrainedClassifier | str | None = None,
         noise_conditional_classifier: str | None = None,
@@ -100,16 +103,17 @@ class GuidedSampler(ImageSampler):
         compile: bool = False,
         order: int = 1,
     ) -> None:
-        model = DiffusionModule.load(checkpoint)
+        model, given_checkpoint = load_model(checkpoint), checkpoint
+        checkpoint = checkpoint.path if isinstance(checkpoint, PretrainedModel) else checkpoint
         super().__init__(Sampler(steps, eta, variance, model.clip if clip is None else clip, order))
 
         # The networks
         self.checkpoint, self.model = checkpoint, model
         self.schedule, self.chain_shape = self.model.schedule, self.model.image_shape
         self.schedule.levels(steps)  # refuses too many steps now, not after minutes
-        negatives = [DiffusionModule.load(name) for name in negative_checkpoints or []]
+        negatives = [load_model(name) for name in negative_checkpoints or []]
         self.negatives = torch.nn.ModuleList(negatives)
-        self.retrained = DiffusionModule.load(retrained_checkpoint) if retrained_checkpoint else None
+        self.retrained = load_model(retrained_checkpoint) if retrained_checkpoint else None
         self.keep_apart(
             classifier=load_classifier(classifier) if classifier else None,
             observer=load_classifier(observer) if observer else None,
@@ -124,7 +128,10 @@ class GuidedSampler(ImageSampler):
         )
 
         # The guidances, with the calibration in the checkpoint's folder and their reference images
-        self.calibration_checkpoint = diffusers_format.find((negative_checkpoints or [checkpoint])[0])
+        self.path = path_of(given_checkpoint, model)
+        self.calibration_checkpoint = (
+            path_of(negative_checkpoints[0], negatives[0]) if negative_checkpoints else self.path
+        )
         given = [guidance or (guidances or [DynamicNegativeGuidance()])[0], *(guidances or [])]
         self.guidance, *others = (load_settings(method, self.calibration_checkpoint.parent) for method in given)
         self.unguided, self.guidances = Unguided(), others or [self.guidance]
@@ -147,6 +154,7 @@ class GuidedSampler(ImageSampler):
             check_needs(method, bool(known), self.noise_conditional_classifier is not None, bool(self.class_labels))
             method.start(torch.empty(1, *self.image_shape), len(self.forbidden))  # refuses priors that do not fit
         check_classes(self.forbidden, self.class_labels, [self.guidance, *self.guidances])
+        check_null_class(self.model, checkpoint, self.class_labels, [self.guidance, *self.guidances])
         if self.class_labels and not self.model.null_class:
             raise SettingError(f"{checkpoint} is unconditional: it takes no class_labels")
         for name, judge in known.items():
@@ -182,7 +190,7 @@ class GuidedSampler(ImageSampler):
     @property
     def folder(self) -> Path:
         """See ``ImageSampler.folder``."""
-        return diffusers_format.find(self.checkpoint).parent
+        return self.path.parent
 
     @property
     def judge(self) -> AnyClassifier | None:

@@ -1,0 +1,46 @@
+"""Diffusion models by name: the package's own, and those of other libraries."""
+
+from pathlib import Path
+
+from dng_lightning import diffusers_format, weights
+from dng_lightning.errors import SettingError
+from dng_lightning.modules.diffusion import DiffusionModule
+from dng_lightning.pretrained import PretrainedModel
+
+AnyModel = PretrainedModel | str
+
+# A weight that only networks of this kind have, and the class that reads them.
+KINDS = {
+    "ema_model.alphas_cumprod": "LucidrainsModel",
+    "model.map_layer0.weight": "EDMModel",
+}
+
+
+def load_model(given: AnyModel) -> DiffusionModule:
+    """The diffusion model that a setting names.
+
+    Args:
+        given: one of another library, or what ``DiffusionModule.load`` takes.
+
+    Raises:
+        SettingError: there is none, it cannot be used, or it needs more settings than its name.
+    """
+    if isinstance(given, PretrainedModel):
+        return DiffusionModule.of(given.read())
+    if (path := Path(given)).is_file() and path.suffix in (".pt", ".pth", ".pkl", ".safetensors", ".bin"):
+        content = weights.read(path)
+        ema = content.get("ema")
+        nested = ema if isinstance(ema, dict) else content
+        kind = next((reader for weight, reader in KINDS.items() if weight in nested), "DiffusersModel or EDMModel")
+        raise SettingError(
+            f"{given} does not say all that sampling needs: name it by class_path {kind} with the settings of "
+            "docs/how-to/your-model.md"
+        )
+    return DiffusionModule.load(given)
+
+
+def path_of(given: AnyModel, model: DiffusionModule) -> Path:
+    """A file in the folder of a model that was loaded, where what belongs to it lies, such as its calibration."""
+    if isinstance(given, PretrainedModel):
+        return model.folder / Path(given.path).name
+    return diffusers_format.find(given)

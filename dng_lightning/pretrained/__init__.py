@@ -1,0 +1,8 @@
+"""Diffusion models of other libraries, to be sampled from."""
+
+from dng_lightning.pretrained.base import PretrainedModel
+from dng_lightning.pretrained.diffusers import DiffusersModel
+from dng_lightning.pretrained.edm import EDMModel
+from dng_lightning.pretrained.lucidrains import LucidrainsModel
+
+__all__ = ["DiffusersModel", "EDMModel", "LucidrainsModel", "PretrainedModel"]

@@ -1,0 +1,64 @@
+"""Networks with EDM's interface (Karras et al., 2022), ``net(x, sigma, class_labels) -> denoised``."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dng_lightning import weights
+from dng_lightning.class_labels import names_of
+from dng_lightning.model_parts import ModelParts
+from dng_lightning.pretrained.base import PretrainedModel
+from dng_lightning.schedule import KarrasSchedule, NoiseSchedule
+
+
+class EDMModel(PretrainedModel):
+    """A network of EDM's code, or one like it, with the weights of a file; the zero vector is its null class.
+
+    EDM's own `.pkl` files carry code and are refused; the message says how to convert one.
+
+    Args:
+        path: a state dict of the network's weights, `.safetensors` or `.pt` without code.
+        net: the network with its preconditioning, by class path, such as EDM's `training.networks.EDMPrecond`; its
+            attributes `img_resolution`, `img_channels` and `label_dim` say the images and classes.
+        schedule: None for EDM's.
+        class_names: a list, or a text file with one a line; None for those of the classifier, or their numbers.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        net: nn.Module,
+        schedule: KarrasSchedule | None = None,
+        class_names: list[str] | str | None = None,
+    ) -> None:
+        self.path, self.net = path, net
+        self.schedule: NoiseSchedule = schedule or KarrasSchedule()
+        self.class_names = names_of(class_names, path) if class_names is not None else ()
+
+    def read(self) -> ModelParts:
+        """See ``PretrainedModel.read``."""
+        weights.fit(self.net, weights.state_dict(self.path), self.path)
+        size: int = self.net.img_resolution  # type: ignore[assignment]  # a module's is Any
+        shape = (int(self.net.img_channels), size, size)  # type: ignore[arg-type]  # likewise
+        net = _Denoiser(self.net, self.schedule)
+        return ModelParts(net, self.schedule, "x0", shape, Path(self.path).parent, class_names=self.class_names)
+
+
+class _Denoiser(nn.Module):
+    """The network by the schedule's timesteps, and by labels."""
+
+    def __init__(self, net: nn.Module, schedule: NoiseSchedule) -> None:
+        super().__init__()
+        self.net, self.num_classes = net, int(net.label_dim or 0)  # type: ignore[arg-type]  # a module's is Any
+        self.register_buffer("sigmas", schedule.sigma.float())
+
+    def forward(self, x: Tensor, t: Tensor, class_labels: Tensor | None = None) -> Tensor:
+        sigmas: Tensor = self.sigmas  # type: ignore[assignment]  # a buffer
+        labels = None
+        if self.num_classes:
+            numbers = torch.full_like(t, self.num_classes) if class_labels is None else class_labels
+            labels = functional.one_hot(numbers.long(), self.num_classes + 1)[:, :-1].to(x.dtype)
+        denoised: Tensor = self.net(x, sigmas[t.long() + 1], labels)
+        return denoised

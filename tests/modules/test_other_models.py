@@ -1,0 +1,302 @@
+"""Diffusion models of other libraries; every file is made here, with random weights."""
+
+import csv
+import json
+import pickle
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from running import Dng
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from dng_lightning.errors import SettingError
+from dng_lightning.guidance import ClassifierFreeGuidance, DynamicNegativeGuidance, Unguided
+from dng_lightning.modules import DiffusionModule, GuidedSampler
+from dng_lightning.modules.models import load_model
+from dng_lightning.parametrization import denoised_of
+from dng_lightning.posterior import TrackedPosterior
+from dng_lightning.pretrained import DiffusersModel, EDMModel, LucidrainsModel
+from dng_lightning.sampling import ImageNoise, Sampler, sample
+from dng_lightning.sampling.predictors import NetworkPairPredictor
+from dng_lightning.schedule import KarrasSchedule, RectifiedFlowSchedule
+
+TINY = {
+    "sample_size": 8, "in_channels": 1, "out_channels": 1, "layers_per_block": 1, "norm_num_groups": 4,
+    "block_out_channels": [8, 8], "down_block_types": ["DownBlock2D", "AttnDownBlock2D"],
+    "up_block_types": ["AttnUpBlock2D", "UpBlock2D"],
+}  # fmt: skip
+NAMES = list("0123456789")
+KNOWN = {"classifier": "digits-classifier", "steps": 2}
+
+
+# --- diffusers ---
+
+
+@pytest.fixture
+def diffusers() -> Any:
+    return pytest.importorskip("diffusers", reason="diffusers is not installed (extra diffusers)")
+
+
+def saved(diffusers: Any, folder: Path, variant: str | None = None, **network: Any) -> Any:
+    torch.manual_seed(0)
+    net = diffusers.UNet2DModel(**TINY | network).eval().requires_grad_(False)
+    diffusers.DDPMPipeline(net, diffusers.DDPMScheduler()).save_pretrained(folder, variant=variant)
+    return net
+
+
+def expected(module: DiffusionModule, net: Any, x_t: Tensor, labels: Tensor | None) -> Tensor:
+    level = module.schedule.level(500)
+    return denoised_of(net(x_t, 499, class_labels=labels).sample[:, :1], x_t, level.alpha, level.sigma, "eps")
+
+
+def test_class_conditional_with_a_null_class(diffusers: Any, tmp_path: Path):
+    net = saved(diffusers, tmp_path, num_class_embeds=11)
+    with pytest.raises(SettingError, match=r"has 11 class embeddings: name its class_names, or say with null_class"):
+        load_model(str(tmp_path))
+    for settings in ({"class_names": NAMES}, {"null_class": True}):
+        module = load_model(DiffusersModel(str(tmp_path), **settings))  # type: ignore[arg-type]
+        x_t, labels, null = torch.randn(2, 1, 8, 8), torch.tensor([3, 7]), torch.tensor([10, 10])
+        level = module.schedule.level(500)
+        assert torch.equal(module(x_t, level, labels), expected(module, net, x_t, labels))
+        assert torch.equal(module(x_t, level), expected(module, net, x_t, null))
+    sampler = GuidedSampler(DiffusersModel(str(tmp_path), null_class=True), "3", **KNOWN)  # type: ignore[arg-type]
+    assert sampler.class_names == tuple(NAMES)
+    assert sampler.draw([0, 1]).images.isfinite().all()
+    alone = GuidedSampler(DiffusersModel(str(tmp_path), null_class=True), "3", classifier=None, steps=2)
+    assert alone.class_names == tuple(NAMES)  # its labels
+    with pytest.raises(SettingError, match=r"has 11 class embeddings, not 9: name its class_names"):
+        load_model(DiffusersModel(str(tmp_path), class_names=NAMES[:9]))
+
+
+def test_class_conditional_without_a_null_class(diffusers: Any, tmp_path: Path):
+    net = saved(diffusers, tmp_path, num_class_embeds=10)
+    model = DiffusersModel(str(tmp_path), class_names=NAMES)
+    module, x_t, labels = load_model(model), torch.randn(2, 1, 8, 8), torch.tensor([3, 9])
+    assert torch.equal(module(x_t, module.schedule.level(500), labels), expected(module, net, x_t, labels))
+    with pytest.raises(SettingError, match=r"has no null class, so no unconditional prediction: set class_labels, or"):
+        GuidedSampler(model, "3", **KNOWN)  # type: ignore[arg-type]
+    with pytest.raises(SettingError, match=r"ClassifierFreeGuidance needs the unconditional prediction, .* has none"):
+        GuidedSampler(model, [], ClassifierFreeGuidance(), class_labels="7", **KNOWN)  # type: ignore[arg-type]
+    assert GuidedSampler(model, "3", class_labels="7", **KNOWN).draw([0]).images.isfinite().all()  # type: ignore[arg-type]
+
+
+def test_variants_subfolders_and_networks_alone(diffusers: Any, tmp_path: Path):
+    net = saved(diffusers, tmp_path / "models" / "mine", variant="fp16")
+    module = load_model(DiffusersModel(str(tmp_path), subfolder="models/mine", variant="fp16"))
+    x_t = torch.randn(2, 1, 8, 8)
+    assert torch.equal(module(x_t, module.schedule.level(500)), expected(module, net, x_t, None))
+    assert next(module.parameters()).dtype == torch.float32
+    with pytest.raises(
+        SettingError, match=r"mine holds no model of pixels in diffusers' format: .*diffusion_pytorch_model"
+    ):
+        load_model(DiffusersModel(str(tmp_path), subfolder="models/mine"))
+    alone = tmp_path / "models" / "mine" / "unet"
+    with pytest.raises(SettingError, match=r"it has no scheduler: set schedule and prediction"):
+        load_model(DiffusersModel(str(alone), variant="fp16"))
+    flow = load_model(
+        DiffusersModel(str(alone), variant="fp16", schedule=RectifiedFlowSchedule(100), prediction="flow")
+    )
+    assert (flow.prediction, flow.schedule.T) == ("flow", 100)
+
+
+def test_a_variance_is_left_out(diffusers: Any, tmp_path: Path):
+    net, x_t = saved(diffusers, tmp_path, out_channels=2), torch.randn(2, 1, 8, 8)
+    module = load_model(str(tmp_path))
+    assert torch.equal(module(x_t, module.schedule.level(500)), expected(module, net, x_t, None))
+
+
+def test_a_revision_of_the_hub_from_its_cache(diffusers: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    import huggingface_hub
+
+    revision = "a" * 40
+    cache = tmp_path / "models--owner--tiny"
+    saved(diffusers, cache / "snapshots" / revision)
+    (cache / "refs").mkdir()
+    (cache / "refs" / "v2").write_text(revision)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    download = huggingface_hub.snapshot_download
+
+    def from_cache(name: str, **settings: Any) -> str:
+        return str(download(name, cache_dir=tmp_path, **settings))
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", from_cache)
+    module = load_model(DiffusersModel("owner/tiny", revision="v2"))
+    assert module.image_shape == (1, 8, 8)
+    assert module.folder == cache / "snapshots" / revision
+    with pytest.raises(
+        SettingError, match=r"^owner/tiny is no folder here, and not to be had from the Hugging Face hub: "
+    ):
+        load_model(DiffusersModel("owner/tiny", revision="v3"))
+
+
+# --- lucidrains ---
+
+
+def lucidrains(path: Path, objective: str = "pred_v", **settings: Any) -> Any:
+    """What its Trainer saves."""
+    library = pytest.importorskip(
+        "denoising_diffusion_pytorch", reason="DENOISING-DIFFUSION-PYTORCH MISSING (extra lucidrains)"
+    )
+    from ema_pytorch import EMA
+
+    torch.manual_seed(0)
+    net = library.Unet(dim=8, dim_mults=(1, 2), channels=1, attn_heads=(2, 3), attn_dim_head=4, **settings)
+    diffusion = library.GaussianDiffusion(net, image_size=8, timesteps=50, objective=objective)
+    ema = EMA(diffusion, update_every=1)
+    ema.update()
+    with torch.no_grad():
+        net.final_conv.bias += 1  # the averaged weights are others
+    content = {"step": 1, "model": diffusion.state_dict(), "opt": {}, "ema": ema.state_dict(), "scaler": None}
+    torch.save(content | {"version": "2.3.4"}, path)
+    return ema.ema_model.eval(), diffusion.eval()
+
+
+@pytest.mark.parametrize(("objective", "ours"), [("pred_noise", "eps"), ("pred_x0", "x0"), ("pred_v", "v")])
+def test_lucidrains_is_read_from_the_file(objective: str, ours: str, tmp_path: Path):
+    path = tmp_path / "model-3.pt"
+    for ema, theirs in zip((True, False), lucidrains(path, objective, full_attn=(True, False)), strict=True):
+        module = load_model(LucidrainsModel(str(path), image_size=8, ema=ema))
+        assert (module.prediction, module.schedule.T, module.clip, module.image_shape) == (ours, 50, 1.0, (1, 8, 8))
+        x_t = torch.randn(2, 1, 8, 8)
+        with torch.no_grad():
+            for t in (1, 30, 50):
+                wanted = theirs.model_predictions(x_t, torch.full((2,), t - 1)).pred_x_start
+                level = module.schedule.level(t)
+                assert torch.allclose(module(x_t, level), wanted, atol=1e-3 * float(wanted.abs().max()))
+
+
+@pytest.mark.parametrize("objective", ["pred_noise", "pred_x0", "pred_v"])
+def test_lucidrains_with_min_snr_weights(objective: str, tmp_path: Path):
+    library = pytest.importorskip("denoising_diffusion_pytorch", reason="DENOISING-DIFFUSION-PYTORCH MISSING")
+    from dng_lightning.pretrained.lucidrains import _prediction
+
+    net = library.Unet(dim=8, dim_mults=(1,), channels=1)
+    for schedule in ("linear", "cosine", "sigmoid"):
+        made = library.GaussianDiffusion(
+            net, image_size=8, objective=objective, beta_schedule=schedule, min_snr_loss_weight=True
+        )
+        found = _prediction(made.loss_weight.double(), made.alphas_cumprod.double(), "mine")
+        assert found == {"pred_noise": "eps", "pred_x0": "x0", "pred_v": "v"}[objective]
+
+
+def test_lucidrains_alone_and_on_the_command_line(tmp_path: Path, dng: Dng, digits: Path):
+    lucidrains(tmp_path / "model-3.pt")
+    with pytest.raises(SettingError, match=r"model-3.pt does not say all .* by class_path LucidrainsModel with"):
+        load_model(str(tmp_path / "model-3.pt"))
+    model = {"class_path": "LucidrainsModel", "init_args": {"path": str(tmp_path / "model-3.pt"), "image_size": 8}}
+    with pytest.raises(SettingError, match=r"is unconditional: name negative_checkpoints for the forbidden classes"):
+        GuidedSampler(LucidrainsModel(str(tmp_path / "model-3.pt"), 8), "3", **KNOWN)  # type: ignore[arg-type]
+    settings = {"checkpoint": model, "guidances": [{"class_path": "Unguided"}], "forbidden": "3"} | KNOWN
+    overlay = tmp_path / "model.yaml"
+    overlay.write_text(yaml.safe_dump({"model": {"class_path": "GuidedSampler", "init_args": settings}}))
+    few = ["--data.num_samples=6", "--data.reference_data=Digits", f"--trainer.default_root_dir={tmp_path / 'results'}"]
+    dng("test", "--config=test.yaml", f"--config={overlay}", *few)
+    with (tmp_path / "results" / "results.csv").open() as file:
+        assert next(csv.DictReader(file))["method"] == "Unguided"
+    assert json.loads((tmp_path / "results" / "inputs.json").read_text())["checkpoint"]
+
+
+def test_lucidrains_that_is_something_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "model-3.pt"
+    lucidrains(path)
+    content = torch.load(path, weights_only=True)
+    torch.save({"ema": {"step": torch.tensor(1)}}, tmp_path / "other.pt")
+    with pytest.raises(SettingError, match=r"other.pt is no model-N.pt of denoising-diffusion-pytorch's Trainer"):
+        load_model(LucidrainsModel(str(tmp_path / "other.pt"), 8))
+    content["ema"]["ema_model.model.classes_emb.weight"] = torch.zeros(1)
+    torch.save(content, path)
+    with pytest.raises(SettingError, match=r"holds no unconditional Unet that is known: it is class-conditional$"):
+        load_model(LucidrainsModel(str(path), 8))
+    monkeypatch.setitem(sys.modules, "denoising_diffusion_pytorch", None)
+    with pytest.raises(
+        SettingError, match=r"needs denoising_diffusion_pytorch: pip install 'dng-lightning\[lucidrains\]'"
+    ):
+        load_model(LucidrainsModel(str(path), 8))
+
+
+# --- EDM ---
+
+
+class ExactEDM(nn.Module):
+    """EDM's interface over the exact denoiser of Gaussians: one for each class, and all classes together."""
+
+    img_resolution, img_channels, label_dim = 2, 1, 2
+
+    def __init__(self, spread: float = 0.1) -> None:
+        super().__init__()
+        self.means = nn.Parameter(torch.tensor([-1.0, 1.0]))
+        self.spread = spread
+
+    def forward(self, x: Tensor, sigma: Tensor, class_labels: Tensor) -> Tensor:
+        assert class_labels.shape == (len(x), 2)
+        noise, variance = sigma.reshape(-1, 1, 1, 1) ** 2, self.spread**2
+        each = torch.stack([(variance * x + noise * mean) / (variance + noise) for mean in self.means])
+        distance = torch.stack([(x - mean).square().flatten(1).sum(1) for mean in self.means])
+        share = torch.where(
+            class_labels.T.sum(0) > 0, class_labels.T, torch.softmax(-distance / (2 * (variance + noise.flatten())), 0)
+        )
+        return (share[..., None, None, None] * each).sum(0)
+
+
+def test_edm_from_a_state_dict(tmp_path: Path):
+    save_file(ExactEDM().state_dict(), tmp_path / "edm.safetensors")
+    net = ExactEDM()
+    with torch.no_grad():
+        net.means.zero_()
+    model = EDMModel(str(tmp_path / "edm.safetensors"), net, KarrasSchedule(100), ["dark", "light"])
+    module = load_model(model)
+    assert (module.image_shape, module.class_names, module.null_class) == ((1, 2, 2), ("dark", "light"), 2)
+    x_t, level = torch.randn(3, 1, 2, 2), module.schedule.level(40)
+    sigma, one_hot = torch.full((3,), level.sigma), torch.eye(2)[[0, 1, 1]]
+    with torch.no_grad():
+        assert torch.allclose(module(x_t, level, torch.tensor([0, 1, 1])), net(x_t, sigma, one_hot))
+        assert torch.allclose(module(x_t, level), net(x_t, sigma, torch.zeros(3, 2)))
+    noise = ImageNoise(range(60), module.image_shape)
+    images = sample(NetworkPairPredictor(module, [], 2), Unguided(), module.schedule, noise, Sampler(100))
+    assert images.abs().mean() == pytest.approx(1, abs=0.02)
+    guidance = DynamicNegativeGuidance(1.0, TrackedPosterior(prior=0.5))
+    sampler = GuidedSampler(model, "dark", guidance, steps=100, classifier=None)
+    assert (sampler.draw(range(60)).images.mean((1, 2, 3)) > 0).float().mean() > 0.9
+    assert 0.3 < (images.mean((1, 2, 3)) > 0).float().mean() < 0.7
+
+
+class Code:
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return print, ("this code ran",)
+
+
+def test_a_pickle_that_carries_code_says_how_to_convert_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "edm.pkl").write_bytes(pickle.dumps({"ema": Code()}))
+    torch.save(Code(), tmp_path / "net.pt")
+    with pytest.raises(
+        SettingError, match=r"net.pt is refused, .* file = torch.load\('.*net.pt', weights_only=False\)"
+    ):
+        load_model(str(tmp_path / "net.pt"))
+    for load in (
+        lambda: load_model(EDMModel(str(tmp_path / "edm.pkl"), ExactEDM())),
+        lambda: load_model(str(tmp_path / "edm.pkl")),
+    ):
+        with pytest.raises(
+            SettingError, match=r"edm.pkl is refused, .* carries code; where you trust it, convert it once "
+        ):
+            load()
+    assert "this code ran" not in capsys.readouterr().out
+
+
+# --- another version of this package ---
+
+
+def test_a_checkpoint_of_another_version(digits: Path, tmp_path: Path):
+    stored = torch.load(digits / "model.ckpt", weights_only=True)
+    stored["pytorch-lightning_version"] = "2.1.0"
+    stored["hyper_parameters"]["a_setting_of_old"] = 3
+    assert stored["hyper_parameters"].pop("condition_dropout") is not None  # a setting that is new
+    torch.save(stored, tmp_path / "old.ckpt")
+    x_t, now = torch.randn(1, 1, 8, 8), DiffusionModule.load(str(digits))
+    level = now.schedule.level(300)
+    assert torch.equal(DiffusionModule.load(str(tmp_path / "old.ckpt"))(x_t, level), now(x_t, level))
