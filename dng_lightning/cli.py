@@ -17,19 +17,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_info
 
-from dng_lightning import (
-    callbacks,
-    data,
-    guidance,
-    judges,
-    modules,
-    networks,
-    open_settings,
-    posterior,
-    pretrained,
-    resources,
-    schedule,
-)
+from dng_lightning import callbacks, data, guidance, modules, networks, open_settings, posterior, resources, schedule
 from dng_lightning.errors import SettingError
 from dng_lightning.evaluation.tensorboard import RunLogger
 from dng_lightning.files import file_name, write_whole
@@ -37,8 +25,8 @@ from dng_lightning.modules.base_module import TrainedModule, reading
 from dng_lightning.modules.image_sampler import ImageSampler
 from dng_lightning.text_to_image import observers, sampler, vision_language
 
-# What is imported can be named in a configuration by its class name alone.
-NAMED = callbacks, data, guidance, judges, modules, networks, posterior, pretrained, schedule
+# What is imported can be named in a configuration by its class name alone; modules import judges and pretrained.
+NAMED = callbacks, data, guidance, modules, networks, posterior, schedule
 NAMED_IN_TEXT_TO_IMAGE = observers, sampler, vision_language
 
 # For each command the files by which a folder holds what it made, and the settings of the model that it may change.

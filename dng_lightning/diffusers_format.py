@@ -93,7 +93,7 @@ def read(
         prediction = prediction or prediction_of(scheduler)
     except Exception as error:  # a foreign folder can fail in any way
         raise SettingError(f"{folder} holds no model of pixels in diffusers' format: {reason(error)}") from error
-    classes = _classes(network.config.num_class_embeds or 0, len(class_names), null_class, str(folder))
+    classes = classes_of(network.config.num_class_embeds or 0, len(class_names), null_class, str(folder))
     net = DiffusersNetwork(network.float().eval(), *classes)
     return ModelParts(net, schedule, prediction, (channels, height, width), folder, clip, tuple(class_names))
 
@@ -109,7 +109,7 @@ def _scheduler(diffusers: Any, folder: Path, needed: bool) -> Any:
     return getattr(diffusers, json.loads(config.read_text())["_class_name"]).from_pretrained(place)
 
 
-def _classes(embedded: int, named: int, null_class: bool | None, folder: str) -> tuple[int, bool]:
+def classes_of(embedded: int, named: int, null_class: bool | None, folder: str) -> tuple[int, bool]:
     """The number of classes, and whether there is an embedding of no class."""
     if null_class is None and embedded and named not in (embedded, embedded - 1):
         names = f", not {named}" if named else ""

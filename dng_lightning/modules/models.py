@@ -12,6 +12,7 @@ AnyModel = PretrainedModel | str
 # A weight that only networks of this kind have, and the class that reads them.
 KINDS = {
     "ema_model.alphas_cumprod": "LucidrainsModel",
+    "input_blocks.0.0.weight": "GuidedDiffusionModel",
     "model.map_layer0.weight": "EDMModel",
 }
 

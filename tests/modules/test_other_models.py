@@ -184,7 +184,8 @@ def test_lucidrains_with_min_snr_weights(objective: str, tmp_path: Path):
         assert found == {"pred_noise": "eps", "pred_x0": "x0", "pred_v": "v"}[objective]
 
 
-def test_lucidrains_alone_and_on_the_command_line(tmp_path: Path, dng: Dng, digits: Path):
+def test_lucidrains_alone_and_on_the_command_line(tmp_path: Path, dng: Dng, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
     lucidrains(tmp_path / "model-3.pt")
     with pytest.raises(SettingError, match=r"model-3.pt does not say all .* by class_path LucidrainsModel with"):
         load_model(str(tmp_path / "model-3.pt"))
@@ -194,11 +195,12 @@ def test_lucidrains_alone_and_on_the_command_line(tmp_path: Path, dng: Dng, digi
     settings = {"checkpoint": model, "guidances": [{"class_path": "Unguided"}], "forbidden": "3"} | KNOWN
     overlay = tmp_path / "model.yaml"
     overlay.write_text(yaml.safe_dump({"model": {"class_path": "GuidedSampler", "init_args": settings}}))
-    few = ["--data.num_samples=6", "--data.reference_data=Digits", f"--trainer.default_root_dir={tmp_path / 'results'}"]
+    few = ["--data.num_samples=6", "--data.reference_data=Digits"]
     dng("test", "--config=test.yaml", f"--config={overlay}", *few)
-    with (tmp_path / "results" / "results.csv").open() as file:
+    results = tmp_path / "results" / "model-3.pt-without-3"
+    with (results / "results.csv").open() as file:
         assert next(csv.DictReader(file))["method"] == "Unguided"
-    assert json.loads((tmp_path / "results" / "inputs.json").read_text())["checkpoint"]
+    assert json.loads((results / "inputs.json").read_text())["checkpoint"]
 
 
 def test_lucidrains_that_is_something_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

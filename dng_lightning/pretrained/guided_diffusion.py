@@ -1,0 +1,194 @@
+"""OpenAI's improved-diffusion and guided-diffusion: their weights in diffusers' `UNet2DModel`."""
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from dng_lightning import weights
+from dng_lightning.class_labels import names_of
+from dng_lightning.diffusers_format import classes_of
+from dng_lightning.errors import SettingError, reason, require
+from dng_lightning.model_parts import ModelParts
+from dng_lightning.networks.diffusers import DiffusersNetwork
+from dng_lightning.parametrization import Prediction
+from dng_lightning.pretrained.base import PretrainedModel
+from dng_lightning.schedule import LinearSchedule, NoiseSchedule
+
+GROUPS = 32  # of every group norm
+RESNET = {
+    "in_layers.0": "norm1",
+    "in_layers.2": "conv1",
+    "emb_layers.1": "time_emb_proj",
+    "out_layers.0": "norm2",
+    "out_layers.3": "conv2",
+    "skip_connection": "conv_shortcut",
+}
+ENDS = {
+    "time_embed.0": "time_embedding.linear_1",
+    "time_embed.2": "time_embedding.linear_2",
+    "label_emb": "class_embedding",
+    "input_blocks.0.0": "conv_in",
+    "out.0": "conv_norm_out",
+    "out.2": "conv_out",
+}
+
+
+class GuidedDiffusionModel(PretrainedModel):
+    """A `.pt` of improved-diffusion or guided-diffusion (extra ``diffusers``); a learned variance is left out.
+
+    The network's shape is read from the weights, all else is a setting: the files do not say it. The 512x512 model of
+    guided-diffusion is not read: its time embedding is wider than its first block, which `UNet2DModel` cannot be.
+
+    Args:
+        path: the file.
+        image_size: side of its images.
+        heads: attention heads (their `num_heads`); None to go by ``head_channels``.
+        head_channels: channels of each head (their `num_head_channels`); None to go by ``heads``.
+        new_attention_order: as their flag.
+        schedule: None for the linear one of 1,000 levels.
+        prediction: what the network predicts; x0 with their `predict_xstart`.
+        class_names: of a class-conditional model, a list or a text file with one a line.
+        null_class: whether its last class embedding is that of no class; theirs have none.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        image_size: int,
+        heads: int | None = None,
+        head_channels: int | None = None,
+        new_attention_order: bool = False,
+        schedule: NoiseSchedule | None = None,
+        prediction: Prediction = "eps",
+        class_names: list[str] | str | None = None,
+        null_class: bool | None = False,
+    ) -> None:
+        if (heads is None) == (head_channels is None):
+            raise SettingError(
+                f"{path}: set heads or head_channels, as its training had num_heads or num_head_channels"
+            )
+        self.path, self.image_size, self.heads, self.head_channels = path, image_size, heads, head_channels
+        self.new_attention_order, self.null_class = new_attention_order, null_class
+        self.schedule: NoiseSchedule = schedule or LinearSchedule()
+        self.prediction: Prediction = prediction
+        self.class_names = names_of(class_names, path) if class_names is not None else ()
+
+    def read(self) -> ModelParts:
+        """See ``PretrainedModel.read``."""
+        diffusers = require("diffusers", self.path, "diffusers")
+        state = weights.state_dict(self.path)
+        try:
+            config, converted = self._config(state), self._converted(state)
+        except SettingError:
+            raise
+        except (KeyError, IndexError, ValueError) as error:
+            raise SettingError(f"{self.path} holds no U-Net of guided-diffusion: {reason(error)}") from error
+        net = diffusers.UNet2DModel(**config)
+        weights.fit(net, converted, self.path)
+        for attention in (part for part in net.modules() if hasattr(part, "to_q")):
+            width = attention.to_q.out_features
+            attention.heads = self.heads or width // (self.head_channels or width)
+            attention.scale = (width // attention.heads) ** -0.5
+        classes = classes_of(config["num_class_embeds"] or 0, len(self.class_names), self.null_class, self.path)
+        wrapped = DiffusersNetwork(net.eval(), *classes)
+        shape = (config["in_channels"], self.image_size, self.image_size)
+        parts = (wrapped, self.schedule, self.prediction, shape, Path(self.path).parent)
+        return ModelParts(*parts, clip=1.0, class_names=self.class_names)
+
+    def _config(self, state: dict[str, Tensor]) -> dict[str, Any]:
+        """The settings of the `UNet2DModel`, by the shapes of the weights."""
+        levels, blocks, updown = _layout(state)
+        first = [1 + level * (blocks + 1) for level in range(levels)]
+        widths = [state[f"input_blocks.{place}.0.out_layers.3.weight"].shape[0] for place in first]
+        attends = [f"input_blocks.{place}.1.qkv.weight" in state for place in first]
+        if state["time_embed.0.weight"].shape[1] != widths[0]:
+            raise SettingError(f"{self.path}: its time embedding is of another width than its first block")
+        kinds = (
+            "ResnetDownsampleBlock2D" if updown else "DownBlock2D",
+            "ResnetUpsampleBlock2D" if updown else "UpBlock2D",
+        )
+        scaled = state["input_blocks.1.0.emb_layers.1.weight"].shape[0] == 2 * widths[0]
+        return {
+            "sample_size": self.image_size,
+            "in_channels": state["input_blocks.0.0.weight"].shape[1],
+            "out_channels": state["out.2.weight"].shape[0],
+            "layers_per_block": blocks,
+            "block_out_channels": widths,
+            "down_block_types": ["AttnDownBlock2D" if attend else kinds[0] for attend in attends],
+            "up_block_types": ["AttnUpBlock2D" if attend else kinds[1] for attend in reversed(attends)],
+            "downsample_type": "resnet" if updown else "conv",
+            "upsample_type": "resnet" if updown else "conv",
+            "resnet_time_scale_shift": "scale_shift" if scaled else "default",
+            "attention_head_dim": GROUPS,  # set right later
+            "norm_num_groups": GROUPS,
+            "attn_norm_num_groups": GROUPS,
+            "num_class_embeds": len(state["label_emb.weight"]) if "label_emb.weight" in state else None,
+        }
+
+    def _converted(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The weights by the names of `UNet2DModel`."""
+        levels, blocks, _ = _layout(state)
+        found: dict[str, Tensor] = {}
+
+        def move(source: str, target: str) -> None:
+            found.update({target + end: state[source + end] for end in (".weight", ".bias") if source + end in state})
+
+        def resnet(source: str, target: str) -> None:
+            for theirs, ours in RESNET.items():
+                move(f"{source}.{theirs}", f"{target}.{ours}")
+
+        def attention(source: str, target: str) -> None:
+            if f"{source}.qkv.weight" not in state:
+                return
+            move(f"{source}.norm", f"{target}.group_norm")
+            for end in (".weight", ".bias"):
+                parts = self._split(state[f"{source}.qkv{end}"])
+                found.update({f"{target}.to_{part}{end}": value for part, value in zip("qkv", parts, strict=True)})
+                found[f"{target}.to_out.0{end}"] = state[f"{source}.proj_out{end}"].flatten(
+                    1 if end == ".weight" else 0
+                )
+
+        def sampler(source: str, target: str) -> None:
+            for theirs in ("op", "conv"):
+                move(f"{source}.{theirs}", f"{target}.conv")
+            resnet(source, target)
+
+        for theirs, ours in ENDS.items():
+            move(theirs, ours)
+        for place, part in enumerate(("resnets.0", "attentions.0", "resnets.1")):
+            (attention if place == 1 else resnet)(f"middle_block.{place}", f"mid_block.{part}")
+        for level in range(levels):
+            for block in range(blocks + 1):
+                down, up = (f"{name}_blocks.{level}" for name in ("down", "up"))
+                before = f"input_blocks.{1 + level * (blocks + 1) + block}"
+                after = f"output_blocks.{level * (blocks + 1) + block}"
+                if block < blocks:
+                    resnet(f"{before}.0", f"{down}.resnets.{block}")
+                    attention(f"{before}.1", f"{down}.attentions.{block}")
+                elif level < levels - 1:
+                    sampler(f"{before}.0", f"{down}.downsamplers.0")
+                resnet(f"{after}.0", f"{up}.resnets.{block}")
+                attention(f"{after}.1", f"{up}.attentions.{block}")
+                if block == blocks and level < levels - 1:
+                    sampler(f"{after}.{2 if f'{after}.1.qkv.weight' in state else 1}", f"{up}.upsamplers.0")
+        return found
+
+    def _split(self, qkv: Tensor) -> tuple[Tensor, ...]:
+        """The weights of queries, keys and values, (width, width), or their biases (width,)."""
+        width = len(qkv) // 3
+        heads = self.heads or width // (self.head_channels or width)
+        if self.new_attention_order:
+            return qkv.reshape(3, width, -1).squeeze(2).unbind() if qkv.ndim == 1 else qkv.flatten(1).chunk(3)
+        each = qkv.reshape(heads, 3, width // heads, -1).transpose(0, 1).reshape(3, width, -1)
+        return each.squeeze(2).unbind() if qkv.ndim == 1 else each.unbind()
+
+
+def _layout(state: dict[str, Tensor]) -> tuple[int, int, bool]:
+    """Levels, residual blocks of each, and whether residual blocks change the resolution."""
+    count = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("output_blocks."))
+    second = [f"output_blocks.{place}.{part}" for place in range(count) for part in (1, 2)]
+    resampling = [name for name in second if f"{name}.conv.weight" in state or f"{name}.in_layers.0.weight" in state]
+    levels = len(resampling) + 1
+    updown = bool(resampling) and f"{resampling[0]}.in_layers.0.weight" in state
+    return levels, count // levels - 1, updown
