@@ -29,7 +29,7 @@ from dng_lightning.evaluation.reference_statistics import ReferenceStatistics
 from dng_lightning.modules import ClassifierModule
 from scripts.captioned_digits.attributes import VALUES
 
-# What takes the most of the 15 minutes: the command line, several processes, whole studies, long chains.
+# What takes nine tenths of the time: the command line, several processes, whole studies, long chains.
 SLOW = """
     test_cli test_docs test_ddp test_bad_input test_overlays test_predict test_results_writer test_removal test_imports
     test_pretrained test_classifier test_diffusion test_attribute_classifier test_study test_training test_export

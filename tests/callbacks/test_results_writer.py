@@ -363,6 +363,7 @@ def test_an_interrupted_evaluation_goes_on(
     assert rows(tmp_path, "posterior") == rows(whole, "posterior")
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_an_interruption_between_files_leaves_no_row_twice(
     dng: Dng, settings: list[str], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -437,6 +438,7 @@ def test_unguided_images_that_were_lost_are_drawn_again_where_others_need_them(
     assert compared(folder)[:5] == compared(whole)
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_other_features_are_other_rows(dng: Dng, settings: list[str], passes: list[str], tmp_path: Path):
     """First without any; then what is drawn anew is compared with what was drawn in the same features."""
     few = [
