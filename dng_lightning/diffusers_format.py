@@ -16,7 +16,7 @@ from dng_lightning import resources
 from dng_lightning.errors import SettingError, reason, require
 from dng_lightning.model_parts import ModelParts
 from dng_lightning.networks.diffusers import DiffusersNetwork
-from dng_lightning.parametrization import Prediction
+from dng_lightning.parametrization import SIGMA_DATA, Prediction
 from dng_lightning.schedule import NoiseSchedule
 
 INDEX = "model_index.json"
@@ -89,8 +89,10 @@ def read(
         height, width = (size, size) if isinstance(size, int) else size
         scheduler = _scheduler(diffusers, folder, needed=schedule is None or prediction is None)
         clip = scheduler.config.clip_sample_range if scheduler and scheduler.config.get("clip_sample") else None
-        schedule = schedule or schedule_of(scheduler)
-        prediction = prediction or prediction_of(scheduler)
+        if schedule is None or prediction is None:
+            path = flow_or_edm(scheduler)
+            schedule = schedule or (path[0] if path else schedule_of(scheduler))
+            prediction = prediction or (path[1] if path else prediction_of(scheduler))
     except Exception as error:  # a foreign folder can fail in any way
         raise SettingError(f"{folder} holds no model of pixels in diffusers' format: {reason(error)}") from error
     classes = classes_of(network.config.num_class_embeds or 0, len(class_names), null_class, str(folder))
@@ -141,6 +143,32 @@ def schedule_of(scheduler: Any) -> NoiseSchedule:
         if config.get(setting):
             raise SettingError(f"the {setting} of its {name} is not known here: set it to false to do without")
     return NoiseSchedule(alpha_bar.sqrt(), (1 - alpha_bar).sqrt())
+
+
+def flow_or_edm(scheduler: Any) -> tuple[NoiseSchedule, Prediction] | None:
+    """The schedule and prediction of a network of pixels under a flow's or EDM's scheduler; None for others.
+
+    The network is told sigma T by a flow, ln(sigma) / 4 by EDM.
+
+    Raises:
+        SettingError: the scheduler has settings that are not known here.
+    """
+    name, config = type(scheduler).__name__, scheduler.config
+    is_flow, is_edm = name.startswith("FlowMatchEuler"), name.startswith("EDM")
+    if not (is_flow or is_edm):
+        return None
+    others = ("use_dynamic_shifting", "invert_sigmas", "shift_terminal", "stochastic_sampling")
+    if any(config.get(setting) for setting in others) or (
+        is_edm and (config.prediction_type, config.sigma_data) != ("epsilon", SIGMA_DATA)
+    ):
+        raise SettingError(f"the settings of its {name} are not known here: set schedule and prediction")
+    sigma = scheduler.sigmas[scheduler.sigmas > 0].double().cpu().flip(0)
+    if is_flow:
+        times = torch.cat([torch.zeros(1), sigma * config.num_train_timesteps])
+        return NoiseSchedule(1 - sigma, sigma, times), "flow"
+    logs = sigma.log() / 4
+    times = torch.cat([2 * logs[:1] - logs[1:2], logs])  # at the data, where nothing is evaluated: one step on
+    return NoiseSchedule(torch.ones_like(sigma), sigma, times), "edm"
 
 
 def prediction_of(scheduler: Any) -> Prediction:

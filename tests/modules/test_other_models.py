@@ -104,6 +104,41 @@ def test_variants_subfolders_and_networks_alone(diffusers: Any, tmp_path: Path):
     assert (flow.prediction, flow.schedule.T) == ("flow", 100)
 
 
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_a_flow_is_read_from_its_scheduler(diffusers: Any, shift: float, tmp_path: Path):
+    net, scheduler = saved(diffusers, tmp_path), diffusers.FlowMatchEulerDiscreteScheduler(shift=shift)
+    diffusers.DDPMPipeline(net, scheduler).save_pretrained(tmp_path)
+    module, x_t = load_model(str(tmp_path)), torch.randn(2, 1, 8, 8)
+    assert (module.prediction, module.schedule.T) == ("flow", 1000)
+    for place in (0, 400):  # from the noisiest on
+        t, sigma = scheduler.timesteps[place], scheduler.sigmas[place]
+        wanted = x_t - sigma * net(x_t, t).sample
+        assert torch.allclose(module(x_t, module.schedule.level(1000 - place)), wanted, atol=1e-4)
+    nothing: dict[str, Any] = {"classifier": None, "forbidden": []}
+    drawn = GuidedSampler(str(tmp_path), guidance=Unguided(), steps=3, eta=0.0, **nothing).draw([0])
+    assert drawn.images.isfinite().all()
+    dynamic = diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    diffusers.DDPMPipeline(net, dynamic).save_pretrained(tmp_path)
+    with pytest.raises(SettingError, match=r"the settings of its FlowMatchEulerDiscreteScheduler are not known here"):
+        load_model(str(tmp_path))
+
+
+@pytest.mark.parametrize("kind", ["EDMEulerScheduler", "EDMDPMSolverMultistepScheduler"])
+def test_edm_s_preconditioning_is_read_from_its_scheduler(diffusers: Any, kind: str, tmp_path: Path):
+    net, scheduler = saved(diffusers, tmp_path), getattr(diffusers, kind)(num_train_timesteps=100)
+    diffusers.DDPMPipeline(net, scheduler).save_pretrained(tmp_path)
+    module = load_model(str(tmp_path))
+    assert module.prediction == "edm"
+    for t in (5, 60, module.schedule.T):
+        level = module.schedule.level(t)
+        x_t, sigma = level.sigma * torch.randn(2, 1, 8, 8), torch.tensor(level.sigma, dtype=torch.float32)
+        output = net(scheduler.precondition_inputs(x_t, sigma), scheduler.precondition_noise(sigma)).sample
+        wanted = scheduler.precondition_outputs(x_t, output, sigma)
+        assert torch.allclose(module(x_t, level), wanted, rtol=1e-3, atol=1e-3)
+    nothing: dict[str, Any] = {"classifier": None, "forbidden": []}
+    assert GuidedSampler(str(tmp_path), guidance=Unguided(), steps=3, **nothing).draw([0]).images.isfinite().all()
+
+
 def test_a_variance_is_left_out(diffusers: Any, tmp_path: Path):
     net, x_t = saved(diffusers, tmp_path, out_channels=2), torch.randn(2, 1, 8, 8)
     module = load_model(str(tmp_path))
