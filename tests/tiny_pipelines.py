@@ -3,8 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from string import ascii_lowercase
-from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from tiny_diffusion import OURS, STABLE, encoder, tokenizer
@@ -17,15 +16,22 @@ class LetterTokenizer:
     """Single letters, in place of a sentencepiece or byte-pair file."""
 
     model_max_length, padding_side = 24, "right"
+    added_tokens_encoder: ClassVar[dict[str, int]] = {}
+    tokenize = list
 
-    def __call__(self, texts: Any, max_length: int = 8, padding: Any = None, **_: Any) -> SimpleNamespace:
+    def __call__(self, texts: Any, max_length: int = 8, padding: Any = None, **_: Any) -> Any:
         texts = [texts] if isinstance(texts, str) else texts
         ids = [[2 + ascii_lowercase.find(letter) for letter in text if letter.isalpha()] + [1] for text in texts]
         longest = max(map(len, ids)) if padding in ("longest", True) else max_length
         ids = [row[:longest] for row in ids]
         rows = torch.tensor([row + [0] * (longest - len(row)) for row in ids])
         mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in ids])
-        return SimpleNamespace(input_ids=rows, attention_mask=mask)
+        import transformers
+
+        return transformers.BatchEncoding({"input_ids": rows, "attention_mask": mask})
+
+    def apply_chat_template(self, messages: list[dict[str, str]], **_: Any) -> str:
+        return messages[0]["content"]
 
     def batch_decode(self, ids: Any) -> list[str]:
         return ["" for _ in ids]
@@ -129,6 +135,71 @@ def sana() -> Any:
     return diffusers.SanaPipeline(LetterTokenizer(), gemma, small, transformer, flow(shift=3.0))
 
 
+def flux(distilled: bool = False) -> Any:
+    import diffusers
+
+    transformer = diffusers.FluxTransformer2DModel(
+        in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=32, pooled_projection_dim=16, axes_dims_rope=(4, 4, 8), guidance_embeds=distilled,
+    )  # fmt: skip
+    scheduler = flow(use_dynamic_shifting=True)
+    return diffusers.FluxPipeline(scheduler, vae(), encoder(), tokenizer(), t5(), LetterTokenizer(), transformer)
+
+
+def qwen(layers: int) -> Any:
+    import transformers
+
+    config = transformers.Qwen3Config(
+        vocab_size=40, hidden_size=16, intermediate_size=16, num_hidden_layers=layers, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=8,
+    )  # fmt: skip
+    return transformers.Qwen3Model(config).eval()
+
+
+def qwen_image() -> Any:
+    import diffusers
+
+    transformer = diffusers.QwenImageTransformer2DModel(
+        in_channels=16, out_channels=4, num_layers=2, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=16, axes_dims_rope=(8, 4, 4),
+    )  # fmt: skip
+    small = diffusers.AutoencoderKLQwenImage(
+        base_dim=24, z_dim=4, dim_mult=[1, 2, 4], num_res_blocks=1, temperal_downsample=[False, True],
+        latents_mean=[0.0] * 4, latents_std=[1.0] * 4,
+    )  # fmt: skip
+    pipeline = diffusers.QwenImagePipeline(
+        flow(use_dynamic_shifting=True), small, qwen(1), LetterTokenizer(), transformer
+    )
+    pipeline.prompt_template_encode, pipeline.prompt_template_encode_start_idx = "{}", 0
+    return pipeline
+
+
+def z_image() -> Any:
+    import diffusers
+
+    transformer = diffusers.ZImageTransformer2DModel(
+        in_channels=4, dim=32, n_layers=1, n_refiner_layers=1, n_heads=2, n_kv_heads=2, cap_feat_dim=16,
+        axes_dims=[8, 4, 4], axes_lens=[64, 32, 32],
+    )  # fmt: skip
+    torch.nn.init.normal_(transformer.x_pad_token)
+    torch.nn.init.normal_(transformer.cap_pad_token)
+    return diffusers.ZImagePipeline(flow(use_dynamic_shifting=True), vae(), qwen(2), LetterTokenizer(), transformer)
+
+
+def wan() -> Any:
+    import diffusers
+
+    transformer = diffusers.WanTransformer3DModel(
+        num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=4, text_dim=32, ffn_dim=32,
+        num_layers=2, rope_max_seq_len=32,
+    )  # fmt: skip
+    small = diffusers.AutoencoderKLWan(
+        base_dim=3, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True, True],
+        latents_mean=[0.0] * 4, latents_std=[1.0] * 4,
+    )  # fmt: skip
+    return diffusers.WanPipeline(LetterTokenizer(), t5(), small, flow(shift=3.0), transformer)
+
+
 @dataclass(frozen=True)
 class Family:
     """A pipeline class, and by hand what its calls of the network are.
@@ -210,6 +281,46 @@ def run_sana(pipeline: Any, x: Tensor, t: Tensor, texts: Texts) -> Tensor:
     return pipeline.transformer(x, texts[0], t * 0.5, encoder_attention_mask=texts[1], return_dict=False)[0]
 
 
+def texts_flux(pipeline: Any, prompts: list[str], negatives: list[str]) -> Texts:
+    of = {"prompt": prompts, "negative": negatives}
+    return {key: pipeline.encode_prompt(texts, max_sequence_length=8)[:2] for key, texts in of.items()}
+
+
+def run_flux(pipeline: Any, x: Tensor, t: Tensor, texts: Texts) -> Tensor:
+    ids = pipeline._prepare_latent_image_ids(1, 4, 4, x.device, x.dtype)
+    return pipeline.transformer(
+        x, texts[0], texts[1], t / 1000, ids, torch.zeros(texts[0].shape[1], 3), return_dict=False
+    )[0]
+
+
+def texts_qwen(pipeline: Any, prompts: list[str], negatives: list[str]) -> Texts:
+    of = {"prompt": prompts, "negative": negatives}
+    return {key: pipeline.encode_prompt(list(texts)) for key, texts in of.items()}
+
+
+def run_qwen(pipeline: Any, x: Tensor, t: Tensor, texts: Texts) -> Tensor:
+    return pipeline.transformer(x, texts[0], texts[1], t / 1000, [[(1, 4, 4)]], return_dict=False)[0]
+
+
+def texts_z_image(pipeline: Any, prompts: list[str], negatives: list[str]) -> Texts:
+    tokens, away = pipeline.encode_prompt(list(prompts), None, True, list(negatives))
+    return {"prompt": (tokens,), "negative": (away,)}
+
+
+def run_z_image(pipeline: Any, x: Tensor, t: Tensor, texts: Texts) -> Tensor:
+    output = pipeline.transformer([x[0][:, None]], (1000 - t) / 1000, texts[0], return_dict=False)[0]
+    return -output[0][None, :, 0]
+
+
+def texts_wan(pipeline: Any, prompts: list[str], negatives: list[str]) -> Texts:
+    tokens, away = pipeline.encode_prompt(prompts, negatives, max_sequence_length=8)
+    return {"prompt": (tokens,), "negative": (away,)}
+
+
+def run_wan(pipeline: Any, x: Tensor, t: Tensor, texts: Texts) -> Tensor:
+    return pipeline.transformer(x, t, texts[0], return_dict=False)[0]
+
+
 MASKED = {"height": 16, "width": 16, "use_resolution_binning": False, "clean_caption": False}
 
 FAMILIES = {
@@ -229,5 +340,21 @@ FAMILIES = {
     "SanaPipeline": Family(
         sana, texts_masked, run_sana, (4, 16, 16),
         MASKED | {"height": 32, "width": 32, "complex_human_instruction": None}, generator=True,
+    ),
+    "FluxPipeline": Family(
+        flux, texts_flux, run_flux, (16, 16), {"height": 16, "width": 16, "max_sequence_length": 8},
+        scale="true_cfg_scale", embeds=("prompt_embeds", "pooled_prompt_embeds"),
+    ),
+    "QwenImagePipeline": Family(
+        qwen_image, texts_qwen, run_qwen, (16, 16), {"height": 32, "width": 32}, scale="true_cfg_scale",
+        embeds=("prompt_embeds", "prompt_embeds_mask"), own=None,
+    ),
+    "ZImagePipeline": Family(
+        z_image, texts_z_image, run_z_image, off=0.0, embeds=("prompt_embeds",), own=lambda scale: 1 + scale
+    ),
+    "WanPipeline": Family(
+        wan, texts_wan, run_wan, (4, 2, 2, 2),
+        {"height": 16, "width": 16, "num_frames": 5, "max_sequence_length": 8}, count="num_videos_per_prompt",
+        embeds=("prompt_embeds",),
     ),
 }  # fmt: skip

@@ -247,12 +247,8 @@ class GuidedForward:
 
     def _check_distilled(self, call: NetworkCall) -> None:
         needs, scale = self.guidance.needs(), call.arguments.get("guidance")
-        if not (needs.negatives or needs.null):
-            return
-        line = (
-            f"{self.name} compares predictions, and those of a model distilled for guidance are no conditional scores: "
-        )
-        if self.layout.distilled(self.pipeline):
-            raise SettingError(line + "take the model that is not distilled")
-        if scale is not None and not bool((scale == 1).all()):
-            raise SettingError(line + "call the pipeline with guidance_scale=1")
+        if (needs.negatives or needs.null) and scale is not None and not bool((scale == 1).all()):
+            raise SettingError(
+                f"{self.name} compares predictions, and those of a guidance-distilled model are no conditional scores: "
+                "call the pipeline with guidance_scale=1"
+            )

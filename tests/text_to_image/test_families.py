@@ -29,7 +29,7 @@ from dng_lightning.text_to_image import guided
 pytest.importorskip("diffusers", reason="diffusers is not installed (extra text-to-image)")
 pytest.importorskip("transformers", reason="transformers is not installed (extra text-to-image)")
 
-from tiny_pipelines import FAMILIES, Family
+from tiny_pipelines import FAMILIES, Family, flux
 
 STEPS, SEEDS = 4, [3, 14]
 PROMPTS, NEGATIVES = ["a red seven", "a green one"], ["blue", "dark"]
@@ -77,6 +77,7 @@ def drawn(pipeline: Any, family: Family, scale: float = ON, **settings: Any) -> 
     noise, generators = start(family)
     given = {"latents": noise_level(pipeline) * noise, "generator": generators, "output_type": "latent"}
     texts = {"prompt": PROMPTS, "negative_prompt": NEGATIVES, "num_inference_steps": STEPS}
+    texts = {name: list(text) if isinstance(text, list) else text for name, text in texts.items()}  # some change them
     every = texts | given | family.call | {family.scale: scale} | settings
     if every["negative_prompt"] is None and "negative_prompt_embeds" not in every:
         del every["negative_prompt"]  # the default of some is ""
@@ -129,6 +130,8 @@ def sampled(
 def one(texts: Any, row: int) -> Any:
     """The text of an image."""
     if isinstance(texts, Tensor):
+        return texts[row : row + 1]
+    if isinstance(texts, list) and texts and isinstance(texts[0], Tensor):  # one an image
         return texts[row : row + 1]
     return None if texts is None else type(texts)(one(text, row) for text in texts)
 
@@ -264,3 +267,41 @@ def test_weights_that_are_moved_for_each_call(name: str, opened: Any):
         assert not isinstance(pipeline.transformer.forward, type(BOTH))
     finally:
         pipeline.remove_all_hooks()
+
+
+@pytest.mark.parametrize("settings", [{"cfg_truncation": 0.5}, {"cfg_normalization": 0.5}], ids=str)
+def test_settings_of_z_image_that_cannot_be(settings: dict[str, float], opened: Any):
+    pipeline, family = opened["ZImagePipeline"], FAMILIES["ZImagePipeline"]
+    with guided(pipeline, BOTH), pytest.raises(SettingError, match=f"{next(iter(settings))} .*: .*call .*without"):
+        drawn(pipeline, family, **settings)
+
+
+def test_what_z_image_and_qwen_image_do_to_a_blend_is_undone(opened: Any):
+    """Normalized or at another scale, it is the guided prediction alone."""
+    for name, settings in (("ZImagePipeline", {"cfg_normalization": True}), ("QwenImagePipeline", {})):
+        pipeline, family = opened[name], FAMILIES[name]
+        with guided(pipeline, CFGNegativePrompt(3.0)):
+            expected = drawn(pipeline, family)
+            assert_same(drawn(pipeline, family, 9.0, **settings), expected, 1e-5)
+
+
+def test_a_model_distilled_for_guidance(opened: Any):
+    torch.manual_seed(0)
+    pipeline, family = flux(distilled=True), FAMILIES["FluxPipeline"]
+    pipeline.set_progress_bar_config(disable=True)
+    with guided(pipeline, DYNAMIC), pytest.raises(SettingError, match=r"call the pipeline with guidance_scale=1$"):
+        drawn(pipeline, family)
+    with guided(pipeline, CFGNegativePrompt(3.0)):
+        found = drawn(pipeline, family, guidance_scale=1.0)
+    assert_same(found, drawn(pipeline, family, 3.0, guidance_scale=1.0))
+    plain = drawn(pipeline, family, family.off, negative_prompt=None)
+    with guided(pipeline, Unguided()):
+        assert torch.equal(drawn(pipeline, family, family.off, negative_prompt=None), plain)
+
+
+def test_a_video_pipeline_that_is_not_known():
+    class LTXPipeline:
+        pass
+
+    with pytest.raises(SettingError, match=r"^guided goes with a .*WanPipeline.*; got a LTXPipeline$"):
+        guided(LTXPipeline(), DYNAMIC).__enter__()

@@ -33,7 +33,6 @@ class Layout:
         sign: the pipeline takes the output times this for the prediction of its scheduler's type.
         switch: what a pipeline is called with to evaluate negative prompts.
         empties: encodes what counts as no negative prompt, the unconditional text first; None for ``encode`` of "".
-        distilled: whether the pipeline's model has been distilled to sample without a second branch.
         refuse: refuses calls that cannot be guided.
     """
 
@@ -46,7 +45,6 @@ class Layout:
     sign: float = 1.0
     switch: str = "guidance_scale above 1"
     empties: Callable[[Any, Mapping[str, Any]], list[Texts]] | None = None
-    distilled: Callable[[Any], bool] = field(default=lambda pipeline: False)
     refuse: Refuse = field(default=lambda pipeline, arguments: None)
 
     @property
