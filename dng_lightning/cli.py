@@ -1,8 +1,8 @@
 """The command line: a stock LightningCLI over the package's modules, datamodules and callbacks."""
 
 import itertools
-import json
 import os
+import sys
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -12,17 +12,29 @@ import torch
 import yaml
 from jsonargparse import ArgumentParser, Namespace, _typehints
 from jsonargparse._util import NestedArg, parse_value_or_config
-from lightning import LightningDataModule, LightningModule, Trainer
+from lightning import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info
 
-from dng_lightning import callbacks, data, guidance, modules, networks, open_settings, posterior, resources, schedule
+from dng_lightning import (
+    callbacks,
+    data,
+    guidance,
+    modules,
+    networks,
+    next_command,
+    open_settings,
+    posterior,
+    resources,
+    schedule,
+)
 from dng_lightning.errors import SettingError
 from dng_lightning.evaluation.tensorboard import RunLogger
-from dng_lightning.files import file_name, write_whole
+from dng_lightning.files import file_name
 from dng_lightning.modules.base_module import TrainedModule, reading
 from dng_lightning.modules.image_sampler import ImageSampler
+from dng_lightning.saved_config import SaveConfig, difference, inputs_of
 from dng_lightning.text_to_image import observers, sampler, vision_language
 
 # What is imported can be named in a configuration by its class name alone; modules import judges and pretrained.
@@ -36,7 +48,6 @@ RESULTS = {
     "predict": (("records",), ()),
     "test": (("results.csv",), FREE),
 }
-INPUTS = "inputs.json"  # hashes of the weights and other files that the settings name
 
 # The setting of each sampler that names what to avoid, for the name of its output folder.
 AVOIDED = {"GuidedSampler": "forbidden", "TextToImageSampler": "negative_prompt"}
@@ -75,43 +86,13 @@ class Parser(LightningArgumentParser):
         raise SettingError(" ".join(line for line in lines if line and not line.startswith(noise))) from ex
 
 
-class SaveConfig(SaveConfigCallback):
-    """Saves ``config.yaml`` to ``default_root_dir``, whatever the logger, once nothing can be refused any more.
-
-    It says how to do it again anywhere: the logger's folder and the checkpoint that a training went on from are not
-    part of it. For what is drawn, ``inputs.json`` says which weights it was drawn with.
-    """
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Nothing yet: the checks of other callbacks and of the module are still to come."""
-
-    def _save(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.is_global_zero:
-            return
-        folder, config = Path(trainer.default_root_dir), self.config.clone()
-        folder.mkdir(parents=True, exist_ok=True)
-        config.ckpt_path = None
-        text = self.parser.dump(config, skip_none=False)
-        write_whole(folder / "config.yaml", text.encode())
-        if isinstance(pl_module, ImageSampler):
-            before, now = _inputs(folder), pl_module.inputs(calibration=trainer.predicting)
-            if not now.items() <= before.items():
-                write_whole(folder / INPUTS, json.dumps(before | now, indent=1).encode())
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Keep what is refused from leaving a checkpoint of an interrupted training."""
-        for keeper in trainer.checkpoint_callbacks if isinstance(exception, SettingError) else ():
-            keeper.save_on_exception = False  # type: ignore[attr-defined]  # looked at later, as they come last
-
-    on_train_start = on_test_start = on_predict_start = _save
-
-
 class DNGCLI(LightningCLI):
     """``dng fit | validate | test | predict``; see ``dng --help``."""
 
     def __init__(self, args: Sequence[str] | None = None) -> None:
+        self.words = list(sys.argv[1:] if args is None else args)
         super().__init__(
-            args=args if args is None else list(args),
+            args=self.words,
             parser_class=Parser,
             seed_everything_default=0,
             save_config_callback=SaveConfig,
@@ -175,6 +156,15 @@ class DNGCLI(LightningCLI):
                 f"{folder} holds {others}: {resume}name another --trainer.default_root_dir, or remove it"
             )
 
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run the command, and print what comes next; also where it was interrupted."""
+        try:
+            super()._run_subcommand(subcommand)
+        except (KeyboardInterrupt, SystemExit):
+            next_command.say(self, interrupted=True)
+            raise
+        next_command.say(self)
+
     def _keepers(self, trainer: Trainer) -> list[ModelCheckpoint]:
         return [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
 
@@ -189,7 +179,14 @@ class DNGCLI(LightningCLI):
         found = parser.instantiate_classes(only_data).data
         if not isinstance(found, data.base.ImageDataModule):
             raise SettingError("model.net has null, to be chosen for the images: set data to a data set of images")
-        rank_zero_info(open_settings.close(settings, found))
+        nets = ArgumentParser(exit_on_error=False)
+        nets.add_subclass_arguments(torch.nn.Module, "net")
+
+        def network(net: Namespace) -> torch.nn.Module:
+            only_net = Namespace(net=net.clone())  # type: ignore[no-untyped-call]
+            return nets.instantiate_classes(only_net).net  # type: ignore[no-any-return]
+
+        rank_zero_info(open_settings.close(settings, found, network))
         self.config = self.parser.parse_object(self.config)
         return found
 
@@ -249,7 +246,7 @@ class DNGCLI(LightningCLI):
                 for settings in (before, now):
                     fixed = {name: value for name, value in settings["init_args"].items() if name not in free}
                     settings["init_args"] = fixed
-                different = _difference(before, now, "model") or self._made_anew(folder)
+                different = difference(before, now, "model") or self._made_anew(folder)
             except (OSError, yaml.YAMLError, UnicodeDecodeError, LookupError, TypeError, AttributeError):
                 different = "its config.yaml is missing or damaged"  # a write that was interrupted, or another's file
             if different or again:
@@ -272,7 +269,7 @@ class DNGCLI(LightningCLI):
         """Which of the files that the settings name is another one now than what was drawn there was drawn with."""
         if not isinstance(self.model, ImageSampler):
             return ""
-        before = _inputs(folder)
+        before = inputs_of(folder)
         changed = [name for name, value in self._inputs_now.items() if before.get(name, value) != value]
         return f"the {changed[0]} was made anew since" if changed else ""
 
@@ -280,20 +277,3 @@ class DNGCLI(LightningCLI):
     def _inputs_now(self) -> dict[str, str]:
         hashes: dict[str, str] = self.model.inputs(calibration=self.subcommand == "predict")
         return hashes
-
-
-def _inputs(folder: Path) -> dict[str, str]:
-    path = folder / INPUTS
-    hashes: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
-    return hashes
-
-
-def _difference(before: Any, now: Any, name: str) -> str:
-    """The first setting in which two configurations differ; empty if there is none."""
-    if not (isinstance(before, dict) and isinstance(now, dict)):
-        return "" if before == now else f"{name} {json.dumps(before)} instead of {json.dumps(now)}"
-    inside = (
-        _difference(before.get(key), now.get(key), name if key in ("class_path", "init_args") else f"{name}.{key}")
-        for key in {**before, **now}
-    )
-    return next(filter(None, inside), "")

@@ -1,33 +1,47 @@
-"""Settings that a configuration leaves open with null, chosen by the images' size and number: the one place for it.
+"""Settings that a configuration leaves open with null: the one place where they are chosen.
 
-They make a first training that works, on a laptop for small images; the values are printed, and stand in the saved
-``config.yaml``, from where they can be changed one by one.
+Network, batch size, precision and number of steps follow from the images' size and number, the device, and the time
+that ``trainer.max_time`` gives. They make a first training that works, on a laptop for small images; the values are
+printed, and stand in the saved ``config.yaml``, from where they can be changed one by one.
 """
 
 import math
+import time
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from jsonargparse import Namespace
+from lightning.pytorch.callbacks import Timer
+from torch import nn
 
 from dng_lightning.data.base import ImageDataModule
 from dng_lightning.errors import SettingError
 
 FEW_IMAGES = 5000  # fewer are soon known by heart
 COARSEST = 8  # pixels that the last level of a network has about, on each side
+TRAINING = 0.7  # of the time of a run, which are its steps; the rest are validations with their pictures
+LONGEST = 4  # times as many steps as usual, at most, where there is time for more
+TIMED = 3  # steps that are timed, after a first one
+
+Make = Callable[[Namespace], nn.Module]
 
 
 def is_open(settings: Namespace) -> bool:
-    """Whether the network of a configuration is left open."""
+    """Whether the network or the batch size of a configuration is left open."""
     net = settings.get("model.init_args.net.init_args")
-    return net is not None and any(net.get(name, 0) is None for name in ("image_channels", "num_classes", "channels"))
+    names = ("image_channels", "num_classes", "channels")
+    has_open_net = net is not None and any(net.get(name, 0) is None for name in names)
+    return has_open_net or settings.get("data.init_args.batch_size", 0) is None
 
 
-def close(settings: Namespace, data: ImageDataModule) -> str:
+def close(settings: Namespace, data: ImageDataModule, make: Make) -> str:
     """Fill in what is open.
 
     Args:
         settings: of a command, changed in place.
-        data: its data.
+        data: its data, which gets the batch size.
+        make: makes a network from its class path and settings, to time its steps.
 
     Returns:
         what was chosen, in a line.
@@ -41,23 +55,97 @@ def close(settings: Namespace, data: ImageDataModule) -> str:
     channels, *sides = data.image_shape
     if is_classifier and len(data.class_names) < 2:
         raise SettingError(f"{data.title} has {len(data.class_names) or 'no'} classes: a classifier needs two")
+    device = device_of(trainer.accelerator)
     chosen: dict[str, Any] = {"image_channels": channels, "num_classes": len(data.class_names)}
     chosen = {name: value for name, value in chosen.items() if net.init_args[name] is None}
-    if net.init_args.channels is None:
+    is_free = net.init_args.channels is None
+    if is_free:
         chosen |= classifier_of(channels, sides) if is_classifier else unet_of(sides, count)
     for name, value in chosen.items():
         net.init_args[name] = value
-    steps: dict[str, Any] = {}
-    if trainer.max_steps == -1 and trainer.max_epochs is None:
-        steps["max_steps"] = trainer.max_steps = steps_of(sides, count, is_classifier)
-        epochs = trainer.max_steps * data.batch_size / max(count, 1)
-        if trainer.check_val_every_n_epoch == 1 and not is_classifier:  # about ten validations, each with pictures
-            steps["check_val_every_n_epoch"] = trainer.check_val_every_n_epoch = max(1, round(epochs / 10))
     named = {f"model.net.{name}": value for name, value in chosen.items()}
-    named |= {f"trainer.{name}": value for name, value in steps.items()}
+
+    # Batch size and precision
+    if settings.data.init_args.get("batch_size", 0) is None:
+        batch_size = batch_of(sides, count, device)
+        named["data.batch_size"] = data.batch_size = settings.data.init_args.batch_size = batch_size
+    if trainer.precision is None:
+        named["trainer.precision"] = trainer.precision = precision_of(device)
+
+    # Length: the usual number of steps, or what there is time for, with a narrower network where that is little
+    if trainer.max_steps == -1 and trainer.max_epochs is None:
+        steps = steps_of(sides, count, is_classifier)
+        if seconds := seconds_of(trainer.max_time):
+            batch = data.batch, channels, *sides
+
+            def fitting() -> int:
+                with torch.random.fork_rng():  # the run shall draw what it draws with the saved settings
+                    return int(TRAINING * seconds / seconds_a_step(make(net), batch, is_classifier, device))
+
+            fit = fitting()
+            if is_free and fit < steps / 2:
+                net.init_args.channels = [width // 2 for width in net.init_args.channels]
+                named["model.net.channels"], fit = net.init_args.channels, fitting()
+            steps = max(1, min(fit, LONGEST * steps))
+        named["trainer.max_steps"] = trainer.max_steps = steps
+        epochs = steps * data.batch / max(count, 1)
+        if trainer.check_val_every_n_epoch == 1 and not is_classifier:  # about ten validations, each with pictures
+            trainer.check_val_every_n_epoch = max(1, round(epochs / 10))
+            named["trainer.check_val_every_n_epoch"] = trainer.check_val_every_n_epoch
     size = "x".join(map(str, data.image_shape))
     listed = ", ".join(f"{name} {value}" for name, value in named.items())
-    return f"For {count:,} images of {size} in {len(data.class_names)} classes: {listed}"
+    return f"For {count:,} images of {size} in {len(data.class_names)} classes on {device.type}: {listed}"
+
+
+def device_of(accelerator: Any) -> torch.device:
+    """The device that a trainer with such an ``accelerator`` setting will use."""
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        return torch.device("cuda")
+    is_mps = accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available()
+    return torch.device("mps" if is_mps else "cpu")
+
+
+def batch_of(sides: list[int], count: int, device: torch.device) -> int:
+    """Images a batch: fewer where they are large, twice as many on CUDA; a quarter of a small set at most."""
+    side = max(sides)
+    most = (128 if side < 32 else 64 if side <= 64 else 32 if side <= 128 else 16) * (2 if device.type == "cuda" else 1)
+    return max(1, min(most, 1 << math.floor(math.log2(max(count / 4, 1)))))
+
+
+def precision_of(device: torch.device) -> str:
+    """bfloat16 where CUDA computes in it, else single precision."""
+    return "bf16-mixed" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "32-true"
+
+
+def seconds_of(max_time: Any) -> float:
+    """The seconds of a trainer's ``max_time``, 0 for none.
+
+    Raises:
+        SettingError: it is no time.
+    """
+    if max_time is None:
+        return 0.0
+    try:
+        return Timer(max_time).time_remaining() or 0.0
+    except Exception as error:  # Lightning refuses it in several ways
+        raise SettingError(
+            f"trainer.max_time is {max_time}: give days:hours:minutes:seconds, such as 00:02:00:00"
+        ) from error
+
+
+def seconds_a_step(net: nn.Module, batch: tuple[int, ...], is_classifier: bool, device: torch.device) -> float:
+    """The mean time of some forward and backward passes on black images (B, C, H, W), in the precision chosen here."""
+    net, images = net.to(device).train(), torch.zeros(batch, device=device)
+    t = torch.zeros(batch[0], dtype=torch.long, device=device)
+    began = 0.0
+    for step in range(1 + TIMED):
+        began = time.perf_counter() if step == 1 else began
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision_of(device) != "32-true"):
+            output = net(images) if is_classifier else net(images, t)
+        output.float().square().mean().backward()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+    return (time.perf_counter() - began) / TIMED
 
 
 def unet_of(sides: list[int], count: int) -> dict[str, Any]:

@@ -3,13 +3,17 @@
 Both folders lie inside the package in an installed wheel, and next to it in a checkout or an editable install.
 """
 
+import contextlib
+import json
 from difflib import get_close_matches
 from pathlib import Path
 
+from dng_lightning import download
 from dng_lightning.errors import SettingError
 
 PACKAGE = Path(__file__).resolve().parent
-MODELS = ("model.ckpt", "model_index.json")  # what makes a folder a checkpoint: one of ours, or one of diffusers'
+# A checkpoint's folder has one of them; the last is diffusers'.
+MODELS = ("model.ckpt", "model.safetensors", "model_index.json")
 
 
 def config(name: str | Path) -> Path:
@@ -36,22 +40,39 @@ def checkpoint(name: str | Path) -> Path:
     Args:
         name: A path to a `.ckpt` file, to a folder that holds a `model.ckpt` or to one in diffusers' format (with a
             `model_index.json`), or the bare name of a folder in `checkpoints` here or of a shipped one: `mnist`. What
-            exists here wins over what ships.
+            exists here wins over what ships. One that the wheel leaves out is fetched from its release, and
+            `hf:owner/model` from the Hugging Face hub; either comes from a cache the next time.
 
     Returns:
         The path of the file.
 
     Raises:
-        SettingError: There is no such file and no such name.
+        SettingError: There is no such file and no such name, or it cannot be fetched.
     """
+    if str(name).startswith(download.HUB):
+        return _inside(download.from_hub(str(name)), name)
     local = [Path(name), *(Path(folder, name, file) for folder in ("", "checkpoints") for file in MODELS)]
-    return _find("checkpoint", name, local, [_folder("checkpoints") / name / file for file in MODELS], checkpoints())
+    shipped = [_folder("checkpoints") / name / file for file in MODELS]
+    digest = _released().get(str(name))
+    if digest and not any(path.is_file() for path in [*local, *shipped]):
+        return _inside(download.from_release(str(name), digest, download.cache_folder()), name)
+    return _find("checkpoint", name, local, shipped, checkpoints())
 
 
 def name_of(name: str | Path) -> str:
     """What a checkpoint is called, wherever it is: its folder's name, but the file's for a lone `.ckpt`."""
-    path = Path(name).absolute()
+    path = Path(str(name).partition("@")[0] if str(name).startswith(download.HUB) else name).absolute()
     return path.parent.name if path.name in MODELS else path.stem if path.suffix == ".ckpt" else path.name
+
+
+def classifier_of(name: str | Path) -> str | None:
+    """The classifier that belongs to a checkpoint by its name, ``<checkpoint>-classifier``; None if there is none."""
+    path = Path(name)
+    folder = path.parent if path.name in MODELS else path.with_suffix("") if path.suffix == ".ckpt" else path
+    for own in dict.fromkeys([f"{folder}-classifier", f"{name_of(name)}-classifier"]):
+        with contextlib.suppress(SettingError):
+            return own if checkpoint(own) else None
+    return None
 
 
 def ships(path: Path) -> bool:
@@ -83,8 +104,24 @@ def configs() -> list[str]:
 
 
 def checkpoints() -> list[str]:
-    """The names of the shipped checkpoints, sorted."""
-    return sorted({path.parent.name for file in MODELS for path in _folder("checkpoints").glob(f"*/{file}")})
+    """The names of the shipped checkpoints and of those of the release, sorted."""
+    shipped = {path.parent.name for file in MODELS for path in _folder("checkpoints").glob(f"*/{file}")}
+    return sorted(shipped | {*_released()})
+
+
+def _released() -> dict[str, str]:
+    """SHA-256 of the archives of the checkpoints that the wheel leaves out, by their names."""
+    path = _folder("checkpoints") / "released.json"
+    digests: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
+    return digests
+
+
+def _inside(folder: Path, name: str | Path) -> Path:
+    """The file of a checkpoint in a folder that was fetched."""
+    for file in ("model.safetensors", *MODELS):
+        if (folder / file).is_file():
+            return folder / file
+    raise SettingError(f"{name} holds no checkpoint: none of {', '.join(MODELS)}")
 
 
 def _config_files() -> list[Path]:

@@ -10,8 +10,8 @@ import torch
 import yaml
 from running import Dng
 
-from dng_lightning import open_settings
-from dng_lightning.__main__ import main
+from dng_lightning import open_settings, resources
+from dng_lightning.__main__ import main, run
 from dng_lightning.errors import SettingError
 from dng_lightning.modules import ClassifierModule, DiffusionModule
 from dng_lightning.networks import ImageClassifier, UNet
@@ -67,7 +67,7 @@ def photos(fake_mnist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_a_training_of_ones_own_images(name: str, kind: Any, photos: Path, dng: Dng, caplog: pytest.LogCaptureFixture):
     with caplog.at_level("INFO"):
         dng("fit", f"--config={name}.yaml", f"--data.root={photos}", *TINY, "--trainer.max_steps=2")
-    (line,) = re.findall("For 60 images of 3x16x16 in 3 classes: (.*)", caplog.text)
+    (line,) = re.findall("For 60 images of 3x16x16 in 3 classes on cpu: (.*)", caplog.text)
     assert "model.net.num_classes 3" in line
     assert "trainer.max_steps" not in line  # it is given
     (folder,) = Path("logs").iterdir()
@@ -94,11 +94,11 @@ def test_the_length_is_chosen_where_none_is_given():
 
         net = Settings(class_path="UNet", init_args=Settings(image_channels=None, num_classes=None, channels=[8]))
         model = Settings(init_args=Settings(net=net))
-        settings = Settings(
-            model=model, trainer=Settings({"max_steps": -1, "max_epochs": None, "check_val_every_n_epoch": 1} | trainer)
-        )
-        data = SimpleNamespace(training_images=4000, batch_size=80, image_shape=(1, 32, 32), class_names=("a", "b"))
-        said = open_settings.close(settings, data)  # type: ignore[arg-type]
+        usual = {"max_steps": -1, "max_epochs": None, "check_val_every_n_epoch": 1}
+        usual |= {"max_time": None, "precision": "32-true", "accelerator": "cpu"}
+        settings = Settings(model=model, trainer=Settings(usual | trainer), data=Settings(init_args=Settings()))
+        data = SimpleNamespace(training_images=4000, batch=80, image_shape=(1, 32, 32), class_names=("a", "b"))
+        said = open_settings.close(settings, data, lambda net: torch.nn.Identity())  # type: ignore[arg-type]
         assert ("trainer.max_steps" in said) == (settings.trainer.max_steps not in {*trainer.values(), -1})
         return settings.trainer.max_steps, settings.trainer.check_val_every_n_epoch
 
@@ -106,6 +106,59 @@ def test_the_length_is_chosen_where_none_is_given():
     assert closed(check_val_every_n_epoch=3) == (2000, 3)
     assert closed(max_epochs=3) == (-1, 1)
     assert closed(max_steps=7) == (7, 1)
+
+
+@pytest.mark.parametrize(("seconds", "steps", "is_narrow"), [(1000, 8000, False), (100, 1400, False), (10, 140, True)])
+def test_the_length_follows_from_the_time(
+    seconds: int, steps: int, is_narrow: bool, photos: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Of 60 small images 500 steps are usual."""
+    monkeypatch.setattr(open_settings, "seconds_a_step", lambda *_: 0.05)
+    monkeypatch.setattr(open_settings, "LONGEST", 16)
+    given = f"--trainer.max_time=00:00:{seconds // 60:02}:{seconds % 60:02}"
+    config = yaml.safe_load(printed_config(photos, given, monkeypatch))
+    assert config["trainer"]["max_steps"] == steps
+    assert (config["model"]["init_args"]["net"]["init_args"]["channels"] == [32, 64]) == is_narrow
+
+
+def printed_config(photos: Path, given: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The configuration of a training that is stopped before it begins."""
+    with monkeypatch.context() as patch:
+        patch.setattr("dng_lightning.cli.DNGCLI._run_subcommand", lambda *_: None)
+        config = resources.config("image_folder")
+        cli = run(["fit", f"--config={config}", f"--data.root={photos}", "--trainer.accelerator=cpu", given])
+    text: str = cli.parser.dump(cli.config, skip_none=False)
+    return str(yaml.safe_dump(yaml.safe_load(text)["fit"]))
+
+
+def test_a_step_is_timed_as_it_is_trained():
+    images, cpu = (4, 3, 16, 16), torch.device("cpu")
+    net = UNet(3, 5, **open_settings.unet_of([16, 16], 100))
+    assert 0 < open_settings.seconds_a_step(net, images, False, cpu) < 60
+    judge = ImageClassifier(3, 5, **open_settings.classifier_of(3, [16, 16]))
+    assert 0 < open_settings.seconds_a_step(judge, images, True, cpu) < 60
+
+
+@pytest.mark.parametrize(
+    ("sides", "count", "device", "batch"),
+    [
+        ([28, 28], 60_000, "cpu", 128),
+        ([64, 64], 2000, "cpu", 64),
+        ([64, 64], 2000, "cuda", 128),
+        ([256, 256], 9000, "cpu", 16),
+        ([64, 64], 60, "cpu", 8),
+        ([64, 64], 1, "cpu", 1),
+    ],
+)
+def test_batches_fit_images_and_device(sides: list[int], count: int, device: str, batch: int):
+    assert open_settings.batch_of(sides, count, torch.device(device)) == batch
+
+
+def test_a_time_that_is_none():
+    assert open_settings.seconds_of(None) == 0
+    assert open_settings.seconds_of("01:00:00:02") == 86402
+    with pytest.raises(SettingError, match="give days:hours:minutes:seconds"):
+        open_settings.seconds_of("an hour")
 
 
 def test_a_classifier_needs_classes(photos: Path, capsys: pytest.CaptureFixture[str]):

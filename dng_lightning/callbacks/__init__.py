@@ -6,6 +6,7 @@ from dng_lightning.callbacks.export import Export
 from dng_lightning.callbacks.guided_sampling import GuidedSampling
 from dng_lightning.callbacks.hparams import HParams
 from dng_lightning.callbacks.image_writer import ImageWriter
+from dng_lightning.callbacks.reference_writer import ReferenceWriter
 from dng_lightning.callbacks.results_writer import ResultsWriter
 
 __all__ = [
@@ -15,5 +16,6 @@ __all__ = [
     "GuidedSampling",
     "HParams",
     "ImageWriter",
+    "ReferenceWriter",
     "ResultsWriter",
 ]

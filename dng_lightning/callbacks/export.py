@@ -11,6 +11,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
+from dng_lightning import safe_checkpoint
 from dng_lightning.callbacks.requirements import is_dry_run
 from dng_lightning.errors import SettingError
 from dng_lightning.files import write_whole
@@ -19,15 +20,18 @@ from dng_lightning.files import write_whole
 class Export(Callback):
     """Writes ``model.ckpt`` (weights, plain hyper-parameters, no optimiser) and ``metrics.json`` when training ends.
 
+    ``model.safetensors`` holds the same in the format that other libraries read.
+
     They go to the trainer's ``default_root_dir``, where ``config.yaml`` is already: the folder is then what
     ``--model.checkpoint`` takes. With ``EMA`` the weights are the averaged ones.
 
     Args:
         half: store the weights in half precision: half the size, and more digits than bf16 sampling uses.
+        safetensors: write ``model.safetensors`` too.
     """
 
-    def __init__(self, half: bool = False) -> None:
-        self.half = half
+    def __init__(self, half: bool = False, safetensors: bool = True) -> None:
+        self.half, self.safetensors = half, safetensors
         self.has_trained = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -72,6 +76,8 @@ class Export(Callback):
         file = io.BytesIO()
         torch.save(checkpoint, file)
         write_whole(folder / "model.ckpt", file.getbuffer())
+        if self.safetensors:
+            safe_checkpoint.write(checkpoint, folder / "model.safetensors")
 
     def _stored(self, weight: Tensor) -> Tensor:
         weight = weight.cpu().contiguous()

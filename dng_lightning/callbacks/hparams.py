@@ -32,7 +32,7 @@ class HParams(Callback):
 def settings(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
     """What trainings are compared by: network, optimiser, data, length and guidance."""
     optimizer, data = trainer.optimizers[0], trainer.datamodule  # type: ignore[attr-defined]  # set by Trainer.fit
-    batch = getattr(data, "batch_size", None)
+    batch = getattr(data, "batch", getattr(data, "batch_size", None))
     found: dict[str, Any] = {
         "parameters": sum(weight.numel() for weight in module.parameters()),
         "prediction": module.hparams.get("prediction"),

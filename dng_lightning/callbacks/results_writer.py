@@ -191,7 +191,7 @@ class ResultsWriter(Callback):
                 path = folder / ReferenceStatistics.file(extractor)
                 ReferenceStatistics.cached(path, real, extractor, module.judge).save(path)
             trainer.strategy.barrier("real images")
-        reference = ReferenceStatistics.find([folder, module.folder], extractor)
+        reference = ReferenceStatistics.find([folder, *filter(None, [module.judge_folder]), module.folder], extractor)
         reference.check(label_space.names, module.image_shape, extractor)
         if len(reference.features(label_space.retained)) < LEAST:
             raise SettingError(

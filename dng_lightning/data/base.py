@@ -40,7 +40,7 @@ class ImageDataModule(LightningDataModule):
 
     Args:
         root: folder with the data set's files in their official layout.
-        batch_size: images per batch and device, >= 1.
+        batch_size: images per batch and device, >= 1; None for 64, or what ``dng fit`` chooses for the images.
         include_classes: classes to keep, by name or index; None keeps all.
         exclude_classes: classes to drop, by name or index. Not together with `include_classes`.
         val_size: number of training images held out, None for the data set's usual number. The split is stratified,
@@ -64,7 +64,7 @@ class ImageDataModule(LightningDataModule):
     default_flip: ClassVar[bool] = False
 
     root: str = "data"
-    batch_size: int = 128
+    batch_size: int | None = 128
     include_classes: Classes = None
     exclude_classes: Classes = None
     val_size: int | None = None
@@ -89,6 +89,11 @@ class ImageDataModule(LightningDataModule):
             vars(self)["image_shape"] = self._shape(*native)
         if isinstance(getattr(type(self), "class_names", None), tuple):
             _ = self.seen_classes  # refuses unknown ones at once
+
+    @property
+    def batch(self) -> int:
+        """The setting ``batch_size``, or its default."""
+        return self.batch_size or 64
 
     @property
     def folder(self) -> Path:
@@ -184,8 +189,8 @@ class ImageDataModule(LightningDataModule):
         several devices are together those of one device with as large a batch.
         """
         part = self._parts["train"]
-        order = training_order(part, self.batch_size, self.trainer)
-        loader = TrainingLoader(part, sampler=order, drop_last=len(order) >= self.batch_size, **self._loading())
+        order = training_order(part, self.batch, self.trainer)
+        loader = TrainingLoader(part, sampler=order, drop_last=len(order) >= self.batch, **self._loading())
         loader.data = self
         return loader
 
@@ -222,7 +227,7 @@ class ImageDataModule(LightningDataModule):
 
     def _loading(self) -> dict[str, Any]:
         return {
-            "batch_size": self.batch_size,
+            "batch_size": self.batch,
             "collate_fn": already_collated,
             "num_workers": self.num_workers,
             "persistent_workers": self.num_workers > 0,

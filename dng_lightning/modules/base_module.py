@@ -18,7 +18,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Generator, Tensor, nn
 from torch.optim import Optimizer
 
-from dng_lightning import resources
+from dng_lightning import resources, safe_checkpoint
 from dng_lightning.errors import SettingError, reason
 from dng_lightning.modules.first_batch import FACTS, facts_of_a_batch
 from dng_lightning.modules.resuming import PLATEAU, check_same_network, keep_settings
@@ -193,8 +193,8 @@ class TrainedModule(LightningModule):
                 raise SettingError("the scheduler's total_steps is open and the run has no end: set trainer.max_epochs")
             try:
                 schedule = self.scheduler(optimizer, total_steps=steps)  # type: ignore[call-arg]
-            except ZeroDivisionError as error:  # OneCycleLR, where pct_start * total_steps is 1
-                raise SettingError(f"the scheduler cannot warm up in {steps} steps: choose another length") from error
+            except ZeroDivisionError:  # OneCycleLR, where pct_start * total_steps is 1
+                schedule = self.scheduler(optimizer, total_steps=steps + 1)  # type: ignore[call-arg]
         else:
             schedule = self.scheduler(optimizer)
         if (planned := getattr(schedule, "total_steps", None) or steps) < steps:
@@ -250,22 +250,23 @@ class TrainedModule(LightningModule):
         """
         path = resources.checkpoint(name)
         with reading(path, f"this {type(self).__name__}"):
-            self.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["state_dict"])
+            self.load_state_dict(safe_checkpoint.read(path)["state_dict"])
 
     @classmethod
     def load(cls, name: str) -> Self:
         """Load a checkpoint for use: weights only, on the CPU, in evaluation mode, without gradients.
 
         Args:
-            name: a ``.ckpt`` file, a folder with a ``model.ckpt``, or the name of a shipped checkpoint.
+            name: a ``.ckpt`` or ``.safetensors`` file, a folder with one, the name of a shipped checkpoint, or
+                ``hf:owner/model``.
 
         Raises:
             SettingError: there is none, or it is truncated, carries code, or is not a checkpoint of this class.
         """
         path = resources.checkpoint(name)
         with reading(path, f"a {cls.__name__}"):
-            without = dict.fromkeys(cls.for_training)
-            module = cls.load_from_checkpoint(path, map_location="cpu", weights_only=True, **without)
+            file, without = safe_checkpoint.as_ckpt(path), dict.fromkeys(cls.for_training)
+            module = cls.load_from_checkpoint(file, map_location="cpu", weights_only=True, **without)
         if not hasattr(module, "seen_classes"):
             raise SettingError(f"{path} does not say what it was trained on; train it with a dng_lightning datamodule")
         return module.eval().requires_grad_(False)

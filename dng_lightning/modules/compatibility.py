@@ -2,6 +2,10 @@
 
 from collections.abc import Sequence
 
+from lightning.pytorch.utilities import rank_zero_info
+
+from dng_lightning import resources
+from dng_lightning.data.images import MNIST
 from dng_lightning.errors import SettingError
 from dng_lightning.guidance import Guidance
 from dng_lightning.guidance.serialization import display_name
@@ -113,3 +117,21 @@ def check_null_class(
     for guidance in guidances:
         if guidance.needs().null:
             raise SettingError(f"{display_name(guidance)} needs the unconditional prediction, {name} has none: {mend}")
+
+
+def own_classifier(name: str, model: DiffusionModule) -> str | None:
+    """The classifier of a model's images where none is named, or None.
+
+    Args:
+        name: of the model's checkpoint.
+        model: its module.
+
+    Returns:
+        ``<checkpoint>-classifier``, if there is one; else ``mnist-classifier`` for digits of its size.
+    """
+    if own := resources.classifier_of(name):
+        return own
+    is_mnist = getattr(model, "class_names", ()) == MNIST.class_names and tuple(model.image_shape) == MNIST.image_shape
+    if not is_mnist:
+        rank_zero_info(f"There is no {resources.name_of(name)}-classifier: no image is labelled. See model.classifier.")
+    return "mnist-classifier" if is_mnist else None

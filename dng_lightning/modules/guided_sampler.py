@@ -23,6 +23,7 @@ from dng_lightning.modules.compatibility import (
     check_null_class,
     check_same,
     name_classes,
+    own_classifier,
 )
 from dng_lightning.modules.image_sampler import Draw, ImageSampler
 from dng_lightning.modules.judges import AnyClassifier, classifier_name, load_classifier, sort_into
@@ -64,7 +65,8 @@ class GuidedSampler(ImageSampler):
         negative_checkpoints: a single-class model for each forbidden class (the paper's network pair); None to ask
             ``checkpoint`` itself.
         classifier: the classifier that labels the images: a checkpoint, or one of another library, by its name
-            (``modules.judges.load_classifier``) or by class path (``judges``); None for no labels.
+            (``modules.judges.load_classifier``) or by class path (``judges``); None for no labels. "auto" is the
+            model's own, ``<checkpoint>-classifier``, if there is one, and for MNIST's digits ``mnist-classifier``.
         observer: likewise, the classifier that looks at the denoised images on the way, for a guidance that asks what
             is emerging; None for ``classifier``, which then judges its own work.
         noise_conditional_classifier: checkpoint of a classifier of noisy images, for a guidance or posterior that needs
@@ -96,7 +98,7 @@ class GuidedSampler(ImageSampler):
         clip: float | None = None,
         class_labels: Classes | Literal["all"] | None = None,
         negative_checkpoints: list[PretrainedModel | str] | None = None,
-        classifier: PretrainedClassifier | str | None = "mnist-classifier",
+        classifier: PretrainedClassifier | str | None = "auto",
         observer: PretrainedClassifier | str | None = None,
         noise_conditional_classifier: str | None = None,
         retrained_checkpoint: str | None = None,
@@ -108,6 +110,7 @@ class GuidedSampler(ImageSampler):
         super().__init__(Sampler(steps, eta, variance, model.clip if clip is None else clip, order))
 
         # The networks
+        classifier = own_classifier(checkpoint, model) if classifier == "auto" else classifier
         self.checkpoint, self.model = checkpoint, model
         self.schedule, self.chain_shape = self.model.schedule, self.model.image_shape
         self.schedule.levels(steps)  # refuses too many steps now, not after minutes
@@ -121,6 +124,7 @@ class GuidedSampler(ImageSampler):
             if noise_conditional_classifier
             else None,
         )
+        self.classifier_name = classifier
         self.judge_name = classifier_name(self.classifier, classifier)
         self.observer_name = classifier_name(self.observer, observer)
         self.noise_conditional_classifier_name, self.retrained_name = (
@@ -191,6 +195,12 @@ class GuidedSampler(ImageSampler):
     def folder(self) -> Path:
         """See ``ImageSampler.folder``."""
         return self.path.parent
+
+    @property
+    def judge_folder(self) -> Path | None:
+        """See ``ImageSampler.judge_folder``."""
+        is_checkpoint = isinstance(self.classifier, ClassifierModule)
+        return resources.checkpoint(str(self.classifier_name)).parent if is_checkpoint else None
 
     @property
     def judge(self) -> AnyClassifier | None:

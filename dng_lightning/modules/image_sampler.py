@@ -116,6 +116,11 @@ class ImageSampler(LightningModule, ABC):
         """The classifier that labels the images; None for no labels."""
         return None
 
+    @property
+    def judge_folder(self) -> Path | None:
+        """Where the judge lies, and what belongs to it; None for nowhere."""
+        return None
+
     def read(self, images: Tensor) -> Tensor | None:
         """All that is read in ``images`` (B, C, H, W) in [-1, 1] without a judge, (B, ...); None for nothing."""
         return None

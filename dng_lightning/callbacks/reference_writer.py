@@ -1,0 +1,42 @@
+"""Statistics of the real images in a new classifier's features, so that an evaluation with it needs no data set."""
+
+from pathlib import Path
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+
+from dng_lightning.callbacks.requirements import expect, is_dry_run
+from dng_lightning.data.base import ImageDataModule
+from dng_lightning.errors import SettingError
+from dng_lightning.evaluation.features import ClassifierFeatures
+from dng_lightning.evaluation.reference_statistics import ReferenceStatistics
+from dng_lightning.modules.classifier import ClassifierModule
+
+
+class ReferenceWriter(Callback):
+    """Writes ``real-<classifier>.pt`` next to the ``model.ckpt`` of a classifier that ``Export`` wrote.
+
+    ``dng test`` finds the statistics there. Keep it after ``Export`` in ``trainer.callbacks``.
+    """
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leave a dry run alone.
+
+        Raises:
+            SettingError: the module is no classifier, or the data are no image data set.
+        """
+        expect(ClassifierModule, pl_module, self)
+        if not isinstance(getattr(trainer, "datamodule", None), ImageDataModule):
+            raise SettingError("ReferenceWriter goes with a data set of images")
+        is_dry_run(trainer, self)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compute and write them, where there is a new classifier with features."""
+        folder, data = Path(trainer.default_root_dir), trainer.datamodule  # type: ignore[attr-defined]  # set by fit
+        if not (trainer.is_global_zero and (folder / "model.ckpt").exists()):
+            return
+        classifier = ClassifierModule.load(str(folder)).to(pl_module.device)
+        if classifier.schedule is None and hasattr(classifier.net, "features"):
+            extractor = ClassifierFeatures(classifier, folder.absolute().name)
+            reference = ReferenceStatistics.compute(data, extractor, classifier)
+            reference.save(folder / ReferenceStatistics.file(extractor))

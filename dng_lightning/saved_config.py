@@ -1,0 +1,63 @@
+"""What a run saves about its settings: ``config.yaml``, and hashes of the files that they name."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch.cli import SaveConfigCallback
+
+from dng_lightning.errors import SettingError
+from dng_lightning.files import write_whole
+from dng_lightning.modules.image_sampler import ImageSampler
+
+INPUTS = "inputs.json"  # hashes of the weights and other files that the settings name
+
+
+class SaveConfig(SaveConfigCallback):
+    """Saves ``config.yaml`` to ``default_root_dir``, whatever the logger, once nothing can be refused any more.
+
+    It says how to do it again anywhere: the logger's folder and the checkpoint that a training went on from are not
+    part of it. For what is drawn, ``inputs.json`` says which weights it was drawn with.
+    """
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Nothing yet: the checks of other callbacks and of the module are still to come."""
+
+    def _save(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        folder, config = Path(trainer.default_root_dir), self.config.clone()
+        folder.mkdir(parents=True, exist_ok=True)
+        config.ckpt_path = None
+        text = self.parser.dump(config, skip_none=False)
+        write_whole(folder / "config.yaml", text.encode())
+        if isinstance(pl_module, ImageSampler):
+            before, now = inputs_of(folder), pl_module.inputs(calibration=trainer.predicting)
+            if not now.items() <= before.items():
+                write_whole(folder / INPUTS, json.dumps(before | now, indent=1).encode())
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Keep what is refused from leaving a checkpoint of an interrupted training."""
+        for keeper in trainer.checkpoint_callbacks if isinstance(exception, SettingError) else ():
+            keeper.save_on_exception = False  # type: ignore[attr-defined]  # looked at later, as they come last
+
+    on_train_start = on_test_start = on_predict_start = _save
+
+
+def inputs_of(folder: Path) -> dict[str, str]:
+    """The hashes that a folder's ``inputs.json`` holds; empty without one."""
+    path = folder / INPUTS
+    hashes: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
+    return hashes
+
+
+def difference(before: Any, now: Any, name: str) -> str:
+    """The first setting in which two configurations differ; empty if there is none."""
+    if not (isinstance(before, dict) and isinstance(now, dict)):
+        return "" if before == now else f"{name} {json.dumps(before)} instead of {json.dumps(now)}"
+    inside = (
+        difference(before.get(key), now.get(key), name if key in ("class_path", "init_args") else f"{name}.{key}")
+        for key in {**before, **now}
+    )
+    return next(filter(None, inside), "")
