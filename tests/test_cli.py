@@ -224,7 +224,8 @@ def test_what_the_defaults_need_travels_in_the_wheel():
     for name in ("predict", "test", "digits"):
         model, callbacks = CONFIGS[name]["model"]["init_args"], CONFIGS[name]["trainer"]["callbacks"]
         places = [model, *(callback.get("init_args", {}) for callback in callbacks)]
-        needed |= {place[key] for place in places for key in ("checkpoint", "classifier") if place.get(key)}
+        named = {place[key] for place in places for key in ("checkpoint", "classifier") if place.get(key)}
+        needed |= {str(resources.classifier_of(model["checkpoint"])) if name == "auto" else name for name in named}
     assert needed >= {"mnist", "mnist-classifier", "digits-classifier"}
     assert not [name for name in needed if not any(fnmatch.fnmatch(name, pattern) for pattern in kept)]
     there = [resources.checkpoint(name) for name in needed if name in resources.checkpoints()]
