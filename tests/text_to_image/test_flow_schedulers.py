@@ -58,7 +58,7 @@ def test_the_levels_are_read_at_the_start_of_each_chain():
     hosted = Hosted(scheduler, TRACKED)
     for mu in (0.5, 1.1):
         scheduler.set_timesteps(5, mu=mu)
-        hosted.draw(torch.randn(4, 2))
+        hosted.draw(BatchNoise((64, 2))(), generators(64))
         found = [level.sigma for level in hosted.guidance.trajectories.levels]
         assert found == scheduler.sigmas[:-1].tolist()
         assert found[0] == 1
@@ -67,7 +67,7 @@ def test_the_levels_are_read_at_the_start_of_each_chain():
 def test_timesteps_may_be_rounded_and_a_chain_may_start_late():
     """Pipelines round them to bfloat16, where neighbours near the noise are the same; image to image skips some."""
     scheduler = FlowMatchAncestralScheduler(shift=3.0)
-    hosted, noise = Hosted(scheduler, TRACKED), torch.randn(4, 2)
+    hosted, noise = Hosted(scheduler, TRACKED), BatchNoise((64, 2))()  # of few numbers, a draw may look too small
     for rounded in (torch.float32, torch.bfloat16):
         scheduler.set_timesteps(300)
         scheduler.set_begin_index(0)
