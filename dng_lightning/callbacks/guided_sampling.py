@@ -13,7 +13,7 @@ from dng_lightning.class_labels import labels_of
 from dng_lightning.data.base import ImageDataModule
 from dng_lightning.data.pixels import to_float, to_uint8
 from dng_lightning.errors import SettingError, check_at_least
-from dng_lightning.evaluation import figures, tensorboard
+from dng_lightning.evaluation import boards, figures, tensorboard
 from dng_lightning.evaluation.class_balance import forbidden_rate, kl_divergence
 from dng_lightning.evaluation.distribution_metrics import Moments, frechet_distance
 from dng_lightning.evaluation.features import ClassifierFeatures
@@ -28,7 +28,7 @@ from dng_lightning.sampling import ClassConditionalPredictor, Sampler
 
 
 class GuidedSampling(ValidationSampling):
-    """Draws guided and unguided images at fixed seeds during validation, and logs them to TensorBoard.
+    """Draws guided and unguided images at fixed seeds during validation, and logs them to the trainer's loggers.
 
     During validation the module holds the averaged weights if ``EMA`` is used, whatever the order of the callbacks.
     Each device draws its share. With a classifier the images of each class are counted, and their Fréchet distance to
@@ -101,7 +101,7 @@ class GuidedSampling(ValidationSampling):
     def draw(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw and log."""
         module, step = expect(DiffusionModule, pl_module, self), trainer.global_step
-        writer, counts = tensorboard.writer_of(trainer), {}
+        board, counts = boards.board_of(trainer), {}
         for name, guidance in self._methods().items():
             samples = self._draw(trainer, module, guidance)
             pixels, forbidden, measures = to_uint8(samples.images), [False] * self.num_samples, {}
@@ -121,18 +121,18 @@ class GuidedSampling(ValidationSampling):
                 module.log(f"metrics/{metric}_{name}", value, batch_size=self.num_samples)
 
             # Pictures: on the first device
-            if writer is None:
+            if board is None:
                 continue
-            writer.add_image(f"samples/{name}", figures.framed_grid(pixels.cpu(), forbidden), step)
+            board.add_image(f"samples/{name}", figures.framed_grid(pixels.cpu(), forbidden), step)
             if name in counts:
-                tensorboard.class_histogram(writer, f"samples/class_counts_{name}", counts[name], step)
+                board.add_counts(f"samples/class_counts_{name}", counts[name], step)
             if guidance is self.guidance:
                 shown = figures.TrajectorySet(samples.times, samples.scale, posterior, forbidden)
-                writer.add_figure("trajectories/scale_and_posterior", figures.trajectory_bands(shown), step)
-        if writer is not None:
+                board.add_figure("trajectories/scale_and_posterior", figures.trajectory_bands(shown), step)
+        if board is not None:
             if counts:
-                tensorboard.class_bars(writer, counts, module.class_names, self.labels, step)
-            writer.flush()
+                tensorboard.class_bars(board, counts, module.class_names, self.labels, step)
+            board.flush()
 
     def settings(self, module: LightningModule) -> dict[str, Any]:
         """Settings of the guidance for the HPARAMS tab; empty without a forbidden class."""

@@ -6,13 +6,13 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 from dng_lightning.callbacks.guided_sampling import GuidedSampling
-from dng_lightning.evaluation import tensorboard
+from dng_lightning.evaluation import boards
 
 
 class HParams(Callback):
     """Writes a training's settings and its last metrics when it ends.
 
-    The command line adds it to every training; it does nothing without a ``TensorBoardLogger``.
+    The command line adds it to every training; other loggers get the settings alone.
     """
 
     def __init__(self) -> None:
@@ -24,9 +24,9 @@ class HParams(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write them."""
-        if self.has_trained and (writer := tensorboard.writer_of(trainer)):
+        if self.has_trained and (board := boards.board_of(trainer)):
             measured = sorted(name for name in trainer.callback_metrics if name.startswith(("val/", "metrics/")))
-            tensorboard.hyperparameters(writer, settings(trainer, pl_module), measured)
+            board.add_settings(settings(trainer, pl_module), measured)
 
 
 def settings(trainer: Trainer, module: LightningModule) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
@@ -28,20 +27,17 @@ class RunLogger(TensorBoardLogger):
         super().log_metrics({name: value for name, value in metrics.items() if name != "epoch"}, step)
 
 
-def writer_of(trainer: Trainer) -> SummaryWriter | None:
-    """The trainer's TensorBoard; None if it logs to none, and on other devices than the first."""
-    loggers = (log for log in trainer.loggers if isinstance(log, TensorBoardLogger) and trainer.is_global_zero)
-    return next((logger.experiment for logger in loggers), None)
-
-
 def class_bars(
-    writer: SummaryWriter,
+    writer: Any,
     counts: Mapping[str, Sequence[int]],
     class_names: Sequence[str],
     forbidden: Collection[int],
     step: int,
 ) -> None:
-    """Log a bar chart of each class's share of the images; ``counts`` are name -> images of each class."""
+    """Log a bar chart of each class's share of the images; ``counts`` are name -> images of each class.
+
+    ``writer`` is a ``SummaryWriter`` or a ``Board``.
+    """
     shares = {name: [count / sum(found) for count in found] for name, found in counts.items()}
     writer.add_figure("samples/class_shares", figures.class_bars(shares, class_names, forbidden), step)
 

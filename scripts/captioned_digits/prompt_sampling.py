@@ -8,7 +8,7 @@ from dng_lightning.callbacks.requirements import expect
 from dng_lightning.callbacks.validation_sampling import ValidationSampling
 from dng_lightning.data.pixels import to_float, to_uint8
 from dng_lightning.errors import SettingError, check_at_least
-from dng_lightning.evaluation import figures, tensorboard
+from dng_lightning.evaluation import boards, figures
 from dng_lightning.guidance import ClassifierFreeGuidance, Guidance
 from dng_lightning.guidance.serialization import display_name
 from dng_lightning.modules.image_sampler import draw_samples
@@ -76,7 +76,7 @@ class PromptSampling(ValidationSampling):
         obeyed = self._obeyed(images)
         if obeyed:
             module.log("metrics/obeyed", sum(obeyed) / len(obeyed), batch_size=len(obeyed))
-        if (writer := tensorboard.writer_of(trainer)) is not None:
+        if (writer := boards.board_of(trainer)) is not None:
             grid = figures.framed_grid(images.cpu(), [not right for right in obeyed] or None, self.num_samples)
             writer.add_image("samples/prompts", grid, trainer.global_step)
             writer.flush()

@@ -1,0 +1,106 @@
+"""Pictures, histograms and settings for whatever loggers a trainer has, the same for all of them."""
+
+import importlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning import Trainer
+from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from dng_lightning.data.pixels import to_png
+from dng_lightning.evaluation import tensorboard
+from dng_lightning.files import file_name, write_whole
+
+
+class Board:
+    """What is logged to each of several loggers.
+
+    TensorBoard and Weights & Biases show pictures and histograms; MLflow and Aim get pictures, and the bars of a
+    histogram as metrics; any other logger with a folder, such as ``CSVLogger``, gets PNG files in its ``media`` folder
+    besides those metrics.
+
+    Args:
+        loggers: of Lightning, or with their interface.
+    """
+
+    def __init__(self, loggers: Sequence[Logger]) -> None:
+        self.loggers = loggers
+
+    def add_image(self, tag: str, image: Tensor, step: int) -> None:
+        """Log an image, uint8 (3, H, W)."""
+        for logger in self.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_image(tag, image, step)
+            else:
+                _log_image(logger, tag, image, step)
+
+    def add_figure(self, tag: str, figure: Figure, step: int) -> None:
+        """Log a figure; it is closed thereafter."""
+        for logger in sorted(self.loggers, key=lambda logger: isinstance(logger, TensorBoardLogger)):
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_figure(tag, figure, step)  # last, because it closes the figure
+            else:
+                _log_image(logger, tag, _drawn(figure), step)
+
+    def add_counts(self, tag: str, counts: Sequence[int], step: int) -> None:
+        """Log how many images each class has, as a histogram with a bar a class."""
+        for logger in self.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                tensorboard.class_histogram(logger.experiment, tag, counts, step)
+            elif _is_wandb(logger):
+                wandb, edges = importlib.import_module("wandb"), np.arange(len(counts) + 1) - 0.5
+                logger.log_metrics({tag: wandb.Histogram(np_histogram=(np.array(counts), edges))}, step)
+            else:
+                logger.log_metrics({f"{tag}/{label}": float(count) for label, count in enumerate(counts)}, step)
+
+    def add_settings(self, settings: Mapping[str, Any], measured: Sequence[str]) -> None:
+        """Log the settings that runs are compared by; ``measured`` are the tags of their results."""
+        for logger in self.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                tensorboard.hyperparameters(logger.experiment, settings, measured)
+            else:
+                plain = {f"run/{name}": value for name, value in settings.items() if value is not None}
+                logger.log_hyperparams(plain)  # apart from the module's own, which MLflow lets nobody change
+
+    def flush(self) -> None:
+        """Show what was logged."""
+        for logger in self.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.flush()
+
+
+def board_of(trainer: Trainer) -> Board | None:
+    """The trainer's loggers; None if it has none, and on other devices than the first."""
+    return Board(trainer.loggers) if trainer.loggers and trainer.is_global_zero else None
+
+
+def _is_wandb(logger: Logger) -> bool:
+    return type(logger).__name__ == "WandbLogger"
+
+
+def _log_image(logger: Any, tag: str, image: Tensor, step: int) -> None:
+    """Log an image to a logger that is not TensorBoard's."""
+    pixels = image.permute(1, 2, 0).cpu().numpy()
+    if hasattr(logger, "log_image"):
+        logger.log_image(tag, [pixels], step)
+    elif isinstance(logger, MLFlowLogger):
+        logger.experiment.log_image(logger.run_id, pixels, key=tag, step=step)
+    elif hasattr(logger.experiment, "track"):
+        logger.experiment.track(importlib.import_module("aim").Image(pixels), name=tag, step=step)
+    elif folder := getattr(logger, "log_dir", None) or logger.save_dir:
+        path = Path(folder, "media", f"{file_name(tag)}-{step:08d}.png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, to_png(image.cpu()))
+
+
+def _drawn(figure: Figure) -> Tensor:
+    """The pixels of a figure, uint8 (3, H, W)."""
+    canvas: Any = FigureCanvasAgg(figure)
+    canvas.draw()
+    return torch.from_numpy(np.array(canvas.buffer_rgba())[..., :3]).permute(2, 0, 1).contiguous()

@@ -1,0 +1,70 @@
+"""Pictures, class counts and settings reach every logger that a trainer may have."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, WandbLogger
+from matplotlib.figure import Figure
+
+from dng_lightning.data.pixels import from_png
+from dng_lightning.evaluation.boards import Board
+from dng_lightning.evaluation.tensorboard import RunLogger
+
+RED = torch.tensor([255, 0, 0], dtype=torch.uint8)[:, None, None].expand(3, 4, 6).contiguous()
+
+
+def fill(logger: Any) -> None:
+    """Log one of each, as a training does."""
+    board = Board([logger])
+    board.add_image("samples/guided", RED, 7)
+    figure = Figure(figsize=(2, 1), dpi=50)
+    figure.subplots().plot([0, 1], [1, 0])
+    board.add_figure("trajectories/scale", figure, 7)
+    board.add_counts("samples/class_counts", [3, 0, 5], 7)
+    board.add_settings({"scale": 2.0, "guidance": None}, ["val/loss"])
+    board.flush()
+
+
+def test_csv_and_any_logger_with_a_folder(tmp_path: Path):
+    logger = CSVLogger(str(tmp_path), name="", version="")
+    fill(logger)
+    logger.save()
+    assert torch.equal(from_png(tmp_path / "media" / "samples_guided-00000007.png"), RED)
+    assert from_png(tmp_path / "media" / "trajectories_scale-00000007.png").shape == (3, 50, 100)
+    header, row = (tmp_path / "metrics.csv").read_text().splitlines()
+    values = dict(zip(header.split(","), row.split(","), strict=True))
+    assert [float(values[f"samples/class_counts/{label}"]) for label in range(3)] == [3, 0, 5]
+    assert "run/scale: 2.0" in (tmp_path / "hparams.yaml").read_text()
+
+
+def test_tensorboard_gets_what_it_got(tmp_path: Path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    fill(RunLogger(str(tmp_path), name="", version="", default_hp_metric=False))
+    events = EventAccumulator(str(tmp_path), size_guidance={"images": 0, "histograms": 0}).Reload()
+    assert set(events.Tags()["images"]) == {"samples/guided", "trajectories/scale"}
+    assert events.Histograms("samples/class_counts")[0].histogram_value.bucket == [3, 0, 5]
+
+
+def test_mlflow_with_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    mlflow = pytest.importorskip("mlflow", reason="MLFLOW MISSING: its logger was not tried (pip install mlflow)")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    logger = MLFlowLogger("dng", tracking_uri=f"file:{tmp_path}")
+    fill(logger)
+    run = mlflow.MlflowClient(f"file:{tmp_path}").get_run(logger.run_id)
+    assert [run.data.metrics[f"samples/class_counts/{label}"] for label in range(3)] == [3, 0, 5]
+    assert run.data.params["run/scale"] == "2.0"
+    assert len(list(tmp_path.rglob("images/*.png"))) == 2
+
+
+def test_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    wandb = pytest.importorskip("wandb", reason="WANDB MISSING: its logger was not tried (pip install wandb)")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    logger = WandbLogger("run", str(tmp_path), offline=True)
+    fill(logger)
+    kept = {name: type(value).__name__ for name, value in logger.experiment.summary._as_dict().items()}
+    wandb.finish()
+    assert {"samples/guided", "trajectories/scale", "samples/class_counts"} <= set(kept)
+    assert len(list(tmp_path.rglob("media/images/**/*.png"))) == 2
