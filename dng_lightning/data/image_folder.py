@@ -16,7 +16,7 @@ from PIL import Image
 from dng_lightning.data.decode import image_files
 from dng_lightning.data.decoded import DecodedImages, Found
 from dng_lightning.data.store import Items
-from dng_lightning.data.table import check_columns, file_column, find_table, label_columns, read_table
+from dng_lightning.data.table import check_columns, file_column, find_table, kept_rows, label_columns, read_table
 from dng_lightning.data.tensors import numbered
 from dng_lightning.errors import SettingError
 
@@ -45,6 +45,8 @@ class ImageFolder(DecodedImages):
         label: column of the table that is the label, or several whose values together are; ``[]`` for no label; None
             for the one called label or class, or the only one there is besides.
         caption: column that is the caption. Batches hold B captions in place of the labels.
+        where: columns of the table and the value, or the list of values, that a row must have there to be kept; case
+            does not count. None keeps all rows.
 
     Raises:
         SettingError: one line for what is wrong: with the folder, the files, the table, or the settings.
@@ -53,6 +55,7 @@ class ImageFolder(DecodedImages):
     table: str | None = None
     label: str | list[str] | None = None
     caption: str | None = None
+    where: dict[str, Any] | None = None
 
     @property
     def title(self) -> str:
@@ -97,7 +100,7 @@ class ImageFolder(DecodedImages):
         table = find_table(folder, self.table)
         if table:
             return self._tabled(folder, table)
-        for setting, value in {"label": self.label, "caption": self.caption}.items():
+        for setting, value in {"label": self.label, "caption": self.caption, "where": self.where}.items():
             if value:
                 raise SettingError(f"data.{setting} names a column: {folder} has no .csv or .jsonl")
         paths = list(image_files(folder))
@@ -111,7 +114,7 @@ class ImageFolder(DecodedImages):
         return paths, [name for name in classes if name], []
 
     def _tabled(self, folder: Path, table: Path) -> Listing:
-        rows = read_table(table)
+        rows = kept_rows(read_table(table), self.where or {}, table)
         check_columns(rows, [self.caption] if self.caption else [], "caption", table)
         file = file_column(rows, folder, table)
         paths = [folder / row[file] for row in rows]

@@ -2,8 +2,9 @@
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from dng_lightning.errors import SettingError, reason
 
@@ -85,6 +86,28 @@ def label_columns(rows: Sequence[Row], label: str | list[str] | None, others: Se
     if len(found) > 1:
         raise SettingError(f"{path}: which column is the label? Set data.label to some of {', '.join(left)}, or to []")
     return found
+
+
+def kept_rows(rows: Sequence[Row], where: Mapping[str, Any], path: Path) -> list[Row]:
+    """The rows that have certain values.
+
+    Args:
+        rows: of the table.
+        where: a value, or a list of values, for each of some columns; case does not count.
+        path: of the table, for messages.
+
+    Raises:
+        SettingError: there is no such column, or no row is left.
+    """
+    check_columns(rows, list(where), "where", path)
+    allowed = {
+        name: {str(value).lower() for value in (given if isinstance(given, list) else [given])}
+        for name, given in where.items()
+    }
+    kept = [row for row in rows if all(row[name].lower() in values for name, values in allowed.items())]
+    if not kept:
+        raise SettingError(f"data.where: no row of {path} has {dict(where)}")
+    return kept
 
 
 def check_columns(rows: Sequence[Row], names: Sequence[str], setting: str, path: Path) -> None:

@@ -164,6 +164,17 @@ def test_a_table_gives_labels(name: str, tabled: tuple[Path, list[dict[str, Any]
     assert {level % 6 for level in levels(several, "train")} == {4}
 
 
+@pytest.mark.parametrize("name", ["metadata.csv", "labels.jsonl"])
+def test_rows_with_certain_attributes_are_kept(name: str, tabled: tuple[Path, list[dict[str, Any]]]):
+    folder, rows = tabled
+    table(folder, [row | {"glasses": number % 5 == 0} for number, row in enumerate(rows)], name)
+    data = ready(folder, label="colour", where={"glasses": False, "shape": ["ring", "BAR"]}, val_size=0, test_size=0)
+    expected = {number for number in range(30) if number % 5 and number % 3 < 2}
+    assert set(levels(data, "train")) == expected
+    assert "data.where: no row of" in complaint(folder, label="colour", where={"glasses": "maybe"})
+    assert "has no column 'hat'" in complaint(folder, label="colour", where={"hat": True})
+
+
 def test_parts_with_a_table_each(tmp_path: Path):
     for part, count in (("train", 8), ("test", 4)):
         for level in range(count):
