@@ -148,8 +148,8 @@ def public(module: Any, base: type, field: str | None = None) -> set[str]:
 
 
 def test_none_is_left_out_here():
-    # NormalizedAttention needs a network with an attention to a text; CFG++ at scale 1 is no plain prediction
-    left_out = {"NormalizedAttention"}
+    # these two need a network with an attention to a text; CFG++ at scale 1 is no plain prediction
+    left_out = {"NormalizedAttention", "OrthogonalAttention"}
     assert {type(guidance).__name__ for guidance in GUIDANCES.values()} == (
         public(dng_lightning.guidance, Guidance) - left_out
     )

@@ -18,6 +18,7 @@ from dng_lightning.guidance.geo_guide import GeoGuide
 from dng_lightning.guidance.limited_interval import LimitedInterval
 from dng_lightning.guidance.negative_prompting import NegativePrompting
 from dng_lightning.guidance.normalized_attention import NormalizedAttention
+from dng_lightning.guidance.orthogonal_attention import OrthogonalAttention
 from dng_lightning.guidance.perp_neg import PerpNeg
 from dng_lightning.guidance.positive_and_negative import PositiveAndNegative
 from dng_lightning.guidance.safe_denoiser import SafeDenoiser
@@ -46,6 +47,7 @@ __all__ = [
     "LimitedInterval",
     "NegativePrompting",
     "NormalizedAttention",
+    "OrthogonalAttention",
     "PerpNeg",
     "PositiveAndNegative",
     "SafeDenoiser",
