@@ -1,0 +1,90 @@
+"""Reading a folder of many small files: start-up, waiting for data, and memory above the in-memory limit.
+
+    nice -n 10 python scripts/benchmarks/many_files.py --files 100000
+
+Prints seconds until the first batch, of the first run and of the next; the share of a training step that waits for
+data; and the peak resident memory that two sizes of the folder add. All with the decoded images in a mapped file, whose
+pages the resident memory counts although the system takes them back where memory is short.
+"""
+
+import argparse
+import io
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from dng_lightning import open_settings
+from dng_lightning.data import ImageFolder
+from dng_lightning.networks import UNet
+
+SIDE, BATCH, STEPS = 32, 64, 6
+
+
+def make(root: Path, count: int) -> None:
+    """Files of ten classes; a thousand different images, so that writing them takes no time."""
+    draws, contents = np.random.default_rng(0), []
+    for _ in range(min(count, 1000)):
+        file = io.BytesIO()
+        Image.fromarray(draws.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)).save(file, "png", compress_level=1)
+        contents.append(file.getvalue())
+    for label in range(10):
+        (root / str(label)).mkdir(parents=True)
+    for number in range(count):
+        (root / str(number % 10) / f"{number}.png").write_bytes(contents[number % len(contents)])
+
+
+def start(root: Path) -> None:
+    """What one run sees: until the first batch, its steps, and its memory."""
+    torch.set_num_threads(1)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    began, used = time.perf_counter(), time.process_time()
+    data = ImageFolder(str(root), memory_share=0.0, batch_size=BATCH)
+    data.prepare_data()
+    data.setup()
+    batches = iter(data.train_dataloader())
+    next(batches)
+    wall, cpu = time.perf_counter() - began, time.process_time() - used
+    memory = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    net = UNet(3, 10, **open_settings.unet_of([SIDE, SIDE], 100_000))
+    waited = stepped = 0.0
+    for _ in range(STEPS):
+        began = time.perf_counter()
+        images, labels = next(batches)
+        fetched = time.perf_counter()
+        net(data.on_after_batch_transfer((images, labels), 0)[0], torch.zeros(BATCH).long()).square().mean().backward()
+        waited, stepped = waited + fetched - began, stepped + time.perf_counter() - began
+    share = waited / stepped
+    print(f"{wall:.1f} s ({cpu:.1f} s of CPU) to the first batch, {memory:.0f} MiB, {share:.2%} of a step waits")
+
+
+def main() -> None:
+    """Both sizes, each started twice."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--files", type=int, default=100_000)
+    parser.add_argument("--folder", type=Path, help="measure one run on this folder alone")
+    given = parser.parse_args()
+    if given.folder:
+        start(given.folder)
+        return
+    root = Path(tempfile.mkdtemp())
+    try:
+        for count in (given.files // 4, given.files):
+            make(root / str(count), count)
+            for run in ("first", "next"):
+                command = [sys.executable, __file__, "--folder", str(root / str(count))]
+                done = subprocess.run(command, capture_output=True, text=True, check=True)
+                print(f"{count:,} files, {run} run: {done.stdout.strip()}", flush=True)
+    finally:
+        shutil.rmtree(root)
+
+
+if __name__ == "__main__":
+    main()
