@@ -33,6 +33,8 @@ class Needs:
         null: the unconditional prediction, where the base is that of a class or prompt.
         class_labels: a class or prompt that the images shall show.
         classifier: a noise-conditional classifier's log p(c_k | x_t), or that and its "gradient"; None for neither.
+        probe: a probe's log p(c_k | x_t), read from the features of the base prediction.
+        features: name of the module inside the base network whose output is needed; None for none.
         observer: what an observer sees in the denoised image, and the scale of the classifier-free guidance of the
             prediction that it is shown (1 for none); None for no observer.
         attention: edits the attention of the base prediction to its text; None for the network's own.
@@ -47,6 +49,8 @@ class Needs:
     null: bool = False
     class_labels: bool = False
     classifier: Literal["posterior", "gradient"] | None = None
+    probe: bool = False
+    features: str | None = None
     observer: float | None = None
     attention: AttentionEdit | None = None
     tracks: bool = False
@@ -54,13 +58,15 @@ class Needs:
     active: ActiveConditions | None = None
 
     def __or__(self, other: "Needs") -> "Needs":
-        """What both need; ``active`` and ``observer`` are those of the first that has one."""
+        """What both need; ``active``, ``features`` and ``observer`` are those of the first that has one."""
         probes = [needs.divergence for needs in (self, other) if needs.divergence is not None]
         return Needs(
             self.negatives or other.negatives,
             self.null or other.null,
             self.class_labels or other.class_labels,
             "gradient" if "gradient" in (self.classifier, other.classifier) else self.classifier or other.classifier,
+            self.probe or other.probe,
+            self.features or other.features,
             self.observer if self.observer is not None else other.observer,
             self.attention or other.attention,
             self.tracks or other.tracks,
@@ -93,6 +99,8 @@ class Predictions:
         divergence: divergence of each negative less the base with respect to x_t, (B, K).
         active: which forbidden conditions were evaluated for which image, bool (B, K); None for all.
         observed: an observer's probability of each forbidden condition in the denoised image, (B, K).
+        features: of the base prediction, (B, C, H, W) or tokens (B, N, C).
+        probed: a probe's log p(c_k | x_t), (B, K).
     """
 
     denoised: Tensor
@@ -105,6 +113,8 @@ class Predictions:
     divergence: Tensor | None = None
     active: Tensor | None = None
     observed: Tensor | None = None
+    features: Tensor | None = None
+    probed: Tensor | None = None
 
     @property
     def differences(self) -> Tensor:

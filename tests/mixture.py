@@ -26,6 +26,7 @@ from dng_lightning.sampling import (
     Sampler,
     WithClassifier,
     WithObserver,
+    WithProbe,
     sample,
 )
 from dng_lightning.schedule import NoiseSchedule
@@ -97,16 +98,11 @@ class GaussianMixture:
 
     def network(self, label: int) -> Denoiser:
         """The exact prediction of one class alone, as a network without class labels; ``null_class`` for all."""
-
-        def denoised(x_t: Tensor, level: NoiseLevel, class_labels: Tensor | None) -> Tensor:
-            assert class_labels is None
-            return self.denoised(x_t, level, torch.full((len(x_t),), label))
-
-        return denoised
+        return ExactDenoiser(self, label)
 
     def shared(self, forbidden: Sequence[int], class_labels: Tensor | None = None) -> ClassConditionalPredictor:
         """One network for everything, avoiding ``forbidden``."""
-        return ClassConditionalPredictor(self.denoised, self.null_class, forbidden, class_labels)
+        return ClassConditionalPredictor(ExactDenoiser(self), self.null_class, forbidden, class_labels)
 
     def pair(self, forbidden: Sequence[int]) -> NetworkPairPredictor:
         """A network for the whole mixture and one for each class of ``forbidden``."""
@@ -117,6 +113,8 @@ class GaussianMixture:
         predictor: Predictor = self.shared(forbidden, class_labels)
         if guidance.needs().classifier:
             predictor = WithClassifier(predictor, self.log_posterior, forbidden)
+        if guidance.needs().probe:
+            predictor = WithProbe(predictor, self.log_posterior, "x_t", forbidden)
         if guidance.needs().observer is not None:
             predictor = WithObserver(predictor, lambda denoised: self.posterior(denoised, 0, forbidden))
         return predictor
@@ -144,6 +142,31 @@ class GaussianMixture:
         """The variance (M,) of each component at a level and x_t less its mean (B, M, D)."""
         variance = level.alpha**2 * self.stds**2 + level.sigma**2
         return variance, x_t.flatten(1).double().unsqueeze(1) - level.alpha * self.means
+
+
+class ExactDenoiser:
+    """A mixture's exact denoised prediction, whose features are the noisy image itself.
+
+    Args:
+        mixture: the mixture.
+        label: of the class that is predicted without class labels; None to be given labels.
+    """
+
+    def __init__(self, mixture: GaussianMixture, label: int | None = None) -> None:
+        self.mixture, self.label = mixture, label
+
+    def __call__(self, x_t: Tensor, level: NoiseLevel, class_labels: Tensor | None) -> Tensor:
+        """E[x_0 | x_t, class], (B, ...)."""
+        assert self.label is None or class_labels is None
+        labels = class_labels if self.label is None else torch.full((len(x_t),), self.label)
+        return self.mixture.denoised(x_t, level, labels)
+
+    def with_features(
+        self, x_t: Tensor, level: NoiseLevel, class_labels: Tensor | None, module: str
+    ) -> tuple[Tensor, Tensor]:
+        """That and ``x_t``."""
+        assert module == "x_t"
+        return self(x_t, level, class_labels), x_t
 
 
 def across(points: Sequence[Sequence[float]], dimensions: int) -> list[list[float]]:

@@ -42,6 +42,7 @@ from dng_lightning.posterior import (
     ConstantPosterior,
     ObserverPosterior,
     Posterior,
+    ProbePosterior,
     ReleasedPosterior,
     TrackedPosterior,
 )
@@ -60,6 +61,7 @@ POSTERIORS: dict[str, Posterior] = {
     "released": ReleasedPosterior(0.2),
     "calibrated": CalibratedPosterior(CALIBRATION),
     "classifier": ClassifierPosterior(),
+    "probe": ProbePosterior(),
     "constant": ConstantPosterior(0.2),
     "observer": ObserverPosterior(observe_steps=4),
 }

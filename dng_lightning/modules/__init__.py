@@ -3,5 +3,6 @@
 from dng_lightning.modules.classifier import ClassifierModule
 from dng_lightning.modules.diffusion import DiffusionModule
 from dng_lightning.modules.guided_sampler import GuidedSampler
+from dng_lightning.modules.probe import ProbeModule
 
-__all__ = ["ClassifierModule", "DiffusionModule", "GuidedSampler"]
+__all__ = ["ClassifierModule", "DiffusionModule", "GuidedSampler", "ProbeModule"]

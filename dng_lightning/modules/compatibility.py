@@ -7,11 +7,13 @@ from lightning.pytorch.utilities import rank_zero_info
 from dng_lightning import resources
 from dng_lightning.data.images import MNIST
 from dng_lightning.errors import SettingError
+from dng_lightning.evaluation.features import fingerprint
 from dng_lightning.guidance import Guidance
 from dng_lightning.guidance.serialization import display_name
 from dng_lightning.judges import PretrainedClassifier
 from dng_lightning.modules.base_module import TrainedModule
 from dng_lightning.modules.diffusion import DiffusionModule
+from dng_lightning.modules.probe import ProbeModule
 
 DIFFERENCES = {
     "class_names": "other classes",
@@ -92,13 +94,34 @@ def check_classes(forbidden: Sequence[int], class_labels: Sequence[int], guidanc
         raise SettingError("every class of class_labels is forbidden: name others, or set the guidance to Unguided")
 
 
-def check_needs(guidance: Guidance, observer: bool, noise_conditional_classifier: bool, class_labels: bool) -> None:
+def check_probe(
+    name: str, probe: ProbeModule, model_name: str, model: DiffusionModule, forbidden: Sequence[int], asked: bool
+) -> None:
+    """Refuse a probe of another model's features, one that does not know the ``forbidden``, or images asked for."""
+    if probe.read_from != fingerprint(model):
+        raise SettingError(
+            f"{name} reads the features of another model than {model_name}: train one with "
+            f"dng fit --config mnist_probe.yaml --model.diffusion_checkpoint {model_name}"
+        )
+    names = [model.class_names[label] for label in forbidden]
+    if unknown := [each for each in names if each not in probe.class_names]:
+        known = ", ".join(probe.class_names)
+        raise SettingError(f"{name} does not know the class {unknown[0]}: it knows {known}")
+    if asked:
+        raise SettingError(f"{name} reads the unconditional prediction: leave out class_labels, or the probe")
+
+
+def check_needs(
+    guidance: Guidance, observer: bool, noise_conditional_classifier: bool, probe: bool, class_labels: bool
+) -> None:
     """Refuse a guidance that needs a classifier, a class label or a text that is not there."""
     needs, name = guidance.needs(), display_name(guidance)
     if needs.attention is not None:
         raise SettingError(f"{name} acts in the attention to a text: it is for the TextToImageSampler")
     if needs.classifier and not noise_conditional_classifier:
         raise SettingError(f"{name} needs a noise_conditional_classifier: name its checkpoint")
+    if needs.probe and not probe:
+        raise SettingError(f"{name} needs a probe: name its checkpoint")
     if needs.observer is not None and not observer:
         raise SettingError(f"{name} needs a classifier to look at the images: name one as observer")
     if needs.class_labels and not class_labels:

@@ -14,6 +14,7 @@ from dng_lightning.errors import SettingError, check_0_to_1, check_in
 from dng_lightning.kernel import NoiseLevel
 from dng_lightning.model_parts import ModelParts
 from dng_lightning.modules.base_module import TrainedModule
+from dng_lightning.networks.features import FeatureTap, features_only
 from dng_lightning.parametrization import Prediction, denoised_of, network_input
 from dng_lightning.schedule import LinearSchedule, NoiseSchedule
 
@@ -130,6 +131,7 @@ class DiffusionModule(BaseDiffusionModule):
         self.schedule.check(prediction)
         self.condition_dropout, self.snr_gamma = condition_dropout, snr_gamma
         self.optimizer, self.scheduler, self.compile_net = optimizer, scheduler, compile
+        self.taps: dict[str, FeatureTap] = {}
 
     @classmethod
     def load(cls, name: str) -> Self:
@@ -173,6 +175,32 @@ class DiffusionModule(BaseDiffusionModule):
         shown = network_input(x_t, level.alpha, level.sigma, self.prediction)
         output = self._output(shown, timesteps, class_labels)
         return denoised_of(output, x_t, level.alpha, level.sigma, self.prediction)
+
+    def with_features(
+        self, x_t: Tensor, level: NoiseLevel, class_labels: Tensor | None, module: str
+    ) -> tuple[Tensor, Tensor]:
+        """The denoised prediction, and the output of a module of the network on the way, (B, ...).
+
+        Args:
+            x_t: noisy images (B, C, H, W).
+            level: their noise level.
+            class_labels: (B,), or None for the null class.
+            module: its name, see ``tap``.
+        """
+        tap = self.tap(module)
+        return self(x_t, level, class_labels), tap.output
+
+    def tap(self, module: str) -> FeatureTap:
+        """Keep the output of a module from now on; a network that is compiled needs it before its first use."""
+        if module not in self.taps:
+            self.taps[module] = FeatureTap(self.net, module)
+        return self.taps[module]
+
+    def features(self, x_t: Tensor, t: Tensor, module: str) -> Tensor:
+        """The output of a module for noisy images (B, C, H, W) of the null class at levels ``t`` (B,), (B, ...)."""
+        shown = network_input(x_t, *self.schedule.coefficients(t, x_t), self.prediction)
+        null = torch.full((len(x_t),), self.null_class, device=x_t.device)
+        return features_only(self.net, module, lambda: self._output(shown, self.schedule.timestep(t), null))
 
     def _output(self, shown: Tensor, timesteps: Tensor, class_labels: Tensor | None) -> Tensor:
         """The network's output, in fp32 whatever it computes in."""

@@ -21,6 +21,7 @@ from dng_lightning.modules.compatibility import (
     check_needs,
     check_negatives,
     check_null_class,
+    check_probe,
     check_same,
     name_classes,
     own_classifier,
@@ -29,6 +30,7 @@ from dng_lightning.modules.image_sampler import Draw, ImageSampler
 from dng_lightning.modules.judges import AnyClassifier, classifier_name, load_classifier, sort_into
 from dng_lightning.modules.models import load_model, path_of
 from dng_lightning.pretrained import PretrainedModel
+from dng_lightning.modules.probe import ProbeModule
 from dng_lightning.sampling import (
     ClassConditionalPredictor,
     NetworkPairPredictor,
@@ -36,6 +38,7 @@ from dng_lightning.sampling import (
     Sampler,
     WithClassifier,
     WithObserver,
+    WithProbe,
 )
 
 Classes = str | int | list[str | int]
@@ -71,12 +74,15 @@ class GuidedSampler(ImageSampler):
             is emerging; None for ``classifier``, which then judges its own work.
         noise_conditional_classifier: checkpoint of a classifier of noisy images, for a guidance or posterior that needs
             p(c | x_t); None for the others.
+        probe: checkpoint of a probe that reads p(c | x_t) from the features of ``checkpoint``, for a guidance with a
+            ``ProbePosterior``; None for the others.
 
     Attributes:
         calibration_checkpoint: the checkpoint whose folder holds the guidance's calibration.
         classifier: labels the images.
         observer: looks at the denoised images.
         noise_conditional_classifier: gives p(c | x_t).
+        probe: gives p(c | x_t) from features.
 
     Raises:
         SettingError: a checkpoint cannot be used, a class is unknown to it, or a setting is out of its range.
@@ -85,6 +91,7 @@ class GuidedSampler(ImageSampler):
     classifier: AnyClassifier | None
     observer: AnyClassifier | None
     noise_conditional_classifier: ClassifierModule | None
+    probe: ProbeModule | None
 
     def __init__(
         self,
@@ -101,6 +108,7 @@ class GuidedSampler(ImageSampler):
         classifier: PretrainedClassifier | str | None = "auto",
         observer: PretrainedClassifier | str | None = None,
         noise_conditional_classifier: str | None = None,
+        probe: str | None = None,
         retrained_checkpoint: str | None = None,
         compile: bool = False,
         order: int = 1,
@@ -123,12 +131,14 @@ class GuidedSampler(ImageSampler):
             noise_conditional_classifier=ClassifierModule.load(noise_conditional_classifier, noisy=True)
             if noise_conditional_classifier
             else None,
+            probe=ProbeModule.load(probe) if probe else None,
         )
         self.classifier_name = classifier
         self.judge_name = classifier_name(self.classifier, classifier)
         self.observer_name = classifier_name(self.observer, observer)
-        self.noise_conditional_classifier_name, self.retrained_name = (
-            resources.name_of(name) if name else "" for name in (noise_conditional_classifier, retrained_checkpoint)
+        self.noise_conditional_classifier_name, self.probe_name, self.retrained_name = (
+            resources.name_of(name) if name else ""
+            for name in (noise_conditional_classifier, probe, retrained_checkpoint)
         )
 
         # The guidances, with the calibration in the checkpoint's folder and their reference images
@@ -155,7 +165,8 @@ class GuidedSampler(ImageSampler):
         # Whether all of them go together
         check_negatives(negatives, self.model, checkpoint, self.forbidden, [self.guidance, *self.guidances])
         for method in [self.guidance, *self.guidances]:
-            check_needs(method, bool(known), self.noise_conditional_classifier is not None, bool(self.class_labels))
+            noisy = self.noise_conditional_classifier is not None
+            check_needs(method, bool(known), noisy, self.probe is not None, bool(self.class_labels))
             method.start(torch.empty(1, *self.image_shape), len(self.forbidden))  # refuses priors that do not fit
         check_classes(self.forbidden, self.class_labels, [self.guidance, *self.guidances])
         check_null_class(self.model, checkpoint, self.class_labels, [self.guidance, *self.guidances])
@@ -173,6 +184,9 @@ class GuidedSampler(ImageSampler):
                 self.model,
                 *DIFFERENCES,
             )
+        if self.probe:
+            check_probe(f"probe {probe}", self.probe, checkpoint, self.model, self.forbidden, bool(self.class_labels))
+            self.model.tap(self.probe.module)
         if self.retrained:
             check_same(
                 f"retrained_checkpoint {retrained_checkpoint}",
@@ -209,7 +223,7 @@ class GuidedSampler(ImageSampler):
 
     def networks(self) -> dict[str, torch.nn.Module | None]:
         """See ``ImageSampler.networks``."""
-        names = ("classifier", "observer", "noise_conditional_classifier", "retrained")
+        names = ("classifier", "observer", "noise_conditional_classifier", "probe", "retrained")
         return {"checkpoint": self.model, "negative_checkpoints": self.negatives} | {n: getattr(self, n) for n in names}
 
     def predictor(self, guidance: Guidance, class_labels: Tensor | None = None) -> Predictor:
@@ -223,6 +237,9 @@ class GuidedSampler(ImageSampler):
         needs = guidance.needs()
         if needs.classifier and self.noise_conditional_classifier:
             predictor = WithClassifier(predictor, self.noise_conditional_classifier.log_posterior, self.forbidden)
+        if self.probe:
+            known = [self.probe.class_names.index(self.class_names[label]) for label in self.forbidden]
+            predictor = WithProbe(predictor, self.probe.log_posterior, self.probe.module, known)
         if needs.observer is not None:
             predictor = WithObserver(predictor, self._observe)
         return predictor
@@ -241,7 +258,8 @@ class GuidedSampler(ImageSampler):
                 needs = guidance.needs()
                 noisy = self.noise_conditional_classifier_name if needs.classifier else ""
                 observer = self.observer_name if needs.observer is not None else ""
-                draws.append(Draw.of(guidance, checkpoint=noisy, observer=observer))
+                probe = self.probe_name if needs.probe else ""
+                draws.append(Draw.of(guidance, checkpoint=noisy, observer=observer, probe=probe))
         if self.retrained:
             run = EvaluationRun.reference("Retrained", checkpoint=self.retrained_name)
             draws.append(Draw(run, Unguided(), retrained=True))

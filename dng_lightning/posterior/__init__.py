@@ -5,6 +5,7 @@ from dng_lightning.posterior.calibrated import CalibratedPosterior
 from dng_lightning.posterior.classifier import ClassifierPosterior
 from dng_lightning.posterior.constant import ConstantPosterior
 from dng_lightning.posterior.observer import ObserverPosterior
+from dng_lightning.posterior.probe import ProbePosterior
 from dng_lightning.posterior.released import ReleasedPosterior
 from dng_lightning.posterior.time_parametrization import Timing
 from dng_lightning.posterior.tracked import TrackedPosterior
@@ -15,6 +16,7 @@ __all__ = [
     "ConstantPosterior",
     "ObserverPosterior",
     "Posterior",
+    "ProbePosterior",
     "ReleasedPosterior",
     "Timing",
     "TrackedPosterior",

@@ -8,6 +8,7 @@ from dng_lightning.sampling.predictors import (
     Predictor,
     WithClassifier,
     WithObserver,
+    WithProbe,
 )
 from dng_lightning.sampling.recorders import PassiveTracking, Recorder, Trajectories
 from dng_lightning.sampling.sampler import Sampler, sample
@@ -24,5 +25,6 @@ __all__ = [
     "Trajectories",
     "WithClassifier",
     "WithObserver",
+    "WithProbe",
     "sample",
 ]

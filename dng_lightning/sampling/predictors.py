@@ -17,6 +17,9 @@ Denoiser = Callable[[Tensor, NoiseLevel, Tensor | None], Tensor]
 LogPosterior = Callable[[Tensor, NoiseLevel], Tensor]
 """``log_posterior(x_t (B, ...), level) -> log p(c | x_t) (B, classes)``; a ``ClassifierModule`` has one."""
 
+FeatureLogPosterior = Callable[[Tensor, NoiseLevel], Tensor]
+"""``log_posterior(features (B, C, ...), level) -> log p(c | x_t) (B, classes)``; a ``ProbeModule`` has one."""
+
 Observer = Callable[[Tensor], Tensor]
 """``observer(denoised (B, ...)) -> (B, K)``: the probability that each image shows each forbidden condition."""
 
@@ -33,7 +36,7 @@ class Predictor(ABC):
         conditions: number K of forbidden conditions.
         class_labels: the class or prompt that each image shall show, (B,); None for unconditional images.
         nfe: evaluations of denoising networks so far, counted image by image.
-        provides: names among classifier, observer and attention: what ``Needs`` of these it can serve.
+        provides: names among classifier, probe, observer and attention: what ``Needs`` of these it can serve.
     """
 
     conditions: int
@@ -43,7 +46,10 @@ class Predictor(ABC):
 
     @abstractmethod
     def predict(self, x_t: Tensor, level: NoiseLevel, needs: Needs = ALL) -> Predictions:
-        """The denoised predictions of ``x_t`` (B, ...) at ``level``; without negatives needed, K is 0."""
+        """The denoised predictions of ``x_t`` (B, ...) at ``level``; without negatives needed, K is 0.
+
+        Where ``needs.active`` is a function of the other predictions, these are made first.
+        """
 
     def check(self, needs: Needs, name: str) -> None:
         """Refuse needs that it cannot serve.
@@ -57,6 +63,7 @@ class Predictor(ABC):
         """
         missing = {
             "needs p(c | x_t): wrap the predictor in WithClassifier": needs.classifier and "classifier",
+            "needs p(c | x_t) of a probe: wrap the predictor in WithProbe": needs.probe and "probe",
             "needs an observer: wrap the predictor in WithObserver": needs.observer is not None and "observer",
             "acts in the attention to a text: it needs a TextPredictor": needs.attention and "attention",
         }
@@ -68,7 +75,9 @@ class Predictor(ABC):
 
 
 class ClassConditionalPredictor(Predictor):
-    """One class-conditional network, whose null class is the unconditional prediction. One forward for all of them.
+    """One class-conditional network, whose null class is the unconditional prediction.
+
+    One forward for all of them, and two where the active conditions follow from the base prediction.
 
     Args:
         denoiser: the network.
@@ -85,6 +94,9 @@ class ClassConditionalPredictor(Predictor):
 
     def predict(self, x_t: Tensor, level: NoiseLevel, needs: Needs = ALL) -> Predictions:
         """See ``Predictor.predict``."""
+        if callable(needs.active):
+            base = self.predict(x_t, level, replace(needs, negatives=False, active=None))
+            return self._with_negatives(base, x_t, level, needs.active(base))
         every = torch.arange(len(x_t), device=x_t.device)
         null, *forbidden = (label_each(label, every) for label in (self.null_class, *self.forbidden))
         # which images are evaluated with which label
@@ -95,12 +107,26 @@ class ClassConditionalPredictor(Predictor):
         batches += [(i, labels[i]) for i, labels in zip(active, forbidden, strict=False) if len(i)]
         # one forward for all of them
         images, labels = (torch.cat(column) for column in zip(*batches, strict=True))
-        denoised = self.denoiser(x_t if len(images) == len(x_t) else x_t[images], level, labels)
+        shown = x_t if len(images) == len(x_t) else x_t[images]
+        denoised, features = denoise(self.denoiser, shown, level, labels, needs.features)
         self.nfe += len(denoised)
         parts = torch.split(denoised, [len(part) for part, _ in batches])
         negatives = stack_negatives(parts[0], active, parts[first:])
         unconditional = parts[first - 1] if needs.null else None
-        return Predictions(parts[0], negatives, null=unconditional, active=active_tensor(needs))
+        of_base = None if features is None else features[: len(x_t)]
+        return Predictions(parts[0], negatives, null=unconditional, active=needs.active, features=of_base)
+
+    def _with_negatives(self, base: Predictions, x_t: Tensor, level: NoiseLevel, active: Tensor) -> Predictions:
+        """The base prediction and those of the ``active`` conditions (B, K), in another forward."""
+        where = active_images(x_t, self.conditions, Needs(negatives=True, active=active))
+        every = torch.arange(len(x_t), device=x_t.device)
+        labels = [label_each(label, every)[i] for label, i in zip(self.forbidden, where, strict=True)]
+        parts: Sequence[Tensor] = []
+        if active.any():
+            denoised = self.denoiser(x_t[torch.cat(where)], level, torch.cat(labels))
+            self.nfe += len(denoised)
+            parts = [part for part in torch.split(denoised, [len(i) for i in where]) if len(part)]
+        return replace(base, negatives=stack_negatives(base.denoised, where, parts), active=active)
 
 
 class NetworkPairPredictor(Predictor):
@@ -125,16 +151,22 @@ class NetworkPairPredictor(Predictor):
 
     def predict(self, x_t: Tensor, level: NoiseLevel, needs: Needs = ALL) -> Predictions:
         """See ``Predictor.predict``."""
+        # The base
         null = None if self.null_class is None else torch.full((len(x_t),), self.null_class, device=x_t.device)
-        base = self.base(x_t, level, null if self.class_labels is None else self.class_labels)
+        labels = null if self.class_labels is None else self.class_labels
+        base, features = denoise(self.base, x_t, level, labels, needs.features)
         unconditional = None
         if needs.null:
             unconditional = base if self.class_labels is None else self.base(x_t, level, null)
-        active = active_images(x_t, self.conditions, needs)
-        parts = [network(x_t[i], level, None) for network, i in zip(self.networks, active, strict=False) if len(i)]
-        self.nfe += len(x_t) * (1 + (needs.null and self.class_labels is not None)) + sum(map(len, parts))
-        negatives = stack_negatives(base, active, parts)
-        return Predictions(base, negatives, null=unconditional, active=active_tensor(needs))
+        self.nfe += len(x_t) * (1 + (needs.null and self.class_labels is not None))
+        predictions = Predictions(base, stack_negatives(base, [], []), null=unconditional, features=features)
+
+        # The negatives, for the images that they are active for
+        active = needs.active(predictions) if callable(needs.active) else needs.active
+        where = active_images(x_t, self.conditions, replace(needs, active=active))
+        parts = [network(x_t[i], level, None) for network, i in zip(self.networks, where, strict=False) if len(i)]
+        self.nfe += sum(map(len, parts))
+        return replace(predictions, negatives=stack_negatives(base, where, parts), active=active)
 
 
 class PredictorWrapper(Predictor):
@@ -185,8 +217,11 @@ class WithClassifier(PredictorWrapper):
         if needs.classifier is None:
             return self.predictor.predict(x_t, level, needs)
         found = self._gradients(x_t, level) if needs.classifier == "gradient" else self._posterior(x_t, level)
-        if callable(needs.active):
-            needs = replace(needs, active=needs.active(replace(NO_PREDICTIONS, **found)))
+        active = needs.active
+        if callable(active) and (needs.probe or needs.features):  # it reads the features of the base prediction as well
+            needs = replace(needs, active=lambda base: active(replace(base, **found)))
+        elif callable(active):
+            needs = replace(needs, active=active(replace(NO_PREDICTIONS, **found)))
         return replace(self.predictor.predict(x_t, level, needs), **found)
 
     def _posterior(self, x_t: Tensor, level: NoiseLevel) -> dict[str, Tensor]:
@@ -210,6 +245,49 @@ class WithClassifier(PredictorWrapper):
         if self.class_labels is not None:
             (found["class_gradient"],) = gradients["class_log_posterior"]
         return found
+
+
+class WithProbe(PredictorWrapper):
+    """Adds a probe's log p(c_k | x_t), where a guidance needs it, at no evaluation of a network.
+
+    The probe reads the features of the base prediction. Which conditions are worth an evaluation is known before any
+    of them is evaluated.
+
+    Args:
+        predictor: gives the denoised predictions, the unconditional one as the base.
+        log_posterior: of all classes the probe knows, from features.
+        module: name of the module inside the base network whose output they are.
+        forbidden: numbers of the predictor's K forbidden conditions among these classes, in its order.
+
+    Raises:
+        SettingError: there are not K of them, or the base is the prediction of a class.
+    """
+
+    def __init__(
+        self, predictor: Predictor, log_posterior: FeatureLogPosterior, module: str, forbidden: Sequence[int]
+    ) -> None:
+        super().__init__(predictor)
+        if len(forbidden) != predictor.conditions:
+            raise SettingError(f"the predictor has {predictor.conditions} forbidden conditions, not {len(forbidden)}")
+        if predictor.class_labels is not None:
+            raise SettingError("a probe reads the unconditional prediction: give the predictor no class_labels")
+        self.log_posterior, self.module, self.forbidden = log_posterior, module, list(forbidden)
+        self.provides = predictor.provides | {"probe"}
+
+    def predict(self, x_t: Tensor, level: NoiseLevel, needs: Needs = ALL) -> Predictions:
+        """See ``Predictor.predict``."""
+        if not needs.probe:
+            return self.predictor.predict(x_t, level, needs)
+        active = needs.active
+
+        def probed(predictions: Predictions) -> Predictions:
+            assert predictions.features is not None  # as they were needed
+            return replace(predictions, probed=self.log_posterior(predictions.features, level)[:, self.forbidden])
+
+        needs = replace(needs, probe=False, features=self.module)
+        if callable(active):
+            needs = replace(needs, active=lambda base: active(probed(base)))
+        return probed(self.predictor.predict(x_t, level, needs))
 
 
 class WithObserver(PredictorWrapper):
@@ -242,6 +320,22 @@ class WithObserver(PredictorWrapper):
         return replace(predictions, observed=self.observer(denoised))
 
 
+def denoise(
+    denoiser: Denoiser, x_t: Tensor, level: NoiseLevel, class_labels: Tensor | None, module: str | None
+) -> tuple[Tensor, Tensor | None]:
+    """The denoised prediction, and the output of a module on the way if one is named.
+
+    Raises:
+        SettingError: the denoiser does not give it.
+    """
+    if module is None:
+        return denoiser(x_t, level, class_labels), None
+    if not hasattr(denoiser, "with_features"):
+        raise SettingError("a probe needs a denoiser with the method with_features, such as a DiffusionModule")
+    found: tuple[Tensor, Tensor] = denoiser.with_features(x_t, level, class_labels, module)
+    return found
+
+
 def label_each(label: Label, images: Tensor) -> Tensor:
     """The label of each of the ``images``, (B,) both."""
     return torch.as_tensor(label, device=images.device).expand_as(images)
@@ -260,7 +354,7 @@ def active_images(x_t: Tensor, conditions: int, needs: Needs) -> list[Tensor]:
 def active_tensor(needs: Needs) -> Tensor | None:
     """Which forbidden conditions are evaluated for which image, (B, K); None for all."""
     if callable(needs.active):
-        raise SettingError("a posterior that reads the predictions needs its predictor: wrap it in WithClassifier")
+        raise SettingError("which conditions are active must be known before the attention to them is edited")
     return needs.active
 
 

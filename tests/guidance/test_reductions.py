@@ -32,6 +32,7 @@ from dng_lightning.posterior import (
     ClassifierPosterior,
     ConstantPosterior,
     ObserverPosterior,
+    ProbePosterior,
     ReleasedPosterior,
     TrackedPosterior,
 )
@@ -76,6 +77,8 @@ def unguided(forbidden: tuple[int, ...], sampler: Sampler) -> Tensor:
         DynamicNegativeGuidance(0.0, ClassifierPosterior()),
         DynamicNegativeGuidance(0.0, ClassifierPosterior(1 - 1e-9)),
         DynamicNegativeGuidance(1.0, ClassifierPosterior(1e-30)),
+        DynamicNegativeGuidance(0.0, ProbePosterior()),
+        DynamicNegativeGuidance(5.0, ProbePosterior(shift=-100.0)),
         DynamicNegativeGuidance(1.0, TrackedPosterior(1e-30), skip_below=0.5),
         SafeLatentDiffusion(5.0, warmup=50),
         SafeLatentDiffusion(5.0, mask_scale=0.0),

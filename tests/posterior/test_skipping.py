@@ -16,6 +16,7 @@ from dng_lightning.posterior import (
     ConstantPosterior,
     ObserverPosterior,
     Posterior,
+    ProbePosterior,
     ReleasedPosterior,
     TrackedPosterior,
 )
@@ -91,11 +92,13 @@ HALF = {
     "tracked": TrackedPosterior(0.5),
     "calibrated": CalibratedPosterior([[0, 2.0, 0.0]]),
     "classifier": ClassifierPosterior(),
+    "probe": ProbePosterior(),
 }
 TWO_OF_FOUR = {
     "tracked": TrackedPosterior([0.1, 0.2]),
     "calibrated": CalibratedPosterior([[0, 1.18, -1.73]]),
     "classifier": ClassifierPosterior(),
+    "probe": ProbePosterior(),
 }
 
 

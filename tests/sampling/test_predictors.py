@@ -17,7 +17,16 @@ from dng_lightning.guidance import (
 )
 from dng_lightning.interfaces import Needs
 from dng_lightning.posterior import ClassifierPosterior, ObserverPosterior, TrackedPosterior
-from dng_lightning.sampling import NetworkPairPredictor, Predictor, Sampler, WithClassifier, WithObserver, sample
+from dng_lightning.sampling import (
+    ClassConditionalPredictor,
+    NetworkPairPredictor,
+    Predictor,
+    Sampler,
+    WithClassifier,
+    WithObserver,
+    WithProbe,
+    sample,
+)
 from dng_lightning.schedule import LinearSchedule
 
 LINEAR = LinearSchedule()
@@ -150,8 +159,68 @@ def test_conditions_that_are_chosen_by_the_classifier_are_chosen_before_the_netw
     made = predictor.predict(x_t, AT_300, needs)
     assert torch.equal(made.active, active)
     assert predictor.nfe == 64 + int(active.sum())
-    with pytest.raises(SettingError, match="wrap it in WithClassifier"):
-        FOUR.shared([3, 1]).predict(x_t, AT_300, needs)
+
+
+def test_conditions_that_the_base_prediction_chooses_are_evaluated_after_it():
+    x_t = BatchNoise((64, 2))()
+    needs = Needs(negatives=True, active=lambda base: base.denoised > 0.2)
+    for predictor in (FOUR.shared([3, 1]), FOUR.pair([3, 1])):
+        made = predictor.predict(x_t, AT_300, needs)
+        expected = FOUR.denoised(x_t, AT_300) > 0.2
+        assert torch.equal(made.active, expected)
+        assert predictor.nfe == 64 + int(expected.sum())
+        for k, label in enumerate([3, 1]):
+            evaluated = FOUR.denoised(x_t, AT_300, torch.full((64,), label))
+            assert torch.equal(made.negatives[:, k], torch.where(expected[:, k : k + 1], evaluated, made.denoised))
+
+
+def test_a_probe_reads_the_features_of_the_base_prediction_at_no_evaluation():
+    x_t = BatchNoise((64, 2))()
+    needs = Needs(negatives=True, probe=True, active=lambda base: base.probed.exp() > 0.3)
+    expected = FOUR.log_posterior(x_t, AT_300)[:, [3, 1]]
+    for predictor in (FOUR.shared([3, 1]), FOUR.pair([3, 1])):
+        probing = WithProbe(predictor, FOUR.log_posterior, "x_t", [3, 1])
+        assert torch.equal(probing.predict(x_t, AT_300, Needs(probe=True)).probed, expected)
+        assert probing.nfe == 64
+        made = probing.predict(x_t, AT_300, needs)
+        assert torch.equal(made.probed, expected)
+        assert torch.equal(made.active, expected.exp() > 0.3)
+        assert probing.nfe == 128 + int(made.active.sum())
+        assert probing.predict(x_t, AT_300).probed is None
+
+
+def test_a_classifier_and_a_probe_choose_the_conditions_together():
+    x_t = BatchNoise((64, 2))()
+    both = WithProbe(
+        WithClassifier(FOUR.shared([3]), FOUR.log_posterior, [3]), lambda *_: torch.zeros(64, 4), "x_t", [3]
+    )
+    seen = []
+    needs = Needs(True, classifier="posterior", probe=True, active=lambda made: seen.append(made) or made.probed < 0)
+    for predictor in (
+        both,
+        WithClassifier(WithProbe(FOUR.shared([3]), FOUR.log_posterior, "x_t", [3]), FOUR.log_posterior, [3]),
+    ):
+        predictor.predict(x_t, AT_300, needs)
+        assert seen[-1].probed is not None
+        assert seen[-1].log_posterior is not None
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda: WithProbe(FOUR.shared([0, 1]), FOUR.log_posterior, "x_t", [0]), "2 forbidden conditions, not 1"),
+        (lambda: WithProbe(FOUR.shared([0], LABELS), FOUR.log_posterior, "x_t", [0]), "no class_labels"),
+        (
+            lambda: WithProbe(
+                ClassConditionalPredictor(lambda x, *_: x, 4, [0]), FOUR.log_posterior, "x_t", [0]
+            ).predict(BatchNoise((4, 2))(), AT_300, Needs(probe=True)),
+            "a denoiser with the method with_features",
+        ),
+    ],
+)
+def test_what_a_probe_cannot_read_is_refused(make, reason):
+    with pytest.raises(SettingError, match=reason):
+        make()
 
 
 # --- needs that a predictor cannot serve ---

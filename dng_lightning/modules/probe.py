@@ -1,0 +1,131 @@
+"""Training of a probe: p(c | x_t) read from the features of a frozen diffusion model."""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Generator, Tensor, nn
+from torch.nn import functional
+
+from dng_lightning.errors import SettingError
+from dng_lightning.evaluation.features import fingerprint
+from dng_lightning.kernel import NoiseLevel
+from dng_lightning.modules.base_module import TrainedModule
+from dng_lightning.modules.classifier import random_shift
+from dng_lightning.modules.diffusion import DiffusionModule
+
+
+class ProbeModule(TrainedModule):
+    """Cross-entropy of a small head on what one module of a diffusion network puts out for noised images.
+
+    The network sees them as the null class, at each level as often as at any other. It stays as it is, and is no part
+    of the checkpoint: the probe belongs to its weights alone.
+
+    Args:
+        net: (features, timesteps) -> logits (B, num_classes), see ``FeatureProbe``.
+        module: name of the module inside the diffusion network whose output is read.
+        diffusion_checkpoint: the diffusion model; None in a probe that is loaded for use.
+        optimizer: parameters -> optimizer.
+        scheduler: optimizer -> scheduler, stepped per step; an open ``total_steps`` is filled in. None: constant rate.
+        shift: training images are moved by up to this many pixels in each direction, background (-1) moving in.
+
+    Attributes:
+        read_from: fingerprint of the diffusion model's weights.
+
+    Raises:
+        SettingError: the diffusion model cannot be used, or has no such module.
+    """
+
+    for_training: ClassVar[tuple[str, ...]] = ("diffusion_checkpoint",)
+    model: DiffusionModule | None
+
+    def __init__(
+        self,
+        net: nn.Module,
+        module: str = "middle2",
+        diffusion_checkpoint: str | None = None,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        scheduler: LRSchedulerCallable | None = None,
+        shift: int = 0,
+    ) -> None:
+        super().__init__()
+        self.keep_hyperparameters("net", "optimizer", "scheduler")
+        self.net, self.module, self.shift = net, module, shift
+        self.optimizer, self.scheduler = optimizer, scheduler
+        model = DiffusionModule.load(diffusion_checkpoint) if diffusion_checkpoint else None
+        object.__setattr__(self, "model", model)  # not in the module tree: neither trained nor stored
+        self.read_from = fingerprint(model) if model else ""
+
+    def forward(self, features: Tensor, timesteps: Tensor) -> Tensor:
+        """Logits (B, num_classes) of features (B, C, ...) at the levels' timesteps (B,)."""
+        logits: Tensor = self.net(features, timesteps)
+        return logits
+
+    @torch.no_grad()
+    def log_posterior(self, features: Tensor, level: NoiseLevel) -> Tensor:
+        """Log p(c | x_t) of every class, (B, num_classes) float32, in full precision whatever the trainer runs in.
+
+        Args:
+            features: of the base prediction, (B, C, ...).
+            level: of the noisy images.
+        """
+        if next(self.net.parameters(), features).device != features.device:
+            self.to(features.device)
+        timesteps = torch.full((len(features),), level.timestep, device=features.device)
+        with torch.autocast(features.device.type, enabled=False):
+            logits: Tensor = self(features.to(self.dtype), timesteps).float()
+        return logits.log_softmax(1)
+
+    def output_shape(self, image: Tensor) -> tuple[Sequence[int], Sequence[int]]:
+        """See ``TrainedModule.output_shape``."""
+        if tuple(self._model.image_shape) != tuple(image.shape[1:]):
+            raise SettingError(f"the diffusion model draws images of another shape, {self._model.image_shape}")
+        features, timesteps, _ = self._read(image, Generator(image.device).manual_seed(0))
+        return self(features, timesteps).shape, (1, len(self.class_names))
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Cross-entropy on shifted and noised images."""
+        images, labels = batch
+        features, timesteps, _ = self._read(random_shift(images, self.shift))
+        loss = functional.cross_entropy(self(features, timesteps), labels)
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def evaluate(self, stage: str, batch: tuple[Tensor, Tensor], generator: Generator) -> None:
+        """Log loss and accuracy, whole and by quarter of the levels."""
+        images, labels = batch
+        features, timesteps, t = self._read(images, generator)
+        logits = self(features, timesteps)
+        right = (logits.argmax(1) == labels).float()
+        for name, values in (("loss", functional.cross_entropy(logits, labels, reduction="none")), ("accuracy", right)):
+            bar = name == "accuracy"
+            self.log(f"{stage}/{name}", values.mean(), batch_size=len(labels), sync_dist=True, prog_bar=bar)
+            self.log_by_level(f"{stage}/{name}_t", values, t, self._model.schedule.T)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Store which weights the features come from."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["read_from"] = self.read_from
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore it."""
+        super().on_load_checkpoint(checkpoint)
+        self.read_from = checkpoint.get("read_from", "")
+
+    @property
+    def _model(self) -> DiffusionModule:
+        if self.model is None:
+            raise SettingError("a probe is trained on a diffusion model's features: set model.diffusion_checkpoint")
+        return self.model
+
+    @torch.no_grad()
+    def _read(self, x_0: Tensor, generator: Generator | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """The features of images noised to random levels, the levels' timesteps, and the levels, (B,)."""
+        model, schedule = self._model, self._model.schedule
+        if next(model.parameters()).device != x_0.device:
+            model.to(x_0.device)
+        t = torch.randint(1, schedule.T + 1, (len(x_0),), device=x_0.device, generator=generator)
+        noise = torch.randn(x_0.shape, dtype=x_0.dtype, device=x_0.device, generator=generator)
+        x_t = schedule.add_noise(x_0, t, noise)
+        return model.features(x_t, t, self.module), schedule.timestep(t), t

@@ -1,0 +1,164 @@
+"""The posterior of a probe on the features of the base prediction."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from mixture import BatchNoise, GaussianMixture, trajectory
+from torch import nn
+
+from dng_lightning import resources
+from dng_lightning.__main__ import run
+from dng_lightning.data import Digits
+from dng_lightning.errors import SettingError
+from dng_lightning.guidance import DynamicNegativeGuidance
+from dng_lightning.interfaces import NO_PREDICTIONS
+from dng_lightning.modules import DiffusionModule, GuidedSampler, ProbeModule
+from dng_lightning.networks import FeatureProbe, UNet
+from dng_lightning.networks.features import features_only
+from dng_lightning.posterior import ClassifierPosterior, ProbePosterior
+from dng_lightning.sampling import Sampler
+from dng_lightning.schedule import LinearSchedule
+
+FOUR = GaussianMixture(LinearSchedule(), [[-1.5, 0.0], [1.5, 0.0], [0.0, 1.5], [0.0, -1.5]], 0.3, [0.1, 0.4, 0.2, 0.3])
+CONFIG = str(resources.config("mnist_probe"))
+
+
+# --- the posterior, on an exact mixture ---
+
+
+@pytest.mark.parametrize("forbidden", [[0], [3, 0]])
+def test_a_perfect_probe_guides_as_a_perfect_classifier_does(forbidden):
+    by_probe, by_classifier = (
+        trajectory(FOUR, DynamicNegativeGuidance(1.0, posterior), forbidden, Sampler(30), BatchNoise((64, 2)))
+        for posterior in (ProbePosterior(), ClassifierPosterior())
+    )
+    assert torch.equal(by_probe.posterior, by_classifier.posterior)
+    assert torch.equal(by_probe.x_0, by_classifier.x_0)
+
+
+def test_the_shift_mends_a_probe_that_was_trained_on_other_shares():
+    """A probe that saw the forbidden class as often as the rest: its odds are 9 times the true ones."""
+    balanced = GaussianMixture(FOUR.schedule, FOUR.means.tolist(), 0.3, [0.5, 2 / 9, 1 / 9, 1.5 / 9])
+    x_t, level = BatchNoise((64, 2), dtype=torch.double)(), FOUR.level(300)
+    posterior = ProbePosterior(shift=-torch.tensor(9.0).log().item())
+    found = posterior.log_prob(replace(NO_PREDICTIONS, probed=balanced.log_posterior(x_t, level)[:, [0]]), None, None)
+    expected = FOUR.log_posterior(x_t, level)[:, [0]].clamp(max=torch.tensor(0.99).double().log())
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize(("settings", "reason"), [({"p_max": 1.0}, "p_max"), ({"shift": float("nan")}, "shift")])
+def test_settings_out_of_range_are_refused(settings, reason):
+    with pytest.raises(SettingError, match=reason):
+        ProbePosterior(**settings)
+
+
+# --- features of any network ---
+
+
+def unet() -> UNet:
+    torch.manual_seed(0)
+    net = UNet(1, 10, channels=(8, 16), blocks=1).eval()
+    for name in ("middle1.residual.conv2", "middle2.conv2"):  # zero at first, so that nothing would reach the output
+        nn.init.normal_(net.get_submodule(name).weight, std=0.2)
+    return net
+
+
+def test_the_prediction_with_features_is_the_prediction():
+    module, x = DiffusionModule(unet()).eval(), torch.randn(3, 1, 16, 16)
+    level, labels = module.schedule.level(500), torch.tensor([10, 3, 10])
+    with torch.no_grad():
+        expected = module(x, level, labels)
+        denoised, features = module.with_features(x, level, labels, "middle2")
+        assert torch.equal(denoised, expected)
+        assert features.shape == (3, 16, 4, 4)
+        of_null = module.features(x, torch.full((3,), 500), "middle2")
+    torch.testing.assert_close(of_null[[0, 2]], features[[0, 2]])
+    assert not torch.equal(of_null[1], features[1])  # another class
+
+
+def test_nothing_after_the_module_is_computed():
+    net, x = unet(), torch.randn(1, 1, 16, 16)
+    net.head.register_forward_hook(lambda *_: pytest.fail("the whole network was computed"))
+    assert features_only(net, "middle2", lambda: net(x, torch.zeros(1))).shape == (1, 16, 4, 4)
+    assert not net.middle2._forward_hooks
+
+
+def test_modules_that_are_not_there_or_not_called_are_refused():
+    net, x = unet(), torch.randn(1, 1, 16, 16)
+    with pytest.raises(SettingError, match="UNet has no module 'mid': name one inside of time, label, stem"):
+        features_only(net, "mid", lambda: net(x, torch.zeros(1)))
+    net.unused = nn.Linear(1, 1)
+    with pytest.raises(SettingError, match="does not call its module 'unused'"):
+        features_only(net, "unused", lambda: net(x, torch.zeros(1)))
+
+
+def test_a_probe_reads_images_and_tokens_alike():
+    torch.manual_seed(0)
+    probe, t = FeatureProbe(6, 4, hidden=8, embedding=4).eval(), torch.tensor([3.0, 700.0])
+    images = torch.randn(2, 6, 5, 5)
+    logits = probe(images, t)
+    assert logits.shape == (2, 4)
+    torch.testing.assert_close(probe(images.flatten(2).transpose(1, 2), t), logits)
+    assert not torch.allclose(probe(images, t.flip(0)), logits)
+    with pytest.raises(SettingError, match=r"shape \(7, 5, 5\), not 6 channels: set net.channels"):
+        probe(torch.randn(2, 7, 5, 5), t)
+
+
+# --- training and use ---
+
+
+@pytest.fixture(scope="module")
+def probe_of_digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A probe of the shipped model of digits, trained for a moment."""
+    folder = tmp_path_factory.mktemp("probe")
+    quiet = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.accelerator=cpu"]
+    data = ["--data=Digits", "--model.diffusion_checkpoint=digits", "--model.net.channels=64", "--trainer.precision=32"]
+    run(
+        [
+            "fit",
+            f"--config={CONFIG}",
+            *quiet,
+            *data,
+            "--trainer.max_epochs=6",
+            "--data.batch_size=32",
+            "--model.scheduler.max_lr=0.01",
+            "--model.shift=0",
+            f"--trainer.default_root_dir={folder}",
+        ]
+    )
+    return folder
+
+
+def test_it_learns_and_its_checkpoint_holds_the_head_alone(probe_of_digits: Path):
+    probe, model = ProbeModule.load(str(probe_of_digits)), DiffusionModule.load("digits")
+    assert probe.model is None
+    assert {name.split(".")[0] for name in probe.state_dict()} == {"net"}
+    data = Digits()
+    data.setup()
+    images, truth = data.part("test").images / 127.5 - 1, data.part("test").labels
+    level, t = model.schedule.level(50), torch.full((len(images),), 50)
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
+    x_t = model.schedule.add_noise(images, t, noise)
+    _, features = model.with_features(x_t, level, torch.full((len(images),), 10), probe.module)
+    log_p = probe.log_posterior(features, level)
+    assert (log_p.argmax(1) == truth).float().mean() > 0.7
+    torch.testing.assert_close(log_p.exp().sum(1), torch.ones(len(images)))
+
+
+def test_it_guides_the_model_that_it_was_trained_on_and_no_other(probe_of_digits: Path):
+    guidance = DynamicNegativeGuidance(1.0, ProbePosterior(), skip_below=0.02)
+    settings = {"forbidden": "0", "guidance": guidance, "steps": 10}
+    digits = {"checkpoint": "digits", "classifier": "digits-classifier"}
+    sampler = GuidedSampler(**digits, **settings, probe=str(probe_of_digits))
+    samples = sampler.draw(range(16))
+    assert 10 < samples.nfe < 20
+    (row,) = [draw for draw in sampler.all_draws() if draw.run.method != "Unguided"]
+    assert '"probe": ' in row.run.settings
+    with pytest.raises(SettingError, match="needs a probe: name its checkpoint"):
+        GuidedSampler(**digits, **settings)
+    with pytest.raises(SettingError, match="reads the features of another model than mnist"):
+        GuidedSampler(**settings, probe=str(probe_of_digits))
+    with pytest.raises(SettingError, match="reads the unconditional prediction: leave out class_labels"):
+        GuidedSampler(**digits, **settings, probe=str(probe_of_digits), class_labels="3")
