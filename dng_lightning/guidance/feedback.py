@@ -61,8 +61,10 @@ class FeedbackGuidance(PositiveGuidance):
 
     def __post_init__(self) -> None:
         check_interval(self.low, self.high)
-        if self.posterior.needs().observer is not None:
-            raise SettingError("FeedbackGuidance needs a posterior of its class: an observer looks for forbidden ones")
+        needs = self.posterior.needs()
+        if needs.observer is not None or needs.probe:
+            which = "a probe" if needs.probe else "an observer"
+            raise SettingError(f"FeedbackGuidance needs a posterior of its class: {which} looks for forbidden ones")
         if not 1 <= self.scale < math.inf:
             raise SettingError(f"scale of FeedbackGuidance must be at least 1 and finite; got {self.scale}")
         if not self.scale < self.max_scale < math.inf:

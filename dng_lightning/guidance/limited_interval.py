@@ -61,7 +61,7 @@ class LimitedInterval(GuidanceWrapper):
         return super().update(state, step, x_t, x_s, predictions, guided)
 
     def _is_updated(self, state: Any) -> bool:
-        """Whether the guidance has something to do outside: a memory, or the posterior of a classifier to show."""
+        """Whether the guidance is updated outside the interval: it has a state or a classifier's posterior."""
         needs = self.guidance.needs()
         return state is not None or needs.classifier is not None or needs.probe
 

@@ -1,6 +1,7 @@
 """Sampling: the reverse loop, its noise, and the predictors that it asks."""
 
 from dng_lightning.sampling.noise import ImageNoise
+from dng_lightning.sampling.particles import Particles
 from dng_lightning.sampling.predictors import (
     ClassConditionalPredictor,
     Denoiser,
@@ -12,16 +13,19 @@ from dng_lightning.sampling.predictors import (
 )
 from dng_lightning.sampling.recorders import PassiveTracking, Recorder, Trajectories
 from dng_lightning.sampling.sampler import Sampler, sample
+from dng_lightning.sampling.self_filter import SelfFilter
 
 __all__ = [
     "ClassConditionalPredictor",
     "Denoiser",
     "ImageNoise",
     "NetworkPairPredictor",
+    "Particles",
     "PassiveTracking",
     "Predictor",
     "Recorder",
     "Sampler",
+    "SelfFilter",
     "Trajectories",
     "WithClassifier",
     "WithObserver",

@@ -30,6 +30,12 @@ class ImageNoise:
             image.normal_(generator=generator)
         return draws.to(self.device, non_blocking=pinned)
 
+    def take(self, images: Tensor) -> "ImageNoise":
+        """The noise of some images, by their numbers (N,); it goes on where this one is, and this one after it."""
+        some = ImageNoise([], self.shape, self.device)
+        some.generators = [self.generators[i] for i in images.tolist()]
+        return some
+
 
 class Probes:
     """Rademacher vectors for Hutchinson's estimate, a function of ``x_T``, so that the sampler's noise does not change.

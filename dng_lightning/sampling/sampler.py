@@ -3,14 +3,17 @@
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from itertools import pairwise
-from typing import TypeVar
+from operator import or_
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from dng_lightning.errors import SettingError, check_0_to_1
 from dng_lightning.guidance.base import Guidance
+from dng_lightning.guidance.chain_guidance import ChainGuidance
 from dng_lightning.guidance.serialization import map_settings
 from dng_lightning.interfaces import Needs, Step
 from dng_lightning.kernel import Kernel, Variance
@@ -103,6 +106,8 @@ def sample(
             it needs something that the predictor does not provide.
     """
     sampler, guidance = sampler or Sampler(), with_schedule(guidance, schedule)
+    if isinstance(guidance, ChainGuidance):
+        return guidance.sample(predictor, schedule, noise, sampler, recorders)
     predictor.check(guidance.needs(), type(guidance).__name__)
     warn_if_biased(guidance.needs(), sampler.eta)
     chain = sampler.chain(schedule)
@@ -110,12 +115,37 @@ def sample(
     # Start: x_T ~ N(0, sigma_T^2 I)
     x_t = chain[0].level.sigma * noise()
     state = guidance.start(x_t, predictor.conditions)
-    predictor, second_order = WithDivergence(predictor, Probes(x_t), sampler.eta), SecondOrder()
-    recorded = Needs()
     for recorder in recorders:
         recorder.start(x_t, predictor.conditions)
-        recorded = recorded | recorder.needs
+    x_0, _ = follow(chain, x_t, state, predictor, guidance, noise, recorders)
+    return x_0
 
+
+def follow(
+    chain: Sequence[Step],
+    x_t: Tensor,
+    state: Any,
+    predictor: Predictor,
+    guidance: Guidance,
+    noise: Callable[[], Tensor],
+    recorders: Sequence[Recorder] = (),
+) -> tuple[Tensor, Any]:
+    """Follow the steps of a chain, or of a part of one.
+
+    Args:
+        chain: the steps.
+        x_t: where the first of them starts, (B, ...).
+        state: of the guidance there.
+        predictor: gives the denoised predictions.
+        guidance: turns them into one.
+        noise: gives a standard normal draw (B, ...) at each call.
+        recorders: note what happens at each step.
+
+    Returns:
+        Where the last step ends, (B, ...), and the guidance's state there.
+    """
+    predictor, second_order = WithDivergence(predictor, Probes(x_t), chain[0].eta), SecondOrder()
+    recorded = reduce(or_, (recorder.needs for recorder in recorders), Needs())
     for step in chain:
         # Predict: D(x_t) and D_k(x_t)
         predictions = predictor.predict(x_t, step.level, guidance.needs(state, step) | recorded)
@@ -140,7 +170,7 @@ def sample(
         # Second order: a term that shifts all kernels alike, so that it is no evidence
         term = second_order(step, guided)
         x_t = x_s if term is None else x_s + term
-    return x_t
+    return x_t, state
 
 
 def warn_if_biased(needs: Needs, eta: float) -> None:

@@ -1,0 +1,125 @@
+"""Several chains an image, weighed and resampled on the way: removal that is exact as their number grows.
+
+Chains that guidance draws are samples of the wrong distribution. The weight of a step
+
+    (1 - p(c | x_s)) / (1 - p(c | x_t)) * q(x_s | x_t) / q_guided(x_s | x_t)
+
+makes them samples of the model's images that are not forbidden, whatever the guidance (none, for example) and at no
+further evaluation for each chain: the tracked log ratio gives p, the kernels' means the rest. Chains of little weight
+are replaced by copies of others at some levels, and at the end one chain is drawn by weight for each image.
+
+Del Moral, Doucet & Jasra, "Sequential Monte Carlo samplers" (2006); Skreta et al., "Feynman-Kac correctors in
+diffusion" (ICML 2025, arXiv 2503.02819) for the kernels' part. Systematic resampling: Kitagawa (1996).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dng_lightning.errors import SettingError
+from dng_lightning.guidance.base import Guidance
+from dng_lightning.guidance.chain_guidance import ChainGuidance, take
+from dng_lightning.guidance.unguided import Unguided
+from dng_lightning.interfaces import Needs, Step
+from dng_lightning.posterior import Posterior, TrackedPosterior
+from dng_lightning.sampling.predictors import Predictor
+from dng_lightning.sampling.recorders import Recorder
+from dng_lightning.sampling.sampler import Sampler, follow
+from dng_lightning.sampling.watch import FirstOfEach, PosteriorWatch, check_chains
+from dng_lightning.schedule import NoiseSchedule
+
+UNGUIDED = Unguided()
+
+
+@dataclass(frozen=True)
+class Particles(ChainGuidance):
+    """Draws some chains for each image, resamples them, and keeps one.
+
+    Every chain is evaluated: M of them cost M times as much. Recorders note the first chain of each image.
+
+    Attributes:
+        guidance: draws the chains; None for no guidance.
+        posterior: how likely it is that a chain becomes forbidden.
+        particles: number M of chains of an image, >= 1; one is the guidance alone.
+        resamplings: how often they are resampled, evenly spaced over the chain, >= 1; the last time is the end.
+
+    Raises:
+        SettingError: a setting is out of its range.
+    """
+
+    guidance: Guidance = UNGUIDED
+    posterior: Posterior = TrackedPosterior()
+    particles: int = 4
+    resamplings: int = 10
+
+    def __post_init__(self) -> None:
+        if self.particles < 1:
+            raise SettingError(f"particles must be at least 1; got {self.particles}")
+        if self.resamplings < 1:
+            raise SettingError(f"resamplings must be at least 1; got {self.resamplings}")
+
+    def needs(self, state: None = None, step: Step | None = None) -> Needs:
+        """What the guidance and the posterior need."""
+        return self.guidance.needs(state, step) | self.posterior.needs()
+
+    def sample(
+        self,
+        predictor: Predictor,
+        schedule: NoiseSchedule,
+        noise: Callable[[], Tensor],
+        sampler: Sampler,
+        recorders: Sequence[Recorder] = (),
+    ) -> Tensor:
+        """See ``sampling.sample``.
+
+        Raises:
+            SettingError: also if the images are not drawn one by one, or the sampler is not ancestral.
+        """
+        name, each = type(self).__name__, self.particles
+        count = len(check_chains(predictor, self.needs(), noise, name).generators)
+        if sampler.eta != 1:
+            raise SettingError(f"{name} weighs draws of the ancestral kernels: set eta to 1")
+        chain = sampler.chain(schedule)
+        if self.resamplings > len(chain):
+            raise SettingError(f"{name} resamples at most once a step: set resamplings to {len(chain)} or less")
+
+        def draws() -> Tensor:  # chain m of image i is row m * count + i
+            return torch.cat([noise() for _ in range(each)])
+
+        x = chain[0].level.sigma * draws()
+        state, watch = (
+            self.guidance.start(x, predictor.conditions),
+            PosteriorWatch(self.posterior, x, predictor.conditions),
+        )
+        noting = FirstOfEach(recorders, count, x, predictor.conditions)
+        before = torch.zeros_like(watch.p)  # of the last resampling: p, where a chain starts from no weight
+        ends = [round(len(chain) * (i + 1) / self.resamplings) for i in range(self.resamplings)]
+        for start, end in zip([0, *ends], ends, strict=False):
+            x, state = follow(chain[start:end], x, state, predictor, self.guidance, draws, [watch, noting])
+            log_weight = torch.log1p(-watch.p) - torch.log1p(-before) + watch.log_unguided
+            uniform = torch.special.ndtr(noise().flatten(1)[:, 0].double())
+            copies = each if end < len(chain) else 1
+            rows = systematic(log_weight.view(each, count), uniform, copies)
+            chains = (rows * count + torch.arange(count, device=x.device)).flatten()
+            x, state = x[chains], take(state, chains)
+            watch.take(chains)
+            before, watch.log_unguided = watch.p, torch.zeros_like(watch.p)
+        return x
+
+
+def systematic(log_weight: Tensor, uniform: Tensor, copies: int) -> Tensor:
+    """Which chains of each image go on, drawn by weight with one uniform number an image.
+
+    Args:
+        log_weight: of M chains of B images, (M, B).
+        uniform: in (0, 1), (B,).
+        copies: how many chains an image has afterwards.
+
+    Returns:
+        Their numbers in 0..M-1, (copies, B).
+    """
+    shares = log_weight.softmax(0).cumsum(0).T.contiguous()
+    places = (torch.arange(copies, device=uniform.device)[:, None] + uniform) / copies
+    return torch.searchsorted(shares, places.T.contiguous()).clamp(max=len(log_weight) - 1).T

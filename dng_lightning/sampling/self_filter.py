@@ -1,0 +1,133 @@
+"""Images drawn anew where their own posterior says that they are forbidden: rejection without a classifier.
+
+A model that can track p(c | x_t) can judge its own images. Where p is above a threshold at the end of a chain, or at
+earlier levels, the chain is given up and the image starts again, from the next draws of its own seed. An earlier check
+saves the rest of the chain, and sees less.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from dng_lightning.errors import SettingError
+from dng_lightning.guidance.base import Guidance
+from dng_lightning.guidance.chain_guidance import ChainGuidance, take
+from dng_lightning.guidance.unguided import Unguided
+from dng_lightning.interfaces import Needs, Step
+from dng_lightning.posterior import Posterior, TrackedPosterior
+from dng_lightning.sampling.predictors import Predictor
+from dng_lightning.sampling.recorders import Recorder
+from dng_lightning.sampling.sampler import Sampler, follow
+from dng_lightning.sampling.watch import PosteriorWatch, Remaining, check_chains
+from dng_lightning.schedule import NoiseSchedule
+
+UNGUIDED = Unguided()
+
+
+@dataclass(frozen=True)
+class SelfFilter(ChainGuidance):
+    """Draws images anew whose posterior is above a threshold.
+
+    An image whose first chain is kept is the image of ``guidance``. Recorders note the first chain of each image.
+
+    Attributes:
+        guidance: draws the chains; None for no guidance.
+        posterior: how likely it is that a chain becomes forbidden.
+        threshold: sum of the posteriors above which a chain is given up, in (0, 1): one number, or one a check. Early
+            on p is near the prior, and a threshold below it gives every chain up.
+        levels: t / T of each check, falling, in [0, 1); 0 is the end of the chain.
+        max_draws: of an image, >= 1; the last one is kept whatever its posterior.
+
+    Raises:
+        SettingError: a setting is out of its range.
+    """
+
+    guidance: Guidance = UNGUIDED
+    posterior: Posterior = TrackedPosterior()
+    threshold: float | Sequence[float] = 0.1
+    levels: Sequence[float] = (0.0,)
+    max_draws: int = 10
+
+    def __post_init__(self) -> None:
+        if len(self.thresholds) != len(self.levels) or not all(0 < threshold < 1 for threshold in self.thresholds):
+            raise SettingError(f"threshold must be inside (0, 1), one number or one a level; got {self.threshold}")
+        if not self.levels or not all(0 <= level < 1 for level in self.levels):
+            raise SettingError(f"levels must be fractions of the chain in [0, 1); got {list(self.levels)}")
+        if list(self.levels) != sorted(set(self.levels), reverse=True):
+            raise SettingError(f"levels must fall from check to check; got {list(self.levels)}")
+        if self.max_draws < 1:
+            raise SettingError(f"max_draws must be at least 1; got {self.max_draws}")
+
+    @property
+    def thresholds(self) -> list[float]:
+        """The threshold of each check."""
+        if isinstance(self.threshold, int | float):
+            return [float(self.threshold)] * len(self.levels)
+        return list(self.threshold)
+
+    def needs(self, state: None = None, step: Step | None = None) -> Needs:
+        """What the guidance and the posterior need."""
+        return self.guidance.needs(state, step) | self.posterior.needs()
+
+    def sample(
+        self,
+        predictor: Predictor,
+        schedule: NoiseSchedule,
+        noise: Callable[[], Tensor],
+        sampler: Sampler,
+        recorders: Sequence[Recorder] = (),
+    ) -> Tensor:
+        """See ``sampling.sample``.
+
+        Raises:
+            SettingError: also if the images cannot be drawn anew one by one.
+        """
+        every = check_chains(predictor, self.needs(), noise, type(self).__name__)
+        parts = split(sampler.chain(schedule), schedule, self.levels)
+        pending = torch.arange(len(every.generators), device=every.device)
+        x_0 = torch.empty(len(pending), *every.shape, device=every.device)
+        for number in range(self.max_draws):
+            # Start a chain for each image that has none
+            images, draws = pending, every.take(pending)
+            x = parts[0][0].level.sigma * draws()
+            state = self.guidance.start(x, predictor.conditions)
+            watch = PosteriorWatch(self.posterior, x, predictor.conditions)
+            noting = [Remaining(recorders, x, predictor.conditions)] if number == 0 else []
+
+            # Follow them from check to check; those above the threshold go no further
+            for part, threshold in zip(parts, [*self.thresholds, 1.0], strict=False):
+                x, state = follow(part, x, state, predictor, self.guidance, draws, [watch, *noting])
+                kept = (watch.p <= threshold) | (number == self.max_draws - 1)
+                chains = kept.nonzero().squeeze(1)
+                images, x, state, draws = images[chains], x[chains], take(state, chains), draws.take(chains)
+                watch.take(chains)
+                for remaining in noting:
+                    remaining.take(chains)
+                if len(images) == 0:
+                    break
+
+            # The images of chains that came to their end are done
+            x_0[images] = x
+            pending = pending[~torch.isin(pending, images)]
+            if len(pending) == 0:
+                break
+        return x_0
+
+
+def split(chain: Sequence[Step], schedule: NoiseSchedule, levels: Sequence[float]) -> list[Sequence[Step]]:
+    """The parts of a chain up to each of the ``levels``, t / T falling, and what is left of it.
+
+    Raises:
+        SettingError: there is no step between two of them.
+    """
+    ends = [schedule.fraction(step.next_level) for step in chain]
+    places = [sum(end >= level for end in ends) for level in levels]
+    parts = [chain[a:b] for a, b in pairwise([0, *places])]
+    if not all(parts):
+        raise SettingError(
+            f"levels {list(levels)} need a step between any two of them: take more steps, or fewer levels"
+        )
+    return [*parts, chain[places[-1] :]] if places[-1] < len(chain) else parts

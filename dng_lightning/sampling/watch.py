@@ -1,0 +1,124 @@
+"""A posterior that watches the chains of a batch, for guidances that choose among them."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import reduce
+from operator import or_
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dng_lightning.errors import SettingError
+from dng_lightning.guidance.chain_guidance import take
+from dng_lightning.interfaces import Guided, Needs, Predictions, Step
+from dng_lightning.posterior import Posterior
+from dng_lightning.sampling.noise import ImageNoise
+from dng_lightning.sampling.predictors import Predictor
+from dng_lightning.sampling.recorders import Recorder
+
+
+class PosteriorWatch(Recorder):
+    """Follows a posterior along chains, whatever guides them, and the weight that undoes what guides them.
+
+    Args:
+        posterior: of the forbidden conditions.
+        x_T: what the chains start from, (B, ...).
+        conditions: number K of forbidden conditions.
+
+    Attributes:
+        p: probability that a chain becomes forbidden, all conditions together, before the last recorded step, (B,).
+        log_unguided: sum of log q(x_s | x_t) - log q_guided(x_s | x_t) over the recorded steps, (B,).
+    """
+
+    def __init__(self, posterior: Posterior, x_T: Tensor, conditions: int) -> None:
+        self.posterior, self.needs = posterior, posterior.needs()
+        self.state: Any = posterior.start(x_T, conditions)
+        self.p = self.log_unguided = torch.zeros(len(x_T), dtype=torch.float64, device=x_T.device)
+
+    def record(self, step: Step, x_t: Tensor, x_s: Tensor, predictions: Predictions, guided: Guided) -> None:
+        """Read the posterior before the step, and update it."""
+        self.p = self.posterior.log_prob(predictions, self.state, step).exp().sum(1).to(self.log_unguided)
+        self.state = self.posterior.update(self.state, step, x_t, x_s, predictions, guided)
+        kernel = step.sampling_kernel
+        if kernel.std > 0:
+            base, pushed = kernel.mean(x_t, predictions.denoised), kernel.mean(x_t, guided.denoised, guided.renoise)
+            away = ((x_s - (base + pushed) / 2) * (base - pushed)).flatten(1)
+            self.log_unguided = self.log_unguided + away.to(self.log_unguided).sum(1) / kernel.std**2
+
+    def take(self, images: Tensor) -> None:
+        """Keep the chains of these numbers only, some of them several times, (N,)."""
+        self.state, self.p, self.log_unguided = take((self.state, self.p, self.log_unguided), images)
+
+
+class Remaining(Recorder):
+    """Shows recorders a whole batch of which some chains were given up, as if these stood still.
+
+    Args:
+        recorders: of the whole batch.
+        x_T: what the chains start from, (B, ...).
+        conditions: number K of forbidden conditions.
+    """
+
+    def __init__(self, recorders: Sequence[Recorder], x_T: Tensor, conditions: int) -> None:
+        self.recorders, self.images = list(recorders), torch.arange(len(x_T), device=x_T.device)
+        self.needs = reduce(or_, (recorder.needs for recorder in recorders), Needs())
+        self.last: Guided | None = None
+        for recorder in recorders:
+            recorder.start(x_T, conditions)
+
+    def record(self, step: Step, x_t: Tensor, x_s: Tensor, predictions: Predictions, guided: Guided) -> None:
+        """Show the step, with the last scale and posterior of the chains that were given up."""
+        if self.last is not None:
+            posterior, before = guided.posterior, self.last.posterior
+            if posterior is not None and before is not None:
+                posterior = before.index_copy(0, self.images, posterior)
+            guided = replace(
+                guided, scale=self.last.scale.index_copy(0, self.images, guided.scale), posterior=posterior
+            )
+        self.last = guided
+        for recorder in self.recorders:
+            recorder.record(step, x_t, x_s, predictions, guided)
+
+    def take(self, images: Tensor) -> None:
+        """Keep the chains of these numbers only, (N,)."""
+        self.images = self.images[images]
+
+
+def check_chains(predictor: Predictor, needs: Needs, noise: Any, name: str) -> ImageNoise:
+    """The noise, if chains can be chosen with it one by one.
+
+    Raises:
+        SettingError: the noise is not drawn image by image, the images have class labels, or there is nothing to avoid.
+    """
+    if not isinstance(noise, ImageNoise):
+        raise SettingError(f"{name} draws images anew one by one: give it an ImageNoise")
+    if predictor.class_labels is not None:
+        raise SettingError(f"{name} chooses among unconditional images: leave out class_labels")
+    if predictor.conditions == 0:
+        raise SettingError(f"{name} needs a forbidden class: name one")
+    predictor.check(needs, name)
+    return noise
+
+
+class FirstOfEach(Recorder):
+    """Shows recorders the first chain of each image.
+
+    Args:
+        recorders: of one chain an image.
+        count: number of images.
+        x_T: what all chains start from, the first of each image first, (M B, ...).
+        conditions: number K of forbidden conditions.
+    """
+
+    def __init__(self, recorders: Sequence[Recorder], count: int, x_T: Tensor, conditions: int) -> None:
+        self.recorders, self.count = list(recorders), count
+        self.needs = reduce(or_, (recorder.needs for recorder in recorders), Needs())
+        for recorder in recorders:
+            recorder.start(x_T[:count], conditions)
+
+    def record(self, step: Step, x_t: Tensor, x_s: Tensor, predictions: Predictions, guided: Guided) -> None:
+        """Show the step of the first chains."""
+        first = torch.arange(self.count, device=x_t.device)
+        for recorder in self.recorders:
+            recorder.record(step, x_t[first], x_s[first], take(predictions, first), take(guided, first))
