@@ -29,8 +29,8 @@ from dng_lightning.modules.compatibility import (
 from dng_lightning.modules.image_sampler import Draw, ImageSampler
 from dng_lightning.modules.judges import AnyClassifier, classifier_name, load_classifier, sort_into
 from dng_lightning.modules.models import load_model, path_of
-from dng_lightning.pretrained import PretrainedModel
 from dng_lightning.modules.probe import ProbeModule
+from dng_lightning.pretrained import PretrainedModel
 from dng_lightning.sampling import (
     ClassConditionalPredictor,
     NetworkPairPredictor,

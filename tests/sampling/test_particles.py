@@ -107,7 +107,11 @@ def test_systematic_resampling_copies_each_chain_as_often_as_its_weight_says_giv
     ],
 )
 def test_settings_that_do_not_go_are_refused(settings, sampler, reason):
-    with pytest.raises(SettingError, match=reason):
+    predictor = MIXTURE.predictor(Particles(posterior=ProbePosterior()), [0])
+
+    def run() -> None:
         guidance = Particles(posterior=ProbePosterior(), **settings)
-        predictor = MIXTURE.predictor(guidance, [0])
         sample(predictor, guidance, MIXTURE.schedule, ImageNoise(range(2), (2,)), sampler)
+
+    with pytest.raises(SettingError, match=reason):
+        run()
