@@ -49,13 +49,13 @@ class Needs:
     null: bool = False
     class_labels: bool = False
     classifier: Literal["posterior", "gradient"] | None = None
-    probe: bool = False
-    features: str | None = None
     observer: float | None = None
     attention: AttentionEdit | None = None
     tracks: bool = False
     divergence: int | None = None
     active: ActiveConditions | None = None
+    probe: bool = False
+    features: str | None = None
 
     def __or__(self, other: "Needs") -> "Needs":
         """What both need; ``active``, ``features`` and ``observer`` are those of the first that has one."""
@@ -65,13 +65,13 @@ class Needs:
             self.null or other.null,
             self.class_labels or other.class_labels,
             "gradient" if "gradient" in (self.classifier, other.classifier) else self.classifier or other.classifier,
-            self.probe or other.probe,
-            self.features or other.features,
             self.observer if self.observer is not None else other.observer,
             self.attention or other.attention,
             self.tracks or other.tracks,
             max(probes, default=None),
             self.active if self.active is not None else other.active,
+            self.probe or other.probe,
+            self.features or other.features,
         )
 
     @property
