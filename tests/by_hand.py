@@ -1,5 +1,6 @@
 """Steps and predictions made by hand, for tests of one guidance or one posterior at a time."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -62,7 +63,8 @@ def predictions(conditions: int, seed: int = 0, shape: tuple[int, ...] = (5, 3, 
     null = base + 0.1 * BatchNoise(shape, seed + 2)()
     of_conditions = log_p[:, :conditions] if conditions else None
     gradients, observed = negatives - base.unsqueeze(1), log_p[:, :conditions].exp().float()
-    return Predictions(base, negatives, null, of_conditions, log_p[:, -1:], gradients, base - null, observed=observed)
+    made = Predictions(base, negatives, null, of_conditions, log_p[:, -1:], gradients, base - null, observed=observed)
+    return replace(made, probed=of_conditions)
 
 
 def states(t: int) -> Tensor:
