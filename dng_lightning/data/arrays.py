@@ -11,15 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dng_lightning.data.base import ImageDataModule
-from dng_lightning.data.tensors import Range, as_labels, numbered, three_sides
+from dng_lightning.data.found import Found, FoundImages
+from dng_lightning.data.tensors import Range, as_labels
 from dng_lightning.errors import SettingError, reason
 
 PARTS = ("train", "val", "test")
 
 
 @dataclass(eq=False, repr=False)
-class Arrays(ImageDataModule):
+class Arrays(FoundImages):
     """Your own images in one ``.npz``, ``.npy`` or ``.pt`` file.
 
     A file of several arrays holds the images, those of three or four dimensions, and the labels, those of one or two;
@@ -41,8 +41,6 @@ class Arrays(ImageDataModule):
         SettingError: one line for what is wrong with the file, the images, the labels, or the settings.
     """
 
-    default_val_size = None
-
     root: str
     labels: str | None = None
     names: list[str] | None = None
@@ -54,57 +52,36 @@ class Arrays(ImageDataModule):
             raise SettingError(f"data.value_range is {list(self.value_range)}: give the values of black and of white")
         self._range = self.value_range
 
-    @property
-    def title(self) -> str:
-        """With the file, as two files are two data sets."""
-        return f"Arrays {self.root}"
-
     @cached_property
-    def class_names(self) -> tuple[str, ...]:
-        """See ``ImageDataModule``."""
-        return self._classes[0]
-
-    @cached_property
-    def image_shape(self) -> tuple[int, int, int]:
-        """See ``ImageDataModule``."""
-        return self._shape(*three_sides(self._found["train"][0], self.title))
-
-    @cached_property
-    def _found(self) -> dict[str, tuple[Any, Any]]:
-        """Images and labels of each part; labels are None where there are none."""
+    def _found(self) -> Found:
         arrays = _read(self.folder)
         if self.labels is not None:
             arrays |= {"labels": next(iter(_read(Path(self.labels)).values()))}
-        found: dict[str, tuple[Any, Any]] = {}
+        images: dict[str, Any] = {}
+        labels: dict[str, Any] = {}
         for part in PARTS:
             its = {name: array for name, array in arrays.items() if _part_of(name) == part}
-            images, labels = ([array for array in its.values() if array.ndim in dims] for dims in ((3, 4), (1, 2)))
-            if images and len(labels) > 1:  # names of the classes, perhaps
-                labels = [array for array in labels if len(array) == len(images[0])]
-            if len(images) > 1 or len(labels) > 1:
-                held = ", ".join(f"{name} {'x'.join(map(str, array.shape))}" for name, array in its.items())
-                raise SettingError(f"{self.title} has several arrays that could be {part} images or labels: {held}")
-            if images:
-                found[part] = images[0], as_labels(labels[0], len(images[0]), self.title) if labels else None
-        if "train" not in found:
-            held = ", ".join(f"{name} {'x'.join(map(str, array.shape))}" for name, array in arrays.items())
-            raise SettingError(f"{self.title} has no array of images: {held}")
-        return found
-
-    @cached_property
-    def _classes(self) -> tuple[tuple[str, ...], dict[str, Tensor]]:
-        """The class names, and the numbers of their labels in each part; nothing where there are none."""
-        given = {part: labels for part, (_, labels) in self._found.items() if labels is not None}
-        if not given:
-            return (), {}
-        if len(given) < len(self._found):
+            pictures, classes = ([array for array in its.values() if array.ndim in dims] for dims in ((3, 4), (1, 2)))
+            if pictures and len(classes) > 1:  # names of the classes, perhaps
+                classes = [array for array in classes if len(array) == len(pictures[0])]
+            if len(pictures) > 1 or len(classes) > 1:
+                raise SettingError(
+                    f"{self.title} has several arrays that could be {part} images or labels: {_listed(its)}"
+                )
+            if pictures:
+                images[part] = pictures[0]
+            if pictures and classes:
+                labels[part] = as_labels(classes[0], len(pictures[0]), self.title)
+        if "train" not in images:
+            raise SettingError(f"{self.title} has no array of images: {_listed(arrays)}")
+        if 0 < len(labels) < len(images):
             raise SettingError(f"{self.title}: some of its parts have labels, and some have none")
-        names, numbers = numbered(np.concatenate(list(given.values())), self.names, self.title)
-        return names, dict(zip(given, torch.split(numbers, list(map(len, given.values()))), strict=True))
+        parts = [part for part, pictures in images.items() for _ in range(len(pictures))]
+        return Found(images, parts, np.concatenate(list(labels.values())) if labels else None, self.names)
 
-    def _read(self) -> dict[str, Any]:
-        _, labels = self._classes
-        return {part: (images, labels.get(part, [0] * len(images))) for part, (images, _) in self._found.items()}
+
+def _listed(arrays: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {'x'.join(map(str, array.shape))}" for name, array in arrays.items())
 
 
 def _part_of(name: str) -> str:

@@ -7,7 +7,6 @@ the data set's own class indices, whatever was filtered out.
 import contextlib
 import io
 import random
-from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -82,7 +81,7 @@ class ImageDataModule(LightningDataModule):
         check_at_least(1, **{"data.batch_size": self.batch_size})
         check_at_least(0, **{"data.crop": self.crop})
         self.flip = self.default_flip if self.flip is None else self.flip
-        self.size = sides(self.image_size)
+        self.folder, self.size = Path(self.root), sides(self.image_size)
         self._range: Range | None = None  # of images that are no uint8; None to find it
         self._parts: dict[str, ImageTensors] = {}
         if isinstance(native := getattr(type(self), "image_shape", None), tuple):
@@ -124,7 +123,9 @@ class ImageDataModule(LightningDataModule):
                     f"{self.title} has no classes: leave data.include_classes and data.exclude_classes null"
                 )
             return []
-        return kept(self.include_classes, self.exclude_classes, len(self.class_names), "class", self._label_of)
+        names, owner = self.class_names, type(self).__name__
+        filters = self.include_classes, self.exclude_classes
+        return kept(*filters, len(names), "class", lambda name: [label_of(name, names, owner)])
 
     @property
     def training_images(self) -> int:
@@ -233,9 +234,6 @@ class ImageDataModule(LightningDataModule):
             "persistent_workers": self.num_workers > 0,
             "pin_memory": torch.cuda.is_available(),
         }
-
-    def _label_of(self, name: str | int) -> Collection[int]:
-        return [label_of(name, self.class_names, type(self).__name__)]
 
     @property
     def _label_count(self) -> int:

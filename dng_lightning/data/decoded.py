@@ -10,34 +10,15 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from dng_lightning.data.base import ImageDataModule
+from dng_lightning.data.found import FoundImages
 from dng_lightning.data.loading import ImageTensors
 from dng_lightning.data.store import MEMORY_SHARE, Items, Unreadable, check_readable, look, stored
 from dng_lightning.errors import SettingError, check_0_to_1
 
 
-@dataclass(frozen=True)
-class Found:
-    """What a data set has, before an image is decoded.
-
-    Attributes:
-        items: the images of all parts.
-        parts: the part that each is in: train, val or test.
-        class_names: in the order of the labels.
-        labels: of each image, int64 (N,); all 0 where there are no classes.
-        captions: of each image; None for none.
-    """
-
-    items: Items
-    parts: list[str]
-    class_names: tuple[str, ...]
-    labels: Tensor
-    captions: list[str] | None = None
-
-
 @dataclass(eq=False, repr=False)
-class DecodedImages(ImageDataModule):
-    """Lists a data set when its classes or images are first needed, and decodes all images before the first batch.
+class DecodedImages(FoundImages):
+    """Decodes all images before the first batch, unless the data set holds them as arrays.
 
     Args:
         channels: 1 for grey, 3 for colour; None for grey if all images are.
@@ -46,8 +27,6 @@ class DecodedImages(ImageDataModule):
         memory_share: of the machine's memory, which all processes may fill with decoded images, in [0, 1]; above that
             they are in a file, made once for these images and settings.
     """
-
-    default_val_size = None
 
     channels: int | None = None
     skip_unreadable: bool = False
@@ -66,18 +45,15 @@ class DecodedImages(ImageDataModule):
         return self.folder / ".dng_lightning"
 
     @cached_property
-    def class_names(self) -> tuple[str, ...]:
-        """See ``ImageDataModule``."""
-        return self._found.class_names
-
-    @cached_property
     def image_shape(self) -> tuple[int, int, int]:
         """See ``ImageDataModule``; the headers of all images are read, unless the settings say it."""
+        if not isinstance(items := self._found.images, Items):
+            return super().image_shape
         if self.size and self.channels:
             return self._shape(self.channels, 0, 0)
-        sizes, channels = look(self._found.items)
+        sizes, channels = look(items)
         if not sizes:
-            self._decode(self._shape(1, 8, 8) if not self.size else (1, *self.size))  # which says why
+            self._decode(items, self._shape(1, 8, 8) if not self.size else (1, *self.size))  # which says why
         low, high = (("x".join(map(str, size))) for size in (min(sizes), max(sizes)))
         if not self.size and len(sizes) > 1:
             raise SettingError(f"{self.title} has images of {len(sizes)} sizes, {low} to {high}: set data.image_size")
@@ -96,7 +72,7 @@ class DecodedImages(ImageDataModule):
     @property
     def training_images(self) -> int:
         """See ``ImageDataModule``; counted before any is decoded or held out."""
-        kept = torch.isin(self._found.labels, torch.tensor(self._kept_labels))
+        kept = torch.isin(self._numbered[1], torch.tensor(self._kept_labels))
         return int((kept.numpy() & (np.array(self._found.parts) == "train")).sum())
 
     def prepare_data(self) -> None:
@@ -105,29 +81,27 @@ class DecodedImages(ImageDataModule):
         Raises:
             SettingError: some cannot be read.
         """
-        _ = self._decoded
-
-    @cached_property
-    def _found(self) -> Found:
-        """What there is."""
-        raise NotImplementedError
+        if isinstance(self._found.images, Items):
+            _ = self._decoded
 
     @cached_property
     def _decoded(self) -> tuple[Tensor, Unreadable]:
         channels, height, width = self.image_shape
-        return self._decode((channels, height + self.crop, width + self.crop))
+        return self._decode(self._found.images, (channels, height + self.crop, width + self.crop))
 
-    def _decode(self, shape: tuple[int, int, int]) -> tuple[Tensor, Unreadable]:
+    def _decode(self, items: Items, shape: tuple[int, int, int]) -> tuple[Tensor, Unreadable]:
         processes = self.trainer.num_devices if self.trainer else 1
         folder = Path(self.cache) if self.cache else self.default_cache
-        images = stored(self._found.items, shape, self.fit, folder, self.memory_share / processes)
-        check_readable(self._found.items, images[1], self.skip_unreadable)
+        images = stored(items, shape, self.fit, folder, self.memory_share / processes)
+        check_readable(items, images[1], self.skip_unreadable)
         return images
 
     def _read(self) -> dict[str, Any]:
-        store, unreadable = self._decoded
         found = self._found
-        everything = ImageTensors(store, found.labels, margin=self.crop, captions=found.captions)
+        if not isinstance(found.images, Items):
+            return super()._read()
+        store, unreadable = self._decoded
+        everything = ImageTensors(store, self._numbered[1], margin=self.crop, captions=found.captions)
         parts, is_readable = np.array(found.parts), np.ones(len(found.parts), bool)
         is_readable[list(unreadable)] = False
         names = dict.fromkeys(found.parts)

@@ -3,18 +3,17 @@
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
-from dng_lightning.data.decoded import DecodedImages, Found
+from dng_lightning.data.decoded import DecodedImages
+from dng_lightning.data.found import Found
 from dng_lightning.data.store import Items
-from dng_lightning.data.tensors import as_labels, numbered
+from dng_lightning.data.tensors import as_labels
 from dng_lightning.errors import SettingError, check_at_least, reason, require
 
 SPLITS = {"train": "train", "validation": "val", "valid": "val", "val": "val", "test": "test"}  # by their names there
@@ -60,11 +59,6 @@ class HuggingFaceDataset(DecodedImages):
         """Outside the data, whose place is the library's affair."""
         return Path("~/.cache/dng_lightning").expanduser()
 
-    @property
-    def title(self) -> str:
-        """With the name, as two names are two data sets."""
-        return f"HuggingFaceDataset {self.root}"
-
     @cached_property
     def _found(self) -> Found:
         try:
@@ -81,13 +75,20 @@ class HuggingFaceDataset(DecodedImages):
         image, label, caption = self._columns(features)
         if any(split.features != features for split in parts.values()):
             raise SettingError(f"{self.title} has other columns in some of its splits")
-        places = [part for part, split in parts.items() for _ in range(len(split))]
+        places = [(part, place) for part, split in parts.items() for place in range(len(split))]
         rows = self.datasets.concatenate_datasets(list(parts.values()))
-        names, labels = self._classes(rows, label)
+        labels = as_labels(np.array(rows[label]), len(rows), self.title) if label else None
+        names = getattr(features[label], "names", None) if label else None
         undecoded = rows.select_columns(image).cast_column(image, self.datasets.Image(decode=False))
-        item_names = [f"{part} {place}" for part, split in parts.items() for place in range(len(split))]
-        items = Items(partial(_opened, undecoded, image), item_names, f"{self.title} {rows._fingerprint}")
-        return Found(items, places, names, labels, list(map(str, rows[caption])) if caption else None)
+
+        def opened(place: int) -> Image.Image:
+            stored = undecoded[place][image]
+            return Image.open(io.BytesIO(stored["bytes"]) if stored["bytes"] else stored["path"])
+
+        item_names = [f"{part} {place}" for part, place in places]
+        items = Items(opened, item_names, f"{self.title} {rows._fingerprint}")
+        captions = list(map(str, rows[caption])) if caption else None
+        return Found(items, [part for part, _ in places], labels, names, captions)
 
     def _loaded(self) -> Any:
         """A data set, or several by the names of their splits."""
@@ -127,14 +128,3 @@ class HuggingFaceDataset(DecodedImages):
         if len(candidates) > 1:
             raise SettingError(f"{self.title}: which column is the {setting}? Set data.{setting}: {candidates}")
         return candidates[0] if candidates else None
-
-    def _classes(self, rows: Any, label: str | None) -> tuple[tuple[str, ...], Tensor]:
-        if label is None:
-            return (), torch.zeros(len(rows), dtype=torch.int64)
-        labels = as_labels(np.array(rows[label]), len(rows), self.title)
-        return numbered(labels, getattr(rows.features[label], "names", None), self.title)
-
-
-def _opened(rows: Any, column: str, place: int) -> Image.Image:
-    stored = rows[place][column]
-    return Image.open(io.BytesIO(stored["bytes"]) if stored["bytes"] else stored["path"])

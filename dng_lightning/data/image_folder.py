@@ -3,21 +3,20 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from lightning.pytorch.utilities import rank_zero_info
 from PIL import Image
 
 from dng_lightning.data.decode import image_files
-from dng_lightning.data.decoded import DecodedImages, Found
+from dng_lightning.data.decoded import DecodedImages
+from dng_lightning.data.found import Found
 from dng_lightning.data.store import Items
 from dng_lightning.data.table import check_columns, file_column, find_table, kept_rows, label_columns, read_table
-from dng_lightning.data.tensors import numbered
 from dng_lightning.errors import SettingError
 
 PARTS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}  # by folder
@@ -57,11 +56,6 @@ class ImageFolder(DecodedImages):
     caption: str | None = None
     where: dict[str, Any] | None = None
 
-    @property
-    def title(self) -> str:
-        """With the folder, as two folders are two data sets."""
-        return f"ImageFolder {self.root}"
-
     @cached_property
     def _found(self) -> Found:
         if not self.folder.is_dir():
@@ -78,12 +72,10 @@ class ImageFolder(DecodedImages):
         trained = {label for label, part in zip(labels, parts, strict=False) if part == "train"}
         if unknown := sorted({*labels} - trained):
             raise SettingError(f"{self.title} has no training image of {', '.join(unknown[:20])}")
-        names, numbers = (
-            numbered(np.array(labels), None, self.title) if labels else ((), torch.zeros(len(paths)).long())
-        )
         item_names = [str(path).removeprefix(f"{self.folder}{os.sep}") for path in paths]
-        items = Items(partial(_opened, paths), item_names, repr([*zip(item_names, map(_version, paths), strict=True)]))
-        return Found(items, parts, names, numbers, captions or None)
+        stamp = repr([*zip(item_names, map(_version, paths), strict=True)])
+        items = Items(lambda place: Image.open(paths[place]), item_names, stamp)
+        return Found(items, parts, np.array(labels) if labels else None, None, captions or None)
 
     def _parts_of(self) -> dict[str, Path]:
         """The folder of each part; the root, if its subfolders are no parts."""
@@ -127,10 +119,6 @@ class ImageFolder(DecodedImages):
 def subfolders(folder: Path) -> list[Path]:
     """Those that are not hidden, in the order of their names."""
     return sorted(path for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")
-
-
-def _opened(paths: Sequence[Path], place: int) -> Image.Image:
-    return Image.open(paths[place])
 
 
 def _version(path: Path) -> tuple[int, int]:

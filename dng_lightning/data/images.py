@@ -76,7 +76,7 @@ class CIFAR10(ImageDataModule):
                 if not check_integrity(str(path), md5):
                     raise ValueError("its MD5 hash is not the official one")
         train, test = (self.source(self.root, train) for train in (True, False))
-        return _arrays(train), _arrays(test)
+        return (train.data, train.targets), (test.data, test.targets)
 
     def _records(self, names: list[str]) -> Arrays:
         """The binary version: records of 1 label byte and 3,072 pixel bytes in (C, H, W) order."""
@@ -119,9 +119,8 @@ class Digits(ImageDataModule):
         from sklearn.datasets import load_digits  # takes a second to import, and only this class needs it
 
         found = load_digits()
-        pixels = (found.images * (255 / 16)).round()  # the source has 17 levels, 0..16
-        images = torch.from_numpy(pixels).to(torch.uint8)[:, None]
-        labels = torch.from_numpy(found.target).long()
+        images = torch.from_numpy((found.images * (255 / 16)).round()).to(torch.uint8)  # the source has levels 0..16
+        labels = torch.from_numpy(found.target)
         test = held_out(labels, 300)
         return (images[~test], labels[~test]), (images[test], labels[test])
 
@@ -145,7 +144,3 @@ def _checked(labels: Tensor, count: int) -> Tensor:
     if int(labels.max()) > 9:
         raise ValueError(f"label {int(labels.max())} outside 0..9")
     return labels
-
-
-def _arrays(found: datasets.CIFAR10) -> Arrays:
-    return torch.from_numpy(found.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(found.targets)

@@ -4,10 +4,9 @@ import contextlib
 import importlib
 import inspect
 import io
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,9 +15,10 @@ from PIL import Image
 from torch import Tensor
 from torchvision import datasets
 
-from dng_lightning.data.decoded import DecodedImages, Found
+from dng_lightning.data.decoded import DecodedImages
+from dng_lightning.data.found import Found
 from dng_lightning.data.store import Items
-from dng_lightning.data.tensors import as_labels, numbered, three_sides
+from dng_lightning.data.tensors import as_labels
 from dng_lightning.errors import SettingError, reason
 
 LABELS = ("targets", "labels", "_labels", "_targets", "y")  # what classes of torchvision's call them
@@ -60,40 +60,24 @@ class TorchvisionDataset(DecodedImages):
         return f"{self.kind.__name__}({arguments})" if arguments else self.kind.__name__
 
     @cached_property
-    def image_shape(self) -> tuple[int, int, int]:
-        """See ``ImageDataModule``."""
-        return self._shape(*three_sides(self._arrays["train"], self.title)) if self._arrays else super().image_shape
-
-    def prepare_data(self) -> None:
-        """Fetch the files if they are not there; decode the images unless they are an array.
-
-        Raises:
-            SettingError: the files are missing and may not or cannot be downloaded.
-        """
-        if not self._arrays:
-            super().prepare_data()
-
-    @cached_property
-    def _datasets(self) -> dict[str, Any]:
-        return {part: self._made(arguments) for part, arguments in self.given.items()}
-
-    @cached_property
-    def _arrays(self) -> dict[str, Any]:
-        """The images of each part; nothing where they are no arrays."""
-        arrays = {part: getattr(dataset, "data", None) for part, dataset in self._datasets.items()}
-        is_array = all(isinstance(array, np.ndarray | Tensor) and array.ndim >= 3 for array in arrays.values())
-        return arrays if is_array and self.channels is None else {}
-
-    @cached_property
     def _found(self) -> Found:
-        labels = {part: as_labels(_labels(data), len(data), self.title) for part, data in self._datasets.items()}
-        names = getattr(self._datasets["train"], "classes", None)
+        made = {part: self._made(arguments) for part, arguments in self.given.items()}
+        labels = {part: as_labels(_labels(data), len(data), self.title) for part, data in made.items()}
+        names = getattr(made["train"], "classes", None)
         names = names and [name if isinstance(name, str) else ", ".join(name) for name in names]
-        classes, numbers = numbered(np.concatenate(list(labels.values())), names, self.title)
         places = [(part, place) for part, values in labels.items() for place in range(len(values))]
-        names = [f"{part} {place}" for part, place in places]
-        items = Items(partial(_item, self._datasets, places), names, f"{self.title} {self.given} {len(names)}")
-        return Found(items, [part for part, _ in places], classes, numbers)
+        images: Any = {part: getattr(data, "data", None) for part, data in made.items()}
+        is_array = all(isinstance(array, np.ndarray | Tensor) and array.ndim >= 3 for array in images.values())
+        if not is_array or self.channels is not None:
+
+            def opened(number: int) -> Image.Image:
+                part, place = places[number]
+                image: Image.Image = made[part][place][0]
+                return image
+
+            item_names = [f"{part} {place}" for part, place in places]
+            images = Items(opened, item_names, f"{self.title} {self.given} {len(places)}")
+        return Found(images, [part for part, _ in places], np.concatenate(list(labels.values())), names)
 
     def _made(self, arguments: dict[str, Any]) -> Any:
         settings = self.arguments | arguments
@@ -113,12 +97,6 @@ class TorchvisionDataset(DecodedImages):
             raise
         except Exception as error:  # a download, and a class of somebody's, can fail in any way
             raise SettingError(f"{self.title} cannot be made with {settings}: {reason(error)}") from error
-
-    def _read(self) -> dict[str, Any]:
-        if not self._arrays:
-            return super()._read()
-        parts = np.array(self._found.parts)
-        return {part: (images, self._found.labels[parts == part]) for part, images in self._arrays.items()}
 
 
 def _class(path: str) -> Any:
@@ -149,9 +127,3 @@ def _labels(dataset: Any) -> Any:
         if (labels := getattr(dataset, name, None)) is not None:
             return labels
     return [dataset[place][1] for place in range(len(dataset))]
-
-
-def _item(parts: dict[str, Any], places: Sequence[tuple[str, int]], place: int) -> Image.Image:
-    part, inside = places[place]
-    image: Image.Image = parts[part][inside][0]
-    return image
