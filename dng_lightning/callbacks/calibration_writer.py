@@ -8,12 +8,11 @@ from typing import Any
 import torch
 import yaml
 from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from dng_lightning import resources
-from dng_lightning.callbacks.progress import SamplingProgress
-from dng_lightning.callbacks.requirements import claim_draws, is_dry_run, sampler_of, seeds_of
+from dng_lightning.callbacks.drawing import DrawingCallback
+from dng_lightning.callbacks.requirements import is_dry_run
 from dng_lightning.data.pixels import to_float, to_uint8
 from dng_lightning.errors import SettingError
 from dng_lightning.evaluation import study_figures
@@ -31,7 +30,7 @@ KNOTS = 10  # parts that the levels are divided into
 UNCALIBRATED = CalibratedPosterior([[0.0, 1.0, 0.0]])  # sums log ratios; what it reads off them is not used
 
 
-class CalibrationWriter(Callback):
+class CalibrationWriter(DrawingCallback):
     """Writes ``calibration.yaml``, an overlay for ``dng predict``, to ``default_root_dir`` and the checkpoint's folder.
 
     Draws the data's seeds without guidance, sums the log ratios of each of the sampler's forbidden classes, and fits
@@ -52,19 +51,22 @@ class CalibrationWriter(Callback):
         Raises:
             SettingError: there is no classifier to label the images.
         """
-        module, data = sampler_of(pl_module, self), seeds_of(trainer, self)
+        super().setup(trainer, pl_module, stage)
+        module = self.module
         if module.judge is None or not isinstance(module, GuidedSampler):
             raise SettingError("a calibration needs a GuidedSampler and its classifier: set model.classifier")
         tracked = [DynamicNegativeGuidance()]
         negatives: list[Any] = list(module.negatives)
         check_negatives(negatives, module.model, module.checkpoint, module.forbidden, tracked)
         check_classes(module.forbidden, [], tracked)
-        claim_draws(module, self)
+        self.claim_draws()
         if is_dry_run(trainer, self):
             return
-        module.draws, data.passes = module.all_draws()[:1], 1
-        self.folder = Path(trainer.default_root_dir)
-        self.store, self.label = SampleStore(self.folder / "sample_cache", data.seeds), module.judge.label
+        module.draws, self.data.passes = module.all_draws()[:1], 1
+        self.folder, own = Path(trainer.default_root_dir), module.calibration_checkpoint
+        # also where a guidance with `calibration: checkpoint` looks, unless the model is shipped
+        self.folders = [self.folder] if resources.ships(own) else [self.folder, own.parent]
+        self.store, self.label = SampleStore(self.folder / "sample_cache", self.data.seeds), module.judge.label
         self.tracking = PassiveTracking([UNCALIBRATED])
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -72,9 +74,7 @@ class CalibrationWriter(Callback):
         if trainer.is_global_zero:
             self.store.clear()
         trainer.strategy.barrier("cleared")
-        module, images = sampler_of(pl_module, self), -(-len(self.store.seeds) // trainer.world_size)
-        self.progress = SamplingProgress(trainer, images, module.sampler.steps)
-        module.recorders = [self.progress, self.tracking]
+        self.show_progress(trainer, -(-len(self.store.seeds) // trainer.world_size), self.tracking)
 
     def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
         """Keep labels and log ratios."""
@@ -85,14 +85,14 @@ class CalibrationWriter(Callback):
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Fit, judge and write."""
-        self.progress.close()
+        super().on_test_end(trainer, pl_module)
         trainer.strategy.barrier("sampled")
-        if not trainer.is_global_zero or not isinstance(pl_module, GuidedSampler):
+        if not trainer.is_global_zero:
             return
         self.store.merge()
-        levels, schedule = self.tracking.levels, pl_module.schedule
+        levels, schedule = self.tracking.levels, self.module.schedule
         log_ratio = self.store.all("log_ratio").double()
-        became = self.store.all("labels").unsqueeze(1) == torch.tensor(pl_module.forbidden)
+        became = self.store.all("labels").unsqueeze(1) == torch.tensor(self.module.forbidden)
         fitted, unseen = log_ratio.tensor_split(2)
         became_fitted, became_unseen = became.tensor_split(2)
 
@@ -109,7 +109,7 @@ class CalibrationWriter(Callback):
         }
         said = self._judge(posteriors, became_unseen, [schedule.fraction(level) for level in levels])
 
-        # Write the overlay, also to where a guidance with `calibration: checkpoint` looks, unless the model is shipped
+        # Write the overlay
         settings = {"calibration": posterior.calibration, "guidance_shift_weight": self.guidance_shift_weight}
         guidance = {"scale": self.scale, "posterior": {"class_path": "CalibratedPosterior", "init_args": settings}}
         overlay = {"guidance": {"class_path": "DynamicNegativeGuidance", "init_args": guidance}}
@@ -119,9 +119,7 @@ class CalibrationWriter(Callback):
             default_flow_style=None,
             width=120,
         )
-        own = pl_module.calibration_checkpoint
-        folders = [self.folder] if resources.ships(own) else [self.folder, own.parent]
-        paths = [folder / "calibration.yaml" for folder in folders]
+        paths = [folder / "calibration.yaml" for folder in self.folders]
         for path in paths:
             path.write_text(text)
         print("\n".join([*said, *(f"written to {path}" for path in paths)]))  # last, as nobody may read it

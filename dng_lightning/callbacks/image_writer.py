@@ -9,11 +9,10 @@ from typing import Any
 
 import torch
 from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import BasePredictionWriter
 from torch import Tensor
 
-from dng_lightning.callbacks.progress import SamplingProgress
-from dng_lightning.callbacks.requirements import is_dry_run, sampler_of, seeds_of
+from dng_lightning.callbacks.drawing import DrawingCallback
+from dng_lightning.callbacks.requirements import is_dry_run
 from dng_lightning.data.pixels import from_png, to_float, to_png, to_uint8
 from dng_lightning.evaluation import figures
 from dng_lightning.evaluation.runs import Samples
@@ -26,7 +25,7 @@ from dng_lightning.modules.image_sampler import ImageSampler
 Records = list[dict[str, Any]]
 
 
-class ImageWriter(BasePredictionWriter):
+class ImageWriter(DrawingCallback):
     """Writes below the trainer's ``default_root_dir``, and continues there after an interruption.
 
     Each image is ``NNNNNNNN.png``, named by its seed, with its label in ``records/NNNNNNNN.json``; an image is finished
@@ -42,32 +41,25 @@ class ImageWriter(BasePredictionWriter):
     """
 
     def __init__(self, num_shown: int = 64) -> None:
-        super().__init__("batch")
         self.num_shown = num_shown
         self.costs: dict[str, tuple[int, float, float]] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find out which images are finished."""
         super().setup(trainer, pl_module, stage)
-        module, seeds = sampler_of(pl_module, self), seeds_of(trainer, self)
         if is_dry_run(trainer, self):
             return
-        self.folder, self.shown_seeds = Path(trainer.default_root_dir), seeds.seeds[: self.num_shown]
-        self.name, self.baselines = display_name(module.guidance), _baselines(module)
-        self.finished = seeds.finished = {seed for seed in seeds.seeds if self._is_finished(seed)}
+        seeds = self.data.seeds
+        self.folder, self.shown_seeds = Path(trainer.default_root_dir), seeds[: self.num_shown]
+        self.name, self.baselines = display_name(self.module.guidance), _baselines(self.module)
+        self.finished = self.data.finished = {seed for seed in seeds if self._is_finished(seed)}
         trainer.strategy.barrier("finished images")  # nobody writes before everybody has looked
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show the progress, all images together."""
-        module, seeds = sampler_of(pl_module, self), seeds_of(trainer, self).seeds
-        new = [seed for seed in seeds if seed not in self.finished]
+        new = [seed for seed in self.data.seeds if seed not in self.finished]
         images = len(new) + sum(seed in self.shown_seeds for seed in new) * len(self.baselines)
-        self.progress = SamplingProgress(trainer, -(-images // trainer.world_size), module.sampler.steps)
-        module.recorders = [self.progress]
-
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take the progress off the screen."""
-        self.progress.close()
+        self.show_progress(trainer, -(-images // trainer.world_size))
 
     def on_predict_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -75,43 +67,33 @@ class ImageWriter(BasePredictionWriter):
         """Start the clock."""
         self.began = time.perf_counter()
 
-    def write_on_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        prediction: Samples,
-        batch_indices: Sequence[int] | None,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int,
+    def on_predict_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any, **__: Any
     ) -> None:
         """Write a batch's images and records, those that they are compared with first."""
-        module = sampler_of(pl_module, self)
-        pixels = self._pixels(self.name, prediction)
-        new = [seed for seed in prediction.seeds if seed not in self.finished]
+        pixels = self._pixels(self.name, outputs)
+        new = [seed for seed in outputs.seeds if seed not in self.finished]
         shown = [seed for seed in new if seed in self.shown_seeds]
         for name, method in self.baselines.items() if shown else ():
             self.began = time.perf_counter()
-            twins = module.draw(shown, method)
-            self._write(self._folder(name), twins, self._pixels(name, twins), module, shown)
-        self._write(self.folder, prediction, pixels, module, new, shown)
+            twins = self.module.draw(shown, method)
+            self._write(self._folder(name), twins, self._pixels(name, twins), shown)
+        self._write(self.folder, outputs, pixels, new, shown)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Summarise what is finished, once all devices are done (or interrupted)."""
         trainer.strategy.barrier("all images")
-        if not trainer.is_global_zero or not isinstance(pl_module, ImageSampler):
+        if not trainer.is_global_zero or not hasattr(self, "folder"):  # refused before it began
             return
-        records = self._records(seeds_of(trainer, self).seeds)
+        records = self._records(self.data.seeds)
         if not records:
             return
         shown = [record for record in records if record["seed"] in self.shown_seeds]
         others = {name: self._records([r["seed"] for r in shown], self._folder(name)) for name in self.baselines}
-        self._write_table(records, pl_module)
+        self._write_table(records)
         if shown:
-            self._write_figures({**others, self.name: shown}, pl_module)
-        self._print(
-            {**{f"{len(own)} {name}": own for name, own in others.items() if own}, self.name: records}, pl_module
-        )
+            self._write_figures({**others, self.name: shown})
+        self._print({**{f"{len(own)} {name}": own for name, own in others.items() if own}, self.name: records})
 
     def _pixels(self, name: str, samples: Samples) -> Tensor:
         """The images once they are there, and the clock stopped for a method that drew them."""
@@ -125,13 +107,12 @@ class ImageWriter(BasePredictionWriter):
         folder: Path,
         samples: Samples,
         pixels: Tensor,
-        module: ImageSampler,
         new: Collection[int],
         with_trajectory: Collection[int] = (),
     ) -> None:
         """Write those of the images that are ``new``: the others are repeats that fill a device's batch."""
         (folder / "records").mkdir(parents=True, exist_ok=True)
-        images = to_float(pixels).to(samples.images.device)  # of the pixels that are written
+        module, images = self.module, to_float(pixels).to(samples.images.device)  # of the pixels that are written
         found = module.judge.label(images) if module.judge else None
         attributes = found.attributes if found else module.read(images)
         for i, seed in enumerate(samples.seeds):
@@ -150,19 +131,21 @@ class ImageWriter(BasePredictionWriter):
             write_whole(folder / f"{seed:08d}.png", to_png(pixels[i]))
             write_whole(self._record(seed, folder), json.dumps(record).encode())
 
-    def _write_table(self, records: Records, module: ImageSampler) -> None:
+    def _write_table(self, records: Records) -> None:
+        names = self.module.label_space.names
         with (self.folder / "labels.csv").open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["seed", "label", "confidence", "posterior", "class_label"])
             for record in records:
-                pairs = ((module.label_space.names, record.get("label")), (module.class_names, record["class_label"]))
-                label, requested = ("" if number is None else names[number] for names, number in pairs)
+                pairs = ((names, record.get("label")), (self.module.class_names, record["class_label"]))
+                label, requested = ("" if number is None else known[number] for known, number in pairs)
                 numbers = record.get("confidence", ""), record.get("posterior", "")
                 writer.writerow([record["seed"], label, *numbers, requested])
 
-    def _write_figures(self, columns: dict[str, Records], module: ImageSampler) -> None:
+    def _write_figures(self, columns: dict[str, Records]) -> None:
         """The images of all methods side by side, and the trajectories of the module's own, which come last."""
-        marked = {name: [r.get("label") in module.label_space.forbidden for r in own] for name, own in columns.items()}
+        forbidden = self.module.label_space.forbidden
+        marked = {name: [record.get("label") in forbidden for record in own] for name, own in columns.items()}
         panels = {}
         for name, records in columns.items():
             folder = self.folder if name == self.name else self._folder(name)
@@ -175,8 +158,8 @@ class ImageWriter(BasePredictionWriter):
         trajectories = figures.TrajectorySet(shown[0]["times"], scale, posterior, marked[self.name])
         figures.trajectories(trajectories).savefig(self.folder / "trajectories.png", dpi=150)
 
-    def _print(self, columns: dict[str, Records], module: ImageSampler) -> None:
-        label_space, records = module.label_space, columns[self.name]
+    def _print(self, columns: dict[str, Records]) -> None:
+        module, label_space, records = self.module, self.module.label_space, columns[self.name]
         if module.judge is not None:
             labels = {name: [record["label"] for record in own] for name, own in columns.items()}
             print(class_table(labels, label_space.names, label_space.forbidden))

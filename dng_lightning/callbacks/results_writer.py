@@ -6,12 +6,11 @@ from typing import Any
 
 import torch
 from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback
 
 from dng_lightning import resources
+from dng_lightning.callbacks.drawing import DrawingCallback
 from dng_lightning.callbacks.passive_posteriors import label, tracked_posteriors, tracker
-from dng_lightning.callbacks.progress import SamplingProgress
-from dng_lightning.callbacks.requirements import claim_draws, is_dry_run, sampler_of, seeds_of
+from dng_lightning.callbacks.requirements import is_dry_run
 from dng_lightning.data.seeds import Seeds
 from dng_lightning.errors import SettingError
 from dng_lightning.evaluation.evaluator import Evaluator
@@ -28,7 +27,7 @@ from dng_lightning.sampling.sampler import with_schedule
 DRAWING = 0.05  # share of the time that goes into redrawing the figures, at most
 
 
-class ResultsWriter(Callback):
+class ResultsWriter(DrawingCallback):
     """Writes the results below the trainer's ``default_root_dir`` after each guidance.
 
     - ``results.csv``: a row a guidance; ``results.md``: the same as tables.
@@ -68,8 +67,9 @@ class ResultsWriter(Callback):
             SettingError: nobody can label the images, no class is left to draw, there are too few images to compare,
                 or no statistics of real images that fit.
         """
-        module, data = sampler_of(pl_module, self), seeds_of(trainer, self)
-        claim_draws(module, self)
+        super().setup(trainer, pl_module, stage)
+        module, data = self.module, self.data
+        self.claim_draws()
         if module.judge is None:
             raise SettingError(
                 "dng test needs a classifier to label the images: set model.classifier, or for prompts model.reader "
@@ -103,14 +103,13 @@ class ResultsWriter(Callback):
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show the progress, all guidances together."""
-        images = sum(len(loader.sampler) for loader in trainer.test_dataloaders or [])
-        self.progress = SamplingProgress(trainer, images, sampler_of(pl_module, self).sampler.steps)
+        self.show_progress(trainer, sum(len(loader.sampler) for loader in trainer.test_dataloaders or []))
 
     def on_test_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Start the clock; before a guidance's first batch, clear what an interrupted run left of it."""
-        module = sampler_of(pl_module, self)
+        module = self.module
         if batch_idx == 0:
             run = module.draws[dataloader_idx].run
             if trainer.is_global_zero:
@@ -133,7 +132,7 @@ class ResultsWriter(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Keep the images; after a guidance's last batch, write its row and redraw the figures."""
-        module, samples = sampler_of(pl_module, self), outputs["samples"]
+        module, samples = self.module, outputs["samples"]
         self.clock.stop(samples)
         draw = module.draws[dataloader_idx]
         self.evaluator.add(draw.run, samples, self.tracking.log_prob if self.tracking else None)
@@ -149,10 +148,6 @@ class ResultsWriter(Callback):
             self.evaluator.finish(draw.run, cost)
             self._write_figures(is_last=draw is module.draws[-1])
         trainer.strategy.barrier("row")
-
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take the progress off the screen."""
-        self.progress.close()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Show the tables."""

@@ -13,6 +13,7 @@ from dng_lightning.evaluation.runs import EvaluationRun, Samples
 from dng_lightning.guidance import DynamicNegativeGuidance, Guidance, Unguided
 from dng_lightning.judges import PretrainedClassifier
 from dng_lightning.kernel import Variance
+from dng_lightning.modules.base_module import TrainedModule
 from dng_lightning.modules.checkpoint_settings import load_settings
 from dng_lightning.modules.classifier import ClassifierModule
 from dng_lightning.modules.compatibility import (
@@ -151,12 +152,8 @@ class GuidedSampler(ImageSampler):
         self.unguided, self.guidances = Unguided(), others or [self.guidance]
 
         # The classes
-        judges = {
-            f"classifier {self.judge_name or classifier}": self.classifier,
-            f"observer {self.observer_name or observer}": self.observer,
-        }
-        known = {name: judge for name, judge in judges.items() if judge is not None}
-        name_classes(self.model, [*negatives, *known.values()], checkpoint, bool(forbidden or class_labels))
+        judges = [judge for judge in (self.classifier, self.observer) if judge is not None]
+        name_classes(self.model, [*negatives, *judges], checkpoint, bool(forbidden or class_labels))
         self.image_shape, self.class_names = self.model.image_shape, self.model.class_names
         seen = self.model.seen_classes
         self.forbidden = labels_of(forbidden, self.class_names, range(len(self.class_names)) if negatives else seen)
@@ -166,39 +163,30 @@ class GuidedSampler(ImageSampler):
         check_negatives(negatives, self.model, checkpoint, self.forbidden, [self.guidance, *self.guidances])
         for method in [self.guidance, *self.guidances]:
             noisy = self.noise_conditional_classifier is not None
-            check_needs(method, bool(known), noisy, self.probe is not None, bool(self.class_labels))
+            check_needs(method, bool(judges), noisy, self.probe is not None, bool(self.class_labels))
             method.start(torch.empty(1, *self.image_shape), len(self.forbidden))  # refuses priors that do not fit
         check_classes(self.forbidden, self.class_labels, [self.guidance, *self.guidances])
         check_null_class(self.model, checkpoint, self.class_labels, [self.guidance, *self.guidances])
         if self.class_labels and not self.model.null_class:
             raise SettingError(f"{checkpoint} is unconditional: it takes no class_labels")
-        for name, judge in known.items():
+        for judge in judges:
             sort_into(judge, self.class_names, self.image_shape)
-            if isinstance(judge, ClassifierModule):
-                check_same(name, judge, checkpoint, self.model, "class_names", "image_shape")
-        if self.noise_conditional_classifier:
-            check_same(
-                f"noise_conditional_classifier {noise_conditional_classifier}",
-                self.noise_conditional_classifier,
-                checkpoint,
-                self.model,
-                *DIFFERENCES,
-            )
+        loaded = {
+            f"classifier {self.judge_name or classifier}": self.classifier,
+            f"observer {self.observer_name or observer}": self.observer,
+            f"noise_conditional_classifier {noise_conditional_classifier}": self.noise_conditional_classifier,
+            f"retrained_checkpoint {retrained_checkpoint}": self.retrained,
+        }
+        for name, other in loaded.items():
+            if isinstance(other, TrainedModule):
+                alike = DIFFERENCES if other is self.noise_conditional_classifier else ("class_names", "image_shape")
+                check_same(name, other, checkpoint, self.model, *alike)
+        if self.retrained and set(self.retrained.seen_classes) & set(self.forbidden):
+            name = f"retrained_checkpoint {retrained_checkpoint}"
+            raise SettingError(f"{name} was trained with a forbidden class: name another, or null")
         if self.probe:
             check_probe(f"probe {probe}", self.probe, checkpoint, self.model, self.forbidden, bool(self.class_labels))
             self.model.tap(self.probe.module)
-        if self.retrained:
-            check_same(
-                f"retrained_checkpoint {retrained_checkpoint}",
-                self.retrained,
-                checkpoint,
-                self.model,
-                "class_names",
-                "image_shape",
-            )
-            if set(self.retrained.seen_classes) & set(self.forbidden):
-                name = f"retrained_checkpoint {retrained_checkpoint}"
-                raise SettingError(f"{name} was trained with a forbidden class: name another, or null")
         if compile:
             for network in (self.model, self.retrained, *negatives):
                 if network is not None:
@@ -270,4 +258,4 @@ class GuidedSampler(ImageSampler):
         if not self.draws[dataloader_idx].retrained or self.retrained is None:
             return super().test_step(batch, batch_idx, dataloader_idx)
         predictor = NetworkPairPredictor(self.retrained, [], self.retrained.null_class or None)
-        return {"samples": self.draw_from(predictor, batch.tolist(), Unguided())}
+        return {"samples": self.draw(batch.tolist(), Unguided(), predictor=predictor)}

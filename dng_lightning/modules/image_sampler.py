@@ -160,7 +160,11 @@ class ImageSampler(LightningModule, ABC):
         return self.class_labels[seed % len(self.class_labels)] if self.class_labels else None
 
     def draw(
-        self, seeds: Sequence[int], guidance: Guidance | None = None, recorders: Sequence[Recorder] = ()
+        self,
+        seeds: Sequence[int],
+        guidance: Guidance | None = None,
+        recorders: Sequence[Recorder] = (),
+        predictor: Predictor | None = None,
     ) -> Samples:
         """Draw one image a seed.
 
@@ -168,15 +172,11 @@ class ImageSampler(LightningModule, ABC):
             seeds: >= 0.
             guidance: another method than the module's own.
             recorders: note each step of these images alone.
+            predictor: a fresh one of other networks than the module's own.
         """
         guidance = guidance or self.guidance
         labels = torch.tensor([self.class_label(s) for s in seeds], device=self.device) if self.class_labels else None
-        return self.draw_from(self.predictor(guidance, labels), seeds, guidance, recorders)
-
-    def draw_from(
-        self, predictor: Predictor, seeds: Sequence[int], guidance: Guidance, recorders: Sequence[Recorder] = ()
-    ) -> Samples:
-        """Draw one image a seed from the networks of a fresh ``predictor``; the rest as for ``draw``."""
+        predictor = predictor or self.predictor(guidance, labels)
         every = [*self.recorders, *recorders]
         return draw_samples(self, predictor, seeds, guidance, self.sampler, self.chain_shape, every, self.decode)
 

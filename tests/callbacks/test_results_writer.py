@@ -111,7 +111,7 @@ def samples(sampler: GuidedSampler) -> list[Samples]:
     seeds = range(FIRST, FIRST + N)
     guided = [sampler.draw(seeds, method) for method in METHODS]
     retrained = NetworkPairPredictor(sampler.retrained, [], sampler.retrained.null_class)
-    return [sampler.draw(seeds, Unguided()), *guided, sampler.draw_from(retrained, seeds, Unguided())]
+    return [sampler.draw(seeds, Unguided()), *guided, sampler.draw(seeds, Unguided(), predictor=retrained)]
 
 
 def labels_of(samples: Samples) -> Tensor:

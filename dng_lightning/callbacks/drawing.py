@@ -1,0 +1,59 @@
+"""Base class of the callbacks that keep the images of ``dng predict`` and ``dng test``."""
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+
+from dng_lightning.callbacks.progress import SamplingProgress
+from dng_lightning.data.seeds import Seeds
+from dng_lightning.errors import SettingError
+from dng_lightning.modules.image_sampler import ImageSampler
+from dng_lightning.sampling import Recorder
+
+
+class DrawingCallback(Callback):
+    """Goes with a sampler and its seeds, and shows the progress of the drawing.
+
+    Attributes:
+        module: the sampler.
+        data: the seeds.
+    """
+
+    module: ImageSampler
+    data: Seeds
+    progress: SamplingProgress
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Take the sampler and the seeds.
+
+        Raises:
+            SettingError: the model draws no images, or the data are no seeds.
+        """
+        name, data = type(self).__name__, getattr(trainer, "datamodule", None)
+        if not isinstance(pl_module, ImageSampler):
+            raise SettingError(f"{name} goes with a GuidedSampler; the model is {type(pl_module).__name__}")
+        if not isinstance(data, Seeds):
+            raise SettingError(f"{name} goes with data Seeds; they are {type(data).__name__}")
+        self.module, self.data = pl_module, data
+
+    def claim_draws(self) -> None:
+        """Let this callback alone decide what ``dng test`` draws.
+
+        Raises:
+            SettingError: another one does.
+        """
+        owner = self.module.draws_owner or self
+        if owner is not self:
+            names = f"{type(owner).__name__} and {type(self).__name__}"
+            raise SettingError(f"{names} both decide what dng test draws: keep one of them in trainer.callbacks")
+        self.module.draws_owner = self
+
+    def show_progress(self, trainer: Trainer, images: int, *recorders: Recorder) -> None:
+        """Show the progress of this process's ``images``; ``recorders`` note each of their steps as well."""
+        self.progress = SamplingProgress(trainer, images, self.module.sampler.steps)
+        self.module.recorders = [self.progress, *recorders]
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the progress off the screen."""
+        self.progress.close()
+
+    on_test_end = on_predict_end
