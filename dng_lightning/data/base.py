@@ -94,11 +94,6 @@ class ImageDataModule(LightningDataModule):
         """The setting ``batch_size``, or its default."""
         return self.batch_size or 64
 
-    @property
-    def folder(self) -> Path:
-        """The setting ``root``."""
-        return Path(self.root)
-
     @cached_property
     def class_names(self) -> tuple[str, ...]:
         """The classes in the order of their labels."""
