@@ -1,4 +1,4 @@
-"""Lightning data modules of images, and the project's one uint8 <-> float conversion."""
+"""Lightning data modules of images, and the conversion between uint8 pixels and floats."""
 
 from dng_lightning.data.arrays import Arrays
 from dng_lightning.data.hugging_face import HuggingFaceDataset

@@ -22,23 +22,23 @@ PARTS = ("train", "val", "test")
 class Arrays(FoundImages):
     """Your own images in one ``.npz``, ``.npy`` or ``.pt`` file.
 
-    A file of several arrays holds the images, those of three or four dimensions, and the labels, those of one or two;
-    where their names contain train, val or test, they are of that part. A ``.pt`` holds a tensor, or a dictionary or
-    list of tensors; it is read without running code.
+    In a file of several arrays, those of three or four dimensions are images, and those of one or two are labels. An
+    array with val, valid, validation or test in its name belongs to that part, any other to train. A ``.pt`` holds a
+    tensor, or a dictionary or list of tensors; it is read without running code.
 
     Images are (N, H, W), (N, H, W, C) or (N, C, H, W), C being 1 or 3. Labels are whole numbers of any type, names, or
     one-hot; without any there are no classes. Classes are named by their labels, in ascending order.
 
-    Besides the settings of ``ImageDataModule``:
+    In addition to the settings of ``ImageDataModule``:
 
     Args:
         root: the file.
         labels: a file of the labels, ``.npy`` or ``.pt``; None for those in `root`, if there are any.
-        names: of the classes, in the order of their labels; None to name them by their labels.
-        value_range: the values of black and white; None to find it, which is said in a line. uint8 is 0 to 255.
+        names: class names, in the order of the labels; None to name the classes by their labels.
+        value_range: the values of black and white; None to infer and print the range. uint8 is 0 to 255.
 
     Raises:
-        SettingError: one line for what is wrong with the file, the images, the labels, or the settings.
+        SettingError: the file, the images, the labels or the settings are invalid.
     """
 
     root: str
@@ -62,7 +62,7 @@ class Arrays(FoundImages):
         for part in PARTS:
             its = {name: array for name, array in arrays.items() if _part_of(name) == part}
             pictures, classes = ([array for array in its.values() if array.ndim in dims] for dims in ((3, 4), (1, 2)))
-            if pictures and len(classes) > 1:  # names of the classes, perhaps
+            if pictures and len(classes) > 1:  # one of them may be the class names
                 classes = [array for array in classes if len(array) == len(pictures[0])]
             if len(pictures) > 1 or len(classes) > 1:
                 raise SettingError(
@@ -90,10 +90,10 @@ def _part_of(name: str) -> str:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """The arrays of a file by name; large ones stay in the file until they are used.
+    """The arrays of a file by name; a ``.npy`` is memory-mapped.
 
     Raises:
-        SettingError: it is missing, damaged, carries code, or holds something else.
+        SettingError: the file is missing or damaged, or contains code or other data than arrays.
     """
     if not path.is_file():
         raise SettingError(f"there is no file {path.absolute()}: name yours with --data.root")

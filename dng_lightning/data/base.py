@@ -1,7 +1,7 @@
-"""What all image data modules share: whole sets in memory as uint8, whole batches indexed at once.
+"""Base class of the image data modules: uint8 images in memory, indexed a whole batch at a time.
 
-A batch is `(images, labels)`: float32 (B, C, H, W) in [-1, 1] once it has reached the device, int64 (B,). Labels are
-the data set's own class indices, whatever was filtered out.
+A batch is `(images, labels)`: float32 (B, C, H, W) in [-1, 1] after the transfer to the device, and int64 (B,). Labels
+are the data set's own class indices, also after filtering.
 """
 
 import contextlib
@@ -32,26 +32,28 @@ Parts = tuple[Any, Any] | dict[str, Any]
 
 @dataclass(eq=False, repr=False)
 class ImageDataModule(LightningDataModule):
-    """Common to all image data sets: class filters, the fixed splits, sizes, loaders, conversion to float.
+    """Base class of all image data sets: class filters, fixed splits, sizes, loaders, conversion to float.
 
-    A data set names its ``class_names`` and ``image_shape`` as class attributes, or by properties where its files must
-    be looked at first; without classes ``class_names`` is empty, and every label is 0.
+    A subclass defines ``class_names`` and ``image_shape`` as class attributes, or as properties if they depend on its
+    files; without classes ``class_names`` is empty, and every label is 0.
 
     Args:
         root: folder with the data set's files in their official layout.
-        batch_size: images per batch and device, >= 1; None for 64, or what ``dng fit`` chooses for the images.
+        batch_size: images per batch and device, >= 1; None for 64, or the number that ``dng fit`` chooses for the
+            images.
         include_classes: classes to keep, by name or index; None keeps all.
         exclude_classes: classes to drop, by name or index. Not together with `include_classes`.
-        val_size: number of training images held out, None for the data set's usual number. The split is stratified,
-            the same in every run, and made before the filters: no filter moves an image from one part to another.
-        flip: mirror training images left to right at random, None for the data set's habit.
-        download: fetch missing files.
+        val_size: number of training images held out, None for the data set's default. The split is stratified, the same
+            in every run, and made before the filters, so that no filter moves an image from one part to another.
+        flip: mirror training images left to right at random; None for the data set's default.
+        download: download missing files.
         num_workers: loader processes; 0 is fastest for sets in memory.
-        test_size: number of images held out where the data set has no test part; None for a tenth, 5,000 at most.
-        split_seed: of the images that are held out.
-        image_size: side of the images, or height and width; None for their own.
-        fit: how they come to that size: ``crop`` (resized, and cropped in the middle) or ``pad`` (whole, with black).
-        crop: pixels by which images are kept larger than `image_size`, for training to crop them at random places.
+        test_size: number of images held out if the data set has no test part; None for a tenth, 5,000 at most.
+        split_seed: seed of the choice of held-out images.
+        image_size: side of the images, or height and width; None to keep their size.
+        fit: how images are brought to that size: ``crop`` (resized and centre-cropped) or ``pad`` (whole, with black
+            borders).
+        crop: pixels by which stored images exceed `image_shape`; training crops them at random positions.
 
     Raises:
         SettingError: a class is unknown, or no class or no image is left.
@@ -82,12 +84,12 @@ class ImageDataModule(LightningDataModule):
         check_at_least(0, **{"data.crop": self.crop})
         self.flip = self.default_flip if self.flip is None else self.flip
         self.folder, self.size = Path(self.root), sides(self.image_size)
-        self._range: Range | None = None  # of images that are no uint8; None to find it
+        self._range: Range | None = None  # of images that are not uint8; None to infer it
         self._parts: dict[str, ImageTensors] = {}
         if isinstance(native := getattr(type(self), "image_shape", None), tuple):
             vars(self)["image_shape"] = self._shape(*native)
         if isinstance(getattr(type(self), "class_names", None), tuple):
-            _ = self.seen_classes  # refuses unknown ones at once
+            _ = self.seen_classes  # refuses unknown classes at once
 
     @property
     def batch(self) -> int:
@@ -101,17 +103,17 @@ class ImageDataModule(LightningDataModule):
 
     @cached_property
     def image_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of the images that the network sees."""
+        """(C, H, W) of the images in a batch."""
         raise NotImplementedError
 
     @property
     def title(self) -> str:
-        """What tables and messages call the data set."""
+        """Name of the data set in tables and messages."""
         return type(self).__name__
 
     @property
     def seen_classes(self) -> list[int]:
-        """Indices of the classes that the filters leave, ascending."""
+        """Indices of the classes that remain after filtering, ascending."""
         if not self.class_names:
             if self.include_classes is not None or self.exclude_classes is not None:
                 raise SettingError(
@@ -124,16 +126,16 @@ class ImageDataModule(LightningDataModule):
 
     @property
     def training_images(self) -> int:
-        """About how many images there are to train on."""
+        """Approximate number of training images."""
         self.prepare_data()
         self.setup()
         return len(self.part("train"))
 
     def prepare_data(self) -> None:
-        """Fetch the files if they are not there.
+        """Download the files if they are missing.
 
         Raises:
-            SettingError: they are missing and may not or cannot be downloaded.
+            SettingError: the files are missing, and downloading is disabled or fails.
         """
         if self._is_there():
             return
@@ -142,12 +144,12 @@ class ImageDataModule(LightningDataModule):
         try:
             with contextlib.redirect_stdout(io.StringIO()):  # torchvision prints a line per mirror it tried
                 self._fetch()
-        except Exception as error:  # a download can fail in many ways; torchvision's last line says how
+        except Exception as error:  # a download can fail in many ways; torchvision's last line gives the reason
             reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
             raise SettingError(f"{self._missing} Downloading failed: {reason}") from error
 
     def setup(self, stage: str | None = None) -> None:
-        """Read, split and filter; the parts do not depend on `stage`.
+        """Read, split and filter the images; the parts do not depend on `stage`.
 
         Raises:
             SettingError: files are missing or damaged, or `val_size` does not fit.
@@ -173,16 +175,16 @@ class ImageDataModule(LightningDataModule):
             )
         self._parts = parts
         parts["train"].keep_margin = True
-        if self.default_val_size is None:  # a set of one's own, of which nobody knows what was found
+        if self.default_val_size is None:  # the user's own data: report what was found
             counts = ", ".join(f"{len(parts[name]):,} {name}" for name in ("train", "val", "test"))
             size, classes = "x".join(map(str, self.image_shape)), len(self.seen_classes)
             rank_zero_info(f"{self.title}: {counts} images of {size}; classes: {classes or 'none'}")
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Shuffled; the incomplete last batch is dropped unless it is the only one.
+        """The training images, shuffled; the incomplete last batch is dropped unless it is the only one.
 
-        Under a trainer the order depends on the seed and the epoch alone, and resumes within an epoch. The batches of
-        several devices are together those of one device with as large a batch.
+        With a trainer the order depends only on the seed and the epoch, and a resumed training continues within the
+        epoch. Together the batches of several devices equal those of one device with the same total batch size.
         """
         part = self._parts["train"]
         order = training_order(part, self.batch, self.trainer)
@@ -191,22 +193,22 @@ class ImageDataModule(LightningDataModule):
         return loader
 
     def val_dataloader(self) -> DataLoader[Any]:
-        """The held-out training images, in order."""
+        """The validation images, in order."""
         return DataLoader(self._parts["val"], **self._loading())
 
     def test_dataloader(self) -> DataLoader[Any]:
-        """The official test images, in order."""
+        """The test images, in order."""
         return DataLoader(self._parts["test"], **self._loading())
 
     def on_before_batch_transfer(self, batch: Arrays, dataloader_idx: int) -> Arrays:
-        """Seed what a training step draws by its number and device: resuming repeats it, no two devices share it."""
+        """Seed a training step's random numbers by step and device: resuming repeats them, and devices differ."""
         if self.trainer is not None and self.trainer.training:
             step = self.trainer.fit_loop.epoch_loop.batch_progress.total.completed
             torch.manual_seed(random.Random(f"{self._seed} {step} {self.trainer.global_rank}").getrandbits(63))
         return batch
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Convert pixels to [-1, 1] on the device, crop and mirror training images: cheap there, a quarter to copy."""
+        """Convert pixels to [-1, 1], and crop and mirror training images, on the device; the transfer is of uint8."""
         images, labels = batch
         if self.crop and images.shape[-2:] != tuple(self.image_shape[1:]):
             images = random_windows(images, self.image_shape[1:])
@@ -232,27 +234,27 @@ class ImageDataModule(LightningDataModule):
 
     @property
     def _label_count(self) -> int:
-        """How many labels `_read` can give."""
+        """Number of labels that `_read` may return."""
         return len(self.class_names)
 
     @property
     def _kept_labels(self) -> list[int]:
-        """Those that the filters leave."""
+        """The labels that remain after filtering."""
         return self.seen_classes or [0]
 
     def _shape(self, channels: int, height: int, width: int) -> tuple[int, int, int]:
-        """That of the images that the network sees, of images that are so large."""
+        """``image_shape`` for images of this native shape."""
         height, width = self.size or (height - self.crop, width - self.crop)
         if min(height, width) < 1:
             raise SettingError(f"data.crop is {self.crop}: it must be smaller than the images")
         return channels, height, width
 
     def _checked(self, name: str, part: Any) -> ImageTensors:
-        """A part of what `_read` gives, as uint8 images of the right shape and labels that there are."""
+        """One part from `_read`, as uint8 images of the right shape and valid labels."""
         if isinstance(part, ImageTensors):
             return part
         where = f"{self.title}'s {name} part"
-        if self._range is None:  # the training part's is that of all
+        if self._range is None:  # the range of the training part applies to all parts
             self._range = found_range(part[0], where)
         images = as_images(part[0], where, self._range)
         labels = in_classes(as_labels(part[1], len(images), where), self._label_count, where)
@@ -266,7 +268,7 @@ class ImageDataModule(LightningDataModule):
         return ImageTensors(images, labels, margin=self.crop)
 
     def _split(self, train: ImageTensors, setting: str) -> tuple[ImageTensors, ImageTensors]:
-        """Training images without those that are held out, and these."""
+        """The remaining training images, and the held-out ones."""
         default = self.default_val_size if setting == "val_size" else None
         count = next(
             (count for count in (getattr(self, setting), default) if count is not None), default_share(len(train))
@@ -277,7 +279,7 @@ class ImageDataModule(LightningDataModule):
         return train.subset(~held), train.subset(held)
 
     def _finished(self, part: ImageTensors) -> ImageTensors:
-        """A part's images, and what batches hold of its labels as `_read` gives them."""
+        """The part, with the labels of `_read` converted to those in batches."""
         return part
 
     @property
@@ -286,15 +288,15 @@ class ImageDataModule(LightningDataModule):
         return f"{where}: put {self.files} there, or name its folder with --data.root."
 
     def _is_there(self) -> bool:
-        """Whether the files are where `_read` will look; damaged ones count, so that reading can name them."""
+        """Whether the files that `_read` needs exist; damaged files count, so that reading can name them."""
         return True
 
     def _fetch(self) -> object:
         return self.source(self.root, download=True)
 
     def _read(self) -> Parts:
-        """The official training and test part, or a dictionary of `train` and, where there are, `val` and `test`.
+        """The official training and test part, or a dictionary of `train` and, if present, `val` and `test`.
 
-        A part is images and labels as ``as_images`` and ``as_labels`` take them, or an ``ImageTensors``.
+        A part is images and labels as ``as_images`` and ``as_labels`` accept them, or an ``ImageTensors``.
         """
         raise NotImplementedError

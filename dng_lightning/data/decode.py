@@ -1,4 +1,4 @@
-"""The one reader of image files: any bit depth, palette, alpha, colour space and rotation to 8-bit grey or colour."""
+"""Decodes image files of any bit depth, palette, alpha, colour space and rotation to 8-bit grey or colour."""
 
 import os
 from collections.abc import Iterator
@@ -14,12 +14,12 @@ GREY = ("1", "L", "LA", "La", *SIXTEEN_BITS, "I")
 
 
 def image_files(folder: Path) -> Iterator[Path]:
-    """The image files in a folder and those below, by suffix and in an order of their names; links are followed.
+    """The image files in a folder and its subfolders, by suffix, sorted by name; links are followed.
 
-    Hidden files and folders are left out, and with them ``.DS_Store`` and AppleDouble's ``._x``.
+    Hidden files and folders are skipped, including ``.DS_Store`` and AppleDouble's ``._x``.
     """
     for place, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if name[0] != ".")  # in place: where the walk goes on
+        folders[:] = sorted(name for name in folders if name[0] != ".")  # in place, so that the walk skips the others
         for name in sorted(files):
             if name[0] != "." and Path(name).suffix.lower() in SUFFIXES:
                 yield Path(place, name)
@@ -28,18 +28,18 @@ def image_files(folder: Path) -> Iterator[Path]:
 def decode(source: Path | IO[bytes] | Image.Image, channels: int | None = None) -> Image.Image:
     """Decode an image to 8 bits a channel.
 
-    16-bit grey is divided by 257, what is transparent lies on white, and the camera's rotation is applied.
+    16-bit grey is divided by 257, transparent pixels are composited on white, and the EXIF rotation is applied.
 
     Args:
         source: a file, or an image that Pillow opened.
-        channels: 1 for grey, 3 for colour; None for grey where the image is.
+        channels: 1 for grey, 3 for colour; None for 1 if the image is grey, else 3.
 
     Returns:
         An image of mode L or RGB.
 
     Raises:
-        OSError: the file is truncated, or no image. Other kinds of damage raise other errors.
-        ValueError: the pixels are 32-bit numbers, of which nobody knows what is white.
+        OSError: the file is truncated, or not an image. Other kinds of damage raise other errors.
+        ValueError: the pixels are 32-bit numbers, whose range is unknown.
     """
     image = source if isinstance(source, Image.Image) else Image.open(source)
     channels = channels or (1 if is_grey(image) else 3)
@@ -57,7 +57,7 @@ def decode(source: Path | IO[bytes] | Image.Image, channels: int | None = None) 
 
 
 def is_grey(image: Image.Image) -> bool:
-    """Whether an image is stored as grey levels, as far as its header tells; a palette of greys counts."""
+    """Whether an image is stored as grey levels, according to its header; a palette of greys counts."""
     if image.mode != "P":
         return image.mode in GREY
     palette = np.frombuffer(image.palette.tobytes() if image.palette else b"", np.uint8)
@@ -66,7 +66,7 @@ def is_grey(image: Image.Image) -> bool:
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
-    """Height and width once the camera's rotation is applied, as far as the header tells."""
+    """Height and width after the EXIF rotation, according to the header."""
     width, height = image.size
     turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)  # the EXIF orientations that swap the sides
     return (width, height) if turned else (height, width)

@@ -1,4 +1,4 @@
-"""What the data modules share whose images are decoded one by one: image folders, and libraries that give images."""
+"""Base class of the data modules whose images are decoded one by one: image folders and libraries of images."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,11 +21,11 @@ class DecodedImages(FoundImages):
     """Decodes all images before the first batch, unless the data set holds them as arrays.
 
     Args:
-        channels: 1 for grey, 3 for colour; None for grey if all images are.
-        skip_unreadable: go on without images that cannot be read, instead of listing them in an error.
-        cache: folder for decoded images that take more than ``memory_share``; None for the usual one.
-        memory_share: of the machine's memory, which all processes may fill with decoded images, in [0, 1]; above that
-            they are in a file, made once for these images and settings.
+        channels: 1 for grey, 3 for colour; None for grey if all images are grey.
+        skip_unreadable: skip images that cannot be read, instead of listing them in an error.
+        cache: folder for decoded images that take more than ``memory_share``; None for the default.
+        memory_share: share of the machine's memory that the decoded images of all processes may take, in [0, 1]; above
+            it they are kept in a file, which is written once for these images and settings.
     """
 
     channels: int | None = None
@@ -41,19 +41,19 @@ class DecodedImages(FoundImages):
 
     @property
     def default_cache(self) -> Path:
-        """Hidden in the folder of the images, so that its files are none of them."""
+        """A hidden subfolder of the images' folder, which the search for images skips."""
         return self.folder / ".dng_lightning"
 
     @cached_property
     def image_shape(self) -> tuple[int, int, int]:
-        """See ``ImageDataModule``; the headers of all images are read, unless the settings say it."""
+        """See ``ImageDataModule``; reads the headers of all images, unless the settings determine the shape."""
         if not isinstance(items := self._found.images, Items):
             return super().image_shape
         if self.size and self.channels:
             return self._shape(self.channels, 0, 0)
         sizes, channels = look(items)
         if not sizes:
-            self._decode(items, self._shape(1, 8, 8) if not self.size else (1, *self.size))  # which says why
+            self._decode(items, self._shape(1, 8, 8) if not self.size else (1, *self.size))  # raises
         low, high = (("x".join(map(str, size))) for size in (min(sizes), max(sizes)))
         if not self.size and len(sizes) > 1:
             raise SettingError(f"{self.title} has images of {len(sizes)} sizes, {low} to {high}: set data.image_size")
@@ -66,12 +66,12 @@ class DecodedImages(FoundImages):
 
     @property
     def has_captions(self) -> bool:
-        """Whether batches hold captions in place of labels."""
+        """Whether batches hold captions instead of labels."""
         return self._found.captions is not None
 
     @property
     def training_images(self) -> int:
-        """See ``ImageDataModule``; counted before any is decoded or held out."""
+        """See ``ImageDataModule``; counted before any image is decoded or held out."""
         kept = torch.isin(self._numbered[1], torch.tensor(self._kept_labels))
         return int((kept.numpy() & (np.array(self._found.parts) == "train")).sum())
 
@@ -79,7 +79,7 @@ class DecodedImages(FoundImages):
         """Decode all images, so that each process finds them decoded.
 
         Raises:
-            SettingError: some cannot be read.
+            SettingError: some images cannot be read.
         """
         if isinstance(self._found.images, Items):
             _ = self._decoded

@@ -1,4 +1,4 @@
-"""What the data modules share that look through files or a library for images, labels and parts."""
+"""Base class of the data modules that search files or a library for images, labels and parts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,14 +15,14 @@ from dng_lightning.data.tensors import numbered, three_sides
 
 @dataclass(frozen=True)
 class Found:
-    """What a data set has, before an image is decoded.
+    """Contents of a data set, before decoding.
 
     Attributes:
-        images: ``Items`` of all parts, to be decoded; or an array for each part, by name, as ``as_images`` takes it.
-        parts: the part that each image is in: train, val or test.
-        labels: of each image, as ``as_labels`` gives them; None where there are no classes.
-        names: of the classes, in the order of their labels; None where a label is its own name.
-        captions: of each image; None for none.
+        images: undecoded ``Items`` of all parts; or an array for each part, by name, as ``as_images`` accepts it.
+        parts: part of each image: train, val or test.
+        labels: label of each image, as ``as_labels`` returns them; None without classes.
+        names: class names, in the order of the labels; None if the labels are the names.
+        captions: caption of each image; None without captions.
     """
 
     images: Any
@@ -34,13 +34,13 @@ class Found:
 
 @dataclass(eq=False, repr=False)
 class FoundImages(ImageDataModule):
-    """Looks for the images when its classes or their shape are first needed; a subclass says where, in ``_found``."""
+    """Searches for the images when the classes or the shape are first needed; subclasses implement ``_found``."""
 
     default_val_size = None
 
     @property
     def title(self) -> str:
-        """With the place, as two places are two data sets."""
+        """Name of the class, with its root."""
         return f"{type(self).__name__} {self.root}"
 
     @cached_property
@@ -55,12 +55,12 @@ class FoundImages(ImageDataModule):
 
     @cached_property
     def _found(self) -> Found:
-        """What there is."""
+        """Contents of the data set."""
         raise NotImplementedError
 
     @cached_property
     def _numbered(self) -> tuple[tuple[str, ...], Tensor]:
-        """The class names, and the number of each image's class, int64 (N,); all 0 where there are no classes."""
+        """The class names, and the class index of each image, int64 (N,); all 0 without classes."""
         found = self._found
         if found.labels is None:
             return (), torch.zeros(len(found.parts), dtype=torch.int64)

@@ -1,4 +1,4 @@
-"""Data sets in the formats of Hugging Face's library, from the hub or from a disk."""
+"""Data sets of Hugging Face's ``datasets`` library, from the hub or from local files."""
 
 import io
 from collections.abc import Mapping
@@ -16,29 +16,29 @@ from dng_lightning.data.store import Items
 from dng_lightning.data.tensors import as_labels
 from dng_lightning.errors import SettingError, check_at_least, reason, require
 
-SPLITS = {"train": "train", "validation": "val", "valid": "val", "val": "val", "test": "test"}  # by their names there
+SPLITS = {"train": "train", "validation": "val", "valid": "val", "val": "val", "test": "test"}  # by name in the library
 
 
 @dataclass(eq=False, repr=False)
 class HuggingFaceDataset(DecodedImages):
-    """A data set with images by its name on the hub, or from parquet or arrow files (extra ``datasets``).
+    """An image data set on the Hugging Face hub, or in parquet or arrow files (extra ``datasets``).
 
-    The column of images, of labels (class labels) and, where there are none, of captions (text) are found by their
-    types. The splits called train, validation and test are the parts; a data set of one split is divided by the seed.
+    The columns of images, of class labels and, without labels, of captions (text) are found by their types. The splits
+    train, validation and test are the parts; a data set of one split is divided by ``split_seed``.
 
-    Besides the settings of ``ImageDataModule`` and ``DecodedImages``:
+    In addition to the settings of ``ImageDataModule`` and ``DecodedImages``:
 
     Args:
         root: name on the hub, a ``.parquet`` or ``.arrow`` file, or a folder of these or of ``save_to_disk``.
-        config: of the data set's configurations on the hub; None for its usual one.
-        image: column of the images; None for the only one there is.
-        label: column of the labels; None for the only one of class labels.
-        caption: column of the captions; None for the only one of texts where there are no labels. Batches hold B
-            captions in place of the labels.
-        first: read only so many images of each split, streamed, for sets that do not fit on the disk; None for all.
+        config: name of a configuration of the data set on the hub; None for the default.
+        image: column of the images; None if there is only one.
+        label: column of the labels; None for the only column of class labels.
+        caption: column of the captions; None for the only column of text if there are no labels. Batches hold B
+            captions instead of labels.
+        first: number of images to stream from each split, for data sets that do not fit on the disk; None for all.
 
     Raises:
-        SettingError: the library is not installed, or one line for what is wrong with the data set or the settings.
+        SettingError: the library is not installed, or the data set or the settings are invalid.
     """
 
     root: str
@@ -56,7 +56,7 @@ class HuggingFaceDataset(DecodedImages):
 
     @property
     def default_cache(self) -> Path:
-        """Outside the data, whose place is the library's affair."""
+        """A folder of the user's cache, as the data may be in the library's own cache."""
         return Path("~/.cache/dng_lightning").expanduser()
 
     @cached_property
@@ -91,7 +91,7 @@ class HuggingFaceDataset(DecodedImages):
         return Found(items, [part for part, _ in places], labels, names, captions)
 
     def _loaded(self) -> Any:
-        """A data set, or several by the names of their splits."""
+        """A data set, or a data set for each split by name."""
         path = Path(self.root)
         if path.suffix == ".arrow":
             return self.datasets.Dataset.from_file(str(path))

@@ -1,4 +1,4 @@
-"""Folders of image files: a subfolder a class, none, or a table that says what each file shows."""
+"""Folders of image files: with a subfolder for each class, without classes, or with a table of labels and captions."""
 
 import os
 from collections.abc import Sequence
@@ -21,34 +21,33 @@ from dng_lightning.errors import SettingError
 
 PARTS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}  # by folder
 
-Listing = tuple[list[Any], list[Any], list[Any]]  # files, the class of each if any, the caption of each if any
+Listing = tuple[list[Any], list[Any], list[Any]]  # files, their classes if any, their captions if any
 
 
 @dataclass(eq=False, repr=False)
 class ImageFolder(DecodedImages):
     """Your own image files: PNG, JPEG, WebP, TIFF and others, in one of three layouts.
 
-    - ``root/<class>/**/*.png``: a subfolder for each class, which is its name; empty ones are left out.
+    - ``root/<class>/**/*.png``: a subfolder for each class, named after it; empty subfolders are left out.
     - ``root/*.png``: no classes.
-    - with a table, CSV or JSON lines, in ``root``: a column names the files, relative to ``root``; others are the label
-      or several attributes, and the caption.
+    - a table, CSV or JSON lines, in ``root``: one column holds the file names, relative to ``root``; others hold the
+      label or several attributes, and the caption.
 
-    Each layout may be in folders ``train``, ``val`` and ``test`` of ``root`` instead, which are then the parts. Hidden
-    files are left out. All files are read before the training starts, and those that cannot be are listed together.
+    Each layout may also be in subfolders ``train``, ``val`` and ``test`` of ``root``, one for each part. Hidden files
+    are skipped. All files are read before the training starts, and unreadable files are listed together.
 
-    Besides the settings of ``ImageDataModule`` and ``DecodedImages``:
+    In addition to the settings of ``ImageDataModule`` and ``DecodedImages``:
 
     Args:
         root: the folder.
         table: name of the table; None for the only ``.csv`` or ``.jsonl`` in the folder, if there is one.
-        label: column of the table that is the label, or several whose values together are; ``[]`` for no label; None
-            for the one called label or class, or the only one there is besides.
-        caption: column that is the caption. Batches hold B captions in place of the labels.
-        where: columns of the table and the value, or the list of values, that a row must have there to be kept; case
-            does not count. None keeps all rows.
+        label: column of the label, or several columns whose joined values are the label; ``[]`` for no label; None for
+            the column named label or class, or else the only remaining column.
+        caption: column of the caption; None for no captions. Batches hold B captions instead of labels.
+        where: value, or list of values, of some columns in the rows to keep; case-insensitive. None keeps all rows.
 
     Raises:
-        SettingError: one line for what is wrong: with the folder, the files, the table, or the settings.
+        SettingError: the folder, the files, the table or the settings are invalid.
     """
 
     table: str | None = None
@@ -78,7 +77,7 @@ class ImageFolder(DecodedImages):
         return Found(items, parts, np.array(labels) if labels else None, None, captions or None)
 
     def _parts_of(self) -> dict[str, Path]:
-        """The folder of each part; the root, if its subfolders are no parts."""
+        """The folder of each part; the root is the training part if its subfolders are not parts."""
         folders = subfolders(self.folder)
         parts = [PARTS.get(path.name.lower(), "") for path in folders]
         has_table = (self.folder / self.table).is_file() if self.table else find_table(self.folder, None)
@@ -117,12 +116,12 @@ class ImageFolder(DecodedImages):
 
 
 def subfolders(folder: Path) -> list[Path]:
-    """Those that are not hidden, in the order of their names."""
+    """The subfolders that are not hidden, sorted by name."""
     return sorted(path for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")
 
 
 def _version(path: Path) -> tuple[int, int]:
-    """What changes with a file; of a link that leads nowhere nothing."""
+    """Size and modification time (ns) of a file; (0, 0) for a broken link."""
     stat = path.stat() if path.exists() else None
     return (stat.st_size, stat.st_mtime_ns) if stat else (0, 0)
 

@@ -1,4 +1,4 @@
-"""The image data sets, read by torchvision and scikit-learn; a damaged file is one line that names the file."""
+"""The standard image data sets, read by torchvision and scikit-learn; an error names the damaged file."""
 
 import contextlib
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torchvision import datasets  # as a module: three of its classes share their names with ours
+from torchvision import datasets  # as a module: three of its classes share their names with classes here
 from torchvision.datasets.mnist import read_image_file, read_label_file
 from torchvision.datasets.utils import check_integrity
 
@@ -56,7 +56,7 @@ class CIFAR10(ImageDataModule):
     """Photographs, 50,000 + 10,000 of 32x32 colour (Krizhevsky, 2009).
 
     Read from `root/cifar-10-batches-bin` (the binary version) if that folder exists, else from
-    `root/cifar-10-batches-py` (the Python version, which is what gets downloaded).
+    `root/cifar-10-batches-py` (the Python version, which is downloaded).
     """
 
     source = datasets.CIFAR10
@@ -71,7 +71,7 @@ class CIFAR10(ImageDataModule):
     def _read(self) -> tuple[Arrays, Arrays]:
         if self._binary.is_dir():
             return self._records([f"data_batch_{i}.bin" for i in range(1, 6)]), self._records(["test_batch.bin"])
-        for path, md5 in self._pickles().items():  # torchvision refuses a changed pickle, but does not say which one
+        for path, md5 in self._pickles().items():  # torchvision refuses a changed pickle, but does not name it
             with named_if_damaged(path):
                 if not check_integrity(str(path), md5):
                     raise ValueError("its MD5 hash is not the official one")
@@ -80,7 +80,7 @@ class CIFAR10(ImageDataModule):
 
     def _records(self, names: list[str]) -> Arrays:
         """The binary version: records of 1 label byte and 3,072 pixel bytes in (C, H, W) order."""
-        # All six files hold equally many records, so the longest shows what a truncated one should have had.
+        # All six files have the same size, so that the longest gives the expected size of a truncated one.
         full = max((path.stat().st_size for path in self._binary.glob("*_batch*.bin")), default=0)
         parts = []
         for path in (self._binary / name for name in names):
@@ -127,7 +127,7 @@ class Digits(ImageDataModule):
 
 @contextlib.contextmanager
 def named_if_damaged(path: Path) -> Iterator[None]:
-    """Turn whatever goes wrong while ``path`` is read into one line that names the file."""
+    """Convert any error while ``path`` is read into a SettingError that names the file."""
     try:
         yield
     except FileNotFoundError as error:

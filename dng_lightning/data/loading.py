@@ -1,4 +1,4 @@
-"""Batches of whole sets: one indexing call a batch, and a training loader that resumes within an epoch."""
+"""Images in memory with one indexing call per batch, and a training loader that resumes within an epoch."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 
 class ImageTensors(Dataset[Any]):
-    """Some of the images of a store, with labels; the loader asks for a whole batch of indices at once.
+    """Selected images of a store, with labels; the loader indexes a whole batch at once.
 
     Args:
         store: uint8 (M, C, H, W), in memory or mapped from a file.
         labels: int64 (N,), or (N, A) of several attributes.
-        places: of the N images in the store, int64 (N,); None for all of them.
-        margin: pixels by which the store's images are higher and wider than what indexing gives, the middle.
-        captions: N of them, which batches hold in place of the labels; None for none.
+        places: indices of the N images in the store, int64 (N,); None for all images.
+        margin: pixels by which stored images exceed the returned ones in height and width; indexing returns the middle.
+        captions: N captions, which batches hold instead of labels; None without captions.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class ImageTensors(Dataset[Any]):
         return self[:][0]
 
     def subset(self, chosen: Tensor) -> "ImageTensors":
-        """Some of them, bool (N,), in the same store."""
+        """The images that are ``chosen``, bool (N,), in the same store."""
         indices = chosen.nonzero().flatten()
         captions = None if self.captions is None else [self.captions[index] for index in indices.tolist()]
         return type(self)(self.store, self.labels[indices], self.places[indices], self.margin, captions)
@@ -52,7 +52,7 @@ class ImageTensors(Dataset[Any]):
         return len(self.labels)
 
     def __getitem__(self, index: int | slice | Tensor) -> tuple[Tensor, Tensor]:
-        """Images and labels of one, or of some."""
+        """Images and labels at one index or several."""
         start = self.margin // 2
         height, width = (side - self.margin for side in self.store.shape[2:])
         return self.store[self.places[index]][..., start : start + height, start : start + width], self.labels[index]
@@ -67,34 +67,34 @@ class ImageTensors(Dataset[Any]):
 def training_order(
     part: ImageTensors, batch_size: int, trainer: Trainer | None
 ) -> RandomSampler | DistributedSampler[Any]:
-    """The random order of a device's training images; the seed's and the epoch's, where there is a trainer."""
+    """The random order of a device's training images; with a trainer it depends on the seed and the epoch."""
     if trainer is None:
         return RandomSampler(part)
-    # what Lightning would take for several devices, and tells the epoch; without repeating images to even the shares,
-    # so that any number of devices has the same batches
+    # the sampler that Lightning uses for several devices and whose epoch it sets; without repeated images, so that any
+    # number of devices has the same batches
     drops = len(part) >= trainer.world_size * batch_size
     seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
     return DistributedSampler(part, trainer.world_size, trainer.global_rank, seed=seed, drop_last=drops)
 
 
 class TrainingLoader(DataLoader[Any]):
-    """Continues a resumed epoch where its checkpoint was saved; the order is the sampler's, which knows the epoch."""
+    """Continues a resumed epoch after the last batch of the checkpoint; the sampler determines the order by epoch."""
 
     data: "ImageDataModule"
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        # a generator: the trainer asks for it before it has settled where it is, and for the first batch thereafter
+        # a generator: the trainer creates the iterator before its progress is settled, and takes batches afterwards
         progress = self.data.trainer.fit_loop.epoch_loop.batch_progress if self.data.trainer else None
         yield from islice(super().__iter__(), progress.current.ready if progress else 0, None)
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing, but tells the trainer that this loader can resume."""
+        """Empty; the trainer resumes loaders that have this method."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to restore: the trainer's own progress says it all."""
+        """Nothing to restore: the trainer's progress holds the position."""
 
 
 def already_collated(batch: list[Any]) -> list[Any]:
-    """What ``__getitems__`` returned, no list at all, whatever the loader's type for this function says."""
+    """The batch of ``__getitems__`` unchanged: a tuple, although ``DataLoader`` declares a list."""
     return batch

@@ -1,4 +1,4 @@
-"""The one conversion between pixels and network values, for real and generated images, metrics and PNG files alike.
+"""Conversion between pixels and network values, the same for real and generated images, metrics and PNG files.
 
 Truncating instead of rounding would shift 63 of the 256 grey levels down by one after a round trip, and a metric that
 truncates only one of its two sets would measure that shift.
@@ -36,7 +36,7 @@ def to_uint8(x: Tensor) -> Tensor:
     Returns:
         uint8 of the same shape, 0..255.
     """
-    # In float32 whatever comes in: bfloat16 cannot even hold all levels between 128 and 255 plus a half.
+    # In float32, as bfloat16 cannot represent all levels between 128 and 255 plus a half.
     return ((x.to(torch.float32).clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 

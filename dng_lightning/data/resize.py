@@ -1,4 +1,4 @@
-"""Images to the size that a network needs: resized and cropped in the middle, or padded."""
+"""Brings images to the size that a network needs: resized and centre-cropped, or padded."""
 
 from typing import Literal, TypeVar
 
@@ -18,10 +18,10 @@ Picture = TypeVar("Picture", Image.Image, Tensor)
 
 
 def sides(image_size: int | Size | list[int] | None) -> Size | None:
-    """Height and width of the setting, one number standing for both.
+    """Height and width from the setting; one number is both.
 
     Raises:
-        SettingError: they are no sizes.
+        SettingError: the setting is not a valid size.
     """
     if image_size is None:
         return None
@@ -37,11 +37,11 @@ def fitted(image: Picture, size: Size, fit: Fit) -> Picture:
     Args:
         image: one image, or uint8 (N, C, H, W).
         size: height and width.
-        fit: ``crop`` fills the size and cuts off what is beyond, evenly on both sides; ``pad`` shows the whole image,
-            never enlarged, with black around it.
+        fit: ``crop`` resizes the image until it fills the size, and crops it evenly on both sides; ``pad`` keeps the
+            whole image, never enlarged, with black borders.
 
     Returns:
-        the same kind of image, of that size.
+        the image, of the same type and of that size.
     """
     height, width = functional.get_size(image)
     scales = size[0] / height, size[1] / width
@@ -49,19 +49,19 @@ def fitted(image: Picture, size: Size, fit: Fit) -> Picture:
     if scale != 1:
         resized = [max(round(height * scale), 1), max(round(width * scale), 1)]
         image = functional.resize(image, resized, InterpolationMode.BICUBIC, antialias=True)
-    cropped: Picture = functional.center_crop(image, list(size))  # which pads with black where the image is smaller
+    cropped: Picture = functional.center_crop(image, list(size))  # also pads smaller images with black
     return cropped
 
 
 def all_fitted(images: Tensor, size: Size, fit: Fit) -> Tensor:
-    """The same of many, uint8 (N, C, H, W), some at a time."""
+    """``fitted`` for many images, uint8 (N, C, H, W), in chunks."""
     if tuple(images.shape[2:]) == size or not len(images):
         return images
     return torch.cat([fitted(some, size, fit) for some in torch.split(images, CHUNK)])
 
 
 def random_windows(images: Tensor, size: Size) -> Tensor:
-    """A window of each image (B, C, H, W), at a random place drawn from torch's global generator; (B, C, *size)."""
+    """A random crop of each image (B, C, H, W), drawn from torch's global generator; (B, C, *size)."""
     batch, channels, *full = images.shape
     draws = (torch.randint(outer - inner + 1, (batch, 1)) for outer, inner in zip(full, size, strict=True))
     rows, columns = ((start + torch.arange(side)).to(images.device) for start, side in zip(draws, size, strict=True))

@@ -1,4 +1,4 @@
-"""What sampling iterates over: one seed an image."""
+"""Data module of sampling: one seed per image."""
 
 from collections.abc import Collection
 
@@ -15,13 +15,14 @@ class Seeds(LightningDataModule):
 
     Attributes:
         finished: seeds that ``predict`` leaves out.
-        passes: how often ``test`` goes through all of them, once for each guidance.
+        passes: number of passes of ``test`` over all seeds, one for each guidance.
 
     Args:
         num_samples: number of images, at least 1.
         first_seed: seed of the first image, at least 0; first_seed + num_samples is at most 2^32.
         batch_size: images drawn together, at least 1.
-        reference_data: the real images that ``test`` compares with; None for the statistics in the checkpoint's folder.
+        reference_data: real images of the reference statistics in ``test``; None for the statistics in the checkpoint's
+            folder.
     """
 
     def __init__(
@@ -47,17 +48,17 @@ class Seeds(LightningDataModule):
     def predict_dataloader(self) -> DataLoader[int]:
         """The seeds that are not finished, in order, sharded over devices by the trainer."""
         todo = [seed for seed in self.seeds if seed not in self.finished]
-        if todo:  # every device needs one, if only to draw a finished image again
+        if todo:  # every device needs a seed, even if it repeats a finished image
             spare = [seed for seed in self.seeds if seed in self.finished] or todo
             missing = (self.trainer.world_size if self.trainer else 1) - len(todo)
             todo += (spare * max(missing, 0))[: max(missing, 0)]
         return self._loader(todo)
 
     def test_dataloader(self) -> list[DataLoader[int]]:
-        """All seeds in order, once a pass, sharded over devices without repeating any.
+        """All seeds in order, once per pass, sharded over devices without repetition.
 
         Raises:
-            SettingError: fewer seeds than devices.
+            SettingError: there are fewer seeds than devices.
         """
         if self.trainer and len(self.seeds) < self.trainer.world_size:
             raise SettingError(f"data.num_samples is {len(self.seeds)}: give at least one image to each device")
@@ -66,7 +67,7 @@ class Seeds(LightningDataModule):
     def _loader(self, seeds: list[int]) -> DataLoader[int]:
         sampler = None
         if self.trainer and self.trainer.world_size > 1 and seeds:
-            # given here, because for tests Lightning's own would repeat images to even the shards
+            # Lightning's default sampler for tests would repeat images to even the shards
             shard = {"num_replicas": self.trainer.world_size, "rank": self.trainer.global_rank}
             sampler = UnrepeatedDistributedSampler(seeds, shuffle=False, **shard)
         return DataLoader(seeds, batch_size=self.batch_size, sampler=sampler)  # type: ignore[arg-type]  # a list will do

@@ -1,4 +1,4 @@
-"""Which images of a set are used: class filters, and the held-out split."""
+"""Selection of images: class filters, and the held-out split."""
 
 from collections.abc import Callable, Collection
 from typing import Any
@@ -14,14 +14,14 @@ Classes = list[str | int] | str | int | None
 
 
 def kept(only: Any, without: Any, count: int, what: str, labels_of: Callable[[Any], Collection[int]]) -> list[int]:
-    """The labels that the filters of a data set leave, ascending.
+    """The labels that remain after the filters of a data set, ascending.
 
     Args:
-        only: one or several of what is kept; None for everything.
-        without: one or several of what is dropped.
+        only: item or list of items to keep; None for all.
+        without: item or list of items to drop.
         count: number of labels.
-        what: the labels stand for, for the message.
-        labels_of: gives the labels that one item of the filters stands for.
+        what: noun for a label in the message.
+        labels_of: maps an item of the filters to its labels.
 
     Raises:
         SettingError: both filters are given, or nothing is left.
@@ -38,15 +38,15 @@ def kept(only: Any, without: Any, count: int, what: str, labels_of: Callable[[An
 
 
 def held_out(labels: Tensor, count: int, seed: int = SPLIT_SEED) -> Tensor:
-    """Choose `count` images, the same ones every time, with every class in its share.
+    """Choose `count` images, the same ones every time, in proportion to the classes.
 
     Args:
         labels: int64 (N,).
         count: 0..N.
-        seed: of the choice.
+        seed: seed of the choice.
 
     Returns:
-        bool (N,), True for the chosen.
+        bool (N,), True for chosen images.
     """
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     order = order[labels[order].argsort(stable=True)]  # class after class, shuffled within
@@ -56,5 +56,5 @@ def held_out(labels: Tensor, count: int, seed: int = SPLIT_SEED) -> Tensor:
 
 
 def default_share(images: int) -> int:
-    """How many are held out of so many where no number is given: a tenth, 5,000 at most."""
+    """Default number of held-out images: a tenth, 5,000 at most."""
     return min(5000, images // 10)

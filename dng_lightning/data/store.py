@@ -1,7 +1,7 @@
-"""Images decoded once into one uint8 array: in memory, or in a file that is mapped where they would take too much.
+"""Images decoded once into one uint8 array: in memory or, if it is too large, in a memory-mapped file.
 
-The file is a ``.npy`` whose name is a hash of what was decoded and how; it is written aside and then renamed, so that
-it is whole whenever it is there.
+The file is a ``.npy`` named by a hash of the images and the settings; it is written under a temporary name and then
+renamed, so that it is never incomplete.
 """
 
 import hashlib
@@ -30,10 +30,10 @@ from dng_lightning.errors import SettingError, reason
 from dng_lightning.files import write_whole
 
 MEMORY_SHARE = 0.25  # of the machine's memory, above which decoded images are kept in a file
-LISTED = 50  # unreadable files that an error names
-VERSION = 1  # of what decoding makes: part of the file's name
+LISTED = 50  # most unreadable files that an error names
+VERSION = 1  # of the decoded content; part of the file's name
 
-Unreadable = dict[int, str]  # why, by place
+Unreadable = dict[int, str]  # reason by index
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,9 @@ class Items:
     """Images that are decoded one by one.
 
     Attributes:
-        open: gives the image at a place; it need not be decoded yet.
-        names: of the images, for messages.
-        stamp: tells these images from others and from other versions of them.
+        open: returns the image at an index, decoded or not.
+        names: names of the images, for messages.
+        stamp: identifies the images and their version.
     """
 
     open: Callable[[int], Image.Image]
@@ -52,17 +52,17 @@ class Items:
 
 
 def look(items: Items) -> tuple[set[Size], int]:
-    """The sizes and the number of channels of images, by their headers; unreadable ones are left out.
+    """The sizes and the number of channels of images, from their headers; unreadable images are left out.
 
     Returns:
-        heights and widths; 1 if all are grey, else 3.
+        pairs of height and width; 1 if all images are grey, else 3.
     """
 
     def header(place: int) -> tuple[Size, bool] | None:
         try:
             with items.open(place) as image:
                 return upright_size(image), is_grey(image)
-        except Exception:  # a damaged file can fail in any way, and `stored` says how
+        except Exception:  # a damaged file can fail in any way, and `stored` reports it
             return None
 
     found = [seen for seen in _in_threads(header, items, "looking at images") if seen]
@@ -72,20 +72,20 @@ def look(items: Items) -> tuple[set[Size], int]:
 def stored(
     items: Items, shape: tuple[int, int, int], fit: Fit, folder: Path, share: float
 ) -> tuple[Tensor, Unreadable]:
-    """Decode images, or map the file that an earlier run decoded them into.
+    """Decode images, or map the file of an earlier run.
 
     Args:
         items: N images.
-        shape: (C, H, W) that each is brought to.
+        shape: (C, H, W) of each decoded image.
         fit: see ``fitted``.
-        folder: for the file.
-        share: of the machine's memory, from which on there is a file; in [0, 1].
+        folder: folder of the file.
+        share: share of the machine's memory above which the images are kept in a file, in [0, 1].
 
     Returns:
-        uint8 (N, C, H, W), and what could not be decoded.
+        uint8 (N, C, H, W), and the images that cannot be decoded.
 
     Raises:
-        SettingError: the file cannot be written.
+        SettingError: the file cannot be written or read.
     """
     whole = (len(items.names), *shape)
     size = math.prod(whole)
@@ -98,7 +98,7 @@ def stored(
         if not path.exists():
             rank_zero_info(f"{len(items.names):,} images take {size / 2**30:.3g} GiB: kept in {path}")
             folder.mkdir(parents=True, exist_ok=True)
-            part = folder / f"{key}.{uuid4().hex[:8]}.part"  # several nodes may come here at once
+            part = folder / f"{key}.{uuid4().hex[:8]}.part"  # several nodes may write at once
             try:
                 array = open_memmap(part, "w+", np.uint8, whole)
                 unreadable = _fill(array, items, fit)
@@ -114,10 +114,10 @@ def stored(
 
 
 def check_readable(items: Items, unreadable: Unreadable, skip: bool) -> None:
-    """Refuse unreadable images, all of them in one error; or say which are skipped.
+    """Refuse unreadable images, all of them in one error, or report which are skipped.
 
     Raises:
-        SettingError: there are some, and they are not to be skipped; or there is nothing else.
+        SettingError: some images are unreadable and `skip` is false, or all are.
     """
     if not unreadable:
         return
@@ -145,15 +145,15 @@ def _fill(array: np.ndarray[Any, Any], items: Items, fit: Fit) -> Unreadable:
 
 
 def _in_threads(work: Callable[[int], Any], items: Items, what: str) -> list[Any]:
-    """Pillow decodes outside the interpreter's lock, so threads share the work."""
+    """Run ``work`` on all indices in threads; Pillow decodes without the interpreter's lock."""
     with ThreadPool() as pool:
         done = pool.imap(work, range(len(items.names)), chunksize=16)
-        hidden = None if getattr(rank_zero_only, "rank", 0) == 0 else True  # None: hidden where nobody looks
+        hidden = None if getattr(rank_zero_only, "rank", 0) == 0 else True  # None: hidden without a terminal
         return list(tqdm(done, what, len(items.names), leave=False, unit=" images", disable=hidden))
 
 
 def _memory() -> int:
-    """Bytes of memory that the machine has; where it does not tell, 8 GiB."""
+    """Memory of the machine in bytes; 8 GiB if unknown."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError):  # Windows

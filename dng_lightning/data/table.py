@@ -1,4 +1,4 @@
-"""Tables of image files: CSV or JSON lines that name a file, its label or attributes, and its caption."""
+"""Tables of image files: CSV or JSON lines with the file name, the label or attributes, and the caption."""
 
 import csv
 import json
@@ -13,10 +13,10 @@ SUFFIXES = (".csv", ".jsonl")
 
 
 def find_table(folder: Path, name: str | None) -> Path | None:
-    """The table of a folder: the one named, or the only one there is; None where there is none.
+    """The table called ``name``, or the only table of the folder; None without a table.
 
     Raises:
-        SettingError: the one named is missing, or there are several.
+        SettingError: the named table is missing, or there are several tables.
     """
     if name is not None:
         for path in (folder / name, Path(name)):
@@ -30,10 +30,10 @@ def find_table(folder: Path, name: str | None) -> Path | None:
 
 
 def read_table(path: Path) -> list[Row]:
-    """The rows of a CSV with a header, or of a file of one JSON object a line; all values as text.
+    """The rows of a CSV with a header, or of a file with one JSON object per line; all values as text.
 
     Raises:
-        SettingError: it is damaged or empty, or its rows have different columns.
+        SettingError: the file is damaged or empty, or its rows have different columns.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -51,10 +51,10 @@ def read_table(path: Path) -> list[Row]:
 
 
 def file_column(rows: Sequence[Row], folder: Path, path: Path) -> str:
-    """The column that names files: the first in which some row names one that is there.
+    """The column of file names: the first in which some value is an existing file.
 
     Raises:
-        SettingError: there is none.
+        SettingError: there is no such column.
     """
     for name in rows[0]:
         if any(row[name] and (folder / row[name]).is_file() for row in rows):
@@ -66,13 +66,13 @@ def file_column(rows: Sequence[Row], folder: Path, path: Path) -> str:
 
 
 def label_columns(rows: Sequence[Row], label: str | list[str] | None, others: Sequence[str], path: Path) -> list[str]:
-    """The columns that make the label: those of the setting, else one called label or class, else the only one left.
+    """The columns of the label: those of the setting, else the one named label or class, else the only one left.
 
     Args:
-        rows: of the table.
-        label: the setting.
-        others: columns that are something else: the file's name, the caption.
-        path: of the table, for messages.
+        rows: rows of the table.
+        label: the setting ``data.label``.
+        others: columns of other content: file name and caption.
+        path: path of the table, for messages.
 
     Raises:
         SettingError: there is no such column, or there are several candidates.
@@ -89,12 +89,12 @@ def label_columns(rows: Sequence[Row], label: str | list[str] | None, others: Se
 
 
 def kept_rows(rows: Sequence[Row], where: Mapping[str, Any], path: Path) -> list[Row]:
-    """The rows that have certain values.
+    """The rows with the required values.
 
     Args:
-        rows: of the table.
-        where: a value, or a list of values, for each of some columns; case does not count.
-        path: of the table, for messages.
+        rows: rows of the table.
+        where: required value, or list of values, of some columns; case-insensitive.
+        path: path of the table, for messages.
 
     Raises:
         SettingError: there is no such column, or no row is left.
@@ -111,10 +111,10 @@ def kept_rows(rows: Sequence[Row], where: Mapping[str, Any], path: Path) -> list
 
 
 def check_columns(rows: Sequence[Row], names: Sequence[str], setting: str, path: Path) -> None:
-    """Refuse columns that a table lacks.
+    """Check that a table has the columns.
 
     Raises:
-        SettingError: naming the first of them.
+        SettingError: a column is missing; the message names the first.
     """
     for name in names:
         if name not in rows[0]:

@@ -1,4 +1,4 @@
-"""Arrays as people store them, to uint8 images (N, C, H, W) and int64 labels (N,); what is ambiguous is refused."""
+"""Converts arrays to uint8 images (N, C, H, W) and int64 labels (N,); ambiguous arrays are refused."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,11 +12,11 @@ from dng_lightning.errors import SettingError, reason
 
 Range = tuple[float, float]
 
-CHUNK = 1024  # images converted at a time, so that a set of floats needs little memory besides its own
-# A range counts as found where the values fill more than half of it, on either side, and lie nowhere beyond it.
+CHUNK = 1024  # images converted at a time, which bounds the additional memory
+# A range is accepted if the values fill more than half of it, on either side of 0, and do not exceed it.
 RANGES: tuple[Range, ...] = ((-1, 1), (0, 1), (0, 255), (0, 65535))
 KNOWN: dict[torch.dtype, Range] = {torch.uint8: (0, 255), torch.bool: (0, 1), torch.uint16: (0, 65535)}
-TOLERANCE = 1e-3  # of a range: floats that overshoot by rounding
+TOLERANCE = 1e-3  # share of a range by which rounded floats may exceed it
 
 
 def as_images(given: Any, where: str, value_range: Range) -> Tensor:
@@ -24,11 +24,11 @@ def as_images(given: Any, where: str, value_range: Range) -> Tensor:
 
     Args:
         given: array or tensor (N, H, W), (N, H, W, C) or (N, C, H, W), C being 1 or 3, of any number type.
-        where: what they are called in messages.
+        where: name of the data in messages.
         value_range: the values of black and white, see ``found_range``.
 
     Raises:
-        SettingError: they have another shape, or values outside the range.
+        SettingError: the images have another shape, or values outside the range.
     """
     three_sides(given, where)
     images = _as_tensor(given, where)
@@ -43,24 +43,24 @@ def as_images(given: Any, where: str, value_range: Range) -> Tensor:
     pixels = torch.empty(images.shape, dtype=torch.uint8)
     for source, target in zip(torch.split(images, CHUNK), torch.split(pixels, CHUNK), strict=True):
         values = source.double()
-        if not bool(((values >= low - edge) & (values <= high + edge)).all()):  # NaN is not
+        if not bool(((values >= low - edge) & (values <= high + edge)).all()):  # also refuses NaN
             raise SettingError(f"{where}: there are values outside {low:g} to {high:g}: set data.value_range")
         target.copy_(((values - low) * (255 / (high - low))).round().clamp(0, 255))
     return pixels
 
 
 def found_range(given: Any, where: str) -> Range:
-    """The values of black and white: 0..255 for uint8, 0..65535 for uint16, and for others what they clearly fill.
+    """The values of black and white: 0..255 for uint8, 0..65535 for uint16, else the range that the values fill.
 
     Args:
         given: see ``as_images``.
-        where: likewise.
+        where: see ``as_images``.
 
     Returns:
-        -1..1, 0..1, 0..255 or, of whole numbers, 0..65535; what was found is said in a line.
+        -1..1, 0..1, 0..255 or, for integers, 0..65535; an inferred range is printed.
 
     Raises:
-        SettingError: the values are in none of these, or in several.
+        SettingError: the values fill none of these ranges.
     """
     images = _as_tensor(given, where)
     if images.dtype in KNOWN or not images.numel():
@@ -81,10 +81,10 @@ def found_range(given: Any, where: str) -> Range:
 
 
 def three_sides(images: Any, where: str) -> tuple[int, int, int]:
-    """(C, H, W) of images as ``as_images`` takes them.
+    """(C, H, W) of images as ``as_images`` accepts them.
 
     Raises:
-        SettingError: they have another shape.
+        SettingError: the images have another shape.
     """
     shape = tuple(np.shape(images))
     match shape:
@@ -109,15 +109,15 @@ def _as_tensor(given: Any, where: str) -> Tensor:
 
 
 def as_labels(given: Any, images: int, where: str) -> np.ndarray[Any, Any]:
-    """Convert labels to an array (N,) of int64 or, of names, of strings.
+    """Convert labels to an array (N,) of int64, or of strings if they are names.
 
     Args:
         given: (N,) or (N, 1) whole numbers of any type or names, or one-hot (N, K).
         images: N.
-        where: what they are called in messages.
+        where: name of the data in messages.
 
     Raises:
-        SettingError: they are not as many as the images, or no such labels.
+        SettingError: the number of labels is not N, or the labels are invalid.
     """
     labels = given.cpu().numpy() if isinstance(given, Tensor) else np.asarray(given)
     if labels.ndim == 2 and labels.shape[1] == 1:
@@ -139,7 +139,7 @@ def in_classes(labels: np.ndarray[Any, Any], classes: int, where: str) -> Tensor
     """Labels as int64 (N,), all of them in 0..classes - 1.
 
     Raises:
-        SettingError: one is not.
+        SettingError: a label is not, or the labels are names.
     """
     if labels.dtype.kind == "U":
         raise SettingError(f"{where} has names for labels: give their numbers in class_names")
@@ -150,25 +150,25 @@ def in_classes(labels: np.ndarray[Any, Any], classes: int, where: str) -> Tensor
 
 
 def numbered(labels: np.ndarray[Any, Any], names: Sequence[str] | None, where: str) -> tuple[tuple[str, ...], Tensor]:
-    """Number the classes that labels of any values stand for.
+    """Convert labels of any values to class indices.
 
     Args:
-        labels: (N,) of ``as_labels``, of all parts.
-        names: of the classes, in the order of their labels; None where a label is its own name.
-        where: what they are called in messages.
+        labels: labels of all parts from ``as_labels``, (N,).
+        names: class names, in the order of the labels; None if the labels are the names.
+        where: name of the data in messages.
 
     Returns:
-        the class names, and int64 (N,).
+        the class names, and the class indices, int64 (N,).
 
     Raises:
-        SettingError: there are other labels than names, or a name stands for two.
+        SettingError: the names do not match the labels, or a name occurs twice.
     """
     distinct, numbers = np.unique(labels, return_inverse=True)
     if names is None:
         return tuple(map(str, distinct)), torch.from_numpy(numbers)
     if len(set(names)) < len(names):
         raise SettingError(f"data.names has a class twice: {', '.join(names)}")
-    if set(distinct.tolist()) <= set(range(len(names))):  # some may have no image
+    if set(distinct.tolist()) <= set(range(len(names))):  # some classes may have no image
         return tuple(names), torch.from_numpy(labels)
     if len(names) != len(distinct):
         shown = f"{len(distinct)} labels, from {distinct[0]} to {distinct[-1]}"

@@ -1,4 +1,4 @@
-"""Any image data set of torchvision's, or another class like them, through one adapter."""
+"""Adapter of torchvision's image data sets, and of classes with the same interface."""
 
 import contextlib
 import importlib
@@ -21,25 +21,28 @@ from dng_lightning.data.store import Items
 from dng_lightning.data.tensors import as_labels
 from dng_lightning.errors import SettingError, reason
 
-LABELS = ("targets", "labels", "_labels", "_targets", "y")  # what classes of torchvision's call them
+LABELS = ("targets", "labels", "_labels", "_targets", "y")  # attributes with the labels in torchvision's classes
 
 
 @dataclass(eq=False, repr=False)
 class TorchvisionDataset(DecodedImages):
-    """A data set by the name of its class: SVHN, STL10, KMNIST, EMNIST, Flowers102, ...
+    """A torchvision data set by the name of its class: SVHN, STL10, KMNIST, EMNIST, Flowers102, ...
 
-    Sets that hold their images as an array are taken whole; of others each image is decoded once.
+    An array of images is used as it is; the images of other data sets are decoded once.
 
-    Besides the settings of ``ImageDataModule`` and ``DecodedImages``:
+    In addition to the settings of ``ImageDataModule`` and ``DecodedImages``:
 
     Args:
-        dataset: a class of ``torchvision.datasets``, or the path of one like them: a sequence of (image, label).
-        settings: arguments of the class besides its folder, such as ``{split: letters}`` for EMNIST.
-        parts: its arguments for each part, such as ``{train: {split: trainval}, test: {split: test}}``; None for
-            ``train: true`` and ``train: false``, or else ``split: train`` and ``split: test``, or else one part.
+        dataset: class of ``torchvision.datasets``, or the import path of another sequence of (image, label) with the
+            same interface.
+        settings: arguments of the class other than its root, such as ``{split: letters}`` for EMNIST.
+        parts: arguments of the class for each part, such as ``{train: {split: trainval}, test: {split: test}}``; None
+            for ``train: true`` and ``false`` if the class has ``train``, else ``split: train`` and ``test`` if it has
+            ``split``, else one part.
 
     Raises:
-        SettingError: there is no such class, it cannot be made, its files are missing, or its labels are no classes.
+        SettingError: the class does not exist or cannot be instantiated, its files are missing, or its labels are not
+            classes.
     """
 
     dataset: str = field(kw_only=True)
@@ -55,7 +58,7 @@ class TorchvisionDataset(DecodedImages):
 
     @property
     def title(self) -> str:
-        """The class, with its settings."""
+        """Name of the class, with its settings."""
         arguments = ", ".join(f"{name}={value}" for name, value in self.arguments.items())
         return f"{self.kind.__name__}({arguments})" if arguments else self.kind.__name__
 
@@ -84,18 +87,18 @@ class TorchvisionDataset(DecodedImages):
         try:
             try:
                 return self.kind(self.root, **settings)
-            except (RuntimeError, FileNotFoundError) as error:  # how they say that files are missing
+            except (RuntimeError, FileNotFoundError) as error:  # raised for missing files
                 can_download = "download" in _parameters(self.kind)
                 if not (self.download and can_download):
                     why = "data.download is false" if can_download else reason(error)
                     raise SettingError(f"no {self.title} in {self.folder.absolute()} ({why})") from error
             self.folder.mkdir(parents=True, exist_ok=True)
-            # several processes come here at once
+            # several processes may download at once
             with FileLock(self.folder / f".{self.kind.__name__}.lock"), contextlib.redirect_stdout(io.StringIO()):
                 return self.kind(self.root, download=True, **settings)
         except SettingError:
             raise
-        except Exception as error:  # a download, and a class of somebody's, can fail in any way
+        except Exception as error:  # a download or a third-party class can fail in any way
             raise SettingError(f"{self.title} cannot be made with {settings}: {reason(error)}") from error
 
 
@@ -110,7 +113,7 @@ def _class(path: str) -> Any:
 
 
 def _parameters(kind: Any) -> set[str]:
-    """Those of its constructor and, as some pass settings on, of those it inherits from."""
+    """Parameters of the constructor and of the base classes' constructors, to which some classes pass settings."""
     makers = [vars(base)["__init__"] for base in kind.__mro__[:-1] if "__init__" in vars(base)]
     return {name for maker in makers for name in inspect.signature(maker).parameters}
 
