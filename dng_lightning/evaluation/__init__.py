@@ -1,1 +1,1 @@
-"""Judging generated images: metrics and figures. Knows nothing of guidance."""
+"""Evaluation of generated images: metrics and figures, independent of the guidance."""

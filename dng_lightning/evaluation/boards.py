@@ -1,4 +1,4 @@
-"""Pictures, histograms and settings for whatever loggers a trainer has, the same for all of them."""
+"""Images, histograms and settings for the loggers of a trainer, with one interface for all loggers."""
 
 import importlib
 from collections.abc import Mapping, Sequence
@@ -19,14 +19,14 @@ from dng_lightning.files import file_name, write_whole
 
 
 class Board:
-    """What is logged to each of several loggers.
+    """Logs to each of several loggers.
 
-    TensorBoard and Weights & Biases show pictures and histograms; MLflow and Aim get pictures, and the bars of a
-    histogram as metrics; any other logger with a folder, such as ``CSVLogger``, gets PNG files in its ``media`` folder
-    besides those metrics.
+    TensorBoard and Weights & Biases get images and histograms; MLflow and Aim get images, and the bars of a histogram
+    as metrics; any other logger with a folder, such as ``CSVLogger``, gets PNG files in its ``media`` folder, and these
+    metrics.
 
     Args:
-        loggers: of Lightning, or with their interface.
+        loggers: Lightning's loggers, or others with their interface.
     """
 
     def __init__(self, loggers: Sequence[Logger]) -> None:
@@ -41,7 +41,7 @@ class Board:
                 _log_image(logger, tag, image, step)
 
     def add_figure(self, tag: str, figure: Figure, step: int) -> None:
-        """Log a figure; it is closed thereafter."""
+        """Log a figure, and close it."""
         for logger in sorted(self.loggers, key=lambda logger: isinstance(logger, TensorBoardLogger)):
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_figure(tag, figure, step)  # last, because it closes the figure
@@ -49,7 +49,7 @@ class Board:
                 _log_image(logger, tag, _drawn(figure), step)
 
     def add_counts(self, tag: str, counts: Sequence[int], step: int) -> None:
-        """Log how many images each class has, as a histogram with a bar a class."""
+        """Log how many images each class has, as a histogram with one bar per class."""
         for logger in self.loggers:
             if isinstance(logger, TensorBoardLogger):
                 tensorboard.class_histogram(logger.experiment, tag, counts, step)
@@ -60,23 +60,23 @@ class Board:
                 logger.log_metrics({f"{tag}/{label}": float(count) for label, count in enumerate(counts)}, step)
 
     def add_settings(self, settings: Mapping[str, Any], measured: Sequence[str]) -> None:
-        """Log the settings that runs are compared by; ``measured`` are the tags of their results."""
+        """Log the settings for the comparison of runs; ``measured`` are the tags of their results."""
         for logger in self.loggers:
             if isinstance(logger, TensorBoardLogger):
                 tensorboard.hyperparameters(logger.experiment, settings, measured)
             else:
                 plain = {f"run/{name}": value for name, value in settings.items() if value is not None}
-                logger.log_hyperparams(plain)  # apart from the module's own, which MLflow lets nobody change
+                logger.log_hyperparams(plain)  # under a prefix of their own, as MLflow refuses changes of the module's
 
     def flush(self) -> None:
-        """Show what was logged."""
+        """Flush the TensorBoard loggers."""
         for logger in self.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.flush()
 
 
 def board_of(trainer: Trainer) -> Board | None:
-    """The trainer's loggers; None if it has none, and on other devices than the first."""
+    """The trainer's loggers; None without loggers, and on all devices but the first."""
     return Board(trainer.loggers) if trainer.loggers and trainer.is_global_zero else None
 
 

@@ -1,4 +1,4 @@
-"""Measures of generated images, from the labels that a classifier gives them."""
+"""Measures of generated images from a classifier's labels."""
 
 import math
 from collections.abc import Collection, Sequence
@@ -25,8 +25,8 @@ def forbidden_rate(counts: Sequence[int], forbidden: Collection[int]) -> tuple[f
     """Share of the forbidden classes and its 95 % Wilson interval.
 
     Args:
-        counts: generated images of each class, at least one in all.
-        forbidden: labels.
+        counts: generated images of each class, at least one in total.
+        forbidden: forbidden labels.
     """
     hits, total = sum(counts[label] for label in forbidden), sum(counts)
     return (hits / total, *wilson_interval(hits, total))
@@ -35,15 +35,15 @@ def forbidden_rate(counts: Sequence[int], forbidden: Collection[int]) -> tuple[f
 def kl_divergence(counts: Sequence[int], forbidden: Collection[int] = ()) -> float:
     """KL(target || generated) in nats; the target is uniform over the classes that are not forbidden.
 
-    The direction of the authors' release, whose sum runs over the retained classes while leaked images keep their share
-    of the generated distribution, so that a leak costs as well. Half an image is added to each class (Krichevsky and
-    Trofimov, 1981), so that an empty class costs much but not infinitely much.
+    The direction is that of the authors' release, which sums over the retained classes; leaked images keep their share
+    of the generated distribution, so that a leak increases the divergence. Half an image is added to each class
+    (Krichevsky and Trofimov, 1981), so that an empty class gives a large but finite divergence.
     """
     return kl_to(counts, [0 if label in forbidden else 1 for label in range(len(counts))])
 
 
 def kl_to(counts: Sequence[int], target: Sequence[float]) -> float:
-    """`kl_divergence` to any target: the weight of each class in it, >= 0, of which one at least is above 0."""
+    """`kl_divergence` to any ``target``: weights of the classes, >= 0, with at least one above 0."""
     total, whole = sum(counts) + len(counts) / 2, sum(target)
     pairs = zip(target, counts, strict=True)
     return sum(share * math.log(share * total / (whole * (count + 0.5))) for share, count in pairs if share) / whole
@@ -52,13 +52,13 @@ def kl_to(counts: Sequence[int], target: Sequence[float]) -> float:
 def kl_interval(
     counts: Sequence[int], forbidden: Collection[int] = (), draws: int = 2000, seed: int = 0
 ) -> tuple[float, float]:
-    """95 % bootstrap interval of `kl_divergence`: the images are drawn anew with replacement; see `bootstrap_interval`.
+    """95 % bootstrap interval of `kl_divergence`: the images are resampled with replacement; see `bootstrap_interval`.
 
-    A class without images has none in any draw: where a retained class is empty, the interval is too narrow, as it does
-    not know of the few images that other seeds would have given.
+    A class without images is empty in every resample: if a retained class is empty, the interval is too narrow, because
+    it excludes the few images that other seeds may give.
 
     Raises:
-        SettingError: no image.
+        SettingError: there is no image.
     """
     check_count("the divergence's interval", sum(counts), 1)
     drawn = _redrawn(counts, draws, np.random.default_rng(seed))
@@ -68,12 +68,12 @@ def kl_interval(
 def kl_to_interval(
     counts: Sequence[int], target: Sequence[int], draws: int = 2000, seed: int = 0
 ) -> tuple[float, float]:
-    """95 % bootstrap interval of `kl_to` where the target is of images, too: both are drawn anew, each by itself.
+    """95 % bootstrap interval of `kl_to` for a target of image counts: both are resampled independently.
 
-    Where both are of the same seeds they have much in common, and the interval is too wide rather than too narrow.
+    If both are of the same seeds, they are positively correlated, and the interval is too wide rather than too narrow.
 
     Raises:
-        SettingError: no image in one of them.
+        SettingError: there is no image in one of them.
     """
     check_count("the divergence's interval", min(sum(counts), sum(target)), 1)
     generator = np.random.default_rng(seed)
@@ -87,15 +87,15 @@ def _redrawn(counts: Sequence[int], draws: int, generator: np.random.Generator) 
 
 
 def bootstrap_interval(values: Sequence[float], point: float) -> tuple[float, float]:
-    """95 % interval of a measure >= 0 that a finite number of images makes larger, such as a divergence or a distance.
+    """95 % interval of a measure >= 0 with a positive finite-sample bias, such as a divergence.
 
-    Drawing images anew adds that bias a second time, so that the values alone may all lie above the point. They are
-    shifted until their mean is the point: the interval tells how far images of other seeds would have scattered, for
-    comparisons at equal N, and leaves the bias in.
+    Resampling adds this bias a second time, so that all values may lie above the point estimate. They are shifted such
+    that their mean is the point estimate: the interval shows the scatter over seeds, for comparisons at equal N, and
+    keeps the bias.
 
     Args:
-        values: the measure of each redrawn set of images.
-        point: the measure of the images themselves.
+        values: the measure of each resample.
+        point: the measure of the images.
 
     Returns:
         Lower bound, at least 0, and upper bound.
@@ -111,7 +111,7 @@ def check_count(what: str, n: int, least: int) -> None:
 
 
 def total_variation(counts: Sequence[int], forbidden: Collection[int] = ()) -> float:
-    """Half the L1 distance between the generated classes and the uniform ones over the retained, in [0, 1]."""
+    """Half the L1 distance of the class distribution to the uniform one over the retained classes, in [0, 1]."""
     retained = len(counts) - len(set(forbidden))
     total = sum(counts)
     target = [0.0 if label in forbidden else 1 / retained for label in range(len(counts))]
@@ -120,10 +120,11 @@ def total_variation(counts: Sequence[int], forbidden: Collection[int] = ()) -> f
 
 @dataclass(frozen=True)
 class PosteriorQuality:
-    """How well a tracked posterior tells which images become forbidden.
+    """Quality of a tracked posterior as a forecast of which images are forbidden at the end.
 
     Attributes:
-        auc: chance that a forbidden image has a higher posterior than another; None if all or none are forbidden.
+        auc: probability that a forbidden image has a higher posterior than an allowed one; None if all or none are
+            forbidden.
         brier: mean squared error of the posterior as a forecast (Brier, 1950), in [0, 1]; 0 is best.
         curve: (mean posterior, share forbidden, images) of each bin that has images; the two are equal if calibrated.
     """
@@ -134,15 +135,15 @@ class PosteriorQuality:
 
 
 def posterior_quality(posterior: Tensor, is_forbidden: Tensor, bins: int = 10) -> PosteriorQuality:
-    """Judge a posterior by what the images became.
+    """Evaluate a posterior against the labels of the final images.
 
     Args:
-        posterior: of being forbidden, (N,), in [0, 1] up to rounding.
-        is_forbidden: whether each image turned out so, bool (N,).
-        bins: of the calibration curve, equally wide parts of [0, 1].
+        posterior: probability of being forbidden, (N,), in [0, 1] up to rounding.
+        is_forbidden: whether each final image is forbidden, bool (N,).
+        bins: number of equally wide bins of the calibration curve in [0, 1].
 
     Raises:
-        SettingError: no image.
+        SettingError: there is no image.
     """
     from sklearn.metrics import roc_auc_score  # takes a second to import
 

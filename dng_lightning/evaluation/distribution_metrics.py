@@ -1,7 +1,7 @@
 """Distances between real and generated images, from their features (N, d).
 
-All of them depend on the number of images, so only values of equal numbers compare; all are taken in double precision
-on the CPU, so that they depend on neither the device nor the batch size.
+All distances depend on the number of images, so that only values for equal numbers are comparable. They are computed in
+double precision on the CPU, so that they depend on neither the device nor the batch size.
 """
 
 import torch
@@ -17,12 +17,12 @@ BLOCK = 1024  # rows at a time, which bounds a block of a distance matrix to 80 
 class Moments:
     """Count, mean and covariance of features that come in batches; memory does not grow with their number.
 
-    Batches are merged by their centred moments (Chan et al., 1979), which loses no digits where the mean is large.
+    Batches are merged by their centred moments (Chan et al., 1979), which loses no precision if the mean is large.
 
     Attributes:
         n: number of images so far.
         mean: float64 (d,).
-        scatter: sum of the outer products of what deviates from the mean, float64 (d, d).
+        scatter: sum of the outer products of the deviations from the mean, float64 (d, d).
     """
 
     def __init__(self) -> None:
@@ -31,10 +31,10 @@ class Moments:
         self.scatter = torch.zeros((), dtype=torch.float64)
 
     def update(self, features: Tensor) -> None:
-        """Take in features (B, d) of any precision and device.
+        """Add features (B, d) of any precision and device.
 
         Raises:
-            SettingError: d is not that of the earlier ones.
+            SettingError: d differs from that of earlier features.
         """
         if not len(features):
             return
@@ -44,7 +44,7 @@ class Moments:
         self.merge(len(features), mean, centred.T @ centred)
 
     def merge(self, n: int, mean: Tensor, scatter: Tensor) -> None:
-        """Take in ``n`` >= 1 images of which the moments are known."""
+        """Add the moments of ``n`` >= 1 images."""
         if self.n:
             _check_width(self.mean, mean)
         total = self.n + n
@@ -67,18 +67,19 @@ class Moments:
 def frechet_distance(mean_1: Tensor, cov_1: Tensor, mean_2: Tensor, cov_2: Tensor) -> float:
     """Squared Fréchet distance of two Gaussians (Dowson and Landau, 1982); of Inception features it is FID.
 
-    |mean_1 - mean_2|^2 + Tr(cov_1 + cov_2 - 2 (cov_1 cov_2)^1/2). The last trace is that of the root of the symmetric
-    cov_1^1/2 cov_2 cov_1^1/2, which has no complex eigenvalues to drop when a covariance is singular. torchmetrics' own
-    core, against which this is tested, is private and takes those of the product itself, at five times the cost.
+    |mean_1 - mean_2|^2 + Tr(cov_1 + cov_2 - 2 (cov_1 cov_2)^1/2). The last trace is computed from the root of the
+    symmetric cov_1^1/2 cov_2 cov_1^1/2, whose eigenvalues are real even if a covariance is singular. The function in
+    torchmetrics, against which this one is tested, is private and uses the eigenvalues of the product cov_1 cov_2, at
+    five times the cost.
 
     Args:
         mean_1: (d,).
         cov_1: (d, d), symmetric; may be singular.
         mean_2: (d,).
-        cov_2: (d, d), likewise.
+        cov_2: (d, d), symmetric; may be singular.
 
     Returns:
-        >= 0. Exact up to 1e-6 of the traces where a covariance is singular.
+        >= 0. Exact up to 1e-6 of the traces if a covariance is singular.
 
     Raises:
         SettingError: the dimensions differ.
@@ -92,18 +93,18 @@ def frechet_interval(
 ) -> tuple[float, float]:
     """95 % bootstrap interval of the Fréchet distance at this number of generated images.
 
-    Images are drawn with replacement; see `bootstrap_interval`. On one core half a second in all for 2,000 images in
-    128 dimensions, but some three seconds a draw in 2,048.
+    Images are resampled with replacement; see `bootstrap_interval`. On one core all draws take half a second for 2,000
+    images in 128 dimensions, but each draw takes about three seconds in 2,048 dimensions.
 
     Args:
-        features: (N, d) of the generated images.
+        features: features of the generated images, (N, d).
         real_mean: (d,).
         real_cov: (d, d).
-        draws: how often the images are drawn anew.
-        seed: of the draws.
+        draws: number of resamples.
+        seed: seed of the resampling.
 
     Raises:
-        SettingError: fewer than two images, or the dimensions differ.
+        SettingError: there are fewer than two images, or the dimensions differ.
     """
     check_count("the Fréchet distance's interval", len(features), 2)
     _check_width(features, real_mean)
@@ -114,7 +115,7 @@ def frechet_interval(
     def distance(generated: Tensor) -> float:
         if root is not None:
             return _distance(mean, root, generated.mean(dim=0), generated.T.cov())
-        # Fewer images than dimensions: the same non-zero eigenvalues are those of a smaller matrix, (n, n).
+        # Fewer images than dimensions: a smaller matrix (n, n) has the same non-zero eigenvalues.
         centred = (generated - generated.mean(dim=0)) / (n - 1) ** 0.5
         spectrum = torch.linalg.eigvalsh(centred @ covariance @ centred.T).clamp(min=0)
         traces = covariance.trace() + centred.square().sum() - 2 * spectrum.sqrt().sum()
@@ -129,17 +130,18 @@ def frechet_interval(
 def kernel_distance(real: Tensor, generated: Tensor) -> float:
     """Kernel distance, in Inception features KID: the unbiased squared MMD (Binkowski et al., 2018, equation 4).
 
-    With their kernel (x.y / d + 1)^3, over all pairs instead of random subsets, hence the same every time.
+    The kernel is (x.y / d + 1)^3 as in the paper. All pairs are used instead of random subsets, so that the value is
+    deterministic.
 
     Args:
         real: (M, d).
         generated: (N, d).
 
     Returns:
-        Below zero about as often as above for images of the same distribution.
+        The distance; for images of the same distribution it is negative about as often as positive.
 
     Raises:
-        SettingError: fewer than two images of a kind, or the dimensions differ.
+        SettingError: there are fewer than two real or generated images, or the dimensions differ.
     """
     check_count("the kernel distance", min(len(real), len(generated)), 2)
     _check_width(real, generated)
@@ -150,16 +152,17 @@ def kernel_distance(real: Tensor, generated: Tensor) -> float:
 def precision_recall(real: Tensor, generated: Tensor, k: int = 3) -> tuple[float, float]:
     """Improved precision and recall (Kynkäänniemi et al., 2019, equations 1 and 2).
 
-    An image lies in the other set's manifold if it is no further from one of its images than that one's k-th neighbour
-    in its own set.
+    The manifold of a set is the union of the balls around its images, whose radii are the distances to the k-th
+    neighbours in the set.
 
     Args:
         real: (M, d).
         generated: (N, d).
-        k: which neighbour, at least 1.
+        k: number of the neighbour, at least 1.
 
     Returns:
-        precision, the share of generated images in the real manifold, and recall, that of real ones in the generated.
+        precision, the share of generated images in the manifold of the real ones, and recall, the share of real images
+        in the manifold of the generated ones.
 
     Raises:
         SettingError: a set has no more than k images, or the dimensions differ.
@@ -192,7 +195,7 @@ def _kernel_mean(x: Tensor, y: Tensor | None = None) -> float:
 
 
 def _share_inside(images: Tensor, others: Tensor, k: int) -> float:
-    # each is its own nearest neighbour, hence k + 1
+    # each image is its own nearest neighbour, hence k + 1
     radii = torch.cat([torch.cdist(block, others).kthvalue(k + 1).values for block in torch.split(others, BLOCK)])
     inside = [(torch.cdist(block, others) <= radii).any(dim=1) for block in torch.split(images, BLOCK)]
     return float(torch.cat(inside).double().mean())

@@ -1,7 +1,7 @@
-"""Measures the images of several methods, drawn at the same seeds: tables, figures and TensorBoard runs.
+"""Evaluates several methods on images of the same seeds: tables, figures and TensorBoard runs.
 
-An ``Evaluator`` needs no trainer: give it the images of a run batch by batch, then ``finish`` the run. Everything is on
-disk, so that any number of processes may add images and an interrupted evaluation goes on where it stopped.
+An ``Evaluator`` needs no trainer: ``add`` the images of a run batch by batch, then ``finish`` the run. All data are on
+disk, so that any number of processes may add images and an interrupted evaluation can be continued.
 """
 
 import hashlib
@@ -37,30 +37,30 @@ COLUMNS = [
 ]
 KEY = ["method", "guidance", "seeds", "steps", "features"]
 CLASS_COLUMNS = [*KEY, "class", "share", "kid", "precision", "recall"]
-SHOWN = 24  # images of each method that samples.png shows
-PLOTTED = 1000  # images whose trajectories are plotted on TensorBoard
+SHOWN = 24  # images of each method in samples.png
+PLOTTED = 1000  # images with trajectories on TensorBoard
 
 UNGUIDED = EvaluationRun.reference("Unguided")
 REJECTION = EvaluationRun.reference("Rejection")
 
 
 class Evaluator:
-    """Keeps the images of evaluation runs and measures them.
+    """Stores the images of evaluation runs and computes the measures.
 
     Args:
-        folder: for ``results.csv`` and all that goes with it.
-        seeds: of all images, consecutive.
-        steps: sampling steps, for the tables.
-        label_space: what images are sorted into, and which of it is forbidden.
+        folder: folder of ``results.csv`` and the other results.
+        seeds: consecutive seeds of all images.
+        steps: number of sampling steps, for the tables.
+        label_space: labels of the images, and the forbidden ones.
         label: labels images (B, C, H, W) in [-1, 1].
-        extractor: features that images are compared in; None to leave out what needs real images.
-        reference: statistics of real images in these features; None to leave out what needs them.
-        unguided: the run of the unguided images; None where they are not drawn.
-        trackers: of the posteriors that are tracked passively while these are drawn: settings to short name.
-        about: what the TensorBoard runs have in common, such as the model.
+        extractor: feature extractor of the distances; None to leave out the measures that need real images.
+        reference: reference statistics in these features; None to leave out the measures that need them.
+        unguided: run of the unguided images; None if they are not drawn.
+        trackers: posteriors that are tracked passively on the unguided images: settings to short name.
+        about: common settings of the TensorBoard runs, such as the model.
 
     Raises:
-        SettingError: no class is left to be drawn, or there are too few images to compare.
+        SettingError: all classes are forbidden, or there are too few images for the measures.
     """
 
     def __init__(
@@ -89,36 +89,36 @@ class Evaluator:
         self.posteriors = Table(folder / "posterior.csv", posterior_metrics.COLUMNS, posterior_metrics.KEY)
 
     def identity(self, run: EvaluationRun) -> dict[str, str]:
-        """The values of ``KEY``, by which a row is found again."""
+        """The values of ``KEY``, which identify a row."""
         features = self.extractor.name if self.extractor else "none"
         return {"method": run.method, "guidance": run.settings, **self.drawing, "features": features}
 
     def is_done(self, run: EvaluationRun) -> bool:
-        """Whether the run has its row; the unguided one also those of the posteriors tracked with it."""
+        """Whether the run has its row and, if unguided, the rows of the posteriors tracked with it."""
         tracked = [self.posteriors.has({"tracker": name, **self.drawing}) for name in self.trackers]
         return self.results.has(self.identity(run)) and (run != self.unguided or all(tracked))
 
     def unfinished(self, runs: Sequence[EvaluationRun]) -> list[EvaluationRun]:
-        """Those that are not done; the unguided one, too, if others are to be compared with images that are lost."""
+        """The runs that are not done; also the unguided run, if others need its images and these are missing."""
         todo = [run for run in runs if not self.is_done(run)]
         if self.unguided is None or self.unguided in todo or not todo or self.store(self.unguided).is_complete:
             return todo
         return [self.unguided, *todo]
 
     def store(self, run: EvaluationRun) -> SampleStore:
-        """Where the run's images are."""
+        """Store of the run's images."""
         return SampleStore(self.folder / "sample_cache" / f"{run.method}-{_hash(self.identity(run), 12)}", self.seeds)
 
     def add(self, run: EvaluationRun, samples: Samples, tracked: Tensor | None = None) -> None:
-        """Keep a batch of images, labelled.
+        """Label and store a batch of images.
 
         Args:
-            run: that drew them.
+            run: run of the images.
             samples: the batch.
-            tracked: log probabilities of the passively tracked posteriors, (B, S, W, K); None for none.
+            tracked: log probabilities of the passively tracked posteriors, (B, S, W, K); None without tracking.
         """
         pixels, self.times = to_uint8(samples.images), list(samples.times)
-        found = self.label(to_float(pixels))  # of the pixels that are kept, as the features are
+        found = self.label(to_float(pixels))  # of the stored pixels, as the features are
         arrays = {"pixels": pixels, "labels": found.labels}
         if found.attributes is not None:
             arrays["attributes"] = found.attributes
@@ -133,7 +133,7 @@ class Evaluator:
         self.store(run).write(samples.seeds, **arrays)
 
     def finish(self, run: EvaluationRun, cost: Cost) -> None:
-        """Measure a run whose images are all there, and write its rows.
+        """Compute the measures of a run from all its images, and write its rows.
 
         Raises:
             SettingError: images are missing.
@@ -151,7 +151,7 @@ class Evaluator:
         classes = per_class(store, self.reference, self.label_space.names)
         self.classes.add([self.identity(run) | row for row in classes])
         self._log(store, rows)
-        if run != self.unguided:  # others are compared with all of its images
+        if run != self.unguided:  # the unguided images are needed for other runs
             store.keep_only(SHOWN, "pixels", "labels")
         self.results.add(rows)
 
@@ -159,7 +159,7 @@ class Evaluator:
         """Draw ``tradeoff.png``, ``histograms.png`` and ``samples.png``, and write ``results.md``.
 
         Args:
-            runs: those whose images are shown, where they are there.
+            runs: runs in ``samples.png``, as far as their images exist.
         """
         rows, label_space = self.results.rows(), self.label_space
         study_figures.tradeoff(rows).savefig(self.folder / "tradeoff.png", dpi=150)
@@ -173,13 +173,13 @@ class Evaluator:
         (self.folder / "results.md").write_text(results_markdown(rows, self._notes()))
 
     def summary(self) -> str:
-        """The tables, for the terminal; empty if there is no row."""
+        """The tables for the terminal; empty without a row."""
         rows = self.results.rows()
         texts = [*self._notes(), results_table(rows), safety_table(rows), f"written to {self.folder}"] if rows else []
         return "\n".join(filter(None, texts))
 
     def _judge_trackers(self, store: SampleStore) -> None:
-        """Measure the passively tracked posteriors."""
+        """Evaluate the passively tracked posteriors."""
         if not self.trackers:
             return
         became, posteriors = self.label_space.are_forbidden(store.all("labels")), store.all("tracked")
@@ -189,7 +189,7 @@ class Evaluator:
         study_figures.calibration(dict(zip(names, ends, strict=True))).savefig(self.folder / "calibration.png", dpi=120)
 
     def _log(self, store: SampleStore, rows: Sequence[dict[str, Any]]) -> None:
-        """A TensorBoard run for each row; the first is of the images as they were drawn."""
+        """Write a TensorBoard run for each row; only the first row has sample images."""
         label_space, shown, way = self.label_space, self._first_images(store), None
         if store.has("scales"):
             scale, labels = store.first("scales", PLOTTED), store.first("labels", PLOTTED)
@@ -211,7 +211,7 @@ class Evaluator:
             )
 
     def _first_images(self, store: SampleStore) -> tuple[Tensor, list[bool]]:
-        """Some images, uint8, and which of them are forbidden."""
+        """The first images, uint8, and which of them are forbidden."""
         return store.first("pixels", SHOWN), self.label_space.are_forbidden(store.first("labels", SHOWN)).tolist()
 
     def _notes(self) -> list[str]:

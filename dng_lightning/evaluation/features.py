@@ -1,4 +1,4 @@
-"""Feature extractors: a named network for real and generated images alike."""
+"""Feature extractors: named networks for real and generated images."""
 
 import hashlib
 from abc import ABC, abstractmethod
@@ -13,7 +13,7 @@ from dng_lightning.evaluation.runs import Labels
 
 
 class Judge(Protocol):
-    """Who labels images; a ``ClassifierModule`` is one."""
+    """Interface of classifiers that label images, such as ``ClassifierModule``."""
 
     @property
     def net(self) -> nn.Module:
@@ -21,21 +21,21 @@ class Judge(Protocol):
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """What the labels are called."""
+        """Names of the labels."""
 
     def label(self, x: Tensor) -> Labels:
-        """What it sees in images (B, C, H, W) in [-1, 1], on whatever device they are."""
+        """Labels of images (B, C, H, W) in [-1, 1], on any device."""
 
 
 class FeatureExtractor(ABC):
-    """Pixels to features, in evaluation mode and full precision whatever the trainer runs in.
+    """Maps pixels to features, in evaluation mode and without autocast.
 
-    No module, so that a LightningModule that holds one neither trains it, averages it nor stores it.
+    Not an ``nn.Module``, so that a LightningModule with an extractor does not train, average or store its weights.
 
     Attributes:
-        name: what distances taken in these features are reported under.
+        name: name of the features in results.
         num_features: d.
-        fingerprint: a short hash of the weights; features of other weights cannot be compared.
+        fingerprint: a short hash of the weights; features of different weights are not comparable.
 
     Args:
         name: see above.
@@ -50,7 +50,7 @@ class FeatureExtractor(ABC):
 
     @property
     def device(self) -> torch.device:
-        """Of the network."""
+        """Device of the network."""
         return next(self.net.parameters()).device
 
     def __call__(self, pixels: Tensor) -> Tensor:
@@ -77,24 +77,24 @@ class FeatureExtractor(ABC):
 
     @abstractmethod
     def _extract(self, pixels: Tensor, dtype: torch.dtype) -> Tensor:
-        """(B, num_features) of any precision; ``dtype`` is the weights'."""
+        """(B, num_features) of any precision; ``dtype`` is that of the weights."""
 
 
 class ClassifierFeatures(FeatureExtractor):
-    """The penultimate layer of a classifier trained on these very images.
+    """Penultimate layer of a classifier that was trained on the same data set.
 
     Args:
-        module: its ``net`` has ``features(x)`` and ``num_features``, as `ImageClassifier` has them.
-        name: of its checkpoint.
+        module: classifier whose ``net`` has ``features(x)`` and ``num_features``, like `ImageClassifier`.
+        name: name of its checkpoint.
 
     Raises:
-        SettingError: it lacks these.
+        SettingError: ``net`` lacks these.
     """
 
     def __init__(self, module: Judge, name: str) -> None:
         if not (hasattr(module.net, "features") and hasattr(module.net, "num_features")):
             kind = type(module.net).__name__
-            own = isinstance(module, nn.Module) and module.net is module  # of another library
+            own = isinstance(module, nn.Module) and module.net is module  # a network of another library
             mend = "set its head, or take other features" if own else "give its net features(x), num_features"
             raise SettingError(f"the classifier {name} ({kind}) has no features: {mend}")
         super().__init__(name, module.net, int(module.net.num_features))  # type: ignore[arg-type]  # a module's is Any
@@ -105,15 +105,16 @@ class ClassifierFeatures(FeatureExtractor):
 
 
 class InceptionFeatures(FeatureExtractor):
-    """The 2,048 pooled features of Inception v3 that FID is defined by (Heusel et al., 2017), from torch-fidelity.
+    """The 2,048 pooled features of Inception v3 that define FID (Heusel et al., 2017), from torch-fidelity.
 
-    Its weights and its resizing are those of the original TensorFlow graph; grey images are repeated to three channels.
+    Weights and resizing are those of the original TensorFlow graph; grey images are repeated to three channels.
 
     Args:
-        weights: torch-fidelity's file of weights; None to download it (95 MB) or to find it where torch.hub keeps it.
+        weights: torch-fidelity's file of weights; None to take it from torch.hub's cache or to download it (95 MB).
 
     Raises:
-        SettingError: torch-fidelity is not installed, or the weights are not there, not to be had, or not Inception's.
+        SettingError: torch-fidelity is not installed, or the weights are missing, cannot be downloaded, or are not
+            Inception's.
     """
 
     def __init__(self, weights: str | None = None) -> None:
@@ -122,13 +123,13 @@ class InceptionFeatures(FeatureExtractor):
         except ImportError as error:
             raise SettingError("Inception features need torch-fidelity: pip install torch-fidelity") from error
         try:
-            # torch-fidelity would run code that the file carries; read here first, such a file is refused
+            # torch-fidelity would run code in the file; reading it here first refuses such a file
             if weights is None:
                 torch.hub.load_state_dict_from_url(inception.URL_INCEPTION_V3, map_location="cpu", weights_only=True)
             else:
                 torch.load(weights, map_location="cpu", weights_only=True)
             net = inception.FeatureExtractorInceptionV3("inception", ["2048"], weights)
-        except Exception as error:  # no file, no connection, not a state dict, another network's
+        except Exception as error:  # no file, no connection, no state dict, or that of another network
             source = weights or inception.URL_INCEPTION_V3
             raise SettingError(
                 f"no Inception weights from {source}, name a file that holds them: {reason(error)}"

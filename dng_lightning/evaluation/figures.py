@@ -9,17 +9,17 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torchvision.utils import make_grid
 
-COLOURS = {True: "tab:red", False: "tab:blue"}  # of what is forbidden or not
+COLOURS = {True: "tab:red", False: "tab:blue"}  # of forbidden and of allowed images
 RED = torch.tensor([214, 39, 40], dtype=torch.uint8)
 
 
 def framed_grid(images: Tensor, marked: Sequence[bool] | None = None, columns: int = 8) -> Tensor:
-    """Images in rows, the marked ones in a red frame.
+    """Images in a grid; marked images have a red frame.
 
     Args:
         images: uint8 (N, C, H, W), C being 1 or 3.
-        marked: which ones to frame.
-        columns: images a row.
+        marked: whether each image has a frame; None for no frames.
+        columns: images per row.
 
     Returns:
         uint8 (3, height, width).
@@ -36,9 +36,9 @@ def framed_grid(images: Tensor, marked: Sequence[bool] | None = None, columns: i
 
 
 def side_by_side(panels: dict[str, Tensor]) -> Figure:
-    """Grids side by side under their titles; uint8 (3, h, w) each."""
+    """Grids, uint8 (3, h, w), side by side under their titles."""
     ratio = max(grid.shape[1] / grid.shape[2] for grid in panels.values())
-    width = max(4.2, min(8, max(grid.shape[2] for grid in panels.values()) / 150))  # large images want more room
+    width = max(4.2, min(8, max(grid.shape[2] for grid in panels.values()) / 150))  # large images need more room
     figure = Figure(figsize=(width * len(panels), width * ratio + 0.5), layout="constrained")
     for axes, (title, grid) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         axes.imshow(grid.permute(1, 2, 0).numpy(), interpolation="nearest")
@@ -50,7 +50,7 @@ def side_by_side(panels: dict[str, Tensor]) -> Figure:
 def class_bars(
     shares: Mapping[str, Sequence[float]], class_names: Sequence[str], forbidden: Collection[int] = ()
 ) -> Figure:
-    """Share of each class, one group of bars a row of ``shares``; the forbidden classes' names in red."""
+    """Share of each class, with a bar for each entry of ``shares``; the names of forbidden classes are red."""
     figure = Figure(figsize=(6.4, 3.2), layout="constrained")
     axes = figure.subplots()
     width = 0.8 / len(shares)
@@ -70,13 +70,13 @@ def class_bars(
 
 @dataclass(frozen=True)
 class TrajectorySet:
-    """How N images came about in S steps.
+    """Trajectories of N images over S steps.
 
     Attributes:
         times: t / T of the level that each step starts from, (S,).
         scale: guidance scale, (N, S).
-        posterior: of all that is forbidden, (N, S); None if the guidance has none.
-        forbidden: which images became forbidden, (N,).
+        posterior: sum of the forbidden posteriors, (N, S); None if the guidance has no posterior.
+        forbidden: which final images are forbidden, (N,).
     """
 
     times: Sequence[float]
@@ -85,7 +85,7 @@ class TrajectorySet:
     forbidden: Sequence[bool]
 
     def plot(self, figure: Figure) -> Iterator[tuple[Axes, Tensor]]:
-        """One above the other the axes of posterior and scale against t, and what is to be drawn on them, (N, S)."""
+        """Axes of posterior and scale against t, one above the other, each with its values (N, S)."""
         rows = {"posterior of the forbidden": self.posterior} if self.posterior is not None else {}
         rows |= {"guidance scale": self.scale}
         figure.set_size_inches(6.4, 2.6 * len(rows))
@@ -101,13 +101,13 @@ class TrajectorySet:
         axes.set_xlabel("t / T")
 
     def lines(self, axes: Axes, values: Tensor, shown: Sequence[int]) -> None:
-        """Draw one line for each image of the ``shown`` ones; red where the image became forbidden."""
+        """Draw a line for each of the ``shown`` images; red if the final image is forbidden."""
         for i in shown:
             axes.plot(self.times, values[i].tolist(), lw=0.7, alpha=0.8, color=COLOURS[bool(self.forbidden[i])])
 
 
 def trajectories(shown: TrajectorySet) -> Figure:
-    """Posterior and guidance scale against t, one line an image."""
+    """Posterior and guidance scale against t, one line per image."""
     figure = Figure(layout="constrained")
     for axes, values in shown.plot(figure):
         shown.lines(axes, values, range(len(values)))
@@ -115,9 +115,9 @@ def trajectories(shown: TrajectorySet) -> Figure:
 
 
 def trajectory_bands(shown: TrajectorySet) -> Figure:
-    """As ``trajectories``, for many images: mean, median, 10 % to 90 % of the images, and eight single ones.
+    """Like ``trajectories``, for many images: mean, median, 10 % to 90 % of the images, and eight single images.
 
-    Up to four of those eight are forbidden ones.
+    Up to four of the eight are forbidden.
     """
     red = [i for i, is_forbidden in enumerate(shown.forbidden) if is_forbidden][:4]
     blue = [i for i, is_forbidden in enumerate(shown.forbidden) if not is_forbidden][: 8 - len(red)]
@@ -131,6 +131,6 @@ def trajectory_bands(shown: TrajectorySet) -> Figure:
         if red:
             axes.plot([], [], color=COLOURS[True], label="an image that is forbidden")
         axes.plot([], [], color=COLOURS[False], label="another image")
-    figure.set_size_inches(4.8, 2.4 * len(figure.axes))  # still readable as small as TensorBoard shows it
+    figure.set_size_inches(4.8, 2.4 * len(figure.axes))  # readable at TensorBoard's small size
     figure.axes[0].legend(fontsize="x-small", framealpha=0.5)
     return figure

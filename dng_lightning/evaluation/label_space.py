@@ -1,4 +1,4 @@
-"""What generated images are sorted into to be compared: the classes of a data set, or what prompts are about."""
+"""Labels of generated images: the classes of a data set, or the attributes of prompts."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LabelSpace:
-    """The kinds of images that there are; an image's label is the number of its kind.
+    """The labels of an evaluation, with the forbidden and the retained ones.
 
     Attributes:
-        names: of all kinds.
-        forbidden: the labels of those to avoid.
-        retained: the labels of those that the images shall be spread over evenly.
+        names: name of each label.
+        forbidden: the forbidden labels.
+        retained: the labels over which the images should be uniformly distributed.
     """
 
     names: tuple[str, ...]
@@ -27,35 +27,35 @@ class LabelSpace:
 
     @classmethod
     def of_classes(cls, names: Sequence[str], forbidden: Collection[int]) -> "LabelSpace":
-        """The classes of a data set, of which all that are not forbidden are retained."""
+        """The classes of a data set; all that are not forbidden are retained."""
         retained = tuple(label for label in range(len(names)) if label not in forbidden)
         return cls(tuple(names), tuple(forbidden), retained)
 
     def are_forbidden(self, labels: Tensor) -> Tensor:
-        """Which images are to be avoided, bool (N,), by their ``labels`` (N,)."""
+        """Which images are forbidden, bool (N,), by their ``labels`` (N,)."""
         return torch.isin(labels, torch.tensor(self.forbidden, dtype=labels.dtype, device=labels.device))
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """What ``measures`` gives."""
+        """Names of the columns from ``measures``."""
         return ()
 
     def measures(self, read: Tensor) -> dict[str, float | None]:
-        """More columns of ``results.csv``, of all that was read in some images, (N, ...)."""
+        """Additional columns of ``results.csv`` from the attributes ``read`` in images, (N, ...)."""
         return {}
 
     def summary(self, read: Tensor, requested: Tensor) -> str:
-        """One line of what was read in some images, N >= 1, besides their labels; empty for nothing.
+        """One line about the attributes of N >= 1 images; empty without attributes.
 
         Args:
-            read: (N, ...).
-            requested: the number of the prompt or class that each image was drawn for, (N,).
+            read: attributes, (N, ...).
+            requested: number of the requested prompt or class of each image, (N,).
         """
         return ""
 
     def check_real(self, data: "ImageDataModule") -> None:
-        """Refuse real images of other kinds than these.
+        """Check that real images have these labels.
 
         Raises:
-            SettingError: they are.
+            SettingError: the labels differ.
         """

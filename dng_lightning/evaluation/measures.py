@@ -26,9 +26,9 @@ from dng_lightning.evaluation.label_space import LabelSpace
 from dng_lightning.evaluation.reference_statistics import ReferenceStatistics
 from dng_lightning.evaluation.sample_store import SampleStore
 
-LEAST = 4  # images that all measures together need: the third neighbour of one must exist
-COMPARED = 10_000  # images at most whose features are held in memory at once, for what needs them together
-WIDEST = 256  # dimensions of features that have a Fréchet interval; with more it would take longer than the images
+LEAST = 4  # fewest images for all measures: each must have a third neighbour
+COMPARED = 10_000  # most images whose features are held in memory at once, for KID, precision and recall
+WIDEST = 256  # most dimensions for a Fréchet interval; with more it would take longer than the sampling
 
 
 def measure(
@@ -40,20 +40,21 @@ def measure(
 ) -> dict[str, Any]:
     """The measures of a set of images.
 
-    From ``COMPARED`` + 1 images on, KID, precision and recall take the first ``COMPARED``, and the Fréchet distances,
-    which take all, have no interval.
+    With more than ``COMPARED`` images, KID, precision and recall use the first ``COMPARED``, and the Fréchet distances,
+    which use all, have no interval.
 
     Args:
         store: the images.
-        unguided: those of the same seeds without guidance; None to leave out how far they moved, and whether the
-            classes keep the balance that they had there among those that are not forbidden.
-        reference: statistics of real images; None to leave out what needs them.
-        label_space: what the images are sorted into.
-        reject: throw the images away that the classifier calls forbidden, first; one at least must be left. That none
-            of these is forbidden is no finding, and has no interval.
+        unguided: unguided images of the same seeds; None to leave out the distances to them, and the KL to the class
+            balance of those that are not forbidden.
+        reference: reference statistics; None to leave out the measures that need them.
+        label_space: labels of the images.
+        reject: first drop the images that the classifier labels as forbidden; at least one must be left. The forbidden
+            rate is then 0 by construction, and has no interval.
 
     Returns:
-        Columns of ``results.csv``, without those that fewer than ``LEAST`` images do not allow.
+        Columns of ``results.csv``, without Fréchet distances, KID, precision and recall for fewer than ``LEAST``
+        images.
     """
     labels, classes = store.all("labels"), len(label_space.names)
     others = set(range(classes)) - set(label_space.retained)
@@ -80,7 +81,7 @@ def measure(
         measures |= _quality(store, kept, reference, sorted(label_space.retained))
     if unguided is not None:
         fine = ~label_space.are_forbidden(unguided.all("labels"))
-        if not reject:  # the balance of rejection is the balance itself
+        if not reject:  # rejection of unguided images gives this balance itself
             measures |= _own_balance(counts, torch.bincount(unguided.all("labels")[fine], minlength=classes).tolist())
         measures |= _distance_to_unguided(store, unguided, fine)
     return measures
@@ -98,7 +99,7 @@ def _quality(store: SampleStore, kept: Tensor, reference: ReferenceStatistics, r
     _, mean, covariance = reference.moments(retained)
     _, *of_all = reference.moments(range(len(reference.class_names)))
     interval: dict[str, float] = {}
-    if moments.n == len(features) and features.shape[1] <= WIDEST:  # that of the first images is not that of all
+    if moments.n == len(features) and features.shape[1] <= WIDEST:  # needs all features in memory
         interval = _interval("fd_retained", frechet_interval(features, mean, covariance))
     real = reference.features(retained)
     return {
@@ -118,9 +119,9 @@ def _neighbours(real: Tensor, generated: Tensor) -> dict[str, float]:
 def per_class(
     store: SampleStore, reference: ReferenceStatistics | None, class_names: Collection[str]
 ) -> list[dict[str, Any]]:
-    """Share, KID, precision and recall of each class by itself, where it has ``LEAST`` images.
+    """Share of each class, and its KID, precision and recall if it has ``LEAST`` images.
 
-    The shares are of all images, the rest is of the first ``COMPARED``.
+    The shares are of all images, the other measures of the first ``COMPARED``.
     """
     labels, rows = store.all("labels"), []
     for label, name in enumerate(class_names):
@@ -134,17 +135,17 @@ def per_class(
 
 
 def _own_balance(counts: list[int], unguided: list[int]) -> dict[str, float]:
-    """KL(unguided images that are not forbidden || generated): rejection draws the first, and guidance is to."""
+    """KL(unguided images that are not forbidden || generated), and its interval."""
     if not any(unguided):
         return {}
     return {"kl_unguided": kl_to(counts, unguided), **_interval("kl_unguided", kl_to_interval(counts, unguided))}
 
 
 def _distance_to_unguided(store: SampleStore, unguided: SampleStore, fine: Tensor) -> dict[str, float]:
-    """Distance of the images from the unguided images of the same seeds, where those are not forbidden.
+    """Distance to the unguided images of the same seeds, over the ``fine`` ones, which are not forbidden.
 
-    The root mean square difference of their pixels, of a range of 1, and the Euclidean distance of their features; both
-    averaged over the images.
+    The root mean square difference of the pixels in [0, 1], and the Euclidean distance of the features, both averaged
+    over the images.
     """
     if not bool(fine.any()):
         return {}

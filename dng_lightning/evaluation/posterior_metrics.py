@@ -13,17 +13,17 @@ KEY = ["tracker", "t/T", "seeds", "steps"]
 
 
 def halfway(times: Sequence[float]) -> int:
-    """The place of the time that is nearest to half of the first."""
+    """Index of the time nearest to half of the first time."""
     return min(range(len(times)), key=lambda place: round(abs(times[place] - times[0] / 2), 6))
 
 
 def halfway_and_end(log_prob: Tensor, times: Sequence[float]) -> Tensor:
-    """The posteriors of all forbidden conditions together, half-way and at the end, (B, 2, W).
+    """Sums of the posteriors over the forbidden conditions, half-way and at the end, (B, 2, W).
 
     Args:
-        log_prob: of W posteriors before each step, (B, S, W, K).
-        times: t / T of each step, (S,). The last step has no evidence to give, so that the last posterior is that of
-            the end.
+        log_prob: log probabilities of W posteriors before each step, (B, S, W, K).
+        times: t / T of each step, (S,). The last step has no log ratio, so that the posterior before it is the final
+            one.
     """
     return log_prob[:, [halfway(times), -1]].exp().sum(3).float()
 
@@ -35,8 +35,8 @@ def posterior_rows(
 
     Args:
         posteriors: (N, 2, W), see ``halfway_and_end``.
-        became: which images turned out forbidden, bool (N,).
-        trackers: W settings.
+        became: which final images are forbidden, bool (N,).
+        trackers: settings of the W posteriors.
         times: t / T of each step.
 
     Returns:

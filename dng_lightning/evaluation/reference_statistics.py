@@ -16,26 +16,26 @@ from dng_lightning.errors import SettingError, reason
 from dng_lightning.evaluation.distribution_metrics import Moments
 from dng_lightning.evaluation.features import FeatureExtractor, Judge
 
-SAMPLES = 500  # images a class of which the features themselves are kept
+SAMPLES = 500  # most images of a class whose features are stored
 HALF_MAX = torch.finfo(torch.float16).max
 
 
 @dataclass(frozen=True)
 class ReferenceStatistics:
-    """Statistics of a data set's training images in an extractor's features, class by class.
+    """Statistics of the features of a data set's training images, for each class.
 
     Attributes:
-        data: the data set's name.
-        extractor: the name of the extractor.
-        fingerprint: the hash of its weights.
-        class_names: K of them.
+        data: name of the data set.
+        extractor: name of the feature extractor.
+        fingerprint: hash of its weights.
+        class_names: K class names.
         image_shape: (C, H, W).
         counts: training images of each class, int64 (K,).
         means: float64 (K, d).
         covariances: unbiased, float32 (K, d, d); zero for a class of fewer than two images.
         samples: features of some images, evenly chosen from each class, float16 (M, d).
         sample_labels: their classes, int64 (M,).
-        confusion: held-out test images by true class (rows) and by what the classifier calls them, int64 (K, K).
+        confusion: counts of test images by true class (rows) and the classifier's label (columns), int64 (K, K).
     """
 
     data: str
@@ -54,16 +54,16 @@ class ReferenceStatistics:
     def compute(
         cls, data: ImageDataModule, extractor: FeatureExtractor, classifier: Judge, batch_size: int = 500
     ) -> Self:
-        """Go through the training images for the features, and through the test images for the classifier's errors.
+        """Compute the features of the training images, and the classifier's confusion matrix on the test images.
 
         Args:
-            data: after ``setup``.
-            extractor: on its device.
-            classifier: of the same classes.
-            batch_size: images at a time.
+            data: data set, after ``setup``.
+            extractor: feature extractor, on its device.
+            classifier: classifier of the same classes.
+            batch_size: images per batch.
 
         Raises:
-            SettingError: the classifier knows other classes, or the features are too large to be stored.
+            SettingError: the classifier has other classes, or the features exceed half precision.
         """
         names = tuple(data.class_names)
         if tuple(classifier.class_names) != names:
@@ -89,7 +89,7 @@ class ReferenceStatistics:
             image_shape=tuple(data.image_shape),
             counts=torch.tensor([part.n for part in moments]),
             means=torch.stack([part.mean if part.n else nothing for part in moments]),
-            covariances=_full(_upper(covariances.float())),  # as they come back from a file
+            covariances=_full(_upper(covariances.float())),  # symmetric, as after loading
             samples=torch.cat(samples).half(),
             sample_labels=train.labels[kept],
             confusion=_confusion(data, extractor, classifier, batch_size),
@@ -97,10 +97,10 @@ class ReferenceStatistics:
 
     @classmethod
     def cached(cls, path: Path, data: ImageDataModule, extractor: FeatureExtractor, classifier: Judge) -> Self:
-        """Those of a file if they are of these images and features, with this classifier's errors; else new ones.
+        """The statistics in a file if its images and features match, with a new confusion matrix; else new statistics.
 
         Args:
-            path: the file, which need not exist.
+            path: path of the file, which may be missing.
             data: see ``compute``.
             extractor: see ``compute``.
             classifier: see ``compute``.
@@ -119,7 +119,7 @@ class ReferenceStatistics:
         """Count, mean (d,) and covariance (d, d) of the images of several classes together, float64.
 
         Raises:
-            SettingError: there are fewer than two.
+            SettingError: there are fewer than two images.
         """
         union = Moments()
         for label in set(labels):
@@ -131,20 +131,20 @@ class ReferenceStatistics:
         return union.n, union.mean, union.covariance
 
     def features(self, labels: Collection[int]) -> Tensor:
-        """The samples of several classes, float32 (m, d)."""
+        """The stored features of several classes, float32 (m, d)."""
         return self.samples[torch.isin(self.sample_labels, torch.tensor(list(labels)))].float()
 
     def floor(self, forbidden: Collection[int]) -> tuple[int, int]:
-        """How many of the held-out images of the retained classes the classifier calls forbidden, and of how many."""
+        """Number of test images of the retained classes that the classifier labels as forbidden, and their total."""
         retained = [label for label in range(len(self.class_names)) if label not in forbidden]
         rows = self.confusion[retained]
         return int(rows[:, list(forbidden)].sum()), int(rows.sum())
 
     def check(self, class_names: Collection[str], image_shape: Collection[int], extractor: FeatureExtractor) -> None:
-        """Check that they fit a model and a feature extractor.
+        """Check that the statistics match a model and a feature extractor.
 
         Raises:
-            SettingError: the images have other classes or another shape, or the features are others.
+            SettingError: the classes, the image shape or the features differ.
         """
         mend = "make them anew from that data set with --data.reference_data"
         shape, width = tuple(image_shape), self.means.shape[1]
@@ -159,21 +159,21 @@ class ReferenceStatistics:
             raise SettingError(f"the statistics {problem}: {mend}")
 
     def save(self, path: str | Path) -> None:
-        """Write a ``.pt`` of plain tensors and strings; of the covariances their upper triangles."""
+        """Write a ``.pt`` of plain tensors and strings, with the upper triangles of the covariances."""
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         torch.save(self.__dict__ | {"covariances": _upper(self.covariances)}, path)
 
     @staticmethod
     def file(extractor: FeatureExtractor) -> str:
-        """What the file of an extractor's statistics is called."""
+        """File name of the statistics of an extractor."""
         return f"real-{extractor.name}.pt"
 
     @classmethod
     def find(cls, folders: Sequence[Path], extractor: FeatureExtractor) -> Self:
-        """Those of the first folder that has some.
+        """The statistics in the first folder that has their file.
 
         Raises:
-            SettingError: none has.
+            SettingError: no folder has one.
         """
         for folder in folders:
             if (path := folder / cls.file(extractor)).exists():
@@ -185,10 +185,10 @@ class ReferenceStatistics:
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read what ``save`` wrote.
+        """Read the file of ``save``.
 
         Raises:
-            SettingError: the file is missing, damaged, carries code, or holds something else.
+            SettingError: the file is missing or damaged, or contains code or other data.
         """
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -204,7 +204,7 @@ class ReferenceStatistics:
 
 
 def _batches(images: ImageTensors, size: int, what: str) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Pixels, labels and places, in order."""
+    """Batches of pixels, labels and indices, in order."""
     with tqdm(total=len(images), unit=" images", desc=what, leave=False, disable=None) as bar:
         for places in torch.split(torch.arange(len(images)), size):
             yield *images[places], places
@@ -212,7 +212,7 @@ def _batches(images: ImageTensors, size: int, what: str) -> Iterator[tuple[Tenso
 
 
 def _confusion(data: ImageDataModule, extractor: FeatureExtractor, classifier: Judge, batch_size: int = 500) -> Tensor:
-    """Test images by true class (rows) and by what the classifier calls them, int64 (K, K)."""
+    """Counts of test images by true class (rows) and the classifier's label (columns), int64 (K, K)."""
     classes = len(data.class_names)
     confusion = torch.zeros(classes**2, dtype=torch.int64)
     for pixels, labels, _ in _batches(data.part("test"), batch_size, "classifier's errors"):
@@ -222,7 +222,7 @@ def _confusion(data: ImageDataModule, extractor: FeatureExtractor, classifier: J
 
 
 def _evenly_chosen(labels: Tensor, classes: int) -> Tensor:
-    """Bool (N,): of each class at most SAMPLES images, evenly spaced."""
+    """Choice of at most SAMPLES evenly spaced images of each class, bool (N,)."""
     chosen = torch.zeros(len(labels), dtype=torch.bool)
     for label in range(classes):
         places = (labels == label).nonzero()[:, 0]

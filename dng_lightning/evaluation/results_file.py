@@ -1,4 +1,4 @@
-"""Rows of results in a CSV file that grows as they come."""
+"""CSV files of results, which grow row by row."""
 
 import csv
 import io
@@ -11,29 +11,29 @@ from dng_lightning.files import write_whole
 
 
 class Table:
-    """A CSV file that is whole at any time, with one row for each value of its key.
+    """A CSV file with one row for each value of its key, which is replaced atomically.
 
     Args:
-        path: of the file; its folder exists by the time that something is added.
-        columns: in their order.
-        key: those that tell rows apart.
+        path: path of the file; its folder must exist when rows are added.
+        columns: names of the columns, in order.
+        key: columns that identify a row.
     """
 
     def __init__(self, path: Path, columns: Sequence[str], key: Sequence[str]) -> None:
         self.path, self.columns, self.key = path, list(columns), list(key)
 
     def rows(self) -> list[dict[str, str]]:
-        """What is in the file, in the order in which it was added; nothing if there is none."""
+        """The rows of the file, in the order of addition; empty without a file."""
         if not self.path.exists():
             return []
         with self.path.open(newline="") as file:
             return [{name: row.get(name) or "" for name in self.columns} for row in csv.DictReader(file)]
 
     def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Add rows in one step, numbers to six digits; one takes the place of an earlier one of the same key.
+        """Add rows atomically, floats with six digits; a row replaces an earlier row of the same key.
 
         Args:
-            rows: what they lack of the columns stays empty.
+            rows: values by column; missing columns stay empty.
         """
         table = {self._key(row): row for row in self.rows()}
         for row in rows:
@@ -54,10 +54,10 @@ class Table:
 
 
 def read(path: Path) -> list[dict[str, str]]:
-    """The rows of a table that is there.
+    """The rows of an existing table.
 
     Raises:
-        SettingError: it is not there, or empty.
+        SettingError: the file is missing, or has no rows.
     """
     rows = list(csv.DictReader(path.read_text().splitlines())) if path.exists() else []
     if not rows:

@@ -9,12 +9,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class EvaluationRun:
-    """One way to draw the seeds.
+    """A method with its settings, which draws an image for each seed.
 
     Attributes:
-        method: its name.
-        settings: what differs from the method's defaults, and the networks that it alone needs, as JSON.
-        scale: the guidance scale; None where it has none, and for a reference.
+        method: name of the method.
+        settings: non-default settings of the method, and the networks that only it needs, as JSON.
+        scale: guidance scale; None for a method without a scale, and for a reference.
     """
 
     method: str
@@ -23,7 +23,7 @@ class EvaluationRun:
 
     @classmethod
     def reference(cls, method: str, **networks: str) -> "EvaluationRun":
-        """A run that other methods are compared with, and the networks that it alone needs."""
+        """A run that other methods are compared with; ``networks`` are those that only it needs."""
         return cls(method, json.dumps({"class": method} | networks))
 
     @property
@@ -34,15 +34,15 @@ class EvaluationRun:
 
 @dataclass(frozen=True)
 class Samples:
-    """Images, and how they came about.
+    """A batch of images with their trajectories.
 
     Attributes:
-        seeds: one an image.
+        seeds: seed of each image.
         images: x_0, (B, C, H, W), about [-1, 1], not clamped.
         times: t / T of the level that each step starts from, (S,), falling from 1.
         scale: guidance scale at each step, (B, S).
-        posterior: of each forbidden condition before each step, (B, S, K); None without one.
-        nfe: network evaluations an image.
+        posterior: posterior of each forbidden condition before each step, (B, S, K); None without a posterior.
+        nfe: network evaluations per image.
     """
 
     seeds: Sequence[int]
@@ -55,12 +55,12 @@ class Samples:
 
 @dataclass(frozen=True)
 class Labels:
-    """What a classifier sees in images.
+    """Output of a classifier for a batch of images.
 
     Attributes:
-        labels: (B,).
-        confidence: the probability of that label, (B,).
-        attributes: all that it reads in the images, (B, ...); None where the label is all.
+        labels: label of each image, (B,).
+        confidence: probability of the label, (B,).
+        attributes: all attributes of the images, (B, ...); None for a classifier of labels only.
     """
 
     labels: Tensor
@@ -70,12 +70,12 @@ class Labels:
 
 @dataclass(frozen=True)
 class Cost:
-    """What the images of a run cost.
+    """Cost of the images of a run.
 
     Attributes:
-        nfe: network evaluations an image.
-        images_per_second: on all devices together.
-        memory_mb: most memory that CUDA handed out on the first device; None on other devices.
+        nfe: network evaluations per image.
+        images_per_second: speed of all devices together.
+        memory_mb: peak of the allocated CUDA memory on the first device, MiB; None without CUDA.
     """
 
     nfe: float
@@ -83,6 +83,6 @@ class Cost:
     memory_mb: float | None = None
 
     def columns(self, passed: float = 1.0) -> dict[str, float | None]:
-        """Columns of ``results.csv``, for each image of which a share ``passed`` is kept."""
+        """Columns of ``results.csv`` per kept image, where the share ``passed`` of the images is kept."""
         speed = passed * self.images_per_second
         return {"nfe": self.nfe / passed, "images_per_second": speed, "memory_mb": self.memory_mb}

@@ -1,7 +1,7 @@
-"""The images of one guidance on disk, so that an evaluation needs little memory, any number of processes, and can stop.
+"""Images of one guidance on disk, for evaluations with little memory, several processes and interruptions.
 
-Each process writes the batches that it draws; one of them merges these into arrays ordered by seed. Whatever is
-computed from those does not depend on how the drawing was shared out.
+Each process writes the batches that it draws; one of them merges these into arrays ordered by seed. Results that are
+computed from these arrays do not depend on the number of processes.
 """
 
 import shutil
@@ -14,15 +14,15 @@ from torch import Tensor
 
 from dng_lightning.errors import SettingError
 
-BLOCK = 1000  # images that are looked at together
+BLOCK = 1000  # images in memory at once
 
 
 class SampleStore:
     """Arrays of a range of seeds, such as pixels, labels and features, below one folder.
 
     Args:
-        folder: made when something is written.
-        seeds: all of them, consecutive.
+        folder: folder of the arrays, which is created by the first write.
+        seeds: all seeds, consecutive.
     """
 
     def __init__(self, folder: Path, seeds: range) -> None:
@@ -30,21 +30,21 @@ class SampleStore:
 
     @property
     def is_complete(self) -> bool:
-        """Whether everything was drawn and merged."""
+        """Whether all images are drawn and merged."""
         return (self.folder / "complete").exists()
 
     def write(self, seeds: Sequence[int], **arrays: Tensor) -> None:
-        """Keep a batch of ``seeds`` (B,): arrays (B, ...) by name, the same names in each batch."""
+        """Store a batch of ``seeds`` (B,): arrays (B, ...) by name, the same names in each batch."""
         parts = self.folder / "parts"
         parts.mkdir(parents=True, exist_ok=True)
         batch = {name: values.cpu() for name, values in arrays.items()}
         torch.save(batch | {"seeds": torch.tensor(seeds)}, parts / f"{seeds[0]}.pt")
 
     def merge(self) -> None:
-        """Order everything that was written by seed; call it once, when all processes are done.
+        """Merge all batches in the order of the seeds; call it once, when all processes are done.
 
         Raises:
-            SettingError: images of some seeds are missing, as where processes do not share a file system.
+            SettingError: images of some seeds are missing, for example if processes do not share a file system.
         """
         arrays: dict[str, np.memmap] = {}
         missing = set(self.seeds)
@@ -69,7 +69,7 @@ class SampleStore:
         (self.folder / "complete").touch()
 
     def keep_only(self, count: int, *names: str) -> None:
-        """Once measured, keep the first ``count`` rows of the arrays of these names, and no others."""
+        """Keep the first ``count`` rows of the named arrays, and delete the other arrays, after the evaluation."""
         for path in self.folder.glob("*.npy"):
             if path.stem in names:
                 np.save(path, self.first(path.stem, count).numpy())
@@ -77,7 +77,7 @@ class SampleStore:
                 path.unlink()
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Delete all arrays."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def has(self, name: str) -> bool:
@@ -85,7 +85,7 @@ class SampleStore:
         return (self.folder / f"{name}.npy").exists()
 
     def all(self, name: str) -> Tensor:
-        """A whole array, in the order of the seeds; for the small ones."""
+        """A whole array, in the order of the seeds; for small arrays."""
         return torch.from_numpy(np.load(self.folder / f"{name}.npy"))
 
     def first(self, name: str, count: int) -> Tensor:

@@ -25,12 +25,14 @@ MARKS = dict(zip(REFERENCES, "XD*", strict=True))
 
 
 def tradeoff(rows: Rows) -> Figure:
-    """Forbidden rate against what it costs: a line a method, the references as marks.
+    """Trade-offs of the forbidden rate: one line per method, and marks for the references.
 
-    That is KL, to even and to the unguided images' own balance, Fréchet distance, and what obeys a prompt.
+    The vertical axes are KL to the uniform balance and to that of the unguided images, Fréchet distance, and prompt
+    accuracy.
+
 
     Args:
-        rows: of a ``results.csv``.
+        rows: rows of a ``results.csv``.
     """
     panels = [
         "kl_retained",
@@ -38,15 +40,15 @@ def tradeoff(rows: Rows) -> Figure:
     ]
     methods = by_method(rows)
     curves = [name for name, own in methods.items() if own[0]["method"] not in REFERENCES]
-    columns = max(1, 76 * len(panels) // (8 + max(map(len, methods))))  # as many as there is room for
+    columns = max(1, 76 * len(panels) // (8 + max(map(len, methods))))  # as many as fit
     figure = Figure(figsize=(5.4 * len(panels), 4.4 + 0.2 * -(-len(methods) // columns)), layout="constrained")
     for axes, name in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for method, own in methods.items():
             place = curves.index(method) if method in curves else None
             _curve(axes, [row for row in own if row.get(name)], name, method, place)
         axes.set_xscale("symlog", linthresh=0.002)
-        axes.set_xlim(left=-0.0002)  # so that the mark of no leak at all is whole
-        ticks = [tick for tick in TICKS if tick <= axes.get_xlim()[1]]  # one beyond would make the axis longer
+        axes.set_xlim(left=-0.0002)  # so that marks at 0 are not cut off
+        ticks = [tick for tick in TICKS if tick <= axes.get_xlim()[1]]  # a tick beyond the limit would extend the axis
         axes.set_xticks(ticks, [f"{100 * tick:g}" for tick in ticks])
         if name == "prompt_accuracy":
             axes.yaxis.set_major_formatter(PercentFormatter(1))
@@ -56,20 +58,20 @@ def tradeoff(rows: Rows) -> Figure:
         axes.set_xlabel(LABELS["forbidden_rate"])
         axes.set_ylabel(LABELS.get(name, OBEYED))
         axes.grid(alpha=0.3)
-    handles = figure.axes[0].get_legend_handles_labels()  # of the divergence, which every row has
+    handles = figure.axes[0].get_legend_handles_labels()  # of kl_retained, which every row has
     figure.legend(*handles, fontsize="small", loc="outside lower center", ncols=columns)
     return figure
 
 
 def plain_numbers(axes: Axes) -> None:
-    """Write 0.5 and 2 on a logarithmic vertical axis, not powers of ten."""
+    """Label a logarithmic vertical axis with numbers such as 0.5 and 2 instead of powers of ten."""
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_locator(NullLocator())
 
 
 def _curve(axes: Axes, rows: Rows, measure: str, method: str, place: int | None) -> None:
-    """A line, coloured by its place among the lines; a black mark for a reference, which has none."""
+    """Draw a line, coloured by its index ``place``; None draws the black mark of a reference."""
     if not rows:
         return
     rows = sorted(rows, key=lambda row: float(row["forbidden_rate"]))
@@ -83,11 +85,11 @@ def _curve(axes: Axes, rows: Rows, measure: str, method: str, place: int | None)
         x, y, y_errors, x_errors, marker=mark, ls=line, ms=size, color=colour, label=method, elinewidth=0.7
     )
     for ends in bars.lines[2]:
-        ends.set_alpha(0.45)  # the points come first
+        ends.set_alpha(0.45)  # so that the points stand out
 
 
 def errors(rows: Rows, measure: str) -> list[list[float]]:
-    """How far the intervals of a measure reach below and above it; not at all where a row has none."""
+    """Lengths of a measure's intervals below and above its values; 0 for rows without an interval."""
     middle = [float(row[measure]) for row in rows]
     below = [max(0.0, m - float(row[f"{measure}_low"] or m)) for m, row in zip(middle, rows, strict=True)]
     above = [max(0.0, float(row[f"{measure}_high"] or m) - m) for m, row in zip(middle, rows, strict=True)]
@@ -95,7 +97,7 @@ def errors(rows: Rows, measure: str) -> list[list[float]]:
 
 
 def class_histograms(rows: Rows, class_names: Sequence[str], forbidden: Collection[int]) -> Figure:
-    """Share of each class, a small chart a row, sorted by method and scale; the forbidden in red."""
+    """Share of each class, one small chart per row, sorted by method and scale; forbidden classes are red."""
     columns = 3 if len(rows) <= 9 else 4
     lines = -(-len(rows) // columns)
     figure = Figure(figsize=(4 * columns, 2.1 * lines + 0.3), layout="constrained")
@@ -124,7 +126,7 @@ def _scale(row: Mapping[str, str]) -> float:
 
 
 def calibration(qualities: Mapping[str, PosteriorQuality]) -> Figure:
-    """Share that became forbidden, with its interval, against the posterior that was tracked; a line a tracker."""
+    """Share of forbidden images, with its interval, against the tracked posterior; one line per posterior."""
     figure = Figure(figsize=(5.0, 4.8), layout="constrained")
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="grey", lw=0.8, ls=":", label="calibrated")
@@ -137,7 +139,7 @@ def calibration(qualities: Mapping[str, PosteriorQuality]) -> Figure:
         ]
         line, colour = ("-", "--", ":")[place // 10 % 3], f"C{place % 10}"
         bars = axes.errorbar(predicted, shares, errors, marker="o", ms=4, ls=line, color=colour, elinewidth=0.7)
-        bars.set_label(textwrap.fill(f"{name}, {sum(sizes):,} images", 60))  # a tracker's settings can be many
+        bars.set_label(textwrap.fill(f"{name}, {sum(sizes):,} images", 60))  # the settings of a posterior may be long
         for ends in bars.lines[2]:
             ends.set_alpha(0.45)
     axes.set_aspect("equal")
@@ -149,10 +151,10 @@ def calibration(qualities: Mapping[str, PosteriorQuality]) -> Figure:
 
 
 def sample_rows(samples: Sequence[tuple[str, Tensor, Sequence[bool]]]) -> Figure:
-    """Images of the same seeds, a row a method, the forbidden ones framed.
+    """Images of the same seeds, one row per method; forbidden images have a frame.
 
     Args:
-        samples: for each row its name, uint8 images (N, C, H, W), and which of them are forbidden.
+        samples: name, uint8 images (N, C, H, W), and which images are forbidden, for each row.
     """
     grids = [framed_grid(images, marked, columns=len(images)) for _, images, marked in samples]
     longest = max(grids, key=lambda grid: grid.shape[2])

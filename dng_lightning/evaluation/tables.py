@@ -10,12 +10,12 @@ from dng_lightning.evaluation.class_balance import wilson_interval
 
 
 def class_table(labels: dict[str, list[int]], class_names: Sequence[str], forbidden: Collection[int]) -> str:
-    """How often each class was drawn, one column a row of ``labels``, and the forbidden share with its interval.
+    """Count of each class, one column per entry of ``labels``, and the forbidden rate with its interval.
 
     Args:
-        labels: for each column's name the labels of its images.
+        labels: labels of the images by column name.
         class_names: name of each label.
-        forbidden: labels to be avoided.
+        forbidden: forbidden labels.
     """
     table = [["", *labels]]
     for label, name in enumerate(class_names):
@@ -33,10 +33,10 @@ def share_with_interval(hits: int, total: int) -> str:
 
 
 def cost_table(costs: Mapping[str, tuple[int, float, float]]) -> str:
-    """What each method cost.
+    """Cost of each method.
 
     Args:
-        costs: for each method's name the images that it drew, and the network evaluations and seconds that it took.
+        costs: number of images, network evaluations and seconds by method name.
     """
     table = [["", "network evaluations an image", "images a second, a device"]]
     table += [[name, f"{nfe / n:.4g}", f"{n / seconds:.3g}"] for name, (n, nfe, seconds) in costs.items()]
@@ -44,11 +44,11 @@ def cost_table(costs: Mapping[str, tuple[int, float, float]]) -> str:
 
 
 Rows = Sequence[Mapping[str, str]]
-"""Of a ``results.csv``."""
+"""Rows of a ``results.csv``."""
 
 REFERENCES = ("Unguided", "Rejection", "Retrained")  # points, not curves
 SAFETY = (0.005, 0.01, 0.02)
-COLUMNS = {  # head of each column, its name in ``results.csv``, its factor and format
+COLUMNS = {  # heading: name in ``results.csv``, factor and format
     "scale": ("scale", 1, "g"),
     "N": ("n", 1, ".0f"),
     "forbidden, %": ("forbidden_rate", 100, ".2f"),
@@ -63,7 +63,7 @@ COLUMNS = {  # head of each column, its name in ``results.csv``, its factor and 
     "prompt accuracy, %": ("prompt_accuracy", 100, ".1f"),
     "KL of unspecified attributes": ("kl_unspecified", 1, ".3f"),
 }
-MEASURES = ("kl_retained", "kl_unguided", "fd_retained", "rmse_to_unguided")  # that are compared at equal safety
+MEASURES = ("kl_retained", "kl_unguided", "fd_retained", "rmse_to_unguided")  # in the table of equal safety
 FOOTNOTE = "¹ To the balance of the unguided images that are not forbidden, which rejection would draw."
 
 
@@ -81,7 +81,7 @@ def results_markdown(rows: Rows, notes: Sequence[str] = ()) -> str:
     """The rows of a ``results.csv`` and their values at equal safety as Markdown.
 
     Args:
-        rows: of the CSV.
+        rows: rows of the CSV.
         notes: paragraphs before the tables.
     """
     paragraphs = [*notes, _markdown(_results(rows, [name for name, *_ in COLUMNS.values()])), FOOTNOTE]
@@ -91,9 +91,9 @@ def results_markdown(rows: Rows, notes: Sequence[str] = ()) -> str:
 
 
 def by_method(rows: Rows) -> dict[str, list[Mapping[str, str]]]:
-    """The rows that differ in scale alone, under their method's name and, where it has several, what tells them apart.
+    """Rows that differ only in scale, by the name of the method and, if there are several groups, their differences.
 
-    Those are the settings of its guidance, the steps, the seeds, and the features that it was measured in.
+    The differences are the settings of the guidance, the steps, the seeds and the features.
     """
     several = [name for name in ("steps", "seeds", "features") if _differ(rows, name)]
     settings = [_without_scale(json.loads(row.get("guidance") or "{}"), row.get("scale")) for row in rows]
@@ -107,7 +107,7 @@ def by_method(rows: Rows) -> dict[str, list[Mapping[str, str]]]:
 
 
 def _without_scale(settings: Mapping[str, Any], scale: str | None) -> dict[str, Any]:
-    """The settings without the row's scale, which is that of the guidance or of the one inside."""
+    """The settings without the row's scale, which is a setting of the guidance or of its inner guidance."""
     if scale and "scale" in settings and float(settings["scale"]) == float(scale):
         return {name: value for name, value in settings.items() if name != "scale"}
     inner = settings.get("guidance")
@@ -115,13 +115,13 @@ def _without_scale(settings: Mapping[str, Any], scale: str | None) -> dict[str, 
 
 
 def _apart(own: Mapping[str, Any], siblings: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """What is unusual of the settings in which siblings differ; a value too long to be shown by its number."""
+    """Settings in which the ``siblings`` differ; long values are replaced by a number."""
     for name, value in sorted(own.items()):
         values = [other.get(name) for other in siblings]
         if all(other == value for other in values):
             continue
         if isinstance(value, Mapping) and all(other is None or isinstance(other, Mapping) for other in values):
-            usual = {"class": value.get("class")} if len(value) > 1 else {}  # what a sibling has that does not say it
+            usual = {"class": value.get("class")} if len(value) > 1 else {}  # default for siblings without this setting
             yield from _apart(value, [other or usual for other in values])
         else:
             text = "none" if value is None else str(value)
@@ -129,10 +129,10 @@ def _apart(own: Mapping[str, Any], siblings: Sequence[Mapping[str, Any]]) -> Ite
 
 
 def equal_safety(rows: Rows, levels: Sequence[float] = SAFETY) -> list[dict[str, Any]]:
-    """Each method's measures where it leaves these shares of forbidden images, read off its curve.
+    """Measures of each method at these forbidden rates, interpolated on its curve.
 
-    The points of a method are joined by lines over the logarithm of the forbidden rate (half an image standing in for
-    none). Where a method is never as safe, or its least push is safer already, there is no value.
+    The points of a method are interpolated linearly over the logarithm of the forbidden rate (with half an image in
+    place of none). There is no value at rates outside the range of the method.
     """
     found: list[dict[str, Any]] = []
     for method, own in by_method(rows).items():
@@ -154,7 +154,7 @@ def equal_safety(rows: Rows, levels: Sequence[float] = SAFETY) -> list[dict[str,
 
 
 def _results(rows: Rows, with_interval: Collection[str]) -> list[list[str]]:
-    """Heads and cells of those columns that all tables have, or that have a value."""
+    """Headings and cells; optional columns are shown only if they have a value."""
     shown = {
         h: c
         for h, c in COLUMNS.items()
@@ -181,7 +181,7 @@ def _cell(row: Mapping[str, str], name: str, factor: float, form: str, with_inte
 
 
 def _aligned(table: Sequence[Sequence[str]]) -> str:
-    """A table with its first column to the left, the others to the right."""
+    """A table with its first column left-aligned, and the others right-aligned."""
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = ([f"{first:<{widths[0]}}", *map(str.rjust, cells, widths[1:])] for first, *cells in table)
     return "\n".join("  ".join(line) for line in lines)
@@ -193,13 +193,13 @@ def _markdown(table: Sequence[Sequence[str]]) -> str:
 
 
 def _names(rows: Rows) -> list[str]:
-    """Each row's method; where they were measured in several features also in which, as these do not compare."""
+    """Method of each row, with the features if the rows have several, as these are not comparable."""
     several = _differ(rows, "features")
     return [f"{row['method']}, {row['features']}" if several and row.get("features") else row["method"] for row in rows]
 
 
 def _differ(rows: Rows, name: str) -> bool:
-    """Whether a column has several values; tables of earlier versions may lack it."""
+    """Whether a column has several values; tables of earlier versions may lack the column."""
     return len({row[name] for row in rows if row.get(name)}) > 1
 
 

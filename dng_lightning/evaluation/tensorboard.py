@@ -1,4 +1,4 @@
-"""What TensorBoard shows: metrics, classes, images, trajectories, and settings with their results (HPARAMS)."""
+"""TensorBoard output: metrics, classes, images, trajectories, and settings with their results (HPARAMS)."""
 
 import shutil
 from collections.abc import Collection, Mapping, Sequence
@@ -20,7 +20,7 @@ MEASURES |= {f"speed/{column}": column for column in ("nfe", "images_per_second"
 
 
 class RunLogger(TensorBoardLogger):
-    """Lightning's logger without its chart of the epoch, which would come before the metrics."""
+    """Lightning's TensorBoard logger without the chart of the epoch, which would precede the metrics."""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """See ``TensorBoardLogger.log_metrics``."""
@@ -43,14 +43,14 @@ def class_bars(
 
 
 def class_histogram(writer: SummaryWriter, tag: str, counts: Sequence[int], step: int) -> None:
-    """Log how many images each class has, at least one in all, as a histogram with a bucket of width one a class.
+    """Log how many images each class has, at least one in total, as a histogram with a bucket of width 1 per class.
 
-    Raw, because ``add_histogram`` would trim the empty buckets, so that a removed class goes unseen.
+    Written raw, because ``add_histogram`` trims the empty buckets and thereby hides removed classes.
     """
     present = [label for label, count in enumerate(counts) if count]
     writer.add_histogram_raw(
         tag,
-        min=present[0] - 0.5,  # the outer edges of the first and the last bucket with something in it
+        min=present[0] - 0.5,  # the outer edges of the first and the last non-empty bucket
         max=present[-1] + 0.5,
         num=sum(counts),
         sum=sum(label * count for label, count in enumerate(counts)),
@@ -64,14 +64,14 @@ def class_histogram(writer: SummaryWriter, tag: str, counts: Sequence[int], step
 def hyperparameters(writer: SummaryWriter, settings: Mapping[str, Any], metrics: Sequence[str] | None = None) -> None:
     """Fill the HPARAMS tab with a run's settings and, as its results, the last values of scalars that it logged.
 
-    ``SummaryWriter.add_hparams`` would make a run of its own of them, and ``TensorBoardLogger.log_hyperparams`` log
-    each result once more, at a step where it was not measured.
+    ``SummaryWriter.add_hparams`` would create a separate run, and ``TensorBoardLogger.log_hyperparams`` would log each
+    result again, at a wrong step.
 
     Args:
-        writer: where to.
+        writer: TensorBoard writer.
         settings: short plain values; None is left out.
-        metrics: tags of scalars; None lets TensorBoard gather settings and scalars from all runs that it shows, which
-            then may have different ones.
+        metrics: tags of scalars; None lets TensorBoard collect settings and scalars from all runs, which may then
+            differ in these.
     """
     plain = {name: value for name, value in settings.items() if value is not None}
     file = writer._get_file_writer()  # type: ignore[no-untyped-call]
@@ -91,19 +91,19 @@ def write_result(
     samples: tuple[Tensor, Sequence[bool]] | None = None,
     shown: TrajectorySet | None = None,
 ) -> None:
-    """Write a row of ``results.csv`` as a run, so that TensorBoard compares the guidances.
+    """Write a row of ``results.csv`` as a run, for comparisons of the guidances in TensorBoard.
 
-    The scalars stand at the step 1,000 × scale, so that a chart of several runs is a curve over the scale.
+    The step of the scalars is 1,000 × scale, so that a chart of several runs is a curve over the scale.
 
     Args:
-        folder: of the run alone; an earlier one is replaced.
+        folder: folder of this run only; an earlier run in it is replaced.
         settings: for the HPARAMS tab; see ``hyperparameters``.
-        measures: of ``MEASURES`` those that there are.
-        counts: name -> images of each class; the first is what the run is about, the others are for comparison.
+        measures: values of ``MEASURES``, some of which may be missing.
+        counts: name -> images of each class; the first entry is the run itself, the others are for comparison.
         class_names: name of each label.
-        forbidden: labels.
-        samples: uint8 images (N, C, H, W), and which are forbidden; None for none.
-        shown: how some of the images came about; None for no chart of it.
+        forbidden: forbidden labels.
+        samples: uint8 images (N, C, H, W), and which are forbidden; None for no images.
+        shown: trajectories of some of the images; None for no chart of them.
     """
     shutil.rmtree(folder, ignore_errors=True)
     step = round(1000 * float(settings.get("scale") or 0))

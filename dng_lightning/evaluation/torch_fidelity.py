@@ -16,16 +16,16 @@ NAMES = ("dinov2-vit-s-14", "dinov2-vit-b-14", "dinov2-vit-l-14", "clip-vit-b-32
 class TorchFidelityFeatures(FeatureExtractor):
     """Features of DINOv2 (Oquab et al., 2023) or CLIP (Radford et al., 2021) by torch-fidelity's names and resizing.
 
-    Fréchet distances in DINOv2 agree with people better than those in Inception (Stein et al., 2023), but are not FID.
-    Grey images are repeated to three channels.
+    Fréchet distances in DINOv2 features agree with human judgement better than FID (Stein et al., 2023). Grey images
+    are repeated to three channels.
 
     Args:
         name: one of ``NAMES``, such as `dinov2-vit-b-14` or `clip-vit-b-32`.
-        weights: a file of CLIP's authors; None to find the weights where torch.hub keeps them, or to download them
+        weights: weight file of CLIP's authors; None to take the weights from torch.hub's cache, or to download them
             (DINOv2 with its code, from GitHub).
 
     Raises:
-        SettingError: torch-fidelity is not installed, or the weights cannot be had.
+        SettingError: torch-fidelity is not installed, or the weights are not available.
     """
 
     def __init__(self, name: str, weights: str | None = None) -> None:
@@ -38,7 +38,7 @@ class TorchFidelityFeatures(FeatureExtractor):
             with open(os.devnull, "w") as nothing, redirect_stderr(nothing):  # noqa: PTH123  # no path of a user's
                 net = getattr(module, f"FeatureExtractor{KINDS[kind]}")(name, [kind], weights)
                 width = net(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))[0].shape[1]
-        except Exception as error:  # no connection, no such file, another network's
+        except Exception as error:  # no connection, no such file, weights of another network
             source = f"from {weights}" if weights else "in torch.hub's cache, and they cannot be downloaded"
             raise SettingError(f"no weights of {name} {source}: {reason(error)}") from error
         super().__init__(name, net, width)
