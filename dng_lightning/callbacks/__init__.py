@@ -1,4 +1,4 @@
-"""Callbacks: weight averaging, sampling and charts of a training, its export, evaluation, writing what was drawn."""
+"""Callbacks: weight averaging, sampling and charts during training, export, evaluation, and writing of images."""
 
 from dng_lightning.callbacks.calibration_writer import CalibrationWriter
 from dng_lightning.callbacks.ema import EMA

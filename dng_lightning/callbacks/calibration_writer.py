@@ -1,4 +1,4 @@
-"""Fits the posterior of a trained model to what its unguided images become."""
+"""Fits the posterior of a trained model to the labels of its unguided images."""
 
 import json
 import math
@@ -26,27 +26,28 @@ from dng_lightning.posterior.base import at_most
 from dng_lightning.posterior.calibrated import fit_calibration
 from dng_lightning.sampling import PassiveTracking
 
-KNOTS = 10  # parts that the levels are divided into
-UNCALIBRATED = CalibratedPosterior([[0.0, 1.0, 0.0]])  # sums log ratios; what it reads off them is not used
+KNOTS = 10  # intervals between the levels of the calibration
+UNCALIBRATED = CalibratedPosterior([[0.0, 1.0, 0.0]])  # sums log ratios; its posterior is not used
 
 
 class CalibrationWriter(DrawingCallback):
     """Writes ``calibration.yaml``, an overlay for ``dng predict``, to ``default_root_dir`` and the checkpoint's folder.
 
-    Draws the data's seeds without guidance, sums the log ratios of each of the sampler's forbidden classes, and fits
-    slope and shift at every tenth of the levels by maximum likelihood, all classes together, on one half of the images.
-    ``calibration.json`` and ``calibration.png`` judge the posterior before and after on the other half.
+    Draws unguided images at the data's seeds, sums the log ratios of each of the sampler's forbidden classes, and fits
+    slope and shift at every tenth of the levels by maximum likelihood, for all classes together, on one half of the
+    images. ``calibration.json`` and ``calibration.png`` evaluate the posterior before and after calibration on the
+    other half.
 
     Args:
-        guidance_shift_weight: in the overlay, see ``CalibratedPosterior``.
-        scale: likewise.
+        guidance_shift_weight: setting in the overlay, see ``CalibratedPosterior``.
+        scale: guidance scale in the overlay.
     """
 
     def __init__(self, guidance_shift_weight: float = 0.0, scale: float = 1.0) -> None:
         self.guidance_shift_weight, self.scale = guidance_shift_weight, scale
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Draw the images once, without guidance.
+        """Let the sampler draw the images once, without guidance.
 
         Raises:
             SettingError: there is no classifier to label the images.
@@ -64,27 +65,27 @@ class CalibrationWriter(DrawingCallback):
             return
         module.draws, self.data.passes = module.all_draws()[:1], 1
         self.folder, own = Path(trainer.default_root_dir), module.calibration_checkpoint
-        # also where a guidance with `calibration: checkpoint` looks, unless the model is shipped
+        # also the folder from which `calibration: checkpoint` is read, unless the model is shipped
         self.folders = [self.folder] if resources.ships(own) else [self.folder, own.parent]
         self.store, self.label = SampleStore(self.folder / "sample_cache", self.data.seeds), module.judge.label
         self.tracking = PassiveTracking([UNCALIBRATED])
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Clear what an interrupted run left, and show the progress."""
+        """Clear the images of an interrupted run, and show the progress."""
         if trainer.is_global_zero:
             self.store.clear()
         trainer.strategy.barrier("cleared")
         self.show_progress(trainer, -(-len(self.store.seeds) // trainer.world_size), self.tracking)
 
     def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
-        """Keep labels and log ratios."""
+        """Store labels and log ratios."""
         samples = outputs["samples"]
         pixels = to_uint8(samples.images)
-        labels = self.label(to_float(pixels)).labels  # of the pixels that are kept
+        labels = self.label(to_float(pixels)).labels  # of the stored pixels
         self.store.write(samples.seeds, pixels=pixels, labels=labels, log_ratio=self.tracking.state(0))
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Fit, judge and write."""
+        """Fit, evaluate and write the calibration."""
         super().on_test_end(trainer, pl_module)
         trainer.strategy.barrier("sampled")
         if not trainer.is_global_zero:
@@ -101,7 +102,7 @@ class CalibrationWriter(DrawingCallback):
         knots = [level.log_snr for level in chosen if math.isfinite(level.log_snr)]
         posterior = CalibratedPosterior(fit_calibration(fitted, levels, became_fitted, knots))
 
-        # Judge, on the other half
+        # Evaluate, on the other half
         tracked = (became_fitted.double().mean().log() + unseen).unbind(1)
         posteriors = {
             "as tracked": [at_most(log_p, posterior.p_max).exp() for log_p in tracked],
@@ -122,10 +123,10 @@ class CalibrationWriter(DrawingCallback):
         paths = [folder / "calibration.yaml" for folder in self.folders]
         for path in paths:
             path.write_text(text)
-        print("\n".join([*said, *(f"written to {path}" for path in paths)]))  # last, as nobody may read it
+        print("\n".join([*said, *(f"written to {path}" for path in paths)]))  # last, as the output may be closed
 
     def _judge(self, posteriors: dict[str, list[Tensor]], became: Tensor, times: list[float]) -> list[str]:
-        """At every tenth of the way and at the end, all classes together; what there is to say of each posterior."""
+        """Evaluate posteriors at every tenth of the steps, for all classes together; returns a line for each."""
         places = sorted({round(i * (len(times) - 1) / 10) for i in range(11)})
         judged: dict[str, Any] = {"n": len(became)}
         ends, said = {}, []

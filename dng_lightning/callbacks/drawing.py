@@ -11,7 +11,7 @@ from dng_lightning.sampling import Recorder
 
 
 class DrawingCallback(Callback):
-    """Goes with a sampler and its seeds, and shows the progress of the drawing.
+    """Requires a sampler and its seeds, and shows the progress of sampling.
 
     Attributes:
         module: the sampler.
@@ -26,7 +26,7 @@ class DrawingCallback(Callback):
         """Take the sampler and the seeds.
 
         Raises:
-            SettingError: the model draws no images, or the data are no seeds.
+            SettingError: the model is not a sampler, or the data are not seeds.
         """
         name, data = type(self).__name__, getattr(trainer, "datamodule", None)
         if not isinstance(pl_module, ImageSampler):
@@ -36,10 +36,10 @@ class DrawingCallback(Callback):
         self.module, self.data = pl_module, data
 
     def claim_draws(self) -> None:
-        """Let this callback alone decide what ``dng test`` draws.
+        """Make this callback the only one that determines the draws of ``dng test``.
 
         Raises:
-            SettingError: another one does.
+            SettingError: another callback determines them.
         """
         owner = self.module.draws_owner or self
         if owner is not self:
@@ -48,12 +48,12 @@ class DrawingCallback(Callback):
         self.module.draws_owner = self
 
     def show_progress(self, trainer: Trainer, images: int, *recorders: Recorder) -> None:
-        """Show the progress of this process's ``images``; ``recorders`` note each of their steps as well."""
+        """Show the progress of this process's ``images``; ``recorders`` record each step, too."""
         self.progress = SamplingProgress(trainer, images, self.module.sampler.steps)
         self.module.recorders = [self.progress, *recorders]
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take the progress off the screen."""
+        """Close the progress bar."""
         self.progress.close()
 
     on_test_end = on_predict_end

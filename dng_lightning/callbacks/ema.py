@@ -15,8 +15,8 @@ class EMA(WeightAveraging):
     """Averages the weights at each optimiser step, with a decay that warms up.
 
     The first update copies the weights, and the decay of update n = 1, 2, ... is min(decay, (1 + n) / (10 + n)), so
-    that the random start is soon forgotten in a short training. Validation runs on the average, checkpoints hold it as
-    ``state_dict``, and it becomes the module's weights when training ends.
+    that the random initial weights have little effect even in a short training. Validation runs on the average,
+    checkpoints hold it as ``state_dict``, and it becomes the module's weights when training ends.
 
     Args:
         decay: the decay after warm-up, in [0, 1).
@@ -31,14 +31,14 @@ class EMA(WeightAveraging):
         """Copy the module.
 
         Raises:
-            SettingError: its weights are to be fp16, which torch does not average with fp32.
+            SettingError: the precision is 16-true, whose weights torch does not average with fp32.
         """
         if stage == "fit" and trainer.precision == "16-true":
             raise SettingError("EMA averages no weights of trainer.precision 16-true: take 16-mixed or bf16-true")
         super().setup(trainer, pl_module, stage)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Hand over the average, unless nothing was averaged (a fit that took no step)."""
+        """Copy the average to the module, unless no step was taken."""
         if self._averaged():
             super().on_train_end(trainer, pl_module)
 
@@ -49,13 +49,13 @@ class EMA(WeightAveraging):
             self._validating = True
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Train on with the current weights."""
+        """Restore the current weights for training."""
         if self._validating:
             super().on_validation_epoch_end(trainer, pl_module)
             self._validating = False
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Put both back where they belong when a validation is interrupted, before a checkpoint is saved."""
+        """Restore the current weights if a validation is interrupted, before a checkpoint is saved."""
         self.on_validation_epoch_end(trainer, pl_module)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -64,7 +64,7 @@ class EMA(WeightAveraging):
             super().on_save_checkpoint(trainer, pl_module, checkpoint)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Restore both when training resumes."""
+        """Restore the average and the current weights when training resumes."""
         if self._average_model is not None:
             super().on_load_checkpoint(trainer, pl_module, checkpoint)
 
@@ -73,7 +73,7 @@ class EMA(WeightAveraging):
 
 
 def _average(decay: float, averages: list[Tensor], weights: list[Tensor], count: Tensor | int) -> None:
-    """One update; the averages keep their own precision, fp32 where the trainer's is another (``bf16-true``)."""
+    """Update the averages, which keep their precision, fp32 even if the trainer's is lower (``bf16-true``)."""
     n = int(count)
     alike = [weight.to(average.dtype) for average, weight in zip(averages, weights, strict=True)]
     torch._foreach_lerp_(averages, alike, 1 - min(decay, (1 + n) / (10 + n)))

@@ -1,4 +1,4 @@
-"""Exports a trained model: weights and plain hyper-parameters, loaded without running code."""
+"""Exports a trained model: weights and plain hyper-parameters, which are loaded without running code."""
 
 import inspect
 import io
@@ -20,13 +20,13 @@ from dng_lightning.files import write_whole
 class Export(Callback):
     """Writes ``model.ckpt`` (weights, plain hyper-parameters, no optimiser) and ``metrics.json`` when training ends.
 
-    ``model.safetensors`` holds the same in the format that other libraries read.
+    ``model.safetensors`` has the same contents in the format of other libraries.
 
-    They go to the trainer's ``default_root_dir``, where ``config.yaml`` is already: the folder is then what
-    ``--model.checkpoint`` takes. With ``EMA`` the weights are the averaged ones.
+    The files are written to the trainer's ``default_root_dir``, next to ``config.yaml``, so that this folder is a valid
+    ``--model.checkpoint``. With ``EMA`` the weights are the averaged ones.
 
     Args:
-        half: store the weights in half precision: half the size, and more digits than bf16 sampling uses.
+        half: store the weights in fp16: half the size, and more digits than bf16.
         safetensors: write ``model.safetensors`` too.
     """
 
@@ -35,10 +35,10 @@ class Export(Callback):
         self.has_trained = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Leave a dry run alone, which writes nothing.
+        """Disable the export in a dry run.
 
         Raises:
-            SettingError: the module could not be made again from what would be written.
+            SettingError: the module cannot be restored from its hyper-parameters.
         """
         is_dry_run(trainer, self)
         arguments = inspect.signature(type(pl_module)).parameters.values()
@@ -51,11 +51,11 @@ class Export(Callback):
             )
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take note; the averaged weights may be handed over after this."""
+        """Note that training took place; ``EMA`` may copy the average to the module after this hook."""
         self.has_trained = True
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write both, unless a finished training was resumed: then there is nothing new, and no average."""
+        """Write the files, unless a finished training was resumed: then there are no new weights and no average."""
         if not (trainer.is_global_zero and self.has_trained):
             return
         folder = Path(trainer.default_root_dir)
@@ -66,11 +66,11 @@ class Export(Callback):
         (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
 
     def write(self, module: LightningModule, folder: Path) -> None:
-        """Write the weights and what belongs to them."""
+        """Write the weights and the hyper-parameters to ``folder``."""
         checkpoint: dict[str, object] = {
             "state_dict": {name: self._stored(weight) for name, weight in module.state_dict().items()},
             "hyper_parameters": dict(module.hparams),
-            "pytorch-lightning_version": lightning.__version__,  # else Lightning takes it for an old file
+            "pytorch-lightning_version": lightning.__version__,  # otherwise Lightning migrates it as an old file
         }
         module.on_save_checkpoint(checkpoint)
         file = io.BytesIO()

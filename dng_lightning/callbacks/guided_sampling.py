@@ -1,4 +1,4 @@
-"""The sampling callback: guided and unguided images during training."""
+"""Sampling callback: guided and unguided images during training."""
 
 from dataclasses import replace
 from typing import Any
@@ -32,16 +32,16 @@ class GuidedSampling(ValidationSampling):
 
     During validation the module holds the averaged weights if ``EMA`` is used, whatever the order of the callbacks.
     Each device draws its share. With a classifier the images of each class are counted, and their Fréchet distance to
-    the validation images is taken in its features: to those that are not forbidden (``metrics/fd_*``) and to all of
-    them (``metrics/fd_all_*``). Compare distances of equally many images only.
+    the validation images is computed in its features: to the images that are not forbidden (``metrics/fd_*``) and to
+    all images (``metrics/fd_all_*``). Only distances for the same number of images are comparable.
 
     Args:
         forbidden: the class or classes to avoid; None draws unguided images only (an unconditional model).
-        guidance: the method; None for Dynamic Negative Guidance with its defaults.
-        every_n_epochs: draw at the validations of each n-th epoch.
-        num_samples: how many images, from seed 0 on.
-        steps: sampling steps.
-        classifier: the classifier that labels them, see ``GuidedSampler``; None for pictures only.
+        guidance: guidance method; None for Dynamic Negative Guidance with its defaults.
+        every_n_epochs: draw at the validations of every n-th epoch.
+        num_samples: number of images, from seed 0 on.
+        steps: number of sampling steps.
+        classifier: classifier that labels the images, see ``GuidedSampler``; None for images without metrics.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class GuidedSampling(ValidationSampling):
         self.real: dict[str, Moments] = {}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Check the settings against the model before it trains, and measure the validation images."""
+        """Check the settings against the model before training, and compute the moments of the validation images."""
         module = expect(DiffusionModule, pl_module, self)
         self.check(module, module)
         if self.classifier is not None:
@@ -80,10 +80,10 @@ class GuidedSampling(ValidationSampling):
             self.real = self._real(data, self.features)
 
     def check(self, module: LightningModule, data: DiffusionModule | ImageDataModule) -> None:
-        """Settle the labels of the forbidden classes; ``data`` says what it is trained on.
+        """Determine the labels of the forbidden classes; ``data`` has the classes and the shape of the training images.
 
         Raises:
-            SettingError: it is no diffusion model, or a forbidden class is unknown or was not trained on.
+            SettingError: the module is not a diffusion model, or a forbidden class is unknown or not trained on.
         """
         module = expect(DiffusionModule, module, self)
         module.schedule.levels(self.sampler.steps)
@@ -92,14 +92,14 @@ class GuidedSampling(ValidationSampling):
             raise SettingError("GuidedSampling: the model is unconditional; set forbidden to null")
         if self.forbidden is not None:
             self.labels = labels_of(self.forbidden, data.class_names, data.seen_classes)
-            self.guidance.start(torch.empty(1, *data.image_shape), len(self.labels))  # refuses what does not fit
+            self.guidance.start(torch.empty(1, *data.image_shape), len(self.labels))  # refuses an incompatible guidance
         if self.classifier is not None:
             sort_into(self.classifier, data.class_names, data.image_shape)
         if self.classifier is not None and tuple(self.classifier.class_names) != tuple(data.class_names):
             raise SettingError("GuidedSampling: the classifier has other classes than the data: name another, or null")
 
     def draw(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw and log."""
+        """Draw the images and log them."""
         module, step = expect(DiffusionModule, pl_module, self), trainer.global_step
         board, counts = boards.board_of(trainer), {}
         for name, guidance in self._methods().items():
@@ -120,7 +120,7 @@ class GuidedSampling(ValidationSampling):
             for metric, value in measures.items():
                 module.log(f"metrics/{metric}_{name}", value, batch_size=self.num_samples)
 
-            # Pictures: on the first device
+            # Images: on the first device
             if board is None:
                 continue
             board.add_image(f"samples/{name}", figures.framed_grid(pixels.cpu(), forbidden), step)
@@ -149,7 +149,7 @@ class GuidedSampling(ValidationSampling):
         return {"unguided": Unguided(), "guided": self.guidance} if self.labels else {"unguided": Unguided()}
 
     def _measure(self, pixels: Tensor, counts: list[int]) -> dict[str, float]:
-        """Metrics of uint8 images, of which each class has so many."""
+        """Metrics of uint8 images; ``counts`` are the images of each class."""
         metrics = {"kl": kl_divergence(counts, self.labels)}
         if self.labels:
             metrics["forbidden_rate"] = forbidden_rate(counts, self.labels)[0]
@@ -168,13 +168,13 @@ class GuidedSampling(ValidationSampling):
             real["fd"].update(found[~torch.isin(labels, torch.tensor(self.labels))])
             real["fd_all"].update(found)
         if not self.labels:
-            del real["fd_all"]  # the same
+            del real["fd_all"]  # the same as fd
         return {metric: moments for metric, moments in real.items() if moments.n > 1}
 
     def _draw(self, trainer: Trainer, module: DiffusionModule, guidance: Guidance) -> Samples:
         """The images of all seeds, on every device."""
         ranks = trainer.world_size
-        share = -(-self.num_samples // ranks)  # every device draws equally many, so that they can be gathered
+        share = -(-self.num_samples // ranks)  # the same number on every device, so that they can be gathered
         predictor = ClassConditionalPredictor(module, module.null_class, self.labels)
         seeds = [trainer.global_rank + ranks * i for i in range(share)]
         mine = draw_samples(module, predictor, seeds, guidance, self.sampler, module.image_shape)

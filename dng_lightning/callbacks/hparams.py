@@ -1,4 +1,4 @@
-"""Fills TensorBoard's tab of hyper-parameters with the settings that trainings differ in, and what came of them."""
+"""Fills TensorBoard's HPARAMS tab with the settings of a training and its metrics."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from dng_lightning.evaluation import boards
 class HParams(Callback):
     """Writes a training's settings and its last metrics when it ends.
 
-    The command line adds it to every training; other loggers get the settings alone.
+    The command line adds this callback to every training; other loggers get only the settings.
     """
 
     def __init__(self) -> None:
@@ -23,21 +23,21 @@ class HParams(Callback):
         self.has_trained = True
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write them."""
+        """Write the settings and the metrics."""
         if self.has_trained and (board := boards.board_of(trainer)):
             measured = sorted(name for name in trainer.callback_metrics if name.startswith(("val/", "metrics/")))
             board.add_settings(settings(trainer, pl_module), measured)
 
 
 def settings(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
-    """What trainings are compared by: network, optimiser, data, length and guidance."""
+    """Settings for the comparison of trainings: network, optimiser, data, length and guidance."""
     optimizer, data = trainer.optimizers[0], trainer.datamodule  # type: ignore[attr-defined]  # set by Trainer.fit
     batch = getattr(data, "batch", getattr(data, "batch_size", None))
     found: dict[str, Any] = {
         "parameters": sum(weight.numel() for weight in module.parameters()),
         "prediction": module.hparams.get("prediction"),
         "optimizer": type(optimizer).__name__,
-        # of a one-cycle schedule the peak; what the optimiser was given is overwritten by it
+        # the peak of a one-cycle schedule, which overwrites the optimiser's setting
         "learning_rate": optimizer.param_groups[0].get("max_lr", optimizer.defaults.get("lr")),
         "batch_size": batch and batch * trainer.world_size * trainer.accumulate_grad_batches,
         "steps": trainer.global_step,

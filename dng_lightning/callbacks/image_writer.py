@@ -31,13 +31,13 @@ class ImageWriter(DrawingCallback):
     Each image is ``NNNNNNNN.png``, named by its seed, with its label in ``records/NNNNNNNN.json``; an image is finished
     once its record is there. At the end ``labels.csv``, ``grid.png`` (the first images next to the unguided ones and
     the baselines of the same seeds; forbidden images have a red frame) and ``trajectories.png`` (posterior and scale of
-    the first images). What each method cost is printed.
+    the first images) are written, and the cost of each method is printed.
 
     Args:
         num_shown: number of images in the figures, from the first seed on; each is drawn unguided as well.
 
     Attributes:
-        costs: for each method the number of images of this run, and their network evaluations and seconds.
+        costs: number of images of this run, network evaluations and seconds, by method.
     """
 
     def __init__(self, num_shown: int = 64) -> None:
@@ -45,7 +45,7 @@ class ImageWriter(DrawingCallback):
         self.costs: dict[str, tuple[int, float, float]] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Find out which images are finished."""
+        """Find the finished images."""
         super().setup(trainer, pl_module, stage)
         if is_dry_run(trainer, self):
             return
@@ -53,7 +53,7 @@ class ImageWriter(DrawingCallback):
         self.folder, self.shown_seeds = Path(trainer.default_root_dir), seeds[: self.num_shown]
         self.name, self.baselines = display_name(self.module.guidance), _baselines(self.module)
         self.finished = self.data.finished = {seed for seed in seeds if self._is_finished(seed)}
-        trainer.strategy.barrier("finished images")  # nobody writes before everybody has looked
+        trainer.strategy.barrier("finished images")  # no process writes before all have searched
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show the progress, all images together."""
@@ -70,7 +70,7 @@ class ImageWriter(DrawingCallback):
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any, **__: Any
     ) -> None:
-        """Write a batch's images and records, those that they are compared with first."""
+        """Write the images and records of a batch, those of the baselines first."""
         pixels = self._pixels(self.name, outputs)
         new = [seed for seed in outputs.seeds if seed not in self.finished]
         shown = [seed for seed in new if seed in self.shown_seeds]
@@ -81,9 +81,9 @@ class ImageWriter(DrawingCallback):
         self._write(self.folder, outputs, pixels, new, shown)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Summarise what is finished, once all devices are done (or interrupted)."""
+        """Summarise the finished images, when all devices are done (or interrupted)."""
         trainer.strategy.barrier("all images")
-        if not trainer.is_global_zero or not hasattr(self, "folder"):  # refused before it began
+        if not trainer.is_global_zero or not hasattr(self, "folder"):  # the setup failed
             return
         records = self._records(self.data.seeds)
         if not records:
@@ -96,7 +96,7 @@ class ImageWriter(DrawingCallback):
         self._print({**{f"{len(own)} {name}": own for name, own in others.items() if own}, self.name: records})
 
     def _pixels(self, name: str, samples: Samples) -> Tensor:
-        """The images once they are there, and the clock stopped for a method that drew them."""
+        """The pixels on the CPU; stops the clock of the method and adds its cost."""
         pixels, drawn = to_uint8(samples.images).cpu(), len(samples.seeds)
         images, nfe, seconds = self.costs.get(name, (0, 0.0, 0.0))
         self.costs[name] = images + drawn, nfe + drawn * samples.nfe, seconds + time.perf_counter() - self.began
@@ -110,9 +110,9 @@ class ImageWriter(DrawingCallback):
         new: Collection[int],
         with_trajectory: Collection[int] = (),
     ) -> None:
-        """Write those of the images that are ``new``: the others are repeats that fill a device's batch."""
+        """Write the images of the ``new`` seeds; the others are repeats that fill a device's batch."""
         (folder / "records").mkdir(parents=True, exist_ok=True)
-        module, images = self.module, to_float(pixels).to(samples.images.device)  # of the pixels that are written
+        module, images = self.module, to_float(pixels).to(samples.images.device)  # of the written pixels
         found = module.judge.label(images) if module.judge else None
         attributes = found.attributes if found else module.read(images)
         for i, seed in enumerate(samples.seeds):
@@ -143,7 +143,7 @@ class ImageWriter(DrawingCallback):
                 writer.writerow([record["seed"], label, *numbers, requested])
 
     def _write_figures(self, columns: dict[str, Records]) -> None:
-        """The images of all methods side by side, and the trajectories of the module's own, which come last."""
+        """Draw the images of all methods side by side, and the trajectories of the module's guidance, the last one."""
         forbidden = self.module.label_space.forbidden
         marked = {name: [record.get("label") in forbidden for record in own] for name, own in columns.items()}
         panels = {}
@@ -171,19 +171,19 @@ class ImageWriter(DrawingCallback):
             seen = [(record["read"], record["class_label"]) for record in own if "read" in record]
             if seen and (words := label_space.summary(*map(torch.tensor, zip(*seen, strict=True)))):
                 print(f"{name}: {words}")
-        if self.costs:  # where nothing is left to be drawn there are none
+        if self.costs:  # empty if no images were left to draw
             print(cost_table({name: self.costs[name] for name in (*self.baselines, self.name) if name in self.costs}))
         print(f"written to {self.folder}")
 
     def _is_finished(self, seed: int) -> bool:
-        """Whether nothing is missing of an image; it may be shown now and not have been when it was drawn."""
+        """Whether an image is complete; shown ones need baselines and a trajectory, which an earlier run may lack."""
         if not self._record(seed).exists() or seed not in self.shown_seeds:
             return self._record(seed).exists()
         has_twins = all(self._record(seed, self._folder(name)).exists() for name in self.baselines)
         return has_twins and "times" in json.loads(self._record(seed).read_text())
 
     def _folder(self, name: str) -> Path:
-        """Where the images of a method go that the module's own is compared with."""
+        """Folder of the images of a baseline."""
         return self.folder / file_name(name)
 
     def _record(self, seed: int, folder: Path | None = None) -> Path:
@@ -195,6 +195,6 @@ class ImageWriter(DrawingCallback):
 
 
 def _baselines(module: ImageSampler) -> dict[str, Guidance]:
-    """The methods that the figures compare with, by name."""
+    """The unguided method and the baselines for the figures, by name."""
     methods = {"unguided": module.unguided} | {display_name_with_scale(method): method for method in module.baselines}
     return {name: method for name, method in methods.items() if method != module.guidance}

@@ -12,23 +12,23 @@ TRACKED = (TrackedPosterior, ReleasedPosterior, CalibratedPosterior)
 
 
 def tracked_posteriors(guidances: Sequence[Guidance], unguided: Guidance) -> list[Posterior]:
-    """The posteriors that plain guidances track about the base of the ``unguided`` images, each once.
+    """The distinct posteriors of plain guidances whose base is that of the ``unguided`` images.
 
-    Their share of the guidance's push has no effect where no image is pushed.
+    ``guidance_shift_weight`` is ignored, as it has no effect on unguided images.
     """
     found = {tracker(posterior): posterior for posterior in _plain(guidances, unguided)}
     return list(found.values())
 
 
 def tracker(posterior: Posterior) -> str:
-    """The settings that tell posteriors apart where nothing is pushed, as JSON."""
+    """Settings of a posterior as JSON, without ``guidance_shift_weight``, which has no effect on unguided images."""
     if isinstance(posterior, TrackedPosterior | CalibratedPosterior):
         posterior = replace(posterior, guidance_shift_weight=type(posterior)().guidance_shift_weight)
     return non_default_settings(settings_json(posterior))
 
 
 def label(posterior: Posterior) -> str:
-    """Its settings, short enough for a legend."""
+    """Short form of the settings, for a legend."""
     if isinstance(posterior, CalibratedPosterior):
         return "calibrated"
     settings = json.loads(tracker(posterior))

@@ -1,4 +1,4 @@
-"""A progress bar of sampling, with an estimate of the time that is left."""
+"""A progress bar of sampling, with an estimate of the remaining time."""
 
 from typing import Any, NoReturn
 
@@ -13,24 +13,24 @@ class SamplingProgress(Recorder):
     """A progress bar over the steps of all images of a process.
 
     Args:
-        trainer: whose first process shows the bar, where there is a terminal.
-        images: that the process draws.
-        steps: of an image.
+        trainer: trainer, whose first process shows the bar in a terminal.
+        images: number of images of the process.
+        steps: number of steps per image.
     """
 
     def __init__(self, trainer: Trainer, images: int, steps: int) -> None:
-        hidden = None if trainer.is_global_zero else True  # None: where there is no terminal
+        hidden = None if trainer.is_global_zero else True  # None: hidden without a terminal
         settings: dict[str, Any] = {"unit": " steps of an image", "unit_scale": True, "leave": False}
         self.bar: tqdm[NoReturn] = tqdm(total=images * steps, disable=hidden, **settings)
 
     def start(self, x_T: Tensor, conditions: int) -> None:
-        """Note how many images a step is of."""
+        """Note the number of images per step."""
         self.images = len(x_T)
 
     def record(self, *_: Any) -> None:
-        """Move the bar by a step of each image."""
+        """Advance the bar by one step of each image."""
         self.bar.update(self.images)
 
     def close(self) -> None:
-        """Take the bar off the screen."""
+        """Close the bar."""
         self.bar.close()

@@ -1,4 +1,4 @@
-"""Statistics of the real images in a new classifier's features, so that an evaluation with it needs no data set."""
+"""Reference statistics in the features of a new classifier, so that an evaluation with it needs no data set."""
 
 from pathlib import Path
 
@@ -16,14 +16,14 @@ from dng_lightning.modules.classifier import ClassifierModule
 class ReferenceWriter(Callback):
     """Writes ``real-<classifier>.pt`` next to the ``model.ckpt`` of a classifier that ``Export`` wrote.
 
-    ``dng test`` finds the statistics there. Keep it after ``Export`` in ``trainer.callbacks``.
+    ``dng test`` finds the statistics there. Place this callback after ``Export`` in ``trainer.callbacks``.
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Leave a dry run alone.
+        """Disable the callback in a dry run.
 
         Raises:
-            SettingError: the module is no classifier, or the data are no image data set.
+            SettingError: the module is not a classifier, or the data are not an image data set.
         """
         expect(ClassifierModule, pl_module, self)
         if not isinstance(getattr(trainer, "datamodule", None), ImageDataModule):
@@ -31,7 +31,7 @@ class ReferenceWriter(Callback):
         is_dry_run(trainer, self)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Compute and write them, where there is a new classifier with features."""
+        """Compute and write the statistics, if there is a new classifier with features."""
         folder, data = Path(trainer.default_root_dir), trainer.datamodule  # type: ignore[attr-defined]  # set by fit
         if not (trainer.is_global_zero and (folder / "model.ckpt").exists()):
             return

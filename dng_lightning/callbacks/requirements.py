@@ -1,4 +1,4 @@
-"""Checks of callbacks: the module that they go with, and whether they are to write anything."""
+"""Checks of callbacks: the type of the module, and dry runs."""
 
 from typing import TypeVar
 
@@ -11,10 +11,10 @@ Module = TypeVar("Module", bound=LightningModule)
 
 
 def expect(kind: type[Module], module: LightningModule, callback: Callback) -> Module:
-    """The module, if it is of the ``kind`` that the callback is for.
+    """The module, if it is of the ``kind`` that the callback requires.
 
     Raises:
-        SettingError: it is not.
+        SettingError: the module is of another kind.
     """
     if not isinstance(module, kind):
         expected, found = kind.__name__, type(module).__name__
@@ -23,8 +23,8 @@ def expect(kind: type[Module], module: LightningModule, callback: Callback) -> M
 
 
 def is_dry_run(trainer: Trainer, callback: Callback) -> bool:
-    """Whether ``fast_dev_run`` is set, in which nothing is written; a callback that writes is then taken out."""
+    """Whether ``fast_dev_run`` is set; ``callback`` is then removed from the trainer, as a dry run writes nothing."""
     if trainer.fast_dev_run:  # type: ignore[attr-defined]  # set by the trainer's debugging connector
         others = [other for other in trainer.callbacks if other is not callback]  # type: ignore[attr-defined]
-        trainer.callbacks = others  # type: ignore[attr-defined]  # a new list, as hooks are called along the old one
+        trainer.callbacks = others  # type: ignore[attr-defined]  # a new list, as the trainer iterates over the old one
     return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]

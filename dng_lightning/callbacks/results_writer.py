@@ -24,27 +24,28 @@ from dng_lightning.modules.image_sampler import ImageSampler
 from dng_lightning.sampling import PassiveTracking
 from dng_lightning.sampling.sampler import with_schedule
 
-DRAWING = 0.05  # share of the time that goes into redrawing the figures, at most
+DRAWING = 0.05  # greatest share of the time for redrawing the figures
 
 
 class ResultsWriter(DrawingCallback):
     """Writes the results below the trainer's ``default_root_dir`` after each guidance.
 
-    - ``results.csv``: a row a guidance; ``results.md``: the same as tables.
+    - ``results.csv``: a row per guidance; ``results.md``: the same as tables.
     - ``classes.csv``: quality of each class.
     - ``posterior.csv``: Brier score and AUC of the passively tracked posteriors on the unguided images.
     - ``tradeoff.png``, ``histograms.png``, ``samples.png``, ``calibration.png``.
     - ``tensorboard``: a TensorBoard run for each row; ``sample_cache``: the images.
 
-    A guidance that has its row, for the same seeds, steps and features, is not evaluated again. The rows Unguided and
-    Rejection come with the unguided images; a measure that too few accepted images allow is left empty. Speed leaves
-    out each process's first batch, which may compile.
+    A guidance that has a row for the same seeds, steps and features is not evaluated again. The rows Unguided and
+    Rejection are computed from the unguided images; measures for which too few images are accepted are left empty. The
+    speed excludes the first batch of each process, which may include compilation.
 
     Args:
-        features: what images are compared in: the penultimate layer of the model's ``classifier``; ``inception`` (then
-            the Fréchet distance is FID); ``dinov2-vit-b-14``, ``clip-vit-b-32`` or others of torch-fidelity; or that of
-            another classifier, see ``modules.features.load_features``; None to leave out what needs real images.
-        feature_weights: a file with the weights of Inception or CLIP; None to download them.
+        features: features for the distances: the penultimate layer of the model's ``classifier``; ``inception`` (the
+            Fréchet distance is then FID); ``dinov2-vit-b-14``, ``clip-vit-b-32`` or others of torch-fidelity; or those
+            of another classifier, see ``modules.features.load_features``; None to leave out the measures that need real
+            images.
+        feature_weights: file with the weights of Inception or CLIP; None to download them.
         unguided: draw the unguided images too. Without them there is no Rejection row, no RMSE to unguided and no
             ``posterior.csv``, and an evaluation of few rows takes half the time.
 
@@ -61,11 +62,11 @@ class ResultsWriter(DrawingCallback):
         self.features, self.feature_weights, self.unguided = features, feature_weights, unguided
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Find the real images' statistics, and leave out the draws that are done.
+        """Find the reference statistics, and leave out the draws that are done.
 
         Raises:
-            SettingError: nobody can label the images, no class is left to draw, there are too few images to compare,
-                or no statistics of real images that fit.
+            SettingError: there is no classifier to label the images, all classes are forbidden, there are too few
+                images for the measures, or there are no matching reference statistics.
         """
         super().setup(trainer, pl_module, stage)
         module, data = self.module, self.data
@@ -77,7 +78,7 @@ class ResultsWriter(DrawingCallback):
             )
         if is_dry_run(trainer, self):
             return
-        module.to(trainer.strategy.root_device)  # the trainer would, but only once the real images are looked at
+        module.to(trainer.strategy.root_device)  # the trainer does so only after the setup
         extractor = self._extractor(module)
         draws = module.all_draws()[0 if self.unguided else 1 :]
         self.posteriors = tracked_posteriors(module.guidances, module.unguided) if self.unguided else []
@@ -93,12 +94,12 @@ class ResultsWriter(DrawingCallback):
             trackers={tracker(posterior): label(posterior) for posterior in self.posteriors},
             about={"model": resources.name_of(module.checkpoint), "forbidden": names},
         )
-        if extractor:  # last, because it writes statistics that it does not find
+        if extractor:  # last, because missing statistics are computed and written
             self.evaluator.reference = self._reference(trainer, module, data, extractor)
         todo = self.evaluator.unfinished([draw.run for draw in draws])
         module.draws = [draw for draw in draws if draw.run in todo]
         data.passes = len(module.draws)
-        trainer.strategy.barrier("finished guidances")  # nobody writes before everybody has looked
+        trainer.strategy.barrier("finished guidances")  # no process writes before all have searched
         self.runs, self.drawn_at, self.drawing = [draw.run for draw in draws], time.perf_counter(), 0.0
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -108,7 +109,7 @@ class ResultsWriter(DrawingCallback):
     def on_test_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Start the clock; before a guidance's first batch, clear what an interrupted run left of it."""
+        """Start the clock; before a guidance's first batch, clear its images of an interrupted run."""
         module = self.module
         if batch_idx == 0:
             run = module.draws[dataloader_idx].run
@@ -131,14 +132,14 @@ class ResultsWriter(DrawingCallback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keep the images; after a guidance's last batch, write its row and redraw the figures."""
+        """Store the images; after a guidance's last batch, write its row and redraw the figures."""
         module, samples = self.module, outputs["samples"]
         self.clock.stop(samples)
         draw = module.draws[dataloader_idx]
         self.evaluator.add(draw.run, samples, self.tracking.log_prob if self.tracking else None)
         if batch_idx + 1 < trainer.num_test_batches[dataloader_idx]:
             return
-        if self.tracking:  # what the posteriors need is not the images' own cost: draw a batch without them
+        if self.tracking:  # the cost excludes passive tracking: draw a batch without it
             module.recorders, self.clock = [], _Clock(module.device)
             self.clock.start()
             self.clock.stop(module.draw(samples.seeds, draw.guidance))
@@ -150,7 +151,7 @@ class ResultsWriter(DrawingCallback):
         trainer.strategy.barrier("row")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Show the tables."""
+        """Print the tables."""
         if trainer.is_global_zero and hasattr(self, "evaluator") and (summary := self.evaluator.summary()):
             print(summary)
 
@@ -162,7 +163,7 @@ class ResultsWriter(DrawingCallback):
             self.drawing = self.drawn_at - began
 
     def _extractor(self, module: ImageSampler) -> FeatureExtractor | None:
-        """The network whose features are compared, on the module's device."""
+        """The feature extractor, on the module's device."""
         if self.features is None or module.judge is None:
             return None
         if self.features == "classifier":
@@ -172,7 +173,7 @@ class ResultsWriter(DrawingCallback):
     def _reference(
         self, trainer: Trainer, module: ImageSampler, data: Seeds, extractor: FeatureExtractor
     ) -> ReferenceStatistics:
-        """Statistics of ``data.reference_data``, or those in the run's or the checkpoint's folder."""
+        """Statistics of ``data.reference_data``, or from the folder of the run, the classifier or the checkpoint."""
         folder, label_space = Path(trainer.default_root_dir), module.label_space
         if data.reference_data is not None and module.judge is not None:
             real = data.reference_data
@@ -196,7 +197,7 @@ class ResultsWriter(DrawingCallback):
 
 
 class _Clock:
-    """Network evaluations, time and CUDA memory of the images that a process draws in one way."""
+    """Network evaluations, time and CUDA memory of the images of one guidance in a process."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -208,14 +209,14 @@ class _Clock:
         self.began = time.perf_counter()
 
     def stop(self, samples: Samples) -> None:
-        """Note a batch, once the device has drawn it."""
+        """Add the cost of a batch, after synchronising with the device."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         count = len(samples.seeds)
         self.batches.append((count, count * samples.nfe, time.perf_counter() - self.began))
 
     def cost(self, trainer: Trainer) -> Cost:
-        """Of all processes: the mean over all images, and their speeds together, first batches left out."""
+        """Cost over all processes: mean NFE of all images, and the sum of the speeds without the first batches."""
         drawn, nfe, _ = map(sum, zip(*self.batches, strict=True))
         timed, _, seconds = map(sum, zip(*(self.batches[1:] or self.batches), strict=True))
         sums = torch.tensor([drawn, nfe, timed / seconds], dtype=torch.float32, device=self.device)
