@@ -66,10 +66,14 @@ def _discard_init_args(parser: Any, before: Any, now: Any) -> None:
 def _leave_text(value: Any, **settings: Any) -> tuple[Any, Any]:
     """Leave the text that is given for a setting of a class to that setting's own type: `a: b` may be a prompt.
 
-    jsonargparse reads it as YAML first, and hands on what it takes for a mapping or a number.
+    jsonargparse reads it as YAML first, and hands on what it takes for a mapping or a number. Of a file that the text
+    names it reads the content, which is right for a configuration and not for a checkpoint.
     """
-    is_text = isinstance(value, NestedArg) and isinstance(value.val, str) and value.key != "init_args"
-    return (value, None) if is_text else parse_value_or_config(value, **settings)
+    if isinstance(value, NestedArg) and isinstance(value.val, str) and value.key != "init_args":
+        return value, None
+    if isinstance(value, str) and Path(value).suffix not in (".yaml", ".yml", ".json"):
+        settings["enable_path"] = False
+    return parse_value_or_config(value, **settings)
 
 
 _typehints.discard_init_args_on_class_path_change = _discard_init_args

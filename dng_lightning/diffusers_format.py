@@ -96,7 +96,7 @@ def read(
     except Exception as error:  # a foreign folder can fail in any way
         raise SettingError(f"{folder} holds no model of pixels in diffusers' format: {reason(error)}") from error
     classes = classes_of(network.config.num_class_embeds or 0, len(class_names), null_class, str(folder))
-    net = DiffusersNetwork(network.float().eval(), *classes)
+    net = DiffusersNetwork(network.float().eval(), *classes, network.config.out_channels == 2 * channels)
     return ModelParts(net, schedule, prediction, (channels, height, width), folder, clip, tuple(class_names))
 
 

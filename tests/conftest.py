@@ -212,6 +212,8 @@ def fitted(dng: Dng, fake_mnist: Path) -> Fitted:
         judged = any("classifier" in callback.get("init_args", {}) for callback in trainer["callbacks"])
         if judged and family in ("mnist", "cifar10"):  # local names win over shipped ones
             shutil.copytree(fit(f"{family}_classifier"), place / f"{family}-classifier", dirs_exist_ok=True)
+        if name == "mnist_probe":
+            shutil.copytree(fit("mnist"), place / "mnist", dirs_exist_ok=True)
         epochs = max(2, trainer.get("check_val_every_n_epoch", 1))  # as many as it takes to come to a validation
         with contextlib.chdir(place):
             dng("fit", f"--config={name}.yaml", *fit_settings(name), f"--trainer.max_steps={epochs}")
@@ -240,7 +242,7 @@ def read_attributes(dng: Dng, fit: Fitted, place: Path) -> None:
 def place(fitted: Fitted) -> Path:
     """A folder with fake data and with tiny models under the names of the shipped ones, which they win over."""
     place = fitted("mnist").parents[1]
-    for name in ("mnist", "mnist_without_0", "mnist_only_0", "mnist_noisy_classifier"):
+    for name in ("mnist", "mnist_without_0", "mnist_only_0", "mnist_noisy_classifier", "mnist_probe"):
         shutil.copytree(fitted(name), place / name.replace("_", "-"), dirs_exist_ok=True)
     shutil.copytree(place / "mnist-classifier", place / "mnist-observer", dirs_exist_ok=True)
     data, classifier = (

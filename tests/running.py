@@ -31,10 +31,10 @@ TINY = {
 def fit_settings(config: str) -> list[str]:
     """What makes a shipped training tiny: one batch an epoch, a narrow network, few samples."""
     settings = [f"--model.{part}.{k}={v}" for part, given in TINY.get(config, {}).items() for k, v in given.items()]
-    settings = settings or ["--model.net.channels=[8]"]
+    settings = settings or ["--model.net.channels=8" if "probe" in config else "--model.net.channels=[8]"]
     settings += ["--trainer.limit_train_batches=1", "--trainer.limit_val_batches=1"]
     settings += [] if config.startswith("digits") else ["--data.val_size=20"]  # of 200 images
-    if "classifier" not in config:
+    if "classifier" not in config and "probe" not in config:
         large = "mnist" in config or "cifar10" in config
         settings += ["--model.compile=false"] + (["--model.net.patch=4"] if large else [])
     return settings + (few_samples(config) if config in CONFIGS else [])

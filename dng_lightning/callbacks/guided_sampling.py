@@ -64,6 +64,7 @@ class GuidedSampling(ValidationSampling):
         self.forbidden, self.every_n_epochs, self.num_samples = forbidden, every_n_epochs, num_samples
         self.sampler = Sampler(steps)
         self.classifier = load_classifier(classifier) if classifier else None
+        self.labels: list[int] = []
         self.features: ClassifierFeatures | None = None
         if self.classifier is not None and hasattr(self.classifier.net, "num_features"):
             self.features = ClassifierFeatures(self.classifier, classifier_name(self.classifier, classifier))
@@ -87,7 +88,7 @@ class GuidedSampling(ValidationSampling):
         """
         module = expect(DiffusionModule, module, self)
         module.schedule.levels(self.sampler.steps)
-        self.labels: list[int] = []
+        self.labels = []
         if self.forbidden is not None and not module.null_class:
             raise SettingError("GuidedSampling: the model is unconditional; set forbidden to null")
         if self.forbidden is not None:

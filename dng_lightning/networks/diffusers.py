@@ -15,22 +15,25 @@ class DiffusersNetwork(nn.Module):
         num_classes: number of classes; 0 for an unconditional network.
         has_null_class: whether there is an embedding of no class; without it the network gives no unconditional
             prediction, and class labels are needed.
+        learned_variance: whether the second half of the output's channels is a variance, which is not used.
 
     Raises:
         SettingError: the network has no embedding of the null class, or of classes at all.
     """
 
-    def __init__(self, network: nn.Module, num_classes: int = 0, has_null_class: bool = True) -> None:
+    def __init__(
+        self, network: nn.Module, num_classes: int = 0, has_null_class: bool = True, learned_variance: bool = False
+    ) -> None:
         super().__init__()
         embedded = getattr(getattr(network, "config", None), "num_class_embeds", None)
         if num_classes and has_null_class and embedded is not None and embedded <= num_classes:
             raise SettingError(f"num_class_embeds is {embedded}: set it to num_classes + 1, {num_classes + 1}")
         self.network = network
-        self.num_classes, self.has_null_class = num_classes, has_null_class
+        self.num_classes, self.has_null_class, self.learned_variance = num_classes, has_null_class, learned_variance
 
     def forward(self, x: Tensor, t: Tensor, class_labels: Tensor | None = None) -> Tensor:
         """See ``networks.UNet.forward``."""
         if self.num_classes and class_labels is None:
             class_labels = torch.full_like(t, self.num_classes, dtype=torch.long)
         output: Tensor = self.network(x, t, class_labels=class_labels if self.num_classes else None).sample
-        return output[:, : x.shape[1]]  # a variance that some predict besides is left out
+        return output[:, : x.shape[1]] if self.learned_variance else output

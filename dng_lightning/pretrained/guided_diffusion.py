@@ -91,7 +91,7 @@ class GuidedDiffusionModel(PretrainedModel):
             attention.heads = self.heads or width // (self.head_channels or width)
             attention.scale = (width // attention.heads) ** -0.5
         classes = classes_of(config["num_class_embeds"] or 0, len(self.class_names), self.null_class, self.path)
-        wrapped = DiffusersNetwork(net.eval(), *classes)
+        wrapped = DiffusersNetwork(net.eval(), *classes, config["out_channels"] == 2 * config["in_channels"])
         shape = (config["in_channels"], self.image_size, self.image_size)
         parts = (wrapped, self.schedule, self.prediction, shape, Path(self.path).parent)
         return ModelParts(*parts, clip=1.0, class_names=self.class_names)

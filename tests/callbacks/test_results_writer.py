@@ -287,7 +287,7 @@ def test_the_terminal_shows_the_table_and_the_floor(
     out = capsys.readouterr().out
     assert [line.split()[0] for line in out.splitlines() if line.split()[0] in ORDER][:5] == ORDER
     assert "its floor" in out
-    assert out.endswith(f"written to {written}\n")
+    assert f"\nwritten to {written}\n" in out
     assert (written / "results.csv").read_bytes() == before  # nothing was done again
 
 
