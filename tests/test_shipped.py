@@ -229,6 +229,7 @@ def test_a_finished_study_that_is_started_again_redoes_nothing(config: str):
         networks = {
             "checkpoint": model.get("noise_conditional_classifier") if needs.classifier else None,
             "observer": model.get("observer") if needs.observer is not None and not in_words else None,
+            "probe": model.get("probe") if needs.probe else None,
         }
         run = Draw.of(method, **networks).run
         assert (run.method, run.settings, features, *group) in found
