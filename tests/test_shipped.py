@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from dng_lightning import guidance, posterior, resources
+from dng_lightning import guidance, posterior, resources, sampling
 from dng_lightning.errors import SettingError
 from dng_lightning.evaluation.evaluator import KEY
 from dng_lightning.evaluation.posterior_metrics import KEY as POSTERIOR_KEY
@@ -204,8 +204,9 @@ def model_of(config: str) -> dict[str, Any]:
 def built(node: Any) -> Any:
     """The guidance, posterior or setting that a configuration says."""
     if isinstance(node, dict) and "class_path" in node:
-        kind = getattr(guidance, node["class_path"], None) or getattr(posterior, node["class_path"])
-        return kind(**{name: built(value) for name, value in node.get("init_args", {}).items()})
+        name = node["class_path"]
+        kind = next(getattr(part, name) for part in (guidance, posterior, sampling) if hasattr(part, name))
+        return kind(**{setting: built(value) for setting, value in node.get("init_args", {}).items()})
     return posterior.Timing(**node) if isinstance(node, dict) and "t0" in node else node
 
 
