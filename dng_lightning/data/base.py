@@ -39,8 +39,7 @@ class ImageDataModule(LightningDataModule):
 
     Args:
         root: folder with the data set's files in their official layout.
-        batch_size: images per batch and device, >= 1; None for 64, or the number that ``dng fit`` chooses for the
-            images.
+        batch_size: images per batch and device, >= 1; None for 64, or the number that ``dng fit`` chooses.
         include_classes: classes to keep, by name or index; None keeps all.
         exclude_classes: classes to drop, by name or index. Not together with `include_classes`.
         val_size: number of training images held out, None for the data set's default. The split is stratified, the same
@@ -51,8 +50,7 @@ class ImageDataModule(LightningDataModule):
         test_size: number of images held out if the data set has no test part; None for a tenth, 5,000 at most.
         split_seed: seed of the choice of held-out images.
         image_size: side of the images, or height and width; None to keep their size.
-        fit: how images are brought to that size: ``crop`` (resized and centre-cropped) or ``pad`` (whole, with black
-            borders).
+        fit: to that size by ``crop`` (resize and centre-crop) or by ``pad`` (resize and add black borders).
         crop: pixels by which stored images exceed `image_shape`; training crops them at random positions.
 
     Raises:

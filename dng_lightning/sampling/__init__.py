@@ -2,15 +2,8 @@
 
 from dng_lightning.sampling.noise import ImageNoise
 from dng_lightning.sampling.particles import Particles
-from dng_lightning.sampling.predictors import (
-    ClassConditionalPredictor,
-    Denoiser,
-    NetworkPairPredictor,
-    Predictor,
-    WithClassifier,
-    WithObserver,
-    WithProbe,
-)
+from dng_lightning.sampling.predictor_wrappers import WithClassifier, WithObserver, WithProbe
+from dng_lightning.sampling.predictors import ClassConditionalPredictor, Denoiser, NetworkPairPredictor, Predictor
 from dng_lightning.sampling.recorders import PassiveTracking, Recorder, Trajectories
 from dng_lightning.sampling.sampler import Sampler, sample
 from dng_lightning.sampling.self_filter import SelfFilter

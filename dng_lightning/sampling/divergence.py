@@ -24,7 +24,8 @@ from dng_lightning.errors import SettingError
 from dng_lightning.interfaces import Needs, Predictions
 from dng_lightning.kernel import NoiseLevel
 from dng_lightning.sampling.noise import Probes
-from dng_lightning.sampling.predictors import ALL, Predictor, PredictorWrapper
+from dng_lightning.sampling.predictor_wrappers import PredictorWrapper
+from dng_lightning.sampling.predictors import ALL, Predictor
 
 
 class WithDivergence(PredictorWrapper):

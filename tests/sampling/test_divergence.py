@@ -42,7 +42,7 @@ from dng_lightning.sampling import (
 )
 from dng_lightning.sampling.divergence import WithDivergence
 from dng_lightning.sampling.noise import Probes
-from dng_lightning.sampling.predictors import PredictorWrapper
+from dng_lightning.sampling.predictor_wrappers import PredictorWrapper
 from dng_lightning.schedule import LinearSchedule
 
 LINEAR = LinearSchedule()

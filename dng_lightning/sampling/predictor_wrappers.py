@@ -1,0 +1,172 @@
+"""Predictors that add a classifier, a probe or an observer to the denoised predictions of another predictor."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from dng_lightning.errors import SettingError
+from dng_lightning.interfaces import NO_PREDICTIONS, Needs, Predictions
+from dng_lightning.kernel import NoiseLevel
+from dng_lightning.sampling.predictors import ALL, Predictor
+
+LogPosterior = Callable[[Tensor, NoiseLevel], Tensor]
+"""``log_posterior(x_t (B, ...), level) -> log p(c | x_t) (B, classes)``; a ``ClassifierModule`` has one."""
+
+FeatureLogPosterior = Callable[[Tensor, NoiseLevel], Tensor]
+"""``log_posterior(features (B, C, ...), level) -> log p(c | x_t) (B, classes)``; a ``ProbeModule`` has one."""
+
+Observer = Callable[[Tensor], Tensor]
+"""``observer(denoised (B, ...)) -> (B, K)``: the probability that each image shows each forbidden condition."""
+
+
+class PredictorWrapper(Predictor):
+    """Adds something to another predictor's predictions.
+
+    Args:
+        predictor: gives the denoised predictions.
+    """
+
+    def __init__(self, predictor: Predictor) -> None:
+        self.predictor = predictor
+        self.conditions, self.class_labels = predictor.conditions, predictor.class_labels
+        self.provides = predictor.provides
+
+    @property
+    def nfe(self) -> int:  # an attribute of the others
+        """Evaluations of the wrapped predictor's networks."""
+        return self.predictor.nfe
+
+    @nfe.setter
+    def nfe(self, value: int) -> None:
+        self.predictor.nfe = value
+
+
+class WithClassifier(PredictorWrapper):
+    """Adds a noise-conditional classifier's log p(c | x_t), and its gradient, where a guidance needs it.
+
+    The posterior is the classifier's, whatever the class label. Its cost is not part of the NFE.
+
+    Args:
+        predictor: gives the denoised predictions.
+        log_posterior: of all classes, at any noise level.
+        forbidden: labels of the predictor's K forbidden conditions, in its order.
+
+    Raises:
+        SettingError: there are not K of them.
+    """
+
+    def __init__(self, predictor: Predictor, log_posterior: LogPosterior, forbidden: Sequence[int]) -> None:
+        super().__init__(predictor)
+        if len(forbidden) != predictor.conditions:
+            raise SettingError(f"the predictor has {predictor.conditions} forbidden conditions, not {len(forbidden)}")
+        self.log_posterior, self.forbidden = log_posterior, list(forbidden)
+        self.provides = predictor.provides | {"classifier"}
+
+    def predict(self, x_t: Tensor, level: NoiseLevel, needs: Needs = ALL) -> Predictions:
+        """See ``Predictor.predict``."""
+        if needs.classifier is None:
+            return self.predictor.predict(x_t, level, needs)
+        found = self._gradients(x_t, level) if needs.classifier == "gradient" else self._posterior(x_t, level)
+        active = needs.active
+        if callable(active) and (needs.probe or needs.features):  # it reads the features of the base prediction as well
+            needs = replace(needs, active=lambda base: active(replace(base, **found)))
+        elif callable(active):
+            needs = replace(needs, active=active(replace(NO_PREDICTIONS, **found)))
+        return replace(self.predictor.predict(x_t, level, needs), **found)
+
+    def _posterior(self, x_t: Tensor, level: NoiseLevel) -> dict[str, Tensor]:
+        log_p = self.log_posterior(x_t, level)
+        found = {"log_posterior": log_p[:, self.forbidden]}
+        if self.class_labels is not None:
+            found["class_log_posterior"] = log_p.gather(1, self.class_labels.unsqueeze(1))
+        return found
+
+    def _gradients(self, x_t: Tensor, level: NoiseLevel) -> dict[str, Tensor]:
+        with torch.inference_mode(False), torch.enable_grad():  # the trainer forbids gradients in predict and test
+            x = x_t.clone().requires_grad_()
+            found = self._posterior(x, level)
+            columns = {name: log_p.unbind(1) for name, log_p in found.items()}
+            gradients = {
+                name: [torch.autograd.grad(column.sum(), x, retain_graph=True)[0] for column in columns[name]]
+                for name in columns
+            }
+        found = {name: log_p.detach() for name, log_p in found.items()}
+        found["gradient"] = torch.stack(gradients["log_posterior"], 1)
+        if self.class_labels is not None:
+            (found["class_gradient"],) = gradients["class_log_posterior"]
+        return found
+
+
+class WithProbe(PredictorWrapper):
+    """Adds a probe's log p(c_k | x_t), where a guidance needs it, at no evaluation of a network.
+
+    The probe reads the features of the base prediction. Which conditions are worth an evaluation is known before any
+    of them is evaluated.
+
+    Args:
+        predictor: gives the denoised predictions, the unconditional one as the base.
+        log_posterior: of all classes the probe knows, from features.
+        module: name of the module inside the base network whose output they are.
+        forbidden: numbers of the predictor's K forbidden conditions among these classes, in its order.
+
+    Raises:
+        SettingError: there are not K of them, or the base is the prediction of a class.
+    """
+
+    def __init__(
+        self, predictor: Predictor, log_posterior: FeatureLogPosterior, module: str, forbidden: Sequence[int]
+    ) -> None:
+        super().__init__(predictor)
+        if len(forbidden) != predictor.conditions:
+            raise SettingError(f"the predictor has {predictor.conditions} forbidden conditions, not {len(forbidden)}")
+        if predictor.class_labels is not None:
+            raise SettingError("a probe reads the unconditional prediction: give the predictor no class_labels")
+        self.log_posterior, self.module, self.forbidden = log_posterior, module, list(forbidden)
+        self.provides = predictor.provides | {"probe"}
+
+    def predict(self, x_t: Tensor, level: NoiseLevel, needs: Needs = ALL) -> Predictions:
+        """See ``Predictor.predict``."""
+        if not needs.probe:
+            return self.predictor.predict(x_t, level, needs)
+        active = needs.active
+
+        def probed(predictions: Predictions) -> Predictions:
+            assert predictions.features is not None  # as they were needed
+            return replace(predictions, probed=self.log_posterior(predictions.features, level)[:, self.forbidden])
+
+        needs = replace(needs, probe=False, features=self.module)
+        if callable(active):
+            needs = replace(needs, active=lambda base: active(probed(base)))
+        return probed(self.predictor.predict(x_t, level, needs))
+
+
+class WithObserver(PredictorWrapper):
+    """Adds what an observer sees in the denoised images, where a guidance needs it.
+
+    The observer is shown the base prediction, or that with classifier-free guidance: what the image would become on
+    average if it were left alone from here on. Its cost is not part of the NFE.
+
+    Args:
+        predictor: gives the denoised predictions.
+        observer: a classifier's probabilities, or a vision-language model's yes (1) and no (0). It does not get the
+            noise level; the denoised image of a high one is blurred.
+        clip: bound on the denoised images, None for none.
+    """
+
+    def __init__(self, predictor: Predictor, observer: Observer, clip: float | None = None) -> None:
+        super().__init__(predictor)
+        self.observer, self.clip = observer, clip
+        self.provides = predictor.provides | {"observer"}
+
+    def predict(self, x_t: Tensor, level: NoiseLevel, needs: Needs = ALL) -> Predictions:
+        """See ``Predictor.predict``."""
+        predictions = self.predictor.predict(x_t, level, needs)
+        if needs.observer is None:
+            return predictions
+        denoised = predictions.denoised
+        if needs.observer != 1 and predictions.null is not None:
+            denoised = torch.lerp(predictions.null, denoised, needs.observer)
+        denoised = denoised if self.clip is None else denoised.clamp(-self.clip, self.clip)
+        return replace(predictions, observed=self.observer(denoised))
