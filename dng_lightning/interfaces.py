@@ -33,8 +33,6 @@ class Needs:
         null: the unconditional prediction, where the base is that of a class or prompt.
         class_labels: a class or prompt that the images shall show.
         classifier: a noise-conditional classifier's log p(c_k | x_t), or that and its "gradient"; None for neither.
-        probe: a probe's log p(c_k | x_t), read from the features of the base prediction.
-        features: name of the module inside the base network whose output is needed; None for none.
         observer: what an observer sees in the denoised image, and the scale of the classifier-free guidance of the
             prediction that it is shown (1 for none); None for no observer.
         attention: edits the attention of the base prediction to its text; None for the network's own.
@@ -43,6 +41,8 @@ class Needs:
             that draw less noise than the kernel has (eta < 1); 0 takes it from the sampler's own noise, at no cost, and
             not at all at eta = 0; None for no divergence.
         active: which forbidden conditions are evaluated for which image; None for all.
+        probe: a probe's log p(c_k | x_t), read from the features of the base prediction.
+        features: name of the module inside the base network whose output is needed; None for none.
     """
 
     negatives: bool = False

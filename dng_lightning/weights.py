@@ -7,6 +7,7 @@ from typing import Any
 from zipfile import is_zipfile
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dng_lightning.errors import SettingError, reason
@@ -25,12 +26,8 @@ def read(path: str | Path) -> dict[str, Any]:
         raise SettingError(f"no file of weights at {path.absolute()}")
     try:
         if path.suffix == ".safetensors":
-            from safetensors.torch import load_file  # an extra's
-
             return dict(load_file(path))
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except ImportError as error:
-        raise SettingError(f"{path} needs safetensors: pip install safetensors") from error
     except pickle.UnpicklingError as error:
         raise SettingError(f"{path} is refused, as it carries code; {_conversion(path)}") from error
     except Exception as error:  # a foreign file can fail in any way

@@ -2,21 +2,38 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, NoReturn
 
 from torch import Tensor
 
 from dng_lightning.errors import SettingError
+from dng_lightning.guidance.base import Guidance
+from dng_lightning.guidance.unguided import Unguided
 from dng_lightning.guidance.wrapper import GuidanceWrapper
-from dng_lightning.interfaces import Predictions, Step
+from dng_lightning.interfaces import Needs, Predictions, Step
+from dng_lightning.posterior import Posterior, TrackedPosterior
+
+UNGUIDED = Unguided()
 
 
+@dataclass(frozen=True)
 class ChainGuidance(GuidanceWrapper, ABC):
     """Draws with another guidance, and chooses among the chains; ``sample`` leaves the whole of the sampling to it.
 
     It must be the outermost guidance.
+
+    Attributes:
+        guidance: draws the chains.
+        posterior: how likely it is that a chain becomes forbidden.
     """
+
+    guidance: Guidance = UNGUIDED
+    posterior: Posterior = TrackedPosterior()
+
+    def needs(self, state: None = None, step: Step | None = None) -> Needs:
+        """The needs of the guidance and of the posterior."""
+        return self.guidance.needs(state, step) | self.posterior.needs()
 
     @abstractmethod
     def sample(

@@ -19,18 +19,12 @@ import torch
 from torch import Tensor
 
 from dng_lightning.errors import SettingError
-from dng_lightning.guidance.base import Guidance
 from dng_lightning.guidance.chain_guidance import ChainGuidance, take
-from dng_lightning.guidance.unguided import Unguided
-from dng_lightning.interfaces import Needs, Step
-from dng_lightning.posterior import Posterior, TrackedPosterior
 from dng_lightning.sampling.predictors import Predictor
 from dng_lightning.sampling.recorders import Recorder
 from dng_lightning.sampling.sampler import Sampler, follow
 from dng_lightning.sampling.watch import FirstOfEach, PosteriorWatch, check_chains
 from dng_lightning.schedule import NoiseSchedule
-
-UNGUIDED = Unguided()
 
 
 @dataclass(frozen=True)
@@ -40,7 +34,7 @@ class Particles(ChainGuidance):
     Every chain is evaluated: M of them cost M times as much. Recorders note the first chain of each image.
 
     Attributes:
-        guidance: draws the chains; None for no guidance.
+        guidance: draws the chains; unguided by default.
         posterior: how likely it is that a chain becomes forbidden.
         particles: number M of chains of an image, >= 1; one is the guidance alone.
         resamplings: how often they are resampled, evenly spaced over the chain, >= 1; the last time is the end.
@@ -49,8 +43,6 @@ class Particles(ChainGuidance):
         SettingError: a setting is out of its range.
     """
 
-    guidance: Guidance = UNGUIDED
-    posterior: Posterior = TrackedPosterior()
     particles: int = 4
     resamplings: int = 10
 
@@ -59,10 +51,6 @@ class Particles(ChainGuidance):
             raise SettingError(f"particles must be at least 1; got {self.particles}")
         if self.resamplings < 1:
             raise SettingError(f"resamplings must be at least 1; got {self.resamplings}")
-
-    def needs(self, state: None = None, step: Step | None = None) -> Needs:
-        """What the guidance and the posterior need."""
-        return self.guidance.needs(state, step) | self.posterior.needs()
 
     def sample(
         self,

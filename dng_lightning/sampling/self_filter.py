@@ -13,18 +13,13 @@ import torch
 from torch import Tensor
 
 from dng_lightning.errors import SettingError
-from dng_lightning.guidance.base import Guidance
 from dng_lightning.guidance.chain_guidance import ChainGuidance, take
-from dng_lightning.guidance.unguided import Unguided
-from dng_lightning.interfaces import Needs, Step
-from dng_lightning.posterior import Posterior, TrackedPosterior
+from dng_lightning.interfaces import Step
 from dng_lightning.sampling.predictors import Predictor
 from dng_lightning.sampling.recorders import Recorder
 from dng_lightning.sampling.sampler import Sampler, follow
 from dng_lightning.sampling.watch import PosteriorWatch, Remaining, check_chains
 from dng_lightning.schedule import NoiseSchedule
-
-UNGUIDED = Unguided()
 
 
 @dataclass(frozen=True)
@@ -34,7 +29,7 @@ class SelfFilter(ChainGuidance):
     An image whose first chain is kept is the image of ``guidance``. Recorders note the first chain of each image.
 
     Attributes:
-        guidance: draws the chains; None for no guidance.
+        guidance: draws the chains; unguided by default.
         posterior: how likely it is that a chain becomes forbidden.
         threshold: sum of the posteriors above which a chain is given up, in (0, 1): one number, or one a check. Early
             on p is near the prior, and a threshold below it gives every chain up.
@@ -45,8 +40,6 @@ class SelfFilter(ChainGuidance):
         SettingError: a setting is out of its range.
     """
 
-    guidance: Guidance = UNGUIDED
-    posterior: Posterior = TrackedPosterior()
     threshold: float | Sequence[float] = 0.1
     levels: Sequence[float] = (0.0,)
     max_draws: int = 10
@@ -67,10 +60,6 @@ class SelfFilter(ChainGuidance):
         if isinstance(self.threshold, int | float):
             return [float(self.threshold)] * len(self.levels)
         return list(self.threshold)
-
-    def needs(self, state: None = None, step: Step | None = None) -> Needs:
-        """What the guidance and the posterior need."""
-        return self.guidance.needs(state, step) | self.posterior.needs()
 
     def sample(
         self,
