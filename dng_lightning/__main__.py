@@ -29,8 +29,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dng_lightning import __version__, resources
+from dng_lightning import __version__
 from dng_lightning.errors import SettingError
+from dng_lightning.storage import resources
 
 if TYPE_CHECKING:
     from lightning.pytorch.cli import LightningCLI

@@ -15,9 +15,9 @@ from typing import Any
 
 import yaml
 
-from dng_lightning import resources
-from dng_lightning.download import WANTED
 from dng_lightning.errors import SettingError, reason, require
+from dng_lightning.storage import resources
+from dng_lightning.storage.download import WANTED
 
 CARD = """---
 license: other

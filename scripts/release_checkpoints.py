@@ -3,7 +3,7 @@
     python scripts/release_checkpoints.py --to release
 
 An archive holds what sampling and evaluation need, without cards and studies. It is the same, byte by byte, as long as
-these files are: dng_lightning/download.py compares its SHA-256 with that in checkpoints/released.json.
+these files are: dng_lightning/storage/download.py compares its SHA-256 with that in checkpoints/released.json.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import json
 import zipfile
 from pathlib import Path
 
-from dng_lightning.files import write_whole
+from dng_lightning.storage.files import write_whole
 
 CHECKPOINTS = Path(__file__).resolve().parents[1] / "checkpoints"
 IN_THE_WHEEL = ("mnist", "mnist-classifier", "digits-classifier")

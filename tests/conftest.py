@@ -20,13 +20,13 @@ from running import QUIET, Dng, DngProcess, Fitted, fit_settings
 from tiny_diffusion import tiny
 from tiny_vision_language import tiny_vision_language
 
-from dng_lightning import resources
 from dng_lightning.__main__ import main
 from dng_lightning.data import CIFAR10, MNIST
 from dng_lightning.data.pixels import to_png
 from dng_lightning.evaluation.features import ClassifierFeatures
 from dng_lightning.evaluation.reference_statistics import ReferenceStatistics
 from dng_lightning.modules import ClassifierModule
+from dng_lightning.storage import resources
 from scripts.captioned_digits.attributes import VALUES
 
 # What takes nine tenths of the time: the command line, several processes, whole studies, long chains.

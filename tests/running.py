@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dng_lightning import resources
 from dng_lightning.__main__ import main
+from dng_lightning.storage import resources
 
 QUIET = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
 

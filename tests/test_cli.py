@@ -34,11 +34,12 @@ from running import (
 )
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from dng_lightning import __version__, resources
+from dng_lightning import __version__
 from dng_lightning.__main__ import main, run
 from dng_lightning.guidance import DynamicNegativeGuidance, NegativePrompting
 from dng_lightning.modules import DiffusionModule
 from dng_lightning.posterior import TrackedPosterior
+from dng_lightning.storage import resources
 
 ROOT = Path(__file__).resolve().parents[1]
 

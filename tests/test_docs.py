@@ -18,10 +18,10 @@ import yaml
 from running import Dng, Fitted, ends_well, fit_settings, is_shipped, printed
 from tiny_diffusion import run_example
 
-from dng_lightning import resources
 from dng_lightning.__main__ import main
 from dng_lightning.guidance import Guidance
 from dng_lightning.posterior import Posterior
+from dng_lightning.storage import resources
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"

@@ -16,10 +16,10 @@ import torch
 import yaml
 from torch import Tensor
 
-from dng_lightning import download, resources, safe_checkpoint
 from dng_lightning.errors import SettingError
 from dng_lightning.hub import model_card, upload
 from dng_lightning.modules import ClassifierModule, DiffusionModule
+from dng_lightning.storage import download, resources, safe_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 Answer = tuple[int, dict[str, str], bytes]

@@ -29,7 +29,7 @@ def run(code: str) -> str:
 
 def test_the_core_comes_without_lightning_and_torchvision():
     statements = [
-        "from dng_lightning import resources",
+        "from dng_lightning.storage import resources",
         "import dng_lightning.schedule",
         "import dng_lightning.posterior",
         "import dng_lightning.guidance",

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from running import QUIET, Dng
 
-from dng_lightning import resources
 from dng_lightning.__main__ import main
 from dng_lightning.modules import DiffusionModule
+from dng_lightning.storage import resources
 
 TINY = ["--model.net.channels=[8]", "--trainer.limit_val_batches=1", "--trainer.max_steps=4"]
 FEW = ["--data.num_samples=8", "--model.steps=2", "--trainer.devices=1"]

@@ -10,11 +10,12 @@ import torch
 import yaml
 from running import Dng
 
-from dng_lightning import open_settings, resources
 from dng_lightning.__main__ import main, run
+from dng_lightning.cli import open_settings
 from dng_lightning.errors import SettingError
 from dng_lightning.modules import ClassifierModule, DiffusionModule
 from dng_lightning.networks import ImageClassifier, UNet
+from dng_lightning.storage import resources
 
 TINY = ["--trainer.limit_val_batches=1", "--data.val_size=6", "--data.batch_size=16"]
 
@@ -124,7 +125,7 @@ def test_the_length_follows_from_the_time(
 def printed_config(photos: Path, given: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """The configuration of a training that is stopped before it begins."""
     with monkeypatch.context() as patch:
-        patch.setattr("dng_lightning.cli.DNGCLI._run_subcommand", lambda *_: None)
+        patch.setattr("dng_lightning.cli.dng_cli.DNGCLI._run_subcommand", lambda *_: None)
         config = resources.config("image_folder")
         cli = run(["fit", f"--config={config}", f"--data.root={photos}", "--trainer.accelerator=cpu", given])
     text: str = cli.parser.dump(cli.config, skip_none=False)

@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 import yaml
 
-from dng_lightning import guidance, posterior, resources, sampling
+from dng_lightning import guidance, posterior, sampling
 from dng_lightning.errors import SettingError
 from dng_lightning.evaluation.evaluator import KEY
 from dng_lightning.evaluation.posterior_metrics import KEY as POSTERIOR_KEY
 from dng_lightning.modules.checkpoint_settings import load_settings
 from dng_lightning.modules.image_sampler import Draw
+from dng_lightning.storage import resources
 
 OTHER_FORMAT = "in-words/model_index.json"  # diffusers'
 OTHER_CONFIG = {"captioned-digits-digit": "captioned_digits_classifier"}  # the rest have that of their own name

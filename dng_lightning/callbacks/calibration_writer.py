@@ -10,7 +10,6 @@ import yaml
 from lightning import LightningModule, Trainer
 from torch import Tensor
 
-from dng_lightning import resources
 from dng_lightning.callbacks.drawing import DrawingCallback
 from dng_lightning.callbacks.requirements import is_dry_run
 from dng_lightning.data.pixels import to_float, to_uint8
@@ -25,6 +24,7 @@ from dng_lightning.posterior import CalibratedPosterior
 from dng_lightning.posterior.base import at_most
 from dng_lightning.posterior.calibrated import fit_calibration
 from dng_lightning.sampling import PassiveTracking
+from dng_lightning.storage import resources
 
 KNOTS = 10  # intervals between the levels of the calibration
 UNCALIBRATED = CalibratedPosterior([[0.0, 1.0, 0.0]])  # sums log ratios; its posterior is not used

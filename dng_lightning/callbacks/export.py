@@ -11,10 +11,10 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from dng_lightning import safe_checkpoint
 from dng_lightning.callbacks.requirements import is_dry_run
 from dng_lightning.errors import SettingError
-from dng_lightning.files import write_whole
+from dng_lightning.storage import safe_checkpoint
+from dng_lightning.storage.files import write_whole
 
 
 class Export(Callback):

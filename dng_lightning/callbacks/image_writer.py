@@ -17,10 +17,10 @@ from dng_lightning.data.pixels import from_png, to_float, to_png, to_uint8
 from dng_lightning.evaluation import figures
 from dng_lightning.evaluation.runs import Samples
 from dng_lightning.evaluation.tables import class_table, cost_table, share_with_interval
-from dng_lightning.files import file_name, write_whole
 from dng_lightning.guidance import Guidance
 from dng_lightning.guidance.serialization import display_name, display_name_with_scale
 from dng_lightning.modules.image_sampler import ImageSampler
+from dng_lightning.storage.files import file_name, write_whole
 
 Records = list[dict[str, Any]]
 

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from lightning import LightningModule, Trainer
 
-from dng_lightning import resources
 from dng_lightning.callbacks.drawing import DrawingCallback
 from dng_lightning.callbacks.passive_posteriors import label, tracked_posteriors, tracker
 from dng_lightning.callbacks.requirements import is_dry_run
@@ -23,6 +22,7 @@ from dng_lightning.modules.features import load_features
 from dng_lightning.modules.image_sampler import ImageSampler
 from dng_lightning.sampling import PassiveTracking
 from dng_lightning.sampling.sampler import with_schedule
+from dng_lightning.storage import resources
 
 DRAWING = 0.05  # greatest share of the time for redrawing the figures
 

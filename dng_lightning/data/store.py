@@ -27,7 +27,7 @@ from dng_lightning.data.decode import decode, is_grey, upright_size
 from dng_lightning.data.pixels import from_pillow
 from dng_lightning.data.resize import Fit, Size, fitted
 from dng_lightning.errors import SettingError, reason
-from dng_lightning.files import write_whole
+from dng_lightning.storage.files import write_whole
 
 MEMORY_SHARE = 0.25  # of the machine's memory, above which decoded images are kept in a file
 LISTED = 50  # most unreadable files that an error names

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dng_lightning.data.pixels import to_png
 from dng_lightning.evaluation import tensorboard
-from dng_lightning.files import file_name, write_whole
+from dng_lightning.storage.files import file_name, write_whole
 
 
 class Board:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dng_lightning.errors import SettingError
-from dng_lightning.files import write_whole
+from dng_lightning.storage.files import write_whole
 
 
 class Table:

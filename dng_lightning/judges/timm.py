@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-from dng_lightning import weights as files
 from dng_lightning.class_labels import names_of
 from dng_lightning.errors import SettingError, reason, require
 from dng_lightning.judges.base import PretrainedClassifier
 from dng_lightning.judges.class_mapping import ClassMapping
 from dng_lightning.judges.preprocessing import Preprocessing
+from dng_lightning.storage import weights as files
 
 
 class TimmClassifier(PretrainedClassifier):

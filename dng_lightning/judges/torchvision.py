@@ -2,12 +2,12 @@
 
 from torchvision import models
 
-from dng_lightning import weights as files
 from dng_lightning.class_labels import names_of
 from dng_lightning.errors import SettingError, reason
 from dng_lightning.judges.base import PretrainedClassifier
 from dng_lightning.judges.class_mapping import ClassMapping
 from dng_lightning.judges.preprocessing import Preprocessing
+from dng_lightning.storage import weights as files
 
 
 class TorchvisionClassifier(PretrainedClassifier):

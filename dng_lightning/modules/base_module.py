@@ -18,10 +18,10 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Generator, Tensor, nn
 from torch.optim import Optimizer
 
-from dng_lightning import resources, safe_checkpoint
 from dng_lightning.errors import SettingError, reason
 from dng_lightning.modules.first_batch import FACTS, facts_of_a_batch
 from dng_lightning.modules.resuming import PLATEAU, check_same_network, keep_settings
+from dng_lightning.storage import resources, safe_checkpoint
 
 
 @contextlib.contextmanager

@@ -10,7 +10,6 @@ import yaml
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from dng_lightning import resources
 from dng_lightning.data.decode import decode, image_files
 from dng_lightning.data.pixels import from_pillow, to_float
 from dng_lightning.errors import SettingError, reason
@@ -19,6 +18,7 @@ from dng_lightning.guidance.reference_guidance import ReferenceGuidance
 from dng_lightning.guidance.references import References
 from dng_lightning.guidance.serialization import map_settings
 from dng_lightning.posterior import CalibratedPosterior, Posterior, TrackedPosterior
+from dng_lightning.storage import resources
 
 CALIBRATION = "calibration.yaml"
 OVERVIEWS = ("grid.png", "trajectories.png")  # what `dng predict` writes to the images' folder

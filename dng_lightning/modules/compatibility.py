@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 from lightning.pytorch.utilities import rank_zero_info
 
-from dng_lightning import resources
 from dng_lightning.data.images import MNIST
 from dng_lightning.errors import SettingError
 from dng_lightning.evaluation.features import fingerprint
@@ -14,6 +13,7 @@ from dng_lightning.judges import PretrainedClassifier
 from dng_lightning.modules.base_module import TrainedModule
 from dng_lightning.modules.diffusion import DiffusionModule
 from dng_lightning.modules.probe import ProbeModule
+from dng_lightning.storage import resources
 
 DIFFERENCES = {
     "class_names": "other classes",

@@ -9,13 +9,13 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Generator, Tensor, nn
 
-from dng_lightning import diffusers_format
 from dng_lightning.errors import SettingError, check_0_to_1, check_in
 from dng_lightning.kernel import NoiseLevel
-from dng_lightning.model_parts import ModelParts
 from dng_lightning.modules.base_module import TrainedModule
 from dng_lightning.networks.features import FeatureTap, features_only
 from dng_lightning.parametrization import Prediction, denoised_of, network_input
+from dng_lightning.pretrained import diffusers_format
+from dng_lightning.pretrained.model_parts import ModelParts
 from dng_lightning.schedule import LinearSchedule, NoiseSchedule
 
 

@@ -6,7 +6,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from dng_lightning import resources
 from dng_lightning.class_labels import labels_of
 from dng_lightning.errors import SettingError
 from dng_lightning.evaluation.runs import EvaluationRun, Samples
@@ -41,6 +40,7 @@ from dng_lightning.sampling import (
     WithObserver,
     WithProbe,
 )
+from dng_lightning.storage import resources
 
 Classes = str | int | list[str | int]
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from torchvision import models
 
-from dng_lightning import resources
 from dng_lightning.errors import SettingError
 from dng_lightning.judges import PretrainedClassifier, TimmClassifier, TorchvisionClassifier, TransformersClassifier
 from dng_lightning.modules.classifier import ClassifierModule
+from dng_lightning.storage import resources
 
 AnyClassifier = ClassifierModule | PretrainedClassifier
 

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from dng_lightning import diffusers_format, weights
 from dng_lightning.errors import SettingError
 from dng_lightning.modules.diffusion import DiffusionModule
-from dng_lightning.pretrained import PretrainedModel
+from dng_lightning.pretrained import PretrainedModel, diffusers_format
+from dng_lightning.storage import weights
 
 AnyModel = PretrainedModel | str
 

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 
-from dng_lightning.model_parts import ModelParts
+from dng_lightning.pretrained.model_parts import ModelParts
 
 
 class PretrainedModel(ABC):

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from dng_lightning import diffusers_format
 from dng_lightning.class_labels import names_of
 from dng_lightning.errors import SettingError, reason, require
-from dng_lightning.model_parts import ModelParts
 from dng_lightning.parametrization import Prediction
+from dng_lightning.pretrained import diffusers_format
 from dng_lightning.pretrained.base import PretrainedModel
+from dng_lightning.pretrained.model_parts import ModelParts
 from dng_lightning.schedule import NoiseSchedule
 
 WANTED = ["*.json", "*.safetensors", "*.bin"]

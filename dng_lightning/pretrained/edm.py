@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dng_lightning import weights
 from dng_lightning.class_labels import names_of
-from dng_lightning.model_parts import ModelParts
 from dng_lightning.pretrained.base import PretrainedModel
+from dng_lightning.pretrained.model_parts import ModelParts
 from dng_lightning.schedule import KarrasSchedule, NoiseSchedule
+from dng_lightning.storage import weights
 
 
 class EDMModel(PretrainedModel):

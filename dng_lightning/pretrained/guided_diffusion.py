@@ -5,15 +5,15 @@ from typing import Any
 
 from torch import Tensor
 
-from dng_lightning import weights
 from dng_lightning.class_labels import names_of
-from dng_lightning.diffusers_format import classes_of
 from dng_lightning.errors import SettingError, reason, require
-from dng_lightning.model_parts import ModelParts
 from dng_lightning.networks.diffusers import DiffusersNetwork
 from dng_lightning.parametrization import Prediction
 from dng_lightning.pretrained.base import PretrainedModel
+from dng_lightning.pretrained.diffusers_format import classes_of
+from dng_lightning.pretrained.model_parts import ModelParts
 from dng_lightning.schedule import LinearSchedule, NoiseSchedule
+from dng_lightning.storage import weights
 
 GROUPS = 32  # of every group norm
 RESNET = {

@@ -5,12 +5,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from dng_lightning import weights
 from dng_lightning.errors import SettingError, reason, require
-from dng_lightning.model_parts import ModelParts
 from dng_lightning.parametrization import Prediction
 from dng_lightning.pretrained.base import PretrainedModel
+from dng_lightning.pretrained.model_parts import ModelParts
 from dng_lightning.schedule import NoiseSchedule
+from dng_lightning.storage import weights
 
 
 class LucidrainsModel(PretrainedModel):

@@ -7,10 +7,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from dng_lightning import diffusers_format
 from dng_lightning.errors import SettingError, reason
 from dng_lightning.kernel import NoiseLevel
 from dng_lightning.parametrization import denoised_of
+from dng_lightning.pretrained import diffusers_format
 from dng_lightning.text_to_image.optional_deps import PIPELINES, inform, libraries, quiet
 from dng_lightning.text_to_image.prompts import Prompts
 from dng_lightning.text_to_image.text_embeddings import TextEmbeddings

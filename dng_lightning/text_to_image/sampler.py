@@ -5,7 +5,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from dng_lightning import diffusers_format
 from dng_lightning.errors import SettingError
 from dng_lightning.evaluation.label_space import LabelSpace
 from dng_lightning.guidance import (
@@ -20,6 +19,7 @@ from dng_lightning.kernel import Variance
 from dng_lightning.modules.checkpoint_settings import load_settings
 from dng_lightning.modules.image_sampler import ImageSampler
 from dng_lightning.posterior import TrackedPosterior
+from dng_lightning.pretrained import diffusers_format
 from dng_lightning.sampling import Predictor, Sampler, WithObserver
 from dng_lightning.text_to_image.model import Precision, TextToImageModel
 from dng_lightning.text_to_image.observers import PromptObserver

@@ -13,11 +13,11 @@ from typing import Any, Protocol
 
 import torch
 
-from dng_lightning import diffusers_format
 from dng_lightning.errors import SettingError, check_0_to_1
 from dng_lightning.interfaces import Step
 from dng_lightning.kernel import Kernel, NoiseLevel, Variance
 from dng_lightning.parametrization import Prediction
+from dng_lightning.pretrained import diffusers_format
 from dng_lightning.sampling.second_order import extrapolation
 from dng_lightning.schedule import NoiseSchedule
 

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dng_lightning import open_settings
+from dng_lightning.cli import open_settings
 from dng_lightning.data import ImageFolder
 from dng_lightning.networks import UNet
 

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dng_lightning import diffusers_format
 from dng_lightning.errors import SettingError, reason
 from dng_lightning.parametrization import Prediction
+from dng_lightning.pretrained import diffusers_format
 from dng_lightning.schedule import NoiseSchedule
 from dng_lightning.text_to_image.optional_deps import libraries
 from scripts.captioned_digits.tokenizer import LENGTH

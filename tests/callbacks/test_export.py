@@ -7,10 +7,10 @@ import torch
 import yaml
 from running import QUIET
 
-from dng_lightning import resources
 from dng_lightning.__main__ import run
 from dng_lightning.data import Digits
 from dng_lightning.modules import ClassifierModule, DiffusionModule
+from dng_lightning.storage import resources
 
 
 def test_it_predicts_what_the_trained_module_predicts(tmp_path: Path):

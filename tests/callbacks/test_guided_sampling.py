@@ -11,12 +11,12 @@ from tensorboard.data_compat import migrate_value
 from tensorboard.util.tensor_util import make_ndarray
 from torch import Tensor
 
-from dng_lightning import resources
 from dng_lightning.__main__ import run
 from dng_lightning.callbacks import GuidedSampling
 from dng_lightning.data.pixels import from_png
 from dng_lightning.errors import SettingError
 from dng_lightning.modules import ClassifierModule, DiffusionModule
+from dng_lightning.storage import resources
 
 IMAGES = 10
 

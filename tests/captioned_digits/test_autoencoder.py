@@ -9,9 +9,9 @@ import yaml
 from lightning.pytorch import Trainer
 from running import TINY
 
-from dng_lightning import resources
 from dng_lightning.data import Digits
 from dng_lightning.errors import SettingError
+from dng_lightning.storage import resources
 from scripts.captioned_digits import AutoencoderModule, CaptionedDigits, networks
 
 pytest.importorskip("diffusers", reason="diffusers is not installed (extra text-to-image)")

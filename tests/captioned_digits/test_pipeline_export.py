@@ -10,12 +10,13 @@ import yaml
 from running import TINY
 from torch import Tensor
 
-from dng_lightning import diffusers_format, resources
 from dng_lightning.callbacks import Export
 from dng_lightning.errors import SettingError
 from dng_lightning.guidance import ClassifierFreeGuidance
+from dng_lightning.pretrained import diffusers_format
 from dng_lightning.sampling import ImageNoise, Sampler, sample
 from dng_lightning.schedule import CosineSchedule, KarrasSchedule, LinearSchedule, NoiseSchedule
+from dng_lightning.storage import resources
 from dng_lightning.text_to_image import TextPredictor, TextToImageModel
 from scripts.captioned_digits import AutoencoderModule, PipelineExport, TextToImageModule, networks
 

@@ -10,11 +10,11 @@ from devices import WithoutDouble
 from running import QUIET, TINY, fit_settings
 from torch import Tensor
 
-from dng_lightning import resources
 from dng_lightning.__main__ import run
 from dng_lightning.errors import SettingError
 from dng_lightning.guidance import AdaptiveNegative, ClassifierFreeGuidance, NegativePrompting
 from dng_lightning.sampling import ImageNoise, Sampler, sample
+from dng_lightning.storage import resources
 from dng_lightning.text_to_image import TextPredictor, TextToImageModel
 from scripts.captioned_digits import (
     AutoencoderModule,

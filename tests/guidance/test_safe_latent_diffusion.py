@@ -11,11 +11,11 @@ from by_hand import step_at, update
 from mixture import BatchNoise
 from torch import Tensor
 
-from dng_lightning import resources
 from dng_lightning.errors import SettingError
 from dng_lightning.guidance import ClassifierFreeGuidance, SafeLatentDiffusion
 from dng_lightning.interfaces import Predictions, Step
 from dng_lightning.schedule import RectifiedFlowSchedule
+from dng_lightning.storage import resources
 
 SHAPE = (2, 3, 4, 4)
 LEVEL = step_at().level

@@ -9,7 +9,6 @@ import torch
 import yaml
 from running import Dng
 
-from dng_lightning import resources
 from dng_lightning.callbacks import GuidedSampling
 from dng_lightning.data import Digits
 from dng_lightning.data.pixels import to_float, to_uint8
@@ -18,6 +17,7 @@ from dng_lightning.guidance import Unguided
 from dng_lightning.judges import ModuleClassifier, Preprocessing, PretrainedClassifier
 from dng_lightning.modules import ClassifierModule, DiffusionModule, GuidedSampler
 from dng_lightning.networks import ImageClassifier
+from dng_lightning.storage import resources
 from dng_lightning.text_to_image.observers import ClassifierObserver
 
 NET = yaml.safe_load(resources.checkpoint("digits-classifier").with_name("config.yaml").read_text())["model"][

@@ -9,13 +9,13 @@ from lightning.pytorch import Trainer
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
 
-from dng_lightning import resources
 from dng_lightning.__main__ import run
 from dng_lightning.data import CIFAR10, MNIST, Digits
 from dng_lightning.errors import SettingError
 from dng_lightning.modules.classifier import ClassifierModule, random_cutout, random_shift
 from dng_lightning.networks.classifier import ImageClassifier
 from dng_lightning.schedule import LinearSchedule
+from dng_lightning.storage import resources
 
 CONFIG = str(resources.config("digits_classifier"))
 

@@ -10,7 +10,6 @@ from lightning.pytorch import Trainer, seed_everything
 from running import CONFIGS, QUIET
 from torch import Generator, Tensor, nn
 
-from dng_lightning import resources
 from dng_lightning.__main__ import run
 from dng_lightning.callbacks import EMA
 from dng_lightning.data import Digits
@@ -19,6 +18,7 @@ from dng_lightning.modules import DiffusionModule, GuidedSampler
 from dng_lightning.networks import UNet
 from dng_lightning.parametrization import Prediction
 from dng_lightning.schedule import CosineSchedule, KarrasSchedule, LinearSchedule, NoiseSchedule, RectifiedFlowSchedule
+from dng_lightning.storage import resources
 
 LEVEL = LinearSchedule().level(500)
 PREDICTIONS: list[Prediction] = ["eps", "x0", "v", "flow", "edm"]

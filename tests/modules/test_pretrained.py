@@ -12,12 +12,13 @@ import pytest
 import torch
 from running import CONFIGS, Dng
 
-from dng_lightning import diffusers_format, posterior
+from dng_lightning import posterior
 from dng_lightning.errors import SettingError
 from dng_lightning.guidance import ClassifierGuidance, DynamicNegativeGuidance, SafeDenoiser, Unguided
 from dng_lightning.kernel import NoiseLevel
 from dng_lightning.modules import ClassifierModule, DiffusionModule, GuidedSampler
 from dng_lightning.parametrization import denoised_of
+from dng_lightning.pretrained import diffusers_format
 from dng_lightning.schedule import LinearSchedule
 
 diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed (extra diffusers)")

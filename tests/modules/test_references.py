@@ -8,7 +8,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dng_lightning import resources
 from dng_lightning.data.pixels import to_float, to_png
 from dng_lightning.errors import SettingError
 from dng_lightning.guidance import (
@@ -22,6 +21,7 @@ from dng_lightning.guidance import (
 )
 from dng_lightning.guidance.references import References
 from dng_lightning.modules.checkpoint_settings import load_settings, read_references
+from dng_lightning.storage import resources
 
 METHODS = [DynamicSafeDenoiser, SafeDenoiser, SafetyGuidedFlow, ShieldedDiffusion]
 PIXELS = torch.randint(256, (7, 1, 4, 5), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

@@ -8,7 +8,6 @@ import torch
 from mixture import BatchNoise, GaussianMixture, trajectory
 from torch import nn
 
-from dng_lightning import resources
 from dng_lightning.__main__ import run
 from dng_lightning.data import Digits
 from dng_lightning.errors import SettingError
@@ -20,6 +19,7 @@ from dng_lightning.networks.features import features_only
 from dng_lightning.posterior import ClassifierPosterior, ProbePosterior
 from dng_lightning.sampling import Sampler
 from dng_lightning.schedule import LinearSchedule
+from dng_lightning.storage import resources
 
 FOUR = GaussianMixture(LinearSchedule(), [[-1.5, 0.0], [1.5, 0.0], [0.0, 1.5], [0.0, -1.5]], 0.3, [0.1, 0.4, 0.2, 0.3])
 CONFIG = str(resources.config("mnist_probe"))

@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from dng_lightning import diffusers_format
 from dng_lightning.errors import SettingError
 from dng_lightning.guidance import (
     CFGNegativePrompt,
@@ -20,6 +19,7 @@ from dng_lightning.guidance import (
 from dng_lightning.kernel import NoiseLevel
 from dng_lightning.parametrization import denoised_of
 from dng_lightning.posterior import TrackedPosterior
+from dng_lightning.pretrained import diffusers_format
 from dng_lightning.sampling import ImageNoise, Sampler, Trajectories, sample
 from dng_lightning.sampling.noise import image_seeds
 from dng_lightning.sampling.predictors import ClassConditionalPredictor

@@ -9,7 +9,6 @@ import torch
 import yaml
 from torch import Tensor
 
-from dng_lightning import resources
 from dng_lightning.guidance import (
     CFGNegativePrompt,
     ClassifierFreeGuidance,
@@ -21,6 +20,7 @@ from dng_lightning.guidance import (
 )
 from dng_lightning.parametrization import output_of
 from dng_lightning.sampling import ImageNoise
+from dng_lightning.storage import resources
 from dng_lightning.text_to_image import TextToImageSampler
 
 diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed (extra text-to-image)")

@@ -13,7 +13,6 @@ from running import Dng
 from tiny_vision_language import tiny_vision_language
 from torch import Tensor
 
-from dng_lightning import resources
 from dng_lightning.errors import SettingError
 from dng_lightning.guidance import (
     AdaptiveNegative,
@@ -29,6 +28,7 @@ from dng_lightning.interfaces import Needs
 from dng_lightning.modules import ClassifierModule
 from dng_lightning.posterior import ObserverPosterior, TrackedPosterior
 from dng_lightning.sampling import ImageNoise
+from dng_lightning.storage import resources
 from dng_lightning.text_to_image import (
     ClassifierObserver,
     PromptObserver,

@@ -8,8 +8,8 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 
 from dng_lightning.errors import SettingError
-from dng_lightning.files import write_whole
 from dng_lightning.modules.image_sampler import ImageSampler
+from dng_lightning.storage.files import write_whole
 
 INPUTS = "inputs.json"  # hashes of the weights and other files that the settings name
 

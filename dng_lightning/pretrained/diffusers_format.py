@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 
-from dng_lightning import resources
 from dng_lightning.errors import SettingError, reason, require
-from dng_lightning.model_parts import ModelParts
 from dng_lightning.networks.diffusers import DiffusersNetwork
 from dng_lightning.parametrization import SIGMA_DATA, Prediction
+from dng_lightning.pretrained.model_parts import ModelParts
 from dng_lightning.schedule import NoiseSchedule
+from dng_lightning.storage import resources
 
 INDEX = "model_index.json"
 PREDICTIONS: dict[str, Prediction] = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}

@@ -8,10 +8,10 @@ import json
 from difflib import get_close_matches
 from pathlib import Path
 
-from dng_lightning import download
 from dng_lightning.errors import SettingError
+from dng_lightning.storage import download
 
-PACKAGE = Path(__file__).resolve().parent
+PACKAGE = Path(__file__).resolve().parents[1]
 # A checkpoint's folder has one of them; the last is diffusers'.
 MODELS = ("model.ckpt", "model.safetensors", "model_index.json")
 

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 from lightning import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from dng_lightning import resources
 from dng_lightning.callbacks import GuidedSampling, ResultsWriter
 from dng_lightning.errors import SettingError
 from dng_lightning.modules import ClassifierModule, DiffusionModule, GuidedSampler
 from dng_lightning.modules.base_module import TrainedModule
+from dng_lightning.storage import resources
 
 if TYPE_CHECKING:
-    from dng_lightning.cli import DNGCLI
+    from dng_lightning.cli.dng_cli import DNGCLI
 
 MADE = ("model.ckpt", "model_index.json", "metrics.json")  # of these what a training wrote
 SAME_MODEL = ("checkpoint", "forbidden", "classifier", "negative_checkpoints")  # settings of predict that test has too

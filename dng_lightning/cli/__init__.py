@@ -1,0 +1,5 @@
+"""The command line ``dng``."""
+
+from dng_lightning.cli.dng_cli import DNGCLI
+
+__all__ = ["DNGCLI"]

@@ -1,0 +1,152 @@
+"""The command line: a stock LightningCLI over the package's modules, datamodules and callbacks."""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import ArgumentParser, Namespace
+from lightning import LightningDataModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_info
+
+from dng_lightning import callbacks, data, guidance, modules, networks, posterior, schedule
+from dng_lightning.cli import next_command, open_settings
+from dng_lightning.cli.output_folder import AVOIDED, OutputFolder
+from dng_lightning.cli.parser import Parser
+from dng_lightning.cli.saved_config import SaveConfig
+from dng_lightning.errors import SettingError
+from dng_lightning.evaluation.tensorboard import RunLogger
+from dng_lightning.modules.base_module import TrainedModule, reading
+from dng_lightning.storage import resources
+from dng_lightning.text_to_image import observers, sampler, vision_language
+
+# What is imported can be named in a configuration by its class name alone; modules import judges and pretrained.
+NAMED = callbacks, data, guidance, modules, networks, posterior, schedule
+NAMED_IN_TEXT_TO_IMAGE = observers, sampler, vision_language
+
+
+class DNGCLI(LightningCLI):
+    """``dng fit | validate | test | predict``; see ``dng --help``."""
+
+    def __init__(self, args: Sequence[str] | None = None) -> None:
+        self.words = list(sys.argv[1:] if args is None else args)
+        super().__init__(
+            args=self.words,
+            parser_class=Parser,
+            seed_everything_default=0,
+            save_config_callback=SaveConfig,
+            trainer_defaults={"callbacks": [callbacks.HParams()]},
+            auto_configure_optimizers=False,
+        )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse what ``main`` prepared from ``sys.argv``."""
+        self.config = parser.parse_args(args)  # type: ignore[arg-type]  # main gives a list
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """What goes besides the classes."""
+        parser.add_argument("--weights", type=str | None, help="checkpoint whose weights a new training starts from")
+
+    def _parse_ckpt_path(self) -> None:
+        """Do not let hyper-parameters stored in a checkpoint overwrite the configuration and the command line."""
+
+    def before_instantiate_classes(self) -> None:
+        """Refuse a checkpoint that cannot be one before anything is loaded."""
+        self._check_ckpt_path()
+        if self.subcommand in ("validate", "test") and not self.is_sampling:
+            self.save_config_callback = None  # the folder's config.yaml says how the model was trained
+        self.data_of_open_settings = self._close_settings()
+
+    def instantiate_trainer(self, **settings: Any) -> Trainer:
+        """Choose the output folder, and log to TensorBoard there unless another logger is set."""
+        given = self.config[self.subcommand].trainer
+        if given.default_root_dir is None:
+            given.default_root_dir = OutputFolder(self).default()
+        folder = settings["default_root_dir"] = given.default_root_dir
+        if given.logger is None:
+            settings["logger"] = RunLogger(folder, name="", version="", default_hp_metric=False)
+        trainer: Any = super().instantiate_trainer(**settings)
+        for callback in (own := self.model_checkpoints(trainer)):
+            callback.dirpath = callback.dirpath or str(Path(folder, "checkpoints"))  # else it follows the logger
+        if trainer.fast_dev_run:  # Lightning's own writes a last.ckpt all the same
+            trainer.callbacks = [other for other in trainer.callbacks if other not in own]
+        return trainer  # type: ignore[no-any-return]  # its callbacks are no typed attribute
+
+    def after_instantiate_classes(self) -> None:
+        """Refuse what cannot be, before anything is written."""
+        if self.data_of_open_settings is not None:
+            self.datamodule = self.data_of_open_settings  # it has looked at the images already
+        if weights := self.config[self.subcommand].weights:
+            if not isinstance(self.model, TrainedModule):
+                raise SettingError(f"--weights is for trainings: use --model.checkpoint {weights}")
+            self.model.start_from(weights)
+        if self.config[self.subcommand].trainer.fast_dev_run:
+            return
+        folder = Path(self.trainer.default_root_dir)
+        there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+        if not (there.is_dir() and os.access(there, os.W_OK)):  # only looked at: what fails later leaves no folder
+            raise SettingError(f"cannot write to {folder}: name another --trainer.default_root_dir")
+        for callback in self.trainer.callbacks if self.subcommand == "fit" else ():  # type: ignore[attr-defined]
+            if isinstance(callback, callbacks.GuidedSampling) and hasattr(self.datamodule, "seen_classes"):
+                callback.check(self.model, self.datamodule)
+        OutputFolder(self).check(folder)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run the command, and print what comes next; also where it was interrupted."""
+        try:
+            super()._run_subcommand(subcommand)
+        except (KeyboardInterrupt, SystemExit):
+            next_command.say(self, interrupted=True)
+            raise
+        next_command.say(self)
+
+    def model_checkpoints(self, trainer: Trainer | None = None) -> list[ModelCheckpoint]:
+        """The callbacks that write the checkpoints of a training."""
+        callbacks = (trainer or self.trainer).checkpoint_callbacks
+        return [callback for callback in callbacks if isinstance(callback, ModelCheckpoint)]
+
+    @property
+    def is_sampling(self) -> bool:
+        """Whether the model is a sampler, not one that is trained."""
+        return self.config[self.subcommand].model.class_path.rsplit(".", 1)[-1] in AVOIDED
+
+    def _close_settings(self) -> data.base.ImageDataModule | None:
+        """Choose what the configuration leaves open, and print it; the data that it was chosen for, if any was."""
+        settings = self.config[self.subcommand]
+        if not open_settings.is_open(settings):
+            return None
+        only_data = Namespace(data=settings.data)  # type: ignore[no-untyped-call]
+        parser = ArgumentParser(exit_on_error=False)
+        parser.add_subclass_arguments(LightningDataModule, "data")
+        found = parser.instantiate_classes(only_data).data
+        if not isinstance(found, data.base.ImageDataModule):
+            raise SettingError("model.net has null, to be chosen for the images: set data to a data set of images")
+        nets = ArgumentParser(exit_on_error=False)
+        nets.add_subclass_arguments(torch.nn.Module, "net")
+
+        def network(net: Namespace) -> torch.nn.Module:
+            only_net = Namespace(net=net.clone())  # type: ignore[no-untyped-call]
+            return nets.instantiate_classes(only_net).net  # type: ignore[no-any-return]
+
+        rank_zero_info(open_settings.close(settings, found, network))
+        self.config = self.parser.parse_object(self.config)
+        return found
+
+    def _check_ckpt_path(self) -> None:
+        """Refuse a checkpoint to go on from that cannot be one, before anything is written."""
+        settings = self.config[self.subcommand]
+        if settings.ckpt_path in (None, "last", "hpc"):
+            return
+        if settings.ckpt_path == "best":
+            raise SettingError("--ckpt_path best is known to the process that trained alone: name the file")
+        if self.is_sampling:
+            raise SettingError(f"--ckpt_path is not for sampling: use --model.checkpoint {settings.ckpt_path}")
+        path = resources.checkpoint(settings.ckpt_path)
+        with reading(path, "a training"):
+            if "pytorch-lightning_version" not in torch.load(path, map_location="cpu", weights_only=True):
+                raise ValueError("Lightning did not write it")
+        settings.ckpt_path = str(path)

@@ -1,0 +1,47 @@
+"""The parser of the command line, and two corrections of jsonargparse's reading of settings."""
+
+from pathlib import Path
+from typing import Any, NoReturn
+
+from jsonargparse import Namespace, _typehints
+from jsonargparse._util import NestedArg, parse_value_or_config
+from lightning.pytorch.cli import LightningArgumentParser
+
+from dng_lightning.errors import SettingError
+
+
+def _discard_init_args(parser: Any, before: Any, now: Any) -> None:
+    """Forget the settings of a class that another class replaces.
+
+    jsonargparse keeps those whose names the new class knows as well: `--model.guidance NegativePrompting` would take
+    the scale of the method in the configuration, whose scale means something else.
+    """
+    if before and "init_args" in before and before["class_path"].split(".")[-1] != now["class_path"].split(".")[-1]:
+        before["init_args"] = Namespace()  # type: ignore[no-untyped-call]
+
+
+def _leave_text(value: Any, **settings: Any) -> tuple[Any, Any]:
+    """Leave the text that is given for a setting of a class to that setting's own type: `a: b` may be a prompt.
+
+    jsonargparse reads it as YAML first, and hands on what it takes for a mapping or a number. Of a file that the text
+    names it reads the content, which is right for a configuration and not for a checkpoint.
+    """
+    if isinstance(value, NestedArg) and isinstance(value.val, str) and value.key != "init_args":
+        return value, None
+    if isinstance(value, str) and Path(value).suffix not in (".yaml", ".yml", ".json"):
+        settings["enable_path"] = False
+    return parse_value_or_config(value, **settings)
+
+
+_typehints.discard_init_args_on_class_path_change = _discard_init_args
+_typehints.parse_value_or_config = _leave_text  # type: ignore[assignment, attr-defined]  # imported there
+
+
+class Parser(LightningArgumentParser):
+    """Says what is wrong in one line, in place of the usage of a hundred options and a tree of alternatives."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise a SettingError; see ``ArgumentParser.error``."""
+        noise = ("Does not validate", "Subtypes:", "Errors:", "Given value", "Expected a <class 'NoneType'>")
+        lines = [line.strip(" -") for line in message.splitlines()]
+        raise SettingError(" ".join(line for line in lines if line and not line.startswith(noise))) from ex

@@ -1,0 +1,1 @@
+"""Files: shipped configs and checkpoints, downloads, and formats that carry no code."""
