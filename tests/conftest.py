@@ -32,7 +32,7 @@ from scripts.captioned_digits.attributes import VALUES
 # What takes nine tenths of the time: the command line, several processes, whole studies, long chains.
 SLOW = """
     test_cli test_docs test_ddp test_bad_input test_overlays test_predict test_results_writer test_removal test_imports
-    test_pretrained test_classifier test_diffusion test_attribute_classifier test_study test_training test_export
+    test_diffusers_format test_classifier test_diffusion test_attribute_classifier test_study test_training test_export
     test_captioned_digits test_dashboards test_results_dashboard test_guided_sampling test_calibration_writer
     test_scheduler_bridge test_image_folder test_extremes test_tracked test_open_settings test_base_module
     test_observed_sampling test_text_to_image_cli test_ema test_text_to_image test_skipping test_feedback test_attention

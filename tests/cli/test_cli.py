@@ -41,7 +41,7 @@ from dng_lightning.modules import DiffusionModule
 from dng_lightning.posterior import TrackedPosterior
 from dng_lightning.storage import resources
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 # --- help ---

@@ -21,7 +21,7 @@ from dng_lightning.hub import model_card, upload
 from dng_lightning.modules import ClassifierModule, DiffusionModule
 from dng_lightning.storage import download, resources, safe_checkpoint
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 Answer = tuple[int, dict[str, str], bytes]
 Serve = Callable[[Callable[[str, str, bytes], Answer]], str]
 
