@@ -12,6 +12,8 @@ LISTED = 20  # data sets of more classes are too long for an error: it lists the
 def label_of(name: str | int, class_names: Sequence[str], owner: str) -> int:
     """The label of a class: by its exact name, else by its name in another case, else by its number.
 
+    A name may hold synonyms, separated by commas, as those of ImageNet do; each of them is a name of the class.
+
     Args:
         name: of a class, or its number.
         class_names: all names, in the order of their labels.
@@ -21,7 +23,7 @@ def label_of(name: str | int, class_names: Sequence[str], owner: str) -> int:
         SettingError: no class, or more than one, has this name; the message lists the nearest names.
     """
     text = str(name)
-    alike = [label for label, known in enumerate(class_names) if known.lower() == text.lower()]
+    alike = [label for label, known in enumerate(class_names) if text.lower() in _names(known.lower())]
     exact = [label for label in alike if class_names[label] == text]
     number = [int(text)] if text.isdecimal() and int(text) < len(class_names) else []
     found = exact or alike or number
@@ -34,6 +36,11 @@ def label_of(name: str | int, class_names: Sequence[str], owner: str) -> int:
     if len(class_names) > LISTED:
         known = f"{len(class_names)} classes, the nearest being {', '.join(get_close_matches(text, class_names, 5, 0))}"
     raise SettingError(f"there is no class {name!r}; {owner} knows {known}")
+
+
+def _names(known: str) -> list[str]:
+    """A name, and its synonyms."""
+    return [known, *(name.strip() for name in known.split(","))]
 
 
 def labels_of(

@@ -1,6 +1,6 @@
 """The documentation: the site builds, commands and examples run, links lead somewhere, model cards are complete."""
 
-import importlib
+import importlib.util
 import json
 import os
 import re
@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 from running import Dng, Fitted, ends_well, fit_settings, is_shipped, printed
-from tiny_diffusion import run_example
+from tiny_diffusion import run_example, tiny_dit
 
 from dng_lightning.__main__ import main
 from dng_lightning.guidance import Guidance
@@ -145,7 +145,10 @@ def test_model_cards_are_complete(card: Path):
 def folder(place: Path, fitted: Fitted, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the commands run one after the other: fake data, tiny models, and the logs of their trainings."""
     fitted("digits")
-    return copy_of(place, tmp_path_factory)
+    copied = copy_of(place, tmp_path_factory)
+    if importlib.util.find_spec("diffusers"):
+        tiny_dit(copied / "facebook" / "DiT-XL-2-256")
+    return copied
 
 
 @pytest.fixture(scope="module")
@@ -168,6 +171,8 @@ def test_commands_run(
     on_texts = re.search(r"stable_diffusion|dinner_table|medieval|captioned", " ".join(words))
     monkeypatch.chdir(request.getfixturevalue("folder_of_texts" if on_texts else "folder"))
     command, *settings = words
+    if "facebook/" in " ".join(words):
+        pytest.importorskip("diffusers", reason="diffusers is not installed (extra diffusers)")
     if command.startswith("--") or any(re.search(r"help$|^--print_config$", word) for word in settings):
         ends_well(main, [command, *settings])  # without what the fixture adds: the rest of a line is the help's
     elif command in ("predict", "test"):

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from lightning import LightningModule
 from lightning.pytorch.utilities import rank_zero_info
 
 from dng_lightning.data.images import MNIST
@@ -49,7 +50,7 @@ def name_classes(
     model.class_names, model.seen_classes = known, tuple(range(len(known)))
 
 
-def check_same(name: str, other: TrainedModule, model_name: str, model: DiffusionModule, *attributes: str) -> None:
+def check_same(name: str, other: TrainedModule, model_name: str, model: LightningModule, *attributes: str) -> None:
     """Refuse a checkpoint that differs from the model's in one of these ``attributes``."""
     for attribute in attributes:
         theirs, ours = getattr(other, attribute), getattr(model, attribute)

@@ -12,6 +12,7 @@ from torch import Generator, Tensor, nn
 from dng_lightning.errors import SettingError, check_0_to_1, check_in
 from dng_lightning.kernel import NoiseLevel
 from dng_lightning.modules.base_module import TrainedModule
+from dng_lightning.networks.diffusers import LatentDecoder
 from dng_lightning.networks.features import FeatureTap, features_only
 from dng_lightning.parametrization import Prediction, denoised_of, network_input
 from dng_lightning.pretrained import diffusers_format
@@ -103,6 +104,7 @@ class DiffusionModule(BaseDiffusionModule):
     Attributes:
         clip: bound on the denoised prediction that a checkpoint in diffusers' format names; None for none.
         folder: where a model of another library lies.
+        decoder: makes images of the latents that the network denoises; None for a network of pixels.
     """
 
     clip: float | None = None
@@ -132,6 +134,7 @@ class DiffusionModule(BaseDiffusionModule):
         self.condition_dropout, self.snr_gamma = condition_dropout, snr_gamma
         self.optimizer, self.scheduler, self.compile_net = optimizer, scheduler, compile
         self.taps: dict[str, FeatureTap] = {}
+        self.decoder: LatentDecoder | None = None
 
     @classmethod
     def load(cls, name: str) -> Self:
@@ -154,9 +157,22 @@ class DiffusionModule(BaseDiffusionModule):
         module = cls(parts.net, parts.schedule, parts.prediction)
         module.clip, module.folder = parts.clip, parts.folder
         module.net.to(memory_format=torch.contiguous_format)  # as diffusers has it, for its output to the last bit
-        module.image_shape, module.class_names = parts.image_shape, parts.class_names
+        module.image_shape, module.decoder = parts.state_shape, parts.decoder
+        module.class_names = parts.class_names
         module.seen_classes = tuple(range(module.null_class))
         return module.eval().requires_grad_(False)
+
+    @property
+    def decoded_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the images; ``image_shape`` is that of what the network denoises, which may be latents."""
+        if self.decoder is None:
+            return self.image_shape
+        _, height, width = self.image_shape
+        return self.decoder.channels, self.decoder.pixels * height, self.decoder.pixels * width
+
+    def decode(self, x_0: Tensor) -> Tensor:
+        """The images (B, C, H, W), about [-1, 1], of what the network denoises: of latents, or of the images itself."""
+        return x_0 if self.decoder is None else self.decoder(x_0)
 
     @property
     def null_class(self) -> int:

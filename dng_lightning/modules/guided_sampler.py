@@ -154,7 +154,7 @@ class GuidedSampler(ImageSampler):
         # The classes
         judges = [judge for judge in (self.classifier, self.observer) if judge is not None]
         name_classes(self.model, [*negatives, *judges], checkpoint, bool(forbidden or class_labels))
-        self.image_shape, self.class_names = self.model.image_shape, self.model.class_names
+        self.image_shape, self.class_names = self.model.decoded_shape, self.model.class_names
         seen = self.model.seen_classes
         self.forbidden = labels_of(forbidden, self.class_names, range(len(self.class_names)) if negatives else seen)
         self.class_labels = list(seen) if class_labels == "all" else labels_of(class_labels, self.class_names, seen)
@@ -164,7 +164,7 @@ class GuidedSampler(ImageSampler):
         for method in [self.guidance, *self.guidances]:
             noisy = self.noise_conditional_classifier is not None
             check_needs(method, bool(judges), noisy, self.probe is not None, bool(self.class_labels))
-            method.start(torch.empty(1, *self.image_shape), len(self.forbidden))  # refuses priors that do not fit
+            method.start(torch.empty(1, *self.chain_shape), len(self.forbidden))  # refuses priors that do not fit
         check_classes(self.forbidden, self.class_labels, [self.guidance, *self.guidances])
         check_null_class(self.model, checkpoint, self.class_labels, [self.guidance, *self.guidances])
         if self.class_labels and not self.model.null_class:
@@ -180,7 +180,8 @@ class GuidedSampler(ImageSampler):
         for name, other in loaded.items():
             if isinstance(other, TrainedModule):
                 alike = DIFFERENCES if other is self.noise_conditional_classifier else ("class_names", "image_shape")
-                check_same(name, other, checkpoint, self.model, *alike)
+                like = self if other in judges else self.model  # a judge looks at images, not at latents
+                check_same(name, other, checkpoint, like, *alike)
         if self.retrained and set(self.retrained.seen_classes) & set(self.forbidden):
             name = f"retrained_checkpoint {retrained_checkpoint}"
             raise SettingError(f"{name} was trained with a forbidden class: name another, or null")
@@ -236,7 +237,11 @@ class GuidedSampler(ImageSampler):
         """The observer's probabilities of the forbidden classes, (B, K)."""
         observer = self.observer or self.classifier
         assert observer  # as the constructor checked
-        return observer.probabilities(denoised.clamp(-1, 1))[:, self.forbidden]
+        return observer.probabilities(self.decode(denoised).clamp(-1, 1))[:, self.forbidden]
+
+    def decode(self, x_0: Tensor) -> Tensor:
+        """See ``ImageSampler.decode``."""
+        return self.model.decode(x_0)
 
     def all_draws(self) -> list[Draw]:
         """Unguided images, those of each guidance, and those of the retrained model."""

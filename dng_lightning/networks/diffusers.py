@@ -1,4 +1,6 @@
-"""Denoising networks of diffusers."""
+"""Denoising networks of diffusers, and the decoder of latents."""
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,3 +39,31 @@ class DiffusersNetwork(nn.Module):
             class_labels = torch.full_like(t, self.num_classes, dtype=torch.long)
         output: Tensor = self.network(x, t, class_labels=class_labels if self.num_classes else None).sample
         return output[:, : x.shape[1]] if self.learned_variance else output
+
+
+class LatentDecoder(nn.Module):
+    """Makes images of latents, without autocast: half precision spoils the images of some autoencoders.
+
+    Args:
+        vae: an ``AutoencoderKL`` of diffusers.
+    """
+
+    def __init__(self, vae: Any) -> None:
+        super().__init__()
+        self.vae = vae.float().eval()
+
+    @property
+    def channels(self) -> int:
+        """Of the images."""
+        return int(self.vae.config.out_channels)
+
+    @property
+    def pixels(self) -> int:
+        """Pixels per latent along each side."""
+        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """The images of ``latents`` (B, C, H, W), about [-1, 1], not clamped."""
+        with torch.autocast(latents.device.type, enabled=False):
+            images: Tensor = self.vae.decode(latents.to(self.vae.dtype) / self.vae.config.scaling_factor).sample
+        return images.float()

@@ -1,7 +1,7 @@
-"""Models of pixels in diffusers' format, such as `google/ddpm-cifar10-32`: found, and read.
+"""Models in diffusers' format: of pixels, such as `google/ddpm-cifar10-32`, and class-conditional ones of latents.
 
-A folder in that format has a `model_index.json`, and its network and scheduler in the same folder or in `unet` and
-`scheduler`.
+A folder in that format has a `model_index.json`. A network of pixels and its scheduler lie in the same folder or in
+`unet` and `scheduler`; a `DiTPipeline`, such as `facebook/DiT-XL-2-256`, in `transformer`, `vae` and `scheduler`.
 """
 
 import json
@@ -13,17 +13,18 @@ from typing import Any
 import torch
 
 from dng_lightning.errors import SettingError, reason, require
-from dng_lightning.networks.diffusers import DiffusersNetwork
+from dng_lightning.networks.diffusers import DiffusersNetwork, LatentDecoder
 from dng_lightning.parametrization import SIGMA_DATA, Prediction
 from dng_lightning.pretrained.model_parts import ModelParts
 from dng_lightning.schedule import NoiseSchedule
 from dng_lightning.storage import resources
 
 INDEX = "model_index.json"
+TRANSFORMERS = ("DiTTransformer2DModel", "Transformer2DModel")  # the latter is what its older files are called
 PREDICTIONS: dict[str, Prediction] = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 
 
-def find(name: str, pipeline: str = "DDPMPipeline", without: Sequence[str] = ()) -> Path:
+def find(name: str, pipeline: str = "DiffusionPipeline", without: Sequence[str] = ()) -> Path:
     """The file of a checkpoint of ours, or the `model_index.json` of one of diffusers'.
 
     Args:
@@ -56,16 +57,16 @@ def read(
     class_names: Sequence[str] = (),
     null_class: bool | None = None,
 ) -> ModelParts:
-    """Read a folder in diffusers' format: a pipeline's, or that of a network alone.
+    """Read a folder in diffusers' format: a pipeline's, or that of a network of pixels alone.
 
     Args:
         folder: with a `model_index.json`, or with the `config.json` of a `UNet2DModel`.
         variant: of the files of weights, such as fp16; the network computes in fp32 all the same.
         schedule: None for that of the scheduler in the folder, whose T levels are its timesteps 0..T - 1.
         prediction: None for that of the scheduler.
-        class_names: of a class-conditional network; empty if they are not known.
+        class_names: of a class-conditional network; empty for those of its `id2label`, if it has one.
         null_class: whether the last embedding of a class-conditional network is that of no class; None where it follows
-            from the number of ``class_names``.
+            from the number of ``class_names``. A `DiTPipeline` has one.
 
     Raises:
         SettingError: diffusers is not installed, the folder is damaged, holds another kind of model, or does not say
@@ -73,31 +74,44 @@ def read(
     """
     diffusers = require("diffusers", str(folder), "diffusers")
     try:
-        if (index := folder / INDEX).exists():
-            held = {part: kind for part, kind in json.loads(index.read_text()).items() if not part.startswith("_")}
-            if set(held) != {"unet", "scheduler"} or held["unet"] != ["diffusers", "UNet2DModel"]:
-                raise ValueError("it is not a UNet2DModel with a scheduler and nothing else")
-        plain = {"low_cpu_mem_usage": False}  # else a warning asks for another library
-        network = diffusers.UNet2DModel.from_pretrained(
-            folder, subfolder=_part(folder, "unet"), variant=variant, **plain
-        )
+        index = json.loads((folder / INDEX).read_text()) if (folder / INDEX).exists() else {}
+        latent = _is_latent(index)
+        plain = {"low_cpu_mem_usage": False, "variant": variant}  # else a warning asks for another library
+        part, kind = ("transformer", "DiTTransformer2DModel") if latent else ("unet", "UNet2DModel")
+        network = getattr(diffusers, kind).from_pretrained(folder, subfolder=_part(folder, part), **plain)
         channels, size = network.config.in_channels, network.config.sample_size
-        if network.config.out_channels not in (channels, 2 * channels) or network.config.class_embed_type:
+        if network.config.out_channels not in (channels, 2 * channels) or network.config.get("class_embed_type"):
             raise ValueError("it takes or gives something else than images and class labels")
         if not size:
             raise ValueError("its network's sample_size, the size of the images, is missing")
         height, width = (size, size) if isinstance(size, int) else size
+        vae = diffusers.AutoencoderKL.from_pretrained(folder, subfolder="vae", **plain) if latent else None
         scheduler = _scheduler(diffusers, folder, needed=schedule is None or prediction is None)
         clip = scheduler.config.clip_sample_range if scheduler and scheduler.config.get("clip_sample") else None
         if schedule is None or prediction is None:
             path = flow_or_edm(scheduler)
             schedule = schedule or (path[0] if path else schedule_of(scheduler))
             prediction = prediction or (path[1] if path else prediction_of(scheduler))
+        named = index.get("id2label") or {}
+        class_names = tuple(class_names) or tuple(str(named[str(label)]) for label in range(len(named)))
     except Exception as error:  # a foreign folder can fail in any way
-        raise SettingError(f"{folder} holds no model of pixels in diffusers' format: {reason(error)}") from error
-    classes = classes_of(network.config.num_class_embeds or 0, len(class_names), null_class, str(folder))
+        message = f"{folder} holds no model of pixels or latents in diffusers' format: {reason(error)}"
+        raise SettingError(message) from error
+    embedded = network.config.num_embeds_ada_norm + 1 if latent else network.config.num_class_embeds or 0
+    classes = classes_of(embedded, len(class_names), True if latent else null_class, str(folder))
     net = DiffusersNetwork(network.float().eval(), *classes, network.config.out_channels == 2 * channels)
-    return ModelParts(net, schedule, prediction, (channels, height, width), folder, clip, tuple(class_names))
+    decoder, shape = LatentDecoder(vae) if vae else None, (channels, height, width)
+    return ModelParts(net, schedule, prediction, shape, folder, clip, class_names, decoder)
+
+
+def _is_latent(index: dict[str, Any]) -> bool:
+    """Whether a `model_index.json` is a `DiTPipeline`'s; else it is that of a network of pixels, or empty."""
+    parts = {part: kind for part, kind in index.items() if isinstance(kind, list)}
+    if set(parts) == {"transformer", "vae", "scheduler"} and parts["transformer"][1] in TRANSFORMERS:
+        return True
+    if parts and (set(parts) != {"unet", "scheduler"} or parts["unet"] != ["diffusers", "UNet2DModel"]):
+        raise ValueError("it is not a UNet2DModel with a scheduler and nothing else, nor a DiTPipeline")
+    return False
 
 
 def _scheduler(diffusers: Any, folder: Path, needed: bool) -> Any:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from torch import nn
 
+from dng_lightning.networks.diffusers import LatentDecoder
 from dng_lightning.parametrization import Prediction
 from dng_lightning.schedule import NoiseSchedule
 
@@ -17,16 +18,18 @@ class ModelParts:
         net: ``net(x, t, class_labels) -> prediction``, with an attribute ``num_classes``; see ``DiffusionModule``.
         schedule: its noise levels.
         prediction: what it predicts.
-        image_shape: (C, H, W) of its images.
+        state_shape: (C, H, W) of what it denoises, images or latents.
         folder: where it lies, and what belongs to it.
         clip: bound on the denoised prediction; None for none.
         class_names: what its classes are called; empty where it does not say.
+        decoder: makes images of latents; None for a network of pixels.
     """
 
     net: nn.Module
     schedule: NoiseSchedule
     prediction: Prediction
-    image_shape: tuple[int, int, int]
+    state_shape: tuple[int, int, int]
     folder: Path
     clip: float | None = None
     class_names: tuple[str, ...] = ()
+    decoder: LatentDecoder | None = None

@@ -182,7 +182,7 @@ def test_folders_of_something_else(tiny: Path, tmp_path: Path):
     for number, part in enumerate(("unet/diffusion_pytorch_model.safetensors", "unet/config.json", "scheduler")):
         damaged = shutil.copytree(tiny, tmp_path / f"damaged{number}")
         (shutil.rmtree if (damaged / part).is_dir() else Path.unlink)(damaged / part)
-        assert f"{damaged} holds no model of pixels in diffusers' format: " in refused(damaged)
+        assert f"{damaged} holds no model of pixels or latents in diffusers' format: " in refused(damaged)
     weights = tiny / "unet" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     assert "holds no model of pixels" in refused(tiny)
@@ -278,5 +278,7 @@ def test_a_folder_here_is_not_looked_for_on_the_hub(tmp_path: Path, monkeypatch:
 
 
 def test_what_the_hub_has_is_read_from_its_cache(tiny: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(diffusers.DDPMPipeline, "download", lambda name: str(tiny) if name == "google/tiny" else None)
+    monkeypatch.setattr(
+        diffusers.DiffusionPipeline, "download", lambda name: str(tiny) if name == "google/tiny" else None
+    )
     assert DiffusionModule.load("google/tiny").image_shape == (1, 8, 8)

@@ -92,7 +92,7 @@ def test_variants_subfolders_and_networks_alone(diffusers: Any, tmp_path: Path):
     assert torch.equal(module(x_t, module.schedule.level(500)), expected(module, net, x_t, None))
     assert next(module.parameters()).dtype == torch.float32
     with pytest.raises(
-        SettingError, match=r"mine holds no model of pixels in diffusers' format: .*diffusion_pytorch_model"
+        SettingError, match=r"mine holds no model of pixels or latents in diffusers' format: .*diffusion_pytorch_model"
     ):
         load_model(DiffusersModel(str(tmp_path), subfolder="models/mine"))
     alone = tmp_path / "models" / "mine" / "unet"
