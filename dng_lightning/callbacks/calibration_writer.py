@@ -63,6 +63,7 @@ class CalibrationWriter(DrawingCallback):
         self.claim_draws()
         if is_dry_run(trainer, self):
             return
+        self.check_shared(trainer)
         module.draws, self.data.passes = module.all_draws()[:1], 1
         self.folder, own = Path(trainer.default_root_dir), module.calibration_checkpoint
         # also the folder from which `calibration: checkpoint` is read, unless the model is shipped

@@ -1,5 +1,8 @@
 """Base class of the callbacks that keep the images of ``dng predict`` and ``dng test``."""
 
+import uuid
+from pathlib import Path
+
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
@@ -34,6 +37,29 @@ class DrawingCallback(Callback):
         if not isinstance(data, Seeds):
             raise SettingError(f"{name} goes with data Seeds; they are {type(data).__name__}")
         self.module, self.data = pl_module, data
+
+    def check_shared(self, trainer: Trainer) -> None:
+        """Check that all processes write to one folder, before any image is sampled.
+
+        Raises:
+            SettingError: nodes have different folders of this name.
+        """
+        if trainer.world_size == 1:
+            return
+        folder = Path(trainer.default_root_dir)
+        name = f".shared-{uuid.uuid4().hex}"  # a new one, about which no file system has cached anything
+        mark = folder / trainer.strategy.broadcast(name)
+        if trainer.is_global_zero:
+            folder.mkdir(parents=True, exist_ok=True)
+            mark.touch()
+        trainer.strategy.barrier("marked")
+        is_shared = trainer.strategy.reduce_boolean_decision(mark.exists())
+        if trainer.is_global_zero:
+            mark.unlink()
+        if not is_shared:
+            raise SettingError(
+                f"{folder} is a different folder on each node: set --trainer.default_root_dir to a shared one"
+            )
 
     def claim_draws(self) -> None:
         """Make this callback the only one that determines the draws of ``dng test``.

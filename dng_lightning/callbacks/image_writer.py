@@ -49,6 +49,7 @@ class ImageWriter(DrawingCallback):
         super().setup(trainer, pl_module, stage)
         if is_dry_run(trainer, self):
             return
+        self.check_shared(trainer)
         seeds = self.data.seeds
         self.folder, self.shown_seeds = Path(trainer.default_root_dir), seeds[: self.num_shown]
         self.name, self.baselines = display_name(self.module.guidance), _baselines(self.module)

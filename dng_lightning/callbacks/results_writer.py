@@ -78,6 +78,7 @@ class ResultsWriter(DrawingCallback):
             )
         if is_dry_run(trainer, self):
             return
+        self.check_shared(trainer)
         module.to(trainer.strategy.root_device)  # the trainer does so only after the setup
         extractor = self._extractor(module)
         draws = module.all_draws()[0 if self.unguided else 1 :]
