@@ -31,7 +31,7 @@ def _trainer(folder: Path, other_finds: bool, processes: int = 2) -> SimpleNames
 
 
 def test_nodes_with_different_folders_are_refused(tmp_path: Path):
-    with pytest.raises(SettingError, match="is a different folder on each node: set --trainer.default_root_dir"):
+    with pytest.raises(SettingError, match="is a different folder on each node"):
         DrawingCallback().check_shared(_trainer(tmp_path, other_finds=False))
 
 
