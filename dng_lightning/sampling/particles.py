@@ -82,10 +82,11 @@ class Particles(ChainGuidance):
             PosteriorWatch(self.posterior, x, predictor.conditions),
         )
         noting = FirstOfEach(recorders, count, x, predictor.conditions)
+        of_chains = predictor.only(torch.arange(count, device=x.device).repeat(each))
         before = torch.zeros_like(watch.p)  # of the last resampling: p, where a chain starts from no weight
         ends = [round(len(chain) * (i + 1) / self.resamplings) for i in range(self.resamplings)]
         for start, end in zip([0, *ends], ends, strict=False):
-            x, state = follow(chain[start:end], x, state, predictor, self.guidance, draws, [watch, noting])
+            x, state = follow(chain[start:end], x, state, of_chains, self.guidance, draws, [watch, noting])
             log_weight = torch.log1p(-watch.p) - torch.log1p(-before) + watch.log_unguided
             uniform = torch.special.ndtr(noise().flatten(1)[:, 0].double())
             copies = each if end < len(chain) else 1
@@ -94,6 +95,7 @@ class Particles(ChainGuidance):
             x, state = x[chains], take(state, chains)
             watch.take(chains)
             before, watch.log_unguided = watch.p, torch.zeros_like(watch.p)
+        predictor.nfe += of_chains.nfe
         return x
 
 

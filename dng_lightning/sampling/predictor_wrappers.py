@@ -1,7 +1,9 @@
 """Predictors that add a classifier, a probe or an observer to the denoised predictions of another predictor."""
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -32,6 +34,13 @@ class PredictorWrapper(Predictor):
         self.predictor = predictor
         self.conditions, self.class_labels = predictor.conditions, predictor.class_labels
         self.provides = predictor.provides
+
+    def only(self, images: Tensor) -> Self:
+        """See ``Predictor.only``."""
+        part = copy(self)
+        part.predictor = self.predictor.only(images)
+        part.class_labels = part.predictor.class_labels
+        return part
 
     @property
     def nfe(self) -> int:  # an attribute of the others

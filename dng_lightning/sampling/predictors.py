@@ -2,12 +2,15 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import replace
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from dng_lightning.errors import SettingError
+from dng_lightning.guidance.chain_guidance import take
 from dng_lightning.interfaces import Needs, Predictions
 from dng_lightning.kernel import NoiseLevel
 
@@ -41,6 +44,12 @@ class Predictor(ABC):
 
         Where ``needs.active`` is a function of the other predictions, these are made first.
         """
+
+    def only(self, images: Tensor) -> Self:
+        """The predictor of some of the images, by their numbers (N,); its NFE starts from 0."""
+        part = copy(self)
+        part.class_labels, part.nfe = None if self.class_labels is None else self.class_labels[images], 0
+        return part
 
     def check(self, needs: Needs, name: str) -> None:
         """Refuse needs that it cannot serve.
@@ -82,6 +91,12 @@ class ClassConditionalPredictor(Predictor):
     ) -> None:
         self.denoiser, self.null_class, self.forbidden = denoiser, null_class, list(forbidden)
         self.conditions, self.class_labels = len(self.forbidden), class_labels
+
+    def only(self, images: Tensor) -> Self:
+        """See ``Predictor.only``."""
+        part = super().only(images)
+        part.null_class, part.forbidden = take((self.null_class, self.forbidden), images)
+        return part
 
     def predict(self, x_t: Tensor, level: NoiseLevel, needs: Needs = ALL) -> Predictions:
         """See ``Predictor.predict``."""

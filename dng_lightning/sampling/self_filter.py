@@ -88,7 +88,9 @@ class SelfFilter(ChainGuidance):
 
             # Follow them from check to check; those above the threshold go no further
             for part, threshold in zip(parts, [*self.thresholds, 1.0], strict=False):
-                x, state = follow(part, x, state, predictor, self.guidance, draws, [watch, *noting])
+                of_these = predictor.only(images)
+                x, state = follow(part, x, state, of_these, self.guidance, draws, [watch, *noting])
+                predictor.nfe += of_these.nfe
                 kept = (watch.p <= threshold) | (number == self.max_draws - 1)
                 chains = kept.nonzero().squeeze(1)
                 images, x, state, draws = images[chains], x[chains], take(state, chains), draws.take(chains)

@@ -89,12 +89,10 @@ def check_chains(predictor: Predictor, needs: Needs, noise: Any, name: str) -> I
     """The noise, if chains can be chosen with it one by one.
 
     Raises:
-        SettingError: the noise is not drawn image by image, the images have class labels, or there is nothing to avoid.
+        SettingError: the noise is not drawn image by image, or there is nothing to avoid.
     """
     if not isinstance(noise, ImageNoise):
         raise SettingError(f"{name} draws images anew one by one: give it an ImageNoise")
-    if predictor.class_labels is not None:
-        raise SettingError(f"{name} chooses among unconditional images: leave out class_labels")
     if predictor.conditions == 0:
         raise SettingError(f"{name} needs a forbidden class: name one")
     predictor.check(needs, name)

@@ -76,6 +76,18 @@ def test_an_image_depends_on_its_seed_alone():
     torch.testing.assert_close(by_ten, together, rtol=1e-4, atol=1e-4)
 
 
+def test_all_particles_of_an_image_have_its_class_label():
+    """Half of each class is the forbidden mode, of which the tracked posterior of so few steps leaves some."""
+    mixture = GaussianMixture(LinearSchedule(), MEANS, 0.3, classes=[[0], [0, 1], [0, 2]])
+    guidance, labels = Particles(posterior=TrackedPosterior(0.5), particles=8), torch.tensor([1, 2] * 150)
+    predictor = mixture.predictor(guidance, [0], labels)
+    x_0 = sample(predictor, guidance, mixture.schedule, ImageNoise(range(300), (2,)), STEPS)
+    modes = mixture.nearest(x_0)
+    assert (modes != 3 - labels).all()  # the mode of the other class
+    assert (modes == 0).float().mean() < 0.5 / 3
+    assert predictor.nfe == 300 * 8 * 2 * STEPS.steps
+
+
 def test_recorders_note_one_chain_of_each_image_and_all_are_evaluated():
     guidance, seen = Particles(DynamicNegativeGuidance(1.0, ProbePosterior()), ProbePosterior(), 3), Trajectories()
     predictor = MIXTURE.predictor(guidance, [0])

@@ -84,6 +84,16 @@ def test_behind_a_guidance_it_catches_what_is_left():
     assert nfe < 2 * 1.3 * STEPS.steps
 
 
+def test_images_that_are_drawn_anew_keep_their_class_labels():
+    """Half of each class is the forbidden mode: what is left is the other half, of each image's own class."""
+    mixture = GaussianMixture(LinearSchedule(), MEANS, 0.3, classes=[[0], [0, 1], [0, 2]])
+    guidance, labels = SelfFilter(posterior=TrackedPosterior(0.5), threshold=(0.8, 0.2), levels=(0.4, 0.0)), [1, 2]
+    predictor = mixture.predictor(guidance, [0], torch.tensor(labels * 200))
+    x_0 = sample(predictor, guidance, mixture.schedule, ImageNoise(range(400), (2,)), STEPS)
+    assert (mixture.nearest(x_0) == predictor.class_labels).float().mean() > 0.96
+    assert 400 * 2 * STEPS.steps * 1.5 < predictor.nfe < 400 * 2 * STEPS.steps * 2.5
+
+
 def test_recorders_note_every_step_of_the_whole_batch():
     guidance, seen = (
         SelfFilter(DynamicNegativeGuidance(0.3, PROBE), PROBE, (0.6, 0.4, 0.3), (0.5, 0.2, 0.0)),
@@ -123,11 +133,8 @@ def test_settings_out_of_range_are_refused(settings, reason):
 
 def test_what_cannot_be_filtered_is_refused():
     guidance, noise = SelfFilter(posterior=PROBE), ImageNoise(range(4), (2,))
-    labels = torch.zeros(4, dtype=torch.long)
     with pytest.raises(SettingError, match="give it an ImageNoise"):
         sample(MIXTURE.predictor(guidance, [0]), guidance, MIXTURE.schedule, lambda: torch.randn(4, 2), STEPS)
-    with pytest.raises(SettingError, match="leave out class_labels"):
-        sample(MIXTURE.shared([0], labels), guidance, MIXTURE.schedule, noise, STEPS)
     with pytest.raises(SettingError, match="needs a forbidden class"):
         sample(MIXTURE.shared([]), guidance, MIXTURE.schedule, noise, STEPS)
     with pytest.raises(SettingError, match="wrap the predictor in WithProbe"):

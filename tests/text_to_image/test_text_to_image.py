@@ -20,7 +20,7 @@ from dng_lightning.guidance import (
 )
 from dng_lightning.interfaces import Needs
 from dng_lightning.posterior import TrackedPosterior
-from dng_lightning.sampling import ImageNoise, Sampler, sample
+from dng_lightning.sampling import ImageNoise, Sampler, SelfFilter, sample
 from dng_lightning.text_to_image import TextPredictor, TextToImageModel, TextToImageSampler
 
 diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed (extra text-to-image)")
@@ -94,6 +94,21 @@ def test_a_negative_in_the_place_of_the_empty_prompt_is_diffusers_negative_promp
     pipeline = diffusers.StableDiffusionPipeline.from_pretrained(folder)
     found = ours(model, CFGNegativePrompt(7.5), Sampler(10, eta=0.0), negative=[NEGATIVE])
     assert_same(found, theirs(pipeline, model, 7.5, negative_prompt=[NEGATIVE] * 2))
+
+
+def test_an_image_that_is_drawn_anew_keeps_its_prompt(model: TextToImageModel):
+    """Before the first step p is the prior, above the threshold of the early check: each chain is given up once."""
+    guidance = SelfFilter(ClassifierFreeGuidance(7.5), NEUTRAL.posterior, (0.05, 0.99), (0.75, 0.0), max_draws=2)
+
+    def draw(seeds: list[int], prompts: list[int]) -> Tensor:
+        predictor = TextPredictor(model, model.encode([PROMPT, "a green one"], [NEGATIVE]), torch.tensor(prompts))
+        x_0 = sample(predictor, guidance, model.schedule, ImageNoise(seeds, model.latent_shape()), Sampler(4))
+        assert predictor.nfe == len(seeds) * 3 * (1 + 4)
+        return x_0
+
+    both = draw(SEEDS, [0, 1])
+    assert_same(draw(SEEDS[1:], [1]), both[1:])
+    assert (draw(SEEDS[1:], [0]) - both[1:]).abs().max() > 1e-2 * both.abs().max()
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
