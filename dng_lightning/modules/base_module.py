@@ -1,4 +1,4 @@
-"""Base class of the trained modules: they store facts about their data and load without running code."""
+"""Base class of the trained modules: checkpoints that describe their data, and are loaded without running code."""
 
 import contextlib
 import copy
@@ -16,6 +16,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, Reduce
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Generator, Tensor, nn
+from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
 from dng_lightning.errors import SettingError, reason
@@ -26,7 +27,7 @@ from dng_lightning.storage import resources, safe_checkpoint
 
 @contextlib.contextmanager
 def reading(path: Path, what: str) -> Iterator[None]:
-    """Turn whatever goes wrong while a checkpoint of ``what`` is read into one line."""
+    """Report any failure to read a checkpoint of ``what`` as a ``SettingError``."""
     try:
         yield
     except pickle.UnpicklingError as error:
@@ -36,16 +37,16 @@ def reading(path: Path, what: str) -> Iterator[None]:
 
 
 class TrainedModule(LightningModule):
-    """A LightningModule whose checkpoint says what it was trained on, and needs no code to be read.
+    """A LightningModule whose checkpoint has the classes and the shape of its training images, and no code.
 
     Attributes:
-        net: the network; an attribute ``num_classes`` says the number of its class labels or outputs, if it has any.
-        image_shape: (C, H, W) of its images.
-        class_names: the data set's classes; a label is an index into them.
-        seen_classes: the labels that it was trained on (all of them, unless the data were filtered).
+        net: the network, with an attribute ``num_classes`` if it has class labels or class outputs.
+        image_shape: (C, H, W) of the images.
+        class_names: names of the data set's classes, by label.
+        seen_classes: labels of the training images: all, unless the data were filtered.
         optimizer: makes the optimiser from the parameters.
         scheduler: makes the learning-rate schedule, stepped at each training step; None for a constant rate.
-        for_training: what of its settings ``load`` leaves out, as training alone has a use for it.
+        for_training: settings that only training uses, which ``load`` leaves out.
     """
 
     net: nn.Module
@@ -59,28 +60,26 @@ class TrainedModule(LightningModule):
     def keep_hyperparameters(self, *objects: str) -> None:
         """Store the constructor's arguments; call it from there.
 
-        A module made by the command line stores class paths and numbers and rebuilds itself from its checkpoint. In
-        one made in Python the arguments named in ``objects`` are no plain data and are left out: they must be given
-        again to load its checkpoint.
+        A module of the command line stores class paths and numbers, and is rebuilt from its checkpoint. A module of
+        Python code cannot store the arguments named in ``objects``: pass them again to load its checkpoint.
         """
         constructor = inspect.currentframe().f_back  # type: ignore[union-attr]  # CPython has frames
         self.save_hyperparameters(ignore=objects, frame=constructor)
-        if "_instantiator" in self.hparams:  # Lightning holds the configuration in place of the objects
+        if "_instantiator" in self.hparams:  # Lightning holds the configuration instead of the objects
             self.save_hyperparameters(frame=constructor)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """Copy all but what makes optimisers; made by the command line it holds the trainer, processes and data."""
+        """Copy all but the optimiser factories: those of the command line hold the trainer, processes and data."""
         memo |= {id(maker): maker for maker in (self.__dict__.get(name) for name in ("optimizer", "scheduler"))}
         memo[id(self)] = copied = type(self).__new__(type(self))
         copied.__dict__.update(copy.deepcopy(self.__getstate__(), memo))
         return copied
 
     def setup(self, stage: str) -> None:
-        """Take the facts about the data from the datamodule, or from the first batch, and try the network on them.
+        """Take shape and classes of the images from the datamodule, or from the first batch, and try the network.
 
         Raises:
-            SettingError: the data are no labelled images in [-1, 1], or the network does not take them, or tells other
-                classes apart.
+            SettingError: the data are not labelled images in [-1, 1], or the network has other inputs or classes.
         """
         data = getattr(self.trainer, "datamodule", None)
         facts = {name: tuple(getattr(data, name)) for name in FACTS if hasattr(data, name)}
@@ -101,9 +100,9 @@ class TrainedModule(LightningModule):
             self._try_network()
 
     def _try_network(self) -> None:
-        """Show the network an image, so that one for others is refused before the first step."""
+        """Run the network on a black image, so that wrong shapes are refused before the first step."""
         was_training, device = self.net.training, self.trainer.strategy.root_device
-        self.net.to(device).eval()  # the trainer would move it, but only after all checks
+        self.net.to(device).eval()  # the trainer moves it only after all checks
         image = self.trainer.precision_plugin.convert_input(torch.zeros(1, *self.image_shape, device=device))
         try:
             with torch.no_grad(), self.trainer.precision_plugin.forward_context():
@@ -120,34 +119,51 @@ class TrainedModule(LightningModule):
         self.net.train(was_training)
 
     def output_shape(self, image: Tensor) -> tuple[Sequence[int], Sequence[int]]:
-        """The shape of the network's output for an ``image`` (1, C, H, W), and the shape that it must have."""
+        """Shape of the network's output for an ``image`` (1, C, H, W), and the required shape."""
         return (), ()
 
     def log_by_level(self, name: str, values: Tensor, t: Tensor, T: int) -> None:
-        """Log the mean over each quarter of the noise levels; over all processes, of which each may have other levels.
+        """Log the mean of each quarter of the noise levels, over all processes.
 
         Args:
-            name: what it is; `/q1` (least noise) to `/q4` is added.
-            values: one an image, (B,).
-            t: the images' levels (B,), in 1..T.
+            name: name of the metric; `/q1` (least noise) to `/q4` is appended.
+            values: value of each image, (B,).
+            t: noise level of each image in 1..T, (B,).
             T: number of levels.
         """
         for quarter in range(4):
             inside = (t - 1) * 4 // T == quarter
             count = int(inside.sum())
-            # Lightning reduces the keys in the order of each process's own, so all log all four, with the weight 0
-            # for none. Of the processes' weights it takes the mean, cut to a whole number: the factor makes it one.
+            # Lightning reduces the keys of each process in order, so all processes log all four keys, without images
+            # with weight 0. It truncates the mean of the weights to an integer: the factor makes the mean an integer.
             weight = count * self.trainer.world_size
             mean = values[inside].sum() / max(count, 1)
             self.log(f"{name}/q{quarter + 1}", mean, batch_size=weight, sync_dist=True)
+
+    def log_classification(self, stage: str, logits: Tensor, labels: Tensor, t: Tensor | None, T: int) -> None:
+        """Log cross-entropy and accuracy; of noisy images also by quarter of the noise levels.
+
+        Args:
+            stage: val or test.
+            logits: output of the classifier, (B, num_classes).
+            labels: true classes, (B,).
+            t: noise level of each image in 1..T, (B,); None for clean images.
+            T: number of levels.
+        """
+        loss, accuracy = cross_entropy(logits, labels, reduction="none"), (logits.argmax(1) == labels).float()
+        for name, values in (("loss", loss), ("accuracy", accuracy)):
+            bar = name == "accuracy"
+            self.log(f"{stage}/{name}", values.mean(), batch_size=len(labels), sync_dist=True, prog_bar=bar)
+            if t is not None:
+                self.log_by_level(f"{stage}/{name}_t", values, t, T)
 
     def evaluate(self, stage: str, batch: Any, generator: Generator) -> None:
         """Log losses and metrics of a batch under ``<stage>/``.
 
         Args:
             stage: val or test.
-            batch: of the datamodule.
-            generator: source of all random draws, the same for a batch in every validation.
+            batch: batch of the datamodule.
+            generator: source of all random numbers, the same for a batch in every validation.
         """
         raise NotImplementedError
 
@@ -160,14 +176,14 @@ class TrainedModule(LightningModule):
         self.evaluate("test", batch, self._seeded(batch_idx))
 
     def _seeded(self, batch_idx: int) -> Generator:
-        """Other draws for each batch and process, the same in every epoch."""
+        """A generator for each batch and process, the same in every epoch."""
         return Generator(self.device).manual_seed(batch_idx * self.trainer.world_size + self.global_rank)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The injected optimiser and schedule; a schedule whose ``total_steps`` is open gets the length of the run.
+        """The optimiser and the schedule; if ``total_steps`` is null, it is the length of the run.
 
         Raises:
-            SettingError: the schedule needs the length of a run that has none, cannot use it, or is shorter.
+            SettingError: the schedule needs the length of an unlimited run, or is shorter than the run.
         """
         optimizer = self.optimizer([weight for weight in self.parameters() if weight.requires_grad])
         for group in optimizer.param_groups:
@@ -208,26 +224,25 @@ class TrainedModule(LightningModule):
         return schedule
 
     def on_train_start(self) -> None:
-        """Bring a resumed run's learning-rate schedule to where the run is, as if the run had always had it.
+        """Advance a resumed run's learning-rate schedule to the current step.
 
-        A checkpoint would bring the length and the rates of the schedule that it was trained with, and overrule the
-        settings of this run in silence.
+        The schedule in the checkpoint would silently override the length and the rates in the settings of this run.
         """
-        with warnings.catch_warnings(action="ignore"):  # there was no optimiser step in this process
+        with warnings.catch_warnings(action="ignore"):  # no optimiser step took place in this process
             for config in self.trainer.lr_scheduler_configs:
                 for _ in range(0 if isinstance(config.scheduler, ReduceLROnPlateau) else self.trainer.global_step):
                     config.scheduler.step()  # type: ignore[call-arg]  # the others need no metric
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store the facts about the data."""
+        """Store shape and classes of the training images."""
         if hasattr(self, "seen_classes"):
             checkpoint["trained_on"] = {name: list(getattr(self, name)) for name in FACTS}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the facts about the data, and of a learning-rate schedule what its settings do not say.
+        """Restore shape and classes of the training images, and the state of a ``ReduceLROnPlateau``.
 
         Raises:
-            SettingError: a trainer is to go on from weights alone, or from those of another network.
+            SettingError: a training is to resume from weights alone, or from those of another network.
         """
         for name, value in checkpoint.get("trained_on", {}).items():
             setattr(self, name, tuple(value))
@@ -240,13 +255,13 @@ class TrainedModule(LightningModule):
         check_same_network(checkpoint["state_dict"], self.state_dict())
 
     def start_from(self, name: str) -> None:
-        """Take over the weights of a checkpoint, to train them anew.
+        """Load the weights of a checkpoint, as the start of a new training.
 
         Args:
-            name: as for ``load``.
+            name: see ``load``.
 
         Raises:
-            SettingError: there is no such checkpoint, or it is of another network.
+            SettingError: there is no such checkpoint, or it has another network.
         """
         path = resources.checkpoint(name)
         with reading(path, f"this {type(self).__name__}"):
@@ -261,7 +276,7 @@ class TrainedModule(LightningModule):
                 ``hf:owner/model``.
 
         Raises:
-            SettingError: there is none, or it is truncated, carries code, or is not a checkpoint of this class.
+            SettingError: there is no such checkpoint, or it is truncated, carries code, or has another class.
         """
         path = resources.checkpoint(name)
         with reading(path, f"a {cls.__name__}"):

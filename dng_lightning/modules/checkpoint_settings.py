@@ -21,15 +21,15 @@ from dng_lightning.posterior import CalibratedPosterior, Posterior, TrackedPoste
 from dng_lightning.storage import resources
 
 CALIBRATION = "calibration.yaml"
-OVERVIEWS = ("grid.png", "trajectories.png")  # what `dng predict` writes to the images' folder
+OVERVIEWS = ("grid.png", "trajectories.png")  # written by `dng predict` to the folder of the images
 
-BEYOND = 1.01  # of floats in [-1, 1] that were resized or rounded
+BEYOND = 1.01  # bound on floats in [-1, 1] after resizing or rounding
 
 G = TypeVar("G", bound=Guidance)
 
 
 def load_settings(guidance: G, folder: Path) -> G:
-    """The guidance with the calibration of the checkpoint in ``folder`` and with its reference images read.
+    """The guidance with the calibration in a checkpoint's ``folder``, and with its reference images.
 
     Raises:
         SettingError: a file is damaged, or there are no such images.
@@ -47,10 +47,7 @@ def _loaded(part: Any, folder: Path) -> Any:
 
 
 def _calibrated(posterior: CalibratedPosterior, folder: Path) -> Posterior:
-    """The posterior with the rows of the folder's file; a tracked one, said in a line, where there is none.
-
-    It is a tracked one, too, where the setting names no calibration.
-    """
+    """The posterior with the calibration in the folder; a tracked posterior without one, or without a file."""
     path = folder / CALIBRATION
     values = {name: getattr(posterior, name) for name in ("p_max", "guidance_shift_weight", "divergence")}
     if posterior.calibration is None:
@@ -71,14 +68,14 @@ def _calibrated(posterior: CalibratedPosterior, folder: Path) -> Posterior:
 
 @lru_cache(maxsize=8)
 def read_references(name: str) -> References:
-    """Reference images, floats in [-1, 1]: of one channel if all of them are grey, else of three.
+    """Read reference images as floats in [-1, 1].
 
     Args:
         name: a ``.pt`` file of one tensor (N, C, H, W), uint8 pixels or floats in [-1, 1]; a folder of image files of
-            one shape, such as ``dng predict`` writes, read as colour unless all are grey; or a shipped name.
+            one size, read as grey if all of them are, else as RGB; or a shipped name.
 
     Raises:
-        SettingError: it holds no images, or floats whose range is another one or unclear.
+        SettingError: there are no images, or floats in another or unclear range.
     """
     path = resources.references(name)
     if path.is_dir():
@@ -94,7 +91,9 @@ def read_references(name: str) -> References:
     if images.dtype == torch.uint8:
         return References(to_float(images), name)
     low, high = images.min().item(), images.max().item()
-    if not (-BEYOND <= low < 0 and high <= BEYOND):  # NaN is not; without a negative value they are in 0..1, or 0..255
+    if not (
+        -BEYOND <= low < 0 and high <= BEYOND
+    ):  # false for NaN; floats without a negative value may be in 0..1 or 0..255
         raise SettingError(
             f"references {path} must be floats in [-1, 1], or uint8 pixels; they are in [{low:g}, {high:g}]"
         )

@@ -1,6 +1,7 @@
-"""Training of the image classifier that judges generated images and provides the features to compare them in.
+"""Training of image classifiers.
 
-Trained on noisy images it gives p(c | x_t) at every level instead, which is what an oracle guides by.
+A classifier of clean images labels generated images and gives the features of Fréchet distances. A classifier of noisy
+images gives p(c | x_t) at every noise level, for ``ClassifierPosterior`` and ``ClassifierGuidance``.
 """
 
 from collections.abc import Sequence
@@ -19,22 +20,22 @@ from dng_lightning.schedule import NoiseSchedule
 
 
 class ClassifierModule(TrainedModule):
-    """Cross-entropy training of a classifier on images that are randomly shifted and, optionally, partly hidden.
+    """Trains a classifier by cross-entropy on randomly shifted images, optionally with cutout.
 
     Args:
-        net: (B, C, H, W) in [-1, 1] -> logits (B, num_classes); `features(x)` and `num_features` besides, as
-            `ImageClassifier` has them, to serve as a feature extractor. With a `schedule`, `net(x_t, t)`, and
-            `noise_conditional` says that it is one.
-        optimizer: parameters -> optimizer.
-        scheduler: optimizer -> scheduler, stepped per step; an open `total_steps` is filled in. None: constant rate.
-        shift: training images are moved by up to this many pixels in each direction, background (-1) moving in.
-        label_smoothing: in [0, 1); anything but 0 biases the probabilities.
-        cutout: side of the square of each training image that is hidden (DeVries & Taylor, 2017); 0 for none.
-        schedule: classify images noised to a random level of it, each level as often as any other; it must be that of
-            the diffusion model whose images are to be judged. None to classify clean images.
+        net: network ``net(x)``: images (B, C, H, W) in [-1, 1] to logits (B, num_classes); as a feature extractor it
+            needs ``features(x)`` and ``num_features`` too, see ``ImageClassifier``. With a ``schedule`` it is
+            ``net(x_t, t)``, and has ``noise_conditional = True``.
+        optimizer: makes the optimiser from the parameters.
+        scheduler: makes the learning-rate schedule, stepped at each training step; None for a constant rate.
+        shift: greatest random shift of the training images in each direction, in pixels; background is -1.
+        label_smoothing: in [0, 1); values above 0 bias the probabilities.
+        cutout: side of the square that is hidden in each training image (DeVries & Taylor, 2017); 0 for none.
+        schedule: noise schedule of the diffusion model, to classify images at its noise levels, which are sampled
+            uniformly; None to classify clean images.
 
     Raises:
-        SettingError: the network is noise-conditional and there is no schedule, or the other way round.
+        SettingError: a noise-conditional network has no schedule, or another network has one.
     """
 
     def __init__(
@@ -62,42 +63,42 @@ class ClassifierModule(TrainedModule):
         self.label_smoothing = label_smoothing
 
     def forward(self, x: Tensor, timesteps: Tensor | None = None) -> Tensor:
-        """Logits (B, num_classes) of images (B, C, H, W); noisy ones need their levels' timesteps (B,)."""
+        """Logits (B, num_classes) of images (B, C, H, W), which are noisy if there are ``timesteps`` (B,)."""
         logits: Tensor = self.net(x) if timesteps is None else self.net(x, timesteps)
         return logits
 
     def classify(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Label images, in evaluation mode and full precision whatever the trainer runs in.
+        """Label images, in evaluation mode and fp32 in any precision of the trainer.
 
         Args:
-            x: (B, C, H, W) in [-1, 1].
+            x: images (B, C, H, W) in [-1, 1].
 
         Returns:
-            labels int64 (B,) and their probabilities float32 (B,).
+            labels, int64 (B,), and their probabilities, float32 (B,).
         """
         confidence, labels = self.probabilities(x).max(dim=1)
         return labels, confidence
 
     def label(self, x: Tensor) -> Labels:
-        """The same as ``classify`` gives, for an evaluation."""
+        """The result of ``classify`` for an evaluation."""
         return Labels(*self.classify(x))
 
     @torch.no_grad()
     def probabilities(self, x: Tensor) -> Tensor:
-        """The probability of every class, (B, num_classes) float32; see ``classify``."""
+        """Probability of each class, float32 (B, num_classes); see ``classify``."""
         return self._judge(x).softmax(dim=1)
 
     def log_posterior(self, x_t: Tensor, level: NoiseLevel) -> Tensor:
-        """Log p(c | x_t) of every class, in evaluation mode and full precision whatever the trainer runs in.
+        """Log p(c | x_t) of each class, in evaluation mode and fp32 in any precision of the trainer.
 
-        Differentiable in ``x_t`` where gradients are on.
+        Differentiable in ``x_t`` if gradients are enabled.
 
         Args:
             x_t: noisy images (B, C, H, W).
             level: their noise level.
 
         Returns:
-            (B, num_classes) float32.
+            float32 (B, num_classes).
         """
         timesteps = torch.full((len(x_t),), level.timestep, device=x_t.device)
         return self._judge(x_t, timesteps).log_softmax(dim=1)
@@ -107,11 +108,11 @@ class ClassifierModule(TrainedModule):
         """Load a checkpoint for use, see ``TrainedModule.load``.
 
         Args:
-            name: as there.
-            noisy: load one of noisy images, for ``log_posterior``; else one of clean images, for ``classify``.
+            name: see ``TrainedModule.load``.
+            noisy: load a classifier of noisy images, for ``log_posterior``; else of clean images, for ``classify``.
 
         Raises:
-            SettingError: also if it is the other kind.
+            SettingError: see ``TrainedModule.load``, or the classifier is of the other kind.
         """
         module = super().load(name)
         if noisy and not module.schedule:
@@ -136,7 +137,7 @@ class ClassifierModule(TrainedModule):
         return self(x_t, timesteps).shape, (1, len(self.class_names))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Cross-entropy on shifted and partly hidden images, noised if there is a schedule."""
+        """Cross-entropy on shifted images with cutout, which are noisy if there is a schedule."""
         images, labels = batch
         x_t, _, timesteps = self._noised(random_cutout(random_shift(images, self.shift), self.cutout))
         loss = functional.cross_entropy(self(x_t, timesteps), labels, label_smoothing=self.label_smoothing)
@@ -144,19 +145,13 @@ class ClassifierModule(TrainedModule):
         return loss
 
     def evaluate(self, stage: str, batch: tuple[Tensor, Tensor], generator: Generator) -> None:
-        """Log loss and accuracy; of noisy images also by quarter of the levels."""
+        """See ``TrainedModule.log_classification``."""
         images, labels = batch
         x_t, t, timesteps = self._noised(images, generator)
-        logits = self(x_t, timesteps)
-        right = (logits.argmax(1) == labels).float()
-        for name, values in (("loss", functional.cross_entropy(logits, labels, reduction="none")), ("accuracy", right)):
-            bar = name == "accuracy"
-            self.log(f"{stage}/{name}", values.mean(), batch_size=len(labels), sync_dist=True, prog_bar=bar)
-            if self.schedule and t is not None:
-                self.log_by_level(f"{stage}/{name}_t", values, t, self.schedule.T)
+        self.log_classification(stage, self(x_t, timesteps), labels, t, self.schedule.T if self.schedule else 0)
 
     def _noised(self, x: Tensor, generator: Generator | None = None) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Images at random levels, the levels and their timesteps (B,); as they are without a schedule."""
+        """Noisy images, their random levels and timesteps (B,); the images themselves without a schedule."""
         if not self.schedule:
             return x, None, None
         t = torch.randint(1, self.schedule.T + 1, (len(x),), device=x.device, generator=generator)
@@ -165,11 +160,11 @@ class ClassifierModule(TrainedModule):
 
 
 def random_shift(images: Tensor, pixels: int) -> Tensor:
-    """Move each image by its own whole number of pixels; what moves in is background.
+    """Shift each image by random whole numbers of pixels, with background at the border.
 
     Args:
         images: (B, C, H, W) in [-1, 1].
-        pixels: largest shift in each of the four directions, >= 0.
+        pixels: greatest shift in each of the four directions, >= 0.
 
     Returns:
         (B, C, H, W).
@@ -187,11 +182,11 @@ def random_shift(images: Tensor, pixels: int) -> Tensor:
 
 
 def random_cutout(images: Tensor, side: int) -> Tensor:
-    """Hide a square of each image in mid-grey, centred on any of its pixels: at a border a part of it.
+    """Replace a square of each image, centred on a random pixel, by mid-grey.
 
     Args:
         images: (B, C, H, W) in [-1, 1].
-        side: of the square, in pixels, >= 0.
+        side: side of the square in pixels, >= 0.
 
     Returns:
         (B, C, H, W).

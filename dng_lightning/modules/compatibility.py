@@ -27,18 +27,18 @@ DIFFERENCES = {
 def name_classes(
     model: DiffusionModule, others: Sequence[TrainedModule | PretrainedClassifier], name: str, needed: bool
 ) -> None:
-    """Tell another library's model, which does not say what it was trained on, the classes of one of the ``others``.
+    """Name the classes of another library's model like those of its classifier or negative checkpoint.
 
-    A class-conditional model that nobody can tell has its labels as names.
+    Without such a network, the names of a class-conditional model are its labels.
 
     Args:
-        model: the model without class names.
-        others: that may know.
-        name: of the model, for the message.
-        needed: refuse a model that nobody can tell.
+        model: model, which may lack class names.
+        others: networks that may have class names.
+        name: name of the model, for the message.
+        needed: whether the sampling needs class names.
 
     Raises:
-        SettingError: nobody can.
+        SettingError: class names are needed, and no network has any.
     """
     if model.class_names:
         return
@@ -51,7 +51,11 @@ def name_classes(
 
 
 def check_same(name: str, other: TrainedModule, model_name: str, model: LightningModule, *attributes: str) -> None:
-    """Refuse a checkpoint that differs from the model's in one of these ``attributes``."""
+    """Check that a checkpoint agrees with the model in these ``attributes``.
+
+    Raises:
+        SettingError: an attribute differs.
+    """
     for attribute in attributes:
         theirs, ours = getattr(other, attribute), getattr(model, attribute)
         same = theirs == ours if attribute != "schedule" else theirs is not None and theirs.agrees(ours)
@@ -67,14 +71,18 @@ def check_negatives(
     forbidden: Sequence[int],
     guidances: Sequence[Guidance],
 ) -> None:
-    """Refuse single-class models that are not one for each of the ``forbidden``, and none where they are needed."""
+    """Check that there is one single-class model for each forbidden class, or a class-conditional model.
+
+    Raises:
+        SettingError: a model is missing, or has other classes, images or noise levels.
+    """
     if negatives and len(negatives) != len(forbidden):
         raise SettingError(f"{len(forbidden)} forbidden classes need as many negative_checkpoints")
     needing = [display_name(guidance) for guidance in guidances if guidance.needs().negatives]
     if needing and not negatives and not model.null_class:
         raise SettingError(
             f"{name} is unconditional: name negative_checkpoints for the forbidden classes, or another guidance than "
-            f"{needing[0]}, which asks for predictions of them"
+            f"{needing[0]}, which needs their predictions"
         )
     for negative, label in zip(negatives, forbidden, strict=False):
         if negative.class_names and negative.seen_classes != (label,):
@@ -86,7 +94,11 @@ def check_negatives(
 
 
 def check_classes(forbidden: Sequence[int], class_labels: Sequence[int], guidances: Sequence[Guidance]) -> None:
-    """Require a forbidden class, and a requested class that is not forbidden, for a negative guidance."""
+    """Check that a negative guidance has a forbidden class, and a class label that is not forbidden.
+
+    Raises:
+        SettingError: there is none.
+    """
     if not any(guidance.needs().negatives for guidance in guidances):
         return
     if not forbidden:
@@ -96,9 +108,13 @@ def check_classes(forbidden: Sequence[int], class_labels: Sequence[int], guidanc
 
 
 def check_probe(
-    name: str, probe: ProbeModule, model_name: str, model: DiffusionModule, forbidden: Sequence[int], asked: bool
+    name: str, probe: ProbeModule, model_name: str, model: DiffusionModule, forbidden: Sequence[int], labelled: bool
 ) -> None:
-    """Refuse a probe of another model's features, one that does not know the ``forbidden``, or images asked for."""
+    """Check that a probe belongs to the model, knows the ``forbidden`` classes, and that no classes are requested.
+
+    Raises:
+        SettingError: it does not.
+    """
     if probe.read_from != fingerprint(model):
         raise SettingError(
             f"{name} reads the features of another model than {model_name}: train one with "
@@ -108,14 +124,18 @@ def check_probe(
     if unknown := [each for each in names if each not in probe.class_names]:
         known = ", ".join(probe.class_names)
         raise SettingError(f"{name} does not know the class {unknown[0]}: it knows {known}")
-    if asked:
+    if labelled:
         raise SettingError(f"{name} reads the unconditional prediction: leave out class_labels, or the probe")
 
 
 def check_needs(
     guidance: Guidance, observer: bool, noise_conditional_classifier: bool, probe: bool, class_labels: bool
 ) -> None:
-    """Refuse a guidance that needs a classifier, a class label or a text that is not there."""
+    """Check that there are the networks, class labels or texts that a guidance needs.
+
+    Raises:
+        SettingError: one is missing.
+    """
     needs, name = guidance.needs(), display_name(guidance)
     if needs.attention is not None:
         raise SettingError(f"{name} acts in the attention to a text: it is for the TextToImageSampler")
@@ -124,7 +144,7 @@ def check_needs(
     if needs.probe and not probe:
         raise SettingError(f"{name} needs a probe: name its checkpoint")
     if needs.observer is not None and not observer:
-        raise SettingError(f"{name} needs a classifier to look at the images: name one as observer")
+        raise SettingError(f"{name} needs a classifier of the denoised images: name one as observer")
     if needs.class_labels and not class_labels:
         raise SettingError(f'{name} guides toward a class: set class_labels to one, or to "all"')
 
@@ -132,7 +152,11 @@ def check_needs(
 def check_null_class(
     model: DiffusionModule, name: str, class_labels: Sequence[int], guidances: Sequence[Guidance]
 ) -> None:
-    """Refuse a class-conditional model without an unconditional prediction, where one is needed."""
+    """Check that a class-conditional model has an unconditional prediction, if one is needed.
+
+    Raises:
+        SettingError: it has none.
+    """
     if not model.null_class or getattr(model.net, "has_null_class", True):
         return
     mend = "name an unconditional model as checkpoint, or a model with a null class"
@@ -144,14 +168,14 @@ def check_null_class(
 
 
 def own_classifier(name: str, model: DiffusionModule) -> str | None:
-    """The classifier of a model's images where none is named, or None.
+    """The default classifier of a model's images.
 
     Args:
-        name: of the model's checkpoint.
-        model: its module.
+        name: name of the model's checkpoint.
+        model: the model.
 
     Returns:
-        ``<checkpoint>-classifier``, if there is one; else ``mnist-classifier`` for digits of its size.
+        ``<checkpoint>-classifier``, if there is one; else ``mnist-classifier`` for MNIST's digits; else None.
     """
     if own := resources.classifier_of(name):
         return own

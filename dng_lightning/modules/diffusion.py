@@ -21,12 +21,12 @@ from dng_lightning.schedule import LinearSchedule, NoiseSchedule
 
 
 class BaseDiffusionModule(TrainedModule, ABC):
-    """Trains a denoiser at random noise levels; a subclass says on what, and with which condition.
+    """Trains a denoiser at random noise levels; a subclass defines the data and the condition.
 
     Attributes:
         schedule: the noise schedule.
-        prediction: what the network predicts: eps, x0, v, flow or edm.
-        snr_gamma: bound of the min-SNR weights, > 0; None weighs the errors of what is predicted alike.
+        prediction: output of the network: eps, x0, v, flow or edm.
+        snr_gamma: bound of the min-SNR weights, > 0; None for no weights.
         compile_net: compile the network for training.
     """
 
@@ -36,17 +36,17 @@ class BaseDiffusionModule(TrainedModule, ABC):
     compile_net: bool
 
     def setup(self, stage: str) -> None:
-        """Take over the facts about the data; compile the network if set."""
+        """Take shape and classes of the images, and compile the network if set."""
         super().setup(stage)
         if self.compile_net and stage == "fit":
             self.net.compile()
 
     @abstractmethod
     def batch_losses(self, batch: Any, generator: Generator | None) -> tuple[Tensor, Tensor]:
-        """The error of each image of a batch, (B,), and the level that it was made at, (B,).
+        """Error of each image of a batch, (B,), and its noise level, (B,).
 
         Args:
-            batch: of the datamodule.
+            batch: batch of the datamodule.
             generator: source of all random numbers; None for torch's global one.
         """
 
@@ -54,13 +54,13 @@ class BaseDiffusionModule(TrainedModule, ABC):
         """Sample noise levels, noise and dropped conditions, and make the network's input and target.
 
         Args:
-            x_0: images, or latents of them, (B, C, H, W).
-            dropout: share of the images without their condition, in [0, 1].
+            x_0: images, or latents, (B, C, H, W).
+            dropout: share of the images without condition, in [0, 1].
             generator: source of the levels, noise and dropout; None for torch's global one.
 
         Returns:
-            x_t and what is to be predicted of it, (B, C, H, W); the levels t in 1..T, (B,); and of which images it is
-            without their condition, (B,).
+            x_t and the network's target, (B, C, H, W); the levels t in 1..T, (B,); and which images are without
+            condition, bool (B,).
         """
         batch, device = len(x_0), x_0.device
         t = torch.randint(1, self.schedule.T + 1, (batch,), device=device, generator=generator)
@@ -79,31 +79,31 @@ class BaseDiffusionModule(TrainedModule, ABC):
         return loss
 
     def evaluate(self, stage: str, batch: Any, generator: Generator) -> None:
-        """Log the loss, whole and by quarter of the levels."""
+        """Log the loss, also by quarter of the levels."""
         losses, t = self.batch_losses(batch, generator)
         self.log(f"{stage}/loss", losses.mean(), batch_size=len(losses), sync_dist=True, prog_bar=True)
         self.log_by_level(f"{stage}/loss_t", losses, t, self.schedule.T)
 
 
 class DiffusionModule(BaseDiffusionModule):
-    """Learns to predict the noise; what a checkpoint of it holds is all that sampling needs.
+    """Trains a class-conditional or unconditional diffusion model; its checkpoint has all that sampling needs.
 
     Args:
-        net: ``net(x, t, class_labels) -> prediction``, with an attribute ``num_classes`` (0 if unconditional; else
-            class ``num_classes`` is the null class). ``networks.UNet``, or any other by class path.
+        net: network ``net(x, t, class_labels)`` with an attribute ``num_classes``: 0 if unconditional; else the label
+            ``num_classes`` is the null class. ``networks.UNet``, or another by class path.
         schedule: the noise schedule; None for DDPM's linear one with 1,000 levels.
-        prediction: what the network predicts: eps, x0, v, flow or edm.
-        condition_dropout: share of the images that are trained with the null class, in [0, 1]; they teach the
-            unconditional prediction, which is the base that negative guidance starts from.
-        snr_gamma: weigh the levels by min-SNR-gamma (Hang et al., 2023, who take 5); None to weigh the errors of
-            what is predicted alike (Ho et al.'s simple loss). Validation always does that.
+        prediction: output of the network: eps, x0, v, flow or edm.
+        condition_dropout: share of the training images with the null class, in [0, 1], which train the unconditional
+            prediction, the base of negative guidance.
+        snr_gamma: weigh the levels by min-SNR-gamma (Hang et al., 2023, use 5); None for Ho et al.'s simple loss, which
+            validation always uses.
         optimizer: makes the optimiser from the parameters.
         scheduler: makes the learning-rate schedule, stepped at each training step; None for a constant rate.
-        compile: compile the network (needs a C++ compiler on CPUs); faster once the first step is over.
+        compile: compile the network (needs a C++ compiler on CPUs); faster after the first step.
 
     Attributes:
-        clip: bound on the denoised prediction that a checkpoint in diffusers' format names; None for none.
-        folder: where a model of another library lies.
+        clip: bound on the denoised prediction, from a checkpoint in diffusers' format; None for none.
+        folder: folder of a model of another library.
         decoder: makes images of the latents that the network denoises; None for a network of pixels.
     """
 
@@ -127,7 +127,7 @@ class DiffusionModule(BaseDiffusionModule):
         check_in("(0, inf)", snr_gamma=snr_gamma)
         if not isinstance(getattr(net, "num_classes", None), int):
             name = type(net).__name__
-            raise SettingError(f"{name} has no num_classes; wrap it in networks.DiffusersNetwork or alike")
+            raise SettingError(f"{name} has no num_classes; wrap it, for example in networks.DiffusersNetwork")
         self.net = net.to(memory_format=torch.channels_last)
         self.schedule, self.prediction = schedule or LinearSchedule(), prediction
         self.schedule.check(prediction)
@@ -141,10 +141,10 @@ class DiffusionModule(BaseDiffusionModule):
         """Load a checkpoint for use, see ``TrainedModule.load``, or a model in diffusers' format.
 
         Args:
-            name: as there, or a folder with a ``model_index.json``, or a model of the Hugging Face hub.
+            name: see ``TrainedModule.load``; or a folder with a ``model_index.json``, or a name of the Hugging Face hub.
 
         Raises:
-            SettingError: as there, or diffusers is not installed, or the folder holds another kind of model.
+            SettingError: see ``TrainedModule.load``; or diffusers is not installed, or the folder has another model.
         """
         path = diffusers_format.find(name)
         if path.name != diffusers_format.INDEX:
@@ -153,10 +153,10 @@ class DiffusionModule(BaseDiffusionModule):
 
     @classmethod
     def of(cls, parts: ModelParts) -> Self:
-        """A model of another library, for use; its ``class_names`` are empty where it does not say them."""
+        """A model of another library, for use; its ``class_names`` may be empty."""
         module = cls(parts.net, parts.schedule, parts.prediction)
         module.clip, module.folder = parts.clip, parts.folder
-        module.net.to(memory_format=torch.contiguous_format)  # as diffusers has it, for its output to the last bit
+        module.net.to(memory_format=torch.contiguous_format)  # for the same bits as in diffusers
         module.image_shape, module.decoder = parts.state_shape, parts.decoder
         module.class_names = parts.class_names
         module.seen_classes = tuple(range(module.null_class))
@@ -176,7 +176,7 @@ class DiffusionModule(BaseDiffusionModule):
 
     @property
     def null_class(self) -> int:
-        """The label that stands for no class."""
+        """Label of the null class; 0 for an unconditional model."""
         return int(self.net.num_classes)  # type: ignore[arg-type]  # an int, as the constructor checked
 
     def forward(self, x_t: Tensor, level: NoiseLevel, class_labels: Tensor | None = None) -> Tensor:
@@ -184,65 +184,65 @@ class DiffusionModule(BaseDiffusionModule):
 
         Args:
             x_t: noisy images (B, C, H, W).
-            level: their noise level.
-            class_labels: (B,), or None for the null class.
+            level: noise level.
+            class_labels: class of each image, (B,); None for the null class.
         """
         timesteps = torch.full((len(x_t),), level.timestep, device=x_t.device)
-        shown = network_input(x_t, level.alpha, level.sigma, self.prediction)
-        output = self._output(shown, timesteps, class_labels)
+        model_input = network_input(x_t, level.alpha, level.sigma, self.prediction)
+        output = self._output(model_input, timesteps, class_labels)
         return denoised_of(output, x_t, level.alpha, level.sigma, self.prediction)
 
     def with_features(
         self, x_t: Tensor, level: NoiseLevel, class_labels: Tensor | None, module: str
     ) -> tuple[Tensor, Tensor]:
-        """The denoised prediction, and the output of a module of the network on the way, (B, ...).
+        """The denoised prediction, and the output of a module of the network, (B, ...).
 
         Args:
             x_t: noisy images (B, C, H, W).
-            level: their noise level.
-            class_labels: (B,), or None for the null class.
-            module: its name, see ``tap``.
+            level: noise level.
+            class_labels: class of each image, (B,); None for the null class.
+            module: name of the module, see ``tap``.
         """
         tap = self.tap(module)
         return self(x_t, level, class_labels), tap.output
 
     def tap(self, module: str) -> FeatureTap:
-        """Keep the output of a module from now on; a network that is compiled needs it before its first use."""
+        """Keep the output of a module; call it before the first use of a compiled network."""
         if module not in self.taps:
             self.taps[module] = FeatureTap(self.net, module)
         return self.taps[module]
 
     def features(self, x_t: Tensor, t: Tensor, module: str) -> Tensor:
-        """The output of a module for noisy images (B, C, H, W) of the null class at levels ``t`` (B,), (B, ...)."""
-        shown = network_input(x_t, *self.schedule.coefficients(t, x_t), self.prediction)
+        """Output of a module, (B, ...), for noisy images (B, C, H, W) at levels ``t`` (B,) with the null class."""
+        model_input = network_input(x_t, *self.schedule.coefficients(t, x_t), self.prediction)
         null = torch.full((len(x_t),), self.null_class, device=x_t.device)
-        return features_only(self.net, module, lambda: self._output(shown, self.schedule.timestep(t), null))
+        return features_only(self.net, module, lambda: self._output(model_input, self.schedule.timestep(t), null))
 
-    def _output(self, shown: Tensor, timesteps: Tensor, class_labels: Tensor | None) -> Tensor:
-        """The network's output, in fp32 whatever it computes in."""
-        output: Tensor = self.net(shown.to(self.dtype), timesteps, class_labels if self.null_class else None)
+    def _output(self, model_input: Tensor, timesteps: Tensor, class_labels: Tensor | None) -> Tensor:
+        """The network's output in fp32."""
+        output: Tensor = self.net(model_input.to(self.dtype), timesteps, class_labels if self.null_class else None)
         return output.float()
 
     def output_shape(self, image: Tensor) -> tuple[Sequence[int], Sequence[int]]:
-        """See ``TrainedModule.output_shape``; as the null class, which has the last label."""
+        """See ``TrainedModule.output_shape``; for the null class, which has the greatest label."""
         t = torch.ones(1, dtype=torch.long, device=image.device)
         return self._output(image, self.schedule.timestep(t), t * self.null_class).shape, image.shape
 
     def losses(self, images: Tensor, labels: Tensor, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
-        """Mean squared error of each image at a random level (Ho et al., eq. 14).
+        """Mean squared error of each image at a random noise level (Ho et al., eq. 14).
 
         Args:
-            images: (B, C, H, W) in [-1, 1].
-            labels: (B,).
+            images: images (B, C, H, W) in [-1, 1].
+            labels: class of each image, (B,).
             generator: source of the levels, noise and condition dropout; None for torch's global one.
 
         Returns:
-            The errors (B,) and the levels (B,).
+            the errors (B,) and the levels (B,).
         """
         x_t, target, t, dropped = self.noised(images, self.condition_dropout, generator)
         labels = labels.masked_fill(dropped, self.null_class) if self.null_class else labels
-        shown = network_input(x_t, *self.schedule.coefficients(t, x_t), self.prediction)
-        return (self._output(shown, self.schedule.timestep(t), labels) - target).square().flatten(1).mean(1), t
+        model_input = network_input(x_t, *self.schedule.coefficients(t, x_t), self.prediction)
+        return (self._output(model_input, self.schedule.timestep(t), labels) - target).square().flatten(1).mean(1), t
 
     def batch_losses(self, batch: tuple[Tensor, Tensor], generator: Generator | None) -> tuple[Tensor, Tensor]:
         """See ``losses``."""

@@ -8,15 +8,15 @@ from dng_lightning.modules.judges import classifier_name, load_classifier
 
 
 def load_features(features: PretrainedClassifier | str, weights: str | None = None) -> FeatureExtractor:
-    """The network in whose features images are compared.
+    """Load the feature extractor of a setting.
 
     Args:
-        features: `inception`; a name of torch-fidelity's, such as `dinov2-vit-b-14` or `clip-vit-b-32`; or a
+        features: ``inception``; a name of torch-fidelity, such as ``dinov2-vit-b-14`` or ``clip-vit-b-32``; or a
             classifier, see ``load_classifier``.
-        weights: a file with the weights of Inception or CLIP; None to download them.
+        weights: file with the weights of Inception or CLIP; None to download them.
 
     Raises:
-        SettingError: there are no such features, or they cannot be had.
+        SettingError: there is no such extractor, or its weights cannot be read.
     """
     if features == "inception":
         return InceptionFeatures(weights)

@@ -1,4 +1,4 @@
-"""What a model is trained on, where its data are of another kind than ours and do not say so."""
+"""Shape and classes of the images of a foreign datamodule, from its first batch."""
 
 from typing import Any
 
@@ -7,20 +7,19 @@ from torch import Tensor
 
 from dng_lightning.errors import SettingError
 
-FACTS = ("image_shape", "class_names", "seen_classes")  # of the data, which a checkpoint tells
+FACTS = ("image_shape", "class_names", "seen_classes")  # about the data, stored in checkpoints
 
 
 def facts_of_a_batch(loader: Any, hooks: Any, num_classes: int) -> dict[str, tuple[Any, ...]]:
-    """``FACTS`` by the first training batch.
+    """``FACTS`` of the first training batch.
 
     Args:
-        loader: of the training; its data set's ``classes``, if it has them, are the names.
-        hooks: with ``class_names`` it has them instead; its ``on_after_batch_transfer`` makes of a batch what the
-            module gets.
-        num_classes: of the network, for the names if there are none; 0 for an unconditional one.
+        loader: training loader; the names of the classes are its data set's ``classes``, if it has them.
+        hooks: datamodule or module, whose transfer hooks are applied to the batch; its ``class_names`` take precedence.
+        num_classes: number of classes of the network, whose labels are the names otherwise; 0 if unconditional.
 
     Raises:
-        SettingError: a batch is not images (B, C, H, W) in [-1, 1] and labels int64 (B,) of these classes.
+        SettingError: a batch is not images (B, C, H, W) in [-1, 1] and labels, int64 (B,), of these classes.
     """
     batch = hooks.on_after_batch_transfer(hooks.on_before_batch_transfer(next(iter(loader)), 0), 0)
     if not (isinstance(batch, list | tuple) and len(batch) == 2 and all(isinstance(x, Tensor) for x in batch)):

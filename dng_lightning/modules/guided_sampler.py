@@ -46,47 +46,45 @@ Classes = str | int | list[str | int]
 
 
 class GuidedSampler(ImageSampler):
-    """Draws images from a checkpoint, guided away from the forbidden classes; for ``dng predict`` and ``dng test``.
+    """Samples from a model without the forbidden classes, for ``dng predict`` and ``dng test``.
 
     Args:
-        checkpoint: the model to sample from: a ``.ckpt``, a folder with a ``model.ckpt``, a shipped name, a model in
-            diffusers' format, a folder or one of the Hugging Face hub; or one of another library by class path
-            (``pretrained``).
+        checkpoint: the model: a ``.ckpt``, a folder with a ``model.ckpt``, a shipped name, a model in diffusers' format
+            (a folder or a name of the Hugging Face hub), or a model of another library by class path (``pretrained``).
         forbidden: the class or classes to avoid, by name or number; None or [] for none.
-        guidance: the method of ``dng predict``; None for the first of ``guidances``, or Dynamic Negative Guidance with
-            its defaults.
-        guidances: the methods that ``dng test`` compares on the same seeds; None for ``guidance`` alone.
-        steps: sampling steps, in 1..T.
+        guidance: guidance method of ``dng predict``; None for the first of ``guidances``, or Dynamic Negative Guidance
+            with its defaults.
+        guidances: guidance methods that ``dng test`` compares on the same seeds; None for ``guidance`` only.
+        steps: number of sampling steps, in 1..T.
         eta: 1 is ancestral sampling, 0 is deterministic (DDIM).
-        variance: of the noise at eta = 1, see ``Sampler``.
-        clip: bound on the denoised prediction, .inf for none; None for that of the scheduler (``clip_sample``) of a
-            checkpoint in diffusers' format, and for none of others.
-        order: 2 for DPM-Solver++ (2M), in its SDE form at eta = 1 and its ODE form at 0; 1 for DDPM, DDIM and Euler.
-        class_labels: class or classes to condition on, one an image in turn; "all" for every class; None for
+        variance: variance of the noise at eta = 1, see ``Sampler``.
+        clip: bound on the denoised prediction, .inf for none; None for the scheduler's (``clip_sample``) if the
+            checkpoint is in diffusers' format, else for none.
+        order: 1 for DDPM, DDIM and Euler; 2 for DPM-Solver++ (2M), as an SDE at eta = 1 and an ODE at 0.
+        class_labels: class or classes to condition on, which the images take in turn; "all" for all classes; None for
             unconditional images.
-        retrained_checkpoint: a model trained without the forbidden classes, a baseline of ``dng test``; None for none.
-        compile: compile the networks (needs a C++ compiler on CPUs); pays from some hundred images on.
-        negative_checkpoints: a single-class model for each forbidden class (the paper's network pair); None to ask
-            ``checkpoint`` itself.
-        classifier: the classifier that labels the images: a checkpoint, or one of another library, by its name
-            (``modules.judges.load_classifier``) or by class path (``judges``); None for no labels. "auto" is the
-            model's own, ``<checkpoint>-classifier``, if there is one, and for MNIST's digits ``mnist-classifier``.
-        observer: likewise, the classifier that looks at the denoised images on the way, for a guidance that asks what
-            is emerging; None for ``classifier``, which then judges its own work.
+        retrained_checkpoint: model trained without the forbidden classes, a baseline of ``dng test``; None for none.
+        compile: compile the networks (needs a C++ compiler on CPUs); pays off from some hundred images on.
+        negative_checkpoints: a single-class model for each forbidden class (the paper's network pair); None for the
+            conditional predictions of ``checkpoint``.
+        classifier: classifier that labels the images: a checkpoint, or a classifier of another library by name
+            (``modules.judges.load_classifier``) or class path (``judges``); None for no labels; "auto" for
+            ``<checkpoint>-classifier`` if there is one, and for ``mnist-classifier`` on MNIST's digits.
+        observer: classifier of the denoised images during sampling, for an ``ObserverPosterior`` or
+            ``AdaptiveNegative``; None for ``classifier``, whose labels are then not independent of the guidance.
         noise_conditional_classifier: checkpoint of a classifier of noisy images, for a guidance or posterior that needs
-            p(c | x_t); None for the others.
-        probe: checkpoint of a probe that reads p(c | x_t) from the features of ``checkpoint``, for a guidance with a
-            ``ProbePosterior``; None for the others.
+            p(c | x_t); None for none.
+        probe: checkpoint of a probe of the features of ``checkpoint``, for a ``ProbePosterior``; None for none.
 
     Attributes:
-        calibration_checkpoint: the checkpoint whose folder holds the guidance's calibration.
+        calibration_checkpoint: checkpoint whose folder has the calibration of the guidance.
         classifier: labels the images.
-        observer: looks at the denoised images.
+        observer: classifies the denoised images.
         noise_conditional_classifier: gives p(c | x_t).
         probe: gives p(c | x_t) from features.
 
     Raises:
-        SettingError: a checkpoint cannot be used, a class is unknown to it, or a setting is out of its range.
+        SettingError: a checkpoint cannot be used, has no such class, or a setting is out of its range.
     """
 
     classifier: AnyClassifier | None
@@ -122,7 +120,7 @@ class GuidedSampler(ImageSampler):
         classifier = own_classifier(checkpoint, model) if classifier == "auto" else classifier
         self.checkpoint, self.model = checkpoint, model
         self.schedule, self.chain_shape = self.model.schedule, self.model.image_shape
-        self.schedule.levels(steps)  # refuses too many steps now, not after minutes
+        self.schedule.levels(steps)  # raises for too many steps
         negatives = [load_model(name) for name in negative_checkpoints or []]
         self.negatives = torch.nn.ModuleList(negatives)
         self.retrained = load_model(retrained_checkpoint) if retrained_checkpoint else None
@@ -159,12 +157,12 @@ class GuidedSampler(ImageSampler):
         self.forbidden = labels_of(forbidden, self.class_names, range(len(self.class_names)) if negatives else seen)
         self.class_labels = list(seen) if class_labels == "all" else labels_of(class_labels, self.class_names, seen)
 
-        # Whether all of them go together
+        # Check that networks, classes and guidances fit together
         check_negatives(negatives, self.model, checkpoint, self.forbidden, [self.guidance, *self.guidances])
         for method in [self.guidance, *self.guidances]:
             noisy = self.noise_conditional_classifier is not None
             check_needs(method, bool(judges), noisy, self.probe is not None, bool(self.class_labels))
-            method.start(torch.empty(1, *self.chain_shape), len(self.forbidden))  # refuses priors that do not fit
+            method.start(torch.empty(1, *self.chain_shape), len(self.forbidden))  # raises for a wrong number of priors
         check_classes(self.forbidden, self.class_labels, [self.guidance, *self.guidances])
         check_null_class(self.model, checkpoint, self.class_labels, [self.guidance, *self.guidances])
         if self.class_labels and not self.model.null_class:
@@ -179,9 +177,11 @@ class GuidedSampler(ImageSampler):
         }
         for name, other in loaded.items():
             if isinstance(other, TrainedModule):
-                alike = DIFFERENCES if other is self.noise_conditional_classifier else ("class_names", "image_shape")
-                like = self if other in judges else self.model  # a judge looks at images, not at latents
-                check_same(name, other, checkpoint, like, *alike)
+                attributes = (
+                    DIFFERENCES if other is self.noise_conditional_classifier else ("class_names", "image_shape")
+                )
+                reference = self if other in judges else self.model  # judges classify images, not latents
+                check_same(name, other, checkpoint, reference, *attributes)
         if self.retrained and set(self.retrained.seen_classes) & set(self.forbidden):
             name = f"retrained_checkpoint {retrained_checkpoint}"
             raise SettingError(f"{name} was trained with a forbidden class: name another, or null")
@@ -244,7 +244,7 @@ class GuidedSampler(ImageSampler):
         return self.model.decode(x_0)
 
     def all_draws(self) -> list[Draw]:
-        """Unguided images, those of each guidance, and those of the retrained model."""
+        """The unguided images, those of each guidance, and those of the retrained model."""
         draws = super().all_draws()[:1]
         for guidance in self.guidances:
             if not isinstance(guidance, Unguided):
@@ -259,7 +259,7 @@ class GuidedSampler(ImageSampler):
         return draws
 
     def test_step(self, batch: Tensor, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Samples]:
-        """The images of a batch of seeds, from the retrained model where the draw says so."""
+        """Images of a batch of seeds, which may be those of the retrained model."""
         if not self.draws[dataloader_idx].retrained or self.retrained is None:
             return super().test_step(batch, batch_idx, dataloader_idx)
         predictor = NetworkPairPredictor(self.retrained, [], self.retrained.null_class or None)

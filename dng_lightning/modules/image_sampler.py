@@ -1,4 +1,4 @@
-"""Base class of the sampling modules: one image a seed."""
+"""Base class of the modules that sample one image for each seed."""
 
 import hashlib
 import json
@@ -32,12 +32,12 @@ from dng_lightning.schedule import NoiseSchedule
 
 @dataclass(frozen=True)
 class Draw:
-    """One way in which ``dng test`` draws its seeds.
+    """A pass of ``dng test`` over its seeds.
 
     Attributes:
-        run: what the evaluation calls it.
-        guidance: how the images are guided.
-        retrained: draw from the model that was trained without the forbidden classes.
+        run: the run in the evaluation.
+        guidance: guidance method.
+        retrained: sample from the model that was trained without the forbidden classes.
     """
 
     run: EvaluationRun
@@ -46,33 +46,33 @@ class Draw:
 
     @classmethod
     def of(cls, guidance: Guidance, **networks: str | None) -> "Draw":
-        """A method, and the networks that it needs besides those of all methods."""
+        """The pass of a guidance; ``networks`` are the names of the networks that only it needs."""
         own = json.loads(non_default_settings(settings_json(guidance)))
         settings = json.dumps(own | {name: value for name, value in networks.items() if value}, sort_keys=True)
         return cls(EvaluationRun(display_name(guidance), settings, scale_of(guidance)), guidance)
 
 
 class ImageSampler(LightningModule, ABC):
-    """What ``dng predict`` and ``dng test`` draw images with, one a seed.
+    """Samples the images of ``dng predict`` and ``dng test``.
 
     Args:
-        sampler: how the reverse chain is sampled.
+        sampler: sampler of the reverse chain.
 
     Attributes:
-        guidance: the method of ``dng predict``.
-        guidances: the methods that ``dng test`` compares on the same seeds.
-        unguided: the method that their images are compared with, which knows of nothing forbidden.
-        baselines: further methods that they are compared with.
-        schedule: the noise levels of the chain.
-        chain_shape: (C, H, W) of the states along it.
+        guidance: guidance method of ``dng predict``.
+        guidances: guidance methods that ``dng test`` compares on the same seeds.
+        unguided: method without negative guidance, for comparison.
+        baselines: other methods, for comparison.
+        schedule: noise schedule of the chain.
+        chain_shape: (C, H, W) of the states of the chain.
         image_shape: (C, H, W) of the images.
-        class_names: of the conditions that there are.
-        forbidden: the labels of those to avoid.
-        class_labels: labels to condition on, one an image in turn; empty for none.
+        class_names: names of the classes or prompts.
+        forbidden: forbidden labels.
+        class_labels: labels to condition on, which the images take in turn; empty for none.
         checkpoint: name of the model.
-        judge_name: what the features of ``judge`` are called.
-        draws: those that ``dng test`` makes, one a data loader.
-        draws_owner: the callback that decides them.
+        judge_name: name of the features of ``judge``.
+        draws: passes of ``dng test``, one for each data loader.
+        draws_owner: callback that chooses ``draws``.
         recorders: called at each sampling step, such as a progress bar.
     """
 
@@ -97,18 +97,18 @@ class ImageSampler(LightningModule, ABC):
         self.recorders: list[Recorder] = []
 
     def keep_apart(self, **networks: object) -> None:
-        """Set attributes out of the module tree: the trainer's precision is not for what judges images."""
+        """Set attributes outside the module tree, so that classifiers are exempt from the trainer's precision."""
         for name, network in networks.items():
             object.__setattr__(self, name, network)
 
     @property
     @abstractmethod
     def folder(self) -> Path:
-        """Where the model lies, and what belongs to it."""
+        """Folder of the model, with its calibration and statistics."""
 
     @property
     def label_space(self) -> LabelSpace:
-        """What images are sorted into: by default the conditions themselves."""
+        """Labels of the images; by default the classes of the model."""
         return LabelSpace.of_classes(self.class_names, self.forbidden)
 
     @property
@@ -118,31 +118,31 @@ class ImageSampler(LightningModule, ABC):
 
     @property
     def judge_folder(self) -> Path | None:
-        """Where the judge lies, and what belongs to it; None for nowhere."""
+        """Folder of the judge, with its reference statistics; None if it has none."""
         return None
 
     def read(self, images: Tensor) -> Tensor | None:
-        """All that is read in ``images`` (B, C, H, W) in [-1, 1] without a judge, (B, ...); None for nothing."""
+        """Attributes read from ``images`` (B, C, H, W) in [-1, 1] without a judge, (B, ...); None for none."""
         return None
 
     @abstractmethod
     def predictor(self, guidance: Guidance, class_labels: Tensor | None = None) -> Predictor:
-        """The predictor over the loaded networks.
+        """A predictor with the loaded networks.
 
         Args:
-            guidance: what it serves.
-            class_labels: the class that each image shall show, (B,); None for any.
+            guidance: guidance that uses the predictions.
+            class_labels: class of each image, (B,); None for unconditional images.
         """
 
     @abstractmethod
     def networks(self) -> dict[str, nn.Module | None]:
-        """The networks by the settings that name them; None where none is named."""
+        """The networks by the names of their settings; None for a setting without a network."""
 
     def inputs(self, calibration: bool) -> dict[str, str]:
-        """Hashes of the files that the settings name: images drawn with others are others.
+        """Hashes of the files named by the settings, by which images of different files are told apart.
 
         Args:
-            calibration: that of ``guidance`` too. The rows of ``dng test`` tell theirs apart themselves.
+            calibration: include the calibration of ``guidance``; the rows of ``dng test`` contain their own.
         """
         found = {name: fingerprint(network) for name, network in self.networks().items() if network is not None}
         for guidance in (self.guidance, *self.guidances, *self.baselines):
@@ -152,11 +152,11 @@ class ImageSampler(LightningModule, ABC):
         return found
 
     def decode(self, x_0: Tensor) -> Tensor:
-        """The images, (B, C, H, W) in about [-1, 1], that the chain's end stands for: itself, if it is of pixels."""
+        """Decode the end of the chain to images (B, C, H, W) in about [-1, 1]; the identity in pixel space."""
         return x_0
 
     def class_label(self, seed: int) -> int | None:
-        """The class that the image of ``seed`` shall show, None for any."""
+        """Class of the image of a ``seed``; None for an unconditional image."""
         return self.class_labels[seed % len(self.class_labels)] if self.class_labels else None
 
     def draw(
@@ -166,13 +166,13 @@ class ImageSampler(LightningModule, ABC):
         recorders: Sequence[Recorder] = (),
         predictor: Predictor | None = None,
     ) -> Samples:
-        """Draw one image a seed.
+        """Sample one image for each seed.
 
         Args:
-            seeds: >= 0.
-            guidance: another method than the module's own.
-            recorders: note each step of these images alone.
-            predictor: a fresh one of other networks than the module's own.
+            seeds: seeds >= 0.
+            guidance: guidance method; None for the module's.
+            recorders: additional recorders of these images.
+            predictor: new predictor of other networks; None for the module's.
         """
         guidance = guidance or self.guidance
         labels = torch.tensor([self.class_label(s) for s in seeds], device=self.device) if self.class_labels else None
@@ -181,16 +181,16 @@ class ImageSampler(LightningModule, ABC):
         return draw_samples(self, predictor, seeds, guidance, self.sampler, self.chain_shape, every, self.decode)
 
     def all_draws(self) -> list[Draw]:
-        """What ``dng test`` draws: unguided images, and those of each guidance."""
+        """The passes of ``dng test``: the unguided images, and those of each guidance."""
         others = [Draw.of(guidance) for guidance in self.guidances if guidance != self.unguided]
         return [Draw(EvaluationRun.reference("Unguided"), self.unguided), *others]
 
     def test_step(self, batch: Tensor, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Samples]:
-        """The images of a batch of seeds."""
+        """Images of a batch of seeds."""
         return {"samples": self.draw(batch.tolist(), self.draws[dataloader_idx].guidance)}
 
     def predict_step(self, batch: Tensor, batch_idx: int) -> Samples:
-        """The images of a batch of seeds."""
+        """Images of a batch of seeds."""
         return self.draw(batch.tolist())
 
 
@@ -210,17 +210,17 @@ def draw_samples(
     recorders: Sequence[Recorder] = (),
     decode: Callable[[Tensor], Tensor] = lambda x_0: x_0,
 ) -> Samples:
-    """Draw one image a seed, in the trainer's precision wherever it is called from.
+    """Sample one image for each seed, in the trainer's precision.
 
     Args:
-        module: the LightningModule that draws; its ``schedule`` gives the noise levels.
-        predictor: a fresh one.
-        seeds: >= 0.
-        guidance: the method.
-        sampler: how the reverse chain is sampled.
-        shape: (C, H, W) of the states along it.
-        recorders: note each step.
-        decode: gives the images that the chain's end stands for.
+        module: a LightningModule with a ``schedule``.
+        predictor: new predictor.
+        seeds: seeds >= 0.
+        guidance: guidance method.
+        sampler: sampler of the reverse chain.
+        shape: (C, H, W) of the states of the chain.
+        recorders: called at each step.
+        decode: decodes the end of the chain to images.
     """
     noise, seen = ImageNoise(seeds, shape, module.device), Trajectories()
     precision = nullcontext() if module._trainer is None else module.trainer.precision_plugin.forward_context()

@@ -1,4 +1,4 @@
-"""Judges by name: the package's own classifiers, and those of other libraries."""
+"""Loads classifiers by name: checkpoints of the package, and those of other libraries."""
 
 import json
 import re
@@ -25,15 +25,15 @@ NEEDS_SETTINGS = {
 
 
 def load_classifier(given: PretrainedClassifier | str) -> AnyClassifier:
-    """The classifier that a setting names.
+    """Load the classifier of a setting.
 
     Args:
-        given: one of another library, or the name of a checkpoint, see ``ClassifierModule.load``; a folder in
-            transformers' or timm's format; a name of torchvision's, `resnet50`, or of timm's, `timm/resnet18.a1_in1k`;
-            or a model of the Hugging Face hub, `owner/model`. What exists here wins.
+        given: a classifier of another library; the name of a checkpoint, see ``ClassifierModule.load``; a folder in
+            the format of transformers or timm; a name of torchvision (``resnet50``) or timm (``timm/resnet18.a1_in1k``);
+            or a model of the Hugging Face hub, ``owner/model``. Local files take precedence.
 
     Raises:
-        SettingError: there is none, it cannot be used, or needs more settings than its name.
+        SettingError: there is no such classifier, it cannot be used, or it needs more settings than its name.
     """
     if isinstance(given, PretrainedClassifier):
         return given
@@ -60,17 +60,17 @@ def load_classifier(given: PretrainedClassifier | str) -> AnyClassifier:
 
 
 def classifier_name(classifier: AnyClassifier | None, given: PretrainedClassifier | str | None) -> str:
-    """What a classifier, and distances in its features, are called; empty for none."""
+    """Name of a classifier and of distances in its features; empty without a classifier."""
     if isinstance(classifier, PretrainedClassifier):
         return classifier.name
     return resources.name_of(given) if isinstance(given, str) and given else ""
 
 
 def sort_into(classifier: AnyClassifier, class_names: Sequence[str], image_shape: Sequence[int]) -> None:
-    """Make a classifier of another library judge by these classes; one of the package's own is left as it is.
+    """Map the classes of another library's classifier to these classes; no effect on a ``ClassifierModule``.
 
     Raises:
-        SettingError: it knows other classes, or does not take such images.
+        SettingError: the classifier has other classes, or takes other images.
     """
     if isinstance(classifier, PretrainedClassifier):
         classifier.sort_into(class_names, image_shape)

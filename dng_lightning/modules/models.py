@@ -1,4 +1,4 @@
-"""Diffusion models by name: the package's own, and those of other libraries."""
+"""Loads diffusion models by name: checkpoints of the package, and those of other libraries."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from dng_lightning.storage import weights
 
 AnyModel = PretrainedModel | str
 
-# A weight that only networks of this kind have, and the class that reads them.
+# A weight by which a network is recognised, and the class that reads it.
 KINDS = {
     "ema_model.alphas_cumprod": "LucidrainsModel",
     "input_blocks.0.0.weight": "GuidedDiffusionModel",
@@ -18,13 +18,13 @@ KINDS = {
 
 
 def load_model(given: AnyModel) -> DiffusionModule:
-    """The diffusion model that a setting names.
+    """Load the diffusion model of a setting.
 
     Args:
-        given: one of another library, or what ``DiffusionModule.load`` takes.
+        given: a model of another library, or a name, see ``DiffusionModule.load``.
 
     Raises:
-        SettingError: there is none, it cannot be used, or it needs more settings than its name.
+        SettingError: there is no such model, it cannot be used, or it needs more settings than its name.
     """
     if isinstance(given, PretrainedModel):
         return DiffusionModule.of(given.read())
@@ -41,7 +41,7 @@ def load_model(given: AnyModel) -> DiffusionModule:
 
 
 def path_of(given: AnyModel, model: DiffusionModule) -> Path:
-    """A file in the folder of a model that was loaded, where what belongs to it lies, such as its calibration."""
+    """A path in the folder of a loaded model, where its calibration and statistics are."""
     if isinstance(given, PretrainedModel):
         return model.folder / Path(given.path).name
     return diffusers_format.find(given)

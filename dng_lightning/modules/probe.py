@@ -1,4 +1,4 @@
-"""Training of a probe: p(c | x_t) read from the features of a frozen diffusion model."""
+"""Training of a probe, which reads p(c | x_t) from the features of a frozen diffusion model."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -17,18 +17,18 @@ from dng_lightning.modules.diffusion import DiffusionModule
 
 
 class ProbeModule(TrainedModule):
-    """Cross-entropy of a small head on what one module of a diffusion network puts out for noised images.
+    """Trains a small head by cross-entropy on the output of one module of a diffusion network for noisy images.
 
-    The network sees them as the null class, at each level as often as at any other. It stays as it is, and is no part
-    of the checkpoint: the probe belongs to its weights alone.
+    The network gets the null class, and noise levels sampled uniformly. It is frozen, and is not stored in the
+    checkpoint: the probe is valid for its weights only.
 
     Args:
-        net: (features, timesteps) -> logits (B, num_classes), see ``FeatureProbe``.
-        module: name of the module inside the diffusion network whose output is read.
-        diffusion_checkpoint: the diffusion model; None in a probe that is loaded for use.
-        optimizer: parameters -> optimizer.
-        scheduler: optimizer -> scheduler, stepped per step; an open ``total_steps`` is filled in. None: constant rate.
-        shift: training images are moved by up to this many pixels in each direction, background (-1) moving in.
+        net: ``net(features, timesteps)``, logits (B, num_classes), see ``FeatureProbe``.
+        module: name of the module in the diffusion network.
+        diffusion_checkpoint: the diffusion model; None for a probe that is loaded for use.
+        optimizer: makes the optimiser from the parameters.
+        scheduler: makes the learning-rate schedule, stepped at each training step; None for a constant rate.
+        shift: greatest random shift of the training images in each direction, in pixels; background is -1.
 
     Attributes:
         read_from: fingerprint of the diffusion model's weights.
@@ -58,17 +58,17 @@ class ProbeModule(TrainedModule):
         self.read_from = fingerprint(model) if model else ""
 
     def forward(self, features: Tensor, timesteps: Tensor) -> Tensor:
-        """Logits (B, num_classes) of features (B, C, ...) at the levels' timesteps (B,)."""
+        """Logits (B, num_classes) of features (B, C, ...) at ``timesteps`` (B,)."""
         logits: Tensor = self.net(features, timesteps)
         return logits
 
     @torch.no_grad()
     def log_posterior(self, features: Tensor, level: NoiseLevel) -> Tensor:
-        """Log p(c | x_t) of every class, (B, num_classes) float32, in full precision whatever the trainer runs in.
+        """Log p(c | x_t) of each class, float32 (B, num_classes), in fp32 in any precision of the trainer.
 
         Args:
-            features: of the base prediction, (B, C, ...).
-            level: of the noisy images.
+            features: features of the base prediction, (B, C, ...).
+            level: noise level.
         """
         if next(self.net.parameters(), features).device != features.device:
             self.to(features.device)
@@ -85,7 +85,7 @@ class ProbeModule(TrainedModule):
         return self(features, timesteps).shape, (1, len(self.class_names))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Cross-entropy on shifted and noised images."""
+        """Cross-entropy on shifted noisy images."""
         images, labels = batch
         features, timesteps, _ = self._read(random_shift(images, self.shift))
         loss = functional.cross_entropy(self(features, timesteps), labels)
@@ -93,23 +93,18 @@ class ProbeModule(TrainedModule):
         return loss
 
     def evaluate(self, stage: str, batch: tuple[Tensor, Tensor], generator: Generator) -> None:
-        """Log loss and accuracy, whole and by quarter of the levels."""
+        """See ``TrainedModule.log_classification``."""
         images, labels = batch
         features, timesteps, t = self._read(images, generator)
-        logits = self(features, timesteps)
-        right = (logits.argmax(1) == labels).float()
-        for name, values in (("loss", functional.cross_entropy(logits, labels, reduction="none")), ("accuracy", right)):
-            bar = name == "accuracy"
-            self.log(f"{stage}/{name}", values.mean(), batch_size=len(labels), sync_dist=True, prog_bar=bar)
-            self.log_by_level(f"{stage}/{name}_t", values, t, self._model.schedule.T)
+        self.log_classification(stage, self(features, timesteps), labels, t, self._model.schedule.T)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store which weights the features come from."""
+        """Store the fingerprint of the diffusion model."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["read_from"] = self.read_from
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore it."""
+        """Restore the fingerprint of the diffusion model."""
         super().on_load_checkpoint(checkpoint)
         self.read_from = checkpoint.get("read_from", "")
 
@@ -121,7 +116,7 @@ class ProbeModule(TrainedModule):
 
     @torch.no_grad()
     def _read(self, x_0: Tensor, generator: Generator | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """The features of images noised to random levels, the levels' timesteps, and the levels, (B,)."""
+        """Features of images at random noise levels, the timesteps, and the levels, (B,)."""
         model, schedule = self._model, self._model.schedule
         if next(model.parameters()).device != x_0.device:
             model.to(x_0.device)

@@ -1,4 +1,4 @@
-"""What a resumed training takes from its checkpoint, and what from its own settings."""
+"""Which parts of a checkpoint a resumed training restores."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,19 +8,19 @@ from torch.optim import Optimizer
 
 from dng_lightning.errors import SettingError
 
-PLATEAU = {"best", "cooldown_counter", "num_bad_epochs"}  # what a ReduceLROnPlateau has found out
+PLATEAU = {"best", "cooldown_counter", "num_bad_epochs"}  # state of a ReduceLROnPlateau
 
 
 def keep_settings(is_plateau: bool, optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-    """The state of an optimiser without its settings, which a resumed run has its own of.
+    """The state of an optimiser, with the settings of the resumed run.
 
     Args:
-        is_plateau: keep the rate that a ``ReduceLROnPlateau`` has come to from the same start.
-        optimizer: that is to take the state.
-        state: of a checkpoint.
+        is_plateau: keep the learning rate of a ``ReduceLROnPlateau``, if its initial rate is the same.
+        optimizer: optimiser of the resumed run.
+        state: state in the checkpoint.
 
     Raises:
-        SettingError: it is the state of another kind of optimiser.
+        SettingError: the state belongs to another kind of optimiser.
     """
     groups = []
     for saved, group in zip(state["param_groups"], optimizer.param_groups, strict=False):
@@ -38,14 +38,14 @@ def keep_settings(is_plateau: bool, optimizer: Optimizer, state: dict[str, Any])
 
 
 def check_same_network(stored: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
-    """Refuse the weights of another network.
+    """Check that a checkpoint has the weights of this network.
 
     Args:
-        stored: in a checkpoint.
-        own: of the network that goes on.
+        stored: weights in the checkpoint.
+        own: weights of the network.
 
     Raises:
-        SettingError: naming a weight that differs.
+        SettingError: a weight is missing, or has another shape.
     """
     for name in {**own, **stored}:
         found, expected = (tuple(state[name].shape) if name in state else "missing" for state in (stored, own))
