@@ -141,7 +141,8 @@ class DiffusionModule(BaseDiffusionModule):
         """Load a checkpoint for use, see ``TrainedModule.load``, or a model in diffusers' format.
 
         Args:
-            name: see ``TrainedModule.load``; or a folder with a ``model_index.json``, or a name of the Hugging Face hub.
+            name: see ``TrainedModule.load``; or a folder with a ``model_index.json``; or a model of the Hugging Face
+                hub.
 
         Raises:
             SettingError: see ``TrainedModule.load``; or diffusers is not installed, or the folder has another model.

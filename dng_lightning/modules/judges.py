@@ -29,8 +29,9 @@ def load_classifier(given: PretrainedClassifier | str) -> AnyClassifier:
 
     Args:
         given: a classifier of another library; the name of a checkpoint, see ``ClassifierModule.load``; a folder in
-            the format of transformers or timm; a name of torchvision (``resnet50``) or timm (``timm/resnet18.a1_in1k``);
-            or a model of the Hugging Face hub, ``owner/model``. Local files take precedence.
+            the format of transformers or timm; a name of torchvision (``resnet50``) or of timm
+            (``timm/resnet18.a1_in1k``); or a model of the Hugging Face hub, ``owner/model``. Local files take
+            precedence.
 
     Raises:
         SettingError: there is no such classifier, it cannot be used, or it needs more settings than its name.

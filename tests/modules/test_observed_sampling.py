@@ -62,7 +62,7 @@ def test_another_classifier_can_be_the_observer_and_the_row_names_it(tiny_checkp
 
 def test_without_an_observer_one_line_says_so(tiny_checkpoint: Path):
     guidance = observed([0.25])
-    with pytest.raises(SettingError, match=r"Dynamic.*, observer needs a classifier to look at the images"):
+    with pytest.raises(SettingError, match=r"Dynamic.*, observer needs a classifier of the denoised images"):
         GuidedSampler(str(tiny_checkpoint), guidance=guidance, classifier=None)
     with pytest.raises(SettingError, match=r"GuidedSampling has no .* observer: Dynamic"):
         GuidedSampling(guidance=guidance)
