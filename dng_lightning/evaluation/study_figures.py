@@ -16,7 +16,7 @@ from dng_lightning.evaluation.tables import REFERENCES, Rows, by_method
 TICKS = (0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1)  # of the forbidden rate
 LABELS = {
     "forbidden_rate": "forbidden images, %",
-    "kl_retained": "KL(even over retained ‖ generated), nats",
+    "kl_retained": "KL(uniform over retained ‖ generated), nats",
     "kl_unguided": "KL(unguided, retained ‖ generated), nats",
     "fd_retained": "Fréchet distance to retained real images",
 }
