@@ -19,11 +19,16 @@ from dng_lightning.storage import resources
 QUIET = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
 
 # The networks of other libraries, narrow.
+TINY_TEXT_ENCODER = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 TINY = {
     "captioned_digits_autoencoder": {"net": {"block_out_channels": [8, 8, 8], "norm_num_groups": 4}},
     "captioned_digits": {
         "unet": {"block_out_channels": [8, 8], "norm_num_groups": 4, "attention_head_dim": 2},
-        "text_encoder": {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2},
+        "text_encoder": TINY_TEXT_ENCODER,
+    },
+    "portraits": {
+        "transformer": {"hidden_size": 16, "num_heads": 1, "axes_dim": [8, 8], "depth": 1, "bottleneck_size": 8},
+        "text_encoder": TINY_TEXT_ENCODER,
     },
 }
 
@@ -34,6 +39,7 @@ def fit_settings(config: str) -> list[str]:
     settings = settings or ["--model.net.channels=8" if "probe" in config else "--model.net.channels=[8]"]
     settings += ["--trainer.limit_train_batches=1", "--trainer.limit_val_batches=1"]
     settings += [] if config.startswith("digits") else ["--data.val_size=20"]  # of 200 images
+    settings += ["--data.train_size=64", "--data.test_size=8"] if config.startswith("portraits") else []
     if "classifier" not in config and "probe" not in config:
         large = "mnist" in config or "cifar10" in config
         settings += ["--model.compile=false"] + (["--model.net.patch=4"] if large else [])
@@ -65,7 +71,7 @@ OVERLAYS = {
     for name in EVERY
     if name not in CONFIGS
 }
-IN_WORDS = ["captioned_digits_autoencoder", "captioned_digits"]  # trainings that need an extra
+IN_WORDS = ["captioned_digits_autoencoder", "captioned_digits", "portraits"]  # trainings that need an extra
 
 
 def command_of(name: str) -> str:

@@ -7,10 +7,10 @@ captioned_digits*.yaml``, run from the root of the repository, which makes its c
 from scripts.captioned_digits.attribute_classifier import AttributeClassifier
 from scripts.captioned_digits.autoencoder import AutoencoderModule
 from scripts.captioned_digits.data import CaptionedDigits
-from scripts.captioned_digits.pipeline_export import PipelineExport
 from scripts.captioned_digits.prompt_sampling import PromptSampling
 from scripts.captioned_digits.reader import DigitReader
 from scripts.captioned_digits.training import TextToImageModule
+from scripts.captioned_images.pipeline_export import PipelineExport
 
 __all__ = [
     "AttributeClassifier",

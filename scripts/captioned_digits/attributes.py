@@ -4,10 +4,12 @@ No name means two things: the colours of digits and of backgrounds are different
 says which attribute it is about, and the four attributes are independent of each other.
 """
 
-from dataclasses import astuple, dataclass
-from itertools import product
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Self
 
-from dng_lightning.errors import SettingError
+from scripts.captioned_images import attributes
+from scripts.captioned_images.attributes import Values
 
 COLOURS = {
     "red": (230, 25, 35),
@@ -21,7 +23,7 @@ COLOURS = {
 BACKGROUNDS = {"black": (0, 0, 0), "white": (255, 255, 255), "grey": (128, 128, 128), "brown": (105, 60, 25)}
 
 # The values of each attribute, in the order of their labels.
-VALUES: dict[str, tuple[str, ...]] = {
+VALUES: Values = {
     "digit": tuple("0123456789"),
     "colour": tuple(COLOURS),
     "thickness": ("thin", "thick"),
@@ -30,7 +32,7 @@ VALUES: dict[str, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True)
-class Attributes:
+class Attributes(attributes.Attributes):
     """Some attributes of a picture; the others, which are None, may be anything.
 
     Args:
@@ -43,29 +45,20 @@ class Attributes:
         SettingError: there is no such value.
     """
 
+    values: ClassVar[Values] = VALUES
+
     digit: int | None = None
     colour: str | None = None
     thickness: str | None = None
     background: str | None = None
 
-    def __post_init__(self) -> None:
-        for name, value in self.named().items():
-            if value not in VALUES[name]:
-                raise SettingError(f"there is no {name} {value!r}: give one of {', '.join(VALUES[name])}")
-
-    def named(self) -> dict[str, str]:
-        """The attributes that are given, as words: ``{"digit": "7", "colour": "red"}``."""
-        given = zip(VALUES, astuple(self), strict=True)
-        return {name: str(value) for name, value in given if value is not None}
-
-    def labels(self) -> dict[str, int]:
-        """The attributes that are given, as labels: ``{"digit": 7, "colour": 0}``."""
-        return {name: VALUES[name].index(value) for name, value in self.named().items()}
-
-    def covers(self, other: "Attributes") -> bool:
-        """Whether ``other`` has all that is given here."""
-        return self.named().items() <= other.named().items()
+    @classmethod
+    def of(cls, named: Mapping[str, str]) -> Self:
+        """See ``attributes.Attributes.of``."""
+        words = dict(named)
+        digit = words.pop("digit", None)
+        return cls(None if digit is None else int(digit), **words)
 
 
 # Every picture that there can be, 560 of them.
-EVERY = tuple(Attributes(int(digit), *others) for digit, *others in product(*VALUES.values()))
+EVERY = Attributes.every()

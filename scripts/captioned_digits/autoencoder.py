@@ -8,9 +8,9 @@ from torch import Generator, Tensor
 
 from dng_lightning.errors import SettingError, check_at_least_0
 from dng_lightning.modules.base_module import TrainedModule
-from scripts.captioned_digits import networks
 from scripts.captioned_digits.attribute_classifier import AttributeClassifier
-from scripts.captioned_digits.data import Captioned
+from scripts.captioned_images import networks
+from scripts.captioned_images.data import Captioned
 
 
 class AutoencoderModule(TrainedModule):

@@ -5,8 +5,8 @@ Every word that is not of grammar says one value of one attribute, so a caption 
 
 from random import Random
 
-from dng_lightning.errors import SettingError
 from scripts.captioned_digits.attributes import VALUES, Attributes
+from scripts.captioned_images.attributes import parse
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
@@ -67,25 +67,9 @@ def mentioned(attributes: Attributes, draw: Random) -> Attributes:
 
 
 def parse_caption(text: str) -> Attributes:
-    """What a sentence says of a picture: each word that is not of grammar names the value of one attribute.
-
-    Args:
-        text: of words of ``VOCABULARY``, in any case and order.
-
-    Raises:
-        SettingError: it has another word, or names two values of one attribute.
-    """
-    said: dict[str, str] = {}
-    for word in text.lower().replace(",", " , ").split():
-        if word in GRAMMAR:
-            continue
-        if word not in MEANINGS:
-            raise SettingError(f"{text!r} is not understood: pictures of digits know no {word!r}")
-        name, value = MEANINGS[word]
-        if said.setdefault(name, value) != value:
-            raise SettingError(f"{text!r} is not understood: it names the {name}s {said[name]} and {value}")
-    digit = said.pop("digit", None)
-    return Attributes(None if digit is None else int(digit), **said)
+    """What a sentence says of a picture; see ``scripts.captioned_images.attributes.parse``."""
+    attributes: Attributes = parse(text, Attributes, GRAMMAR, MEANINGS, "pictures of digits")
+    return attributes
 
 
 def _noun_phrase(*words: str | None) -> str:

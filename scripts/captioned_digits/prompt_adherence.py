@@ -18,7 +18,8 @@ from dng_lightning.evaluation.class_balance import kl_divergence, wilson_interva
 from dng_lightning.evaluation.label_space import LabelSpace
 from scripts.captioned_digits.attributes import EVERY, VALUES, Attributes
 from scripts.captioned_digits.captions import parse_caption
-from scripts.captioned_digits.data import CaptionedDigits, joint, joint_names
+from scripts.captioned_digits.data import CaptionedDigits
+from scripts.captioned_images.attributes import joint, joint_names
 
 if TYPE_CHECKING:
     from dng_lightning.data.base import ImageDataModule
@@ -62,7 +63,7 @@ class PromptLabelSpace(LabelSpace):
         agreeing = [label for label in left if there.covers(label_space[label])]
         elsewhere = _picture({name: value for name, value in said.items() if name not in avoided})
         return cls(
-            names=joint_names(avoided),
+            names=joint_names(VALUES, avoided),
             forbidden=tuple(forbidden),
             retained=tuple(agreeing or left),
             avoided=avoided,
@@ -82,7 +83,7 @@ class PromptLabelSpace(LabelSpace):
         Args:
             read: labels of all attributes, (N, 4).
         """
-        return joint(read, self.avoided)
+        return joint(read, VALUES, self.avoided)
 
     def obeyed(self, read: Tensor) -> Tensor:
         """Whether each image is what its prompt asks for, bool (N,); ``read`` as for ``labels``."""

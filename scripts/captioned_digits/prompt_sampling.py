@@ -14,11 +14,11 @@ from dng_lightning.guidance.serialization import display_name
 from dng_lightning.modules.image_sampler import draw_samples
 from dng_lightning.sampling import Sampler
 from dng_lightning.text_to_image.predictor import TextPredictor
-from scripts.captioned_digits import networks
 from scripts.captioned_digits.attribute_classifier import AttributeClassifier
 from scripts.captioned_digits.captions import parse_caption
 from scripts.captioned_digits.prompt_adherence import shows
 from scripts.captioned_digits.training import TextToImageModule
+from scripts.captioned_images import networks
 
 
 class PromptSampling(ValidationSampling):

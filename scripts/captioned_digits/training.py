@@ -4,24 +4,26 @@ from typing import Any
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 
 from dng_lightning.data.pixels import to_float
 from dng_lightning.errors import SettingError, check_0_to_1, check_in
-from dng_lightning.modules.diffusion import BaseDiffusionModule
 from dng_lightning.parametrization import Prediction
 from dng_lightning.schedule import LinearSchedule, NoiseSchedule
 from dng_lightning.text_to_image.model import TextToImageModel
 from dng_lightning.text_to_image.optional_deps import libraries
-from scripts.captioned_digits import networks
 from scripts.captioned_digits.autoencoder import AutoencoderModule
-from scripts.captioned_digits.data import Captioned, CaptionedDigits
-from scripts.captioned_digits.tokenizer import captions_tokenizer
+from scripts.captioned_digits.captions import MOST_WORDS, VOCABULARY
+from scripts.captioned_digits.data import CaptionedDigits
+from scripts.captioned_images import networks
+from scripts.captioned_images.data import Captioned
+from scripts.captioned_images.tokenizer import captions_tokenizer
+from scripts.captioned_images.training import TextToImageTraining
 
 SCALED_BY = 4096  # training images at most that the latents' scale is measured on
 
 
-class TextToImageModule(BaseDiffusionModule):
+class TextToImageModule(TextToImageTraining):
     """Trains a U-Net of latents and its text encoder together, for a given autoencoder.
 
     Latents are scaled to unit variance, measured on the first training images; in the exported model that factor is the
@@ -51,6 +53,7 @@ class TextToImageModule(BaseDiffusionModule):
     """
 
     net: Any  # a UNet2DConditionModel
+    learns_from = CaptionedDigits
 
     def __init__(
         self,
@@ -75,8 +78,8 @@ class TextToImageModule(BaseDiffusionModule):
         trained = AutoencoderModule.load(autoencoder)
         self.vae = trained.net.train()  # train() only silences a warning
         self.image_shape = trained.image_shape
-        self.tokenizer = captions_tokenizer()
-        self.text_encoder: nn.Module = networks.text_encoder(text_encoder, self.tokenizer)
+        self.tokenizer = captions_tokenizer(VOCABULARY, MOST_WORDS)
+        self.text_encoder = networks.text_encoder(text_encoder, self.tokenizer)
         self.net = networks.unet(unet, self.vae, self.text_encoder).to(memory_format=torch.channels_last)
         networks.scheduler(self.schedule, prediction)  # refuses a schedule that has none
         self.caption_dropout = caption_dropout
@@ -89,9 +92,7 @@ class TextToImageModule(BaseDiffusionModule):
             SettingError: the data are not pictures with captions, or of another size than the autoencoder's.
         """
         data = getattr(self.trainer, "datamodule", None)
-        if not isinstance(data, CaptionedDigits) or data.label != "all":
-            raise SettingError("a text-to-image model learns from captions: set data to CaptionedDigits, its label all")
-        if tuple(data.image_shape) != tuple(self.image_shape):
+        if isinstance(data, CaptionedDigits) and tuple(data.image_shape) != tuple(self.image_shape):
             sizes = f"images of {self.image_shape}, the data's are {data.image_shape}"
             raise SettingError(f"the autoencoder is for {sizes}")
         super().setup(stage)
@@ -124,11 +125,6 @@ class TextToImageModule(BaseDiffusionModule):
         texts = self.text_encoder(torch.where(dropped.unsqueeze(1), empty, tokens)).last_hidden_state
         output = self.net(x_t, self.schedule.timestep(t), texts).sample.float()
         return (output - target).square().flatten(1).mean(1), t
-
-    def validation_step(self, batch: Captioned, batch_idx: int) -> None:
-        """The loss on held-out images."""
-        with networks.eager(self.compile_net):
-            super().validation_step(batch, batch_idx)
 
     def pipeline(self) -> Any:
         """The ``StableDiffusionPipeline`` of these networks, for sampling and for export.

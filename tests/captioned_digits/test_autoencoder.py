@@ -12,7 +12,8 @@ from running import TINY
 from dng_lightning.data import Digits
 from dng_lightning.errors import SettingError
 from dng_lightning.storage import resources
-from scripts.captioned_digits import AutoencoderModule, CaptionedDigits, networks
+from scripts.captioned_digits import AutoencoderModule, CaptionedDigits
+from scripts.captioned_images import networks
 
 pytest.importorskip("diffusers", reason="diffusers is not installed (extra text-to-image)")
 pytest.importorskip("transformers", reason="transformers is not installed (extra text-to-image)")

@@ -13,7 +13,7 @@ from dng_lightning.data import MNIST
 from dng_lightning.errors import SettingError
 from scripts.captioned_digits import CaptionedDigits, digit_rendering
 from scripts.captioned_digits.attributes import VALUES, Attributes
-from scripts.captioned_digits.data import Captioned
+from scripts.captioned_images.data import Captioned
 
 
 def ready(root: Path, **settings: object) -> CaptionedDigits:

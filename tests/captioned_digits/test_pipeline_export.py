@@ -18,7 +18,8 @@ from dng_lightning.sampling import ImageNoise, Sampler, sample
 from dng_lightning.schedule import CosineSchedule, KarrasSchedule, LinearSchedule, NoiseSchedule
 from dng_lightning.storage import resources
 from dng_lightning.text_to_image import TextPredictor, TextToImageModel
-from scripts.captioned_digits import AutoencoderModule, PipelineExport, TextToImageModule, networks
+from scripts.captioned_digits import AutoencoderModule, PipelineExport, TextToImageModule
+from scripts.captioned_images import networks
 
 diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed (extra text-to-image)")
 pytest.importorskip("transformers", reason="transformers is not installed (extra text-to-image)")

@@ -6,8 +6,10 @@ import pytest
 
 from dng_lightning.errors import SettingError
 from scripts.captioned_digits.attributes import EVERY
-from scripts.captioned_digits.captions import VOCABULARY, caption, mentioned, prompt
-from scripts.captioned_digits.tokenizer import LENGTH, captions_tokenizer
+from scripts.captioned_digits.captions import MOST_WORDS, VOCABULARY, caption, mentioned, prompt
+from scripts.captioned_images.tokenizer import captions_tokenizer
+
+LENGTH = MOST_WORDS + 4
 
 
 @pytest.fixture(scope="module")
@@ -16,7 +18,7 @@ def transformers():
 
 
 def test_every_caption_is_told_whole(transformers):
-    tokenizer = captions_tokenizer()
+    tokenizer = captions_tokenizer(VOCABULARY, MOST_WORDS)
     for number, picture in enumerate(EVERY):
         draw = Random(number)
         for text in (caption(picture, draw), caption(mentioned(picture, draw), draw), prompt(picture)):
@@ -28,7 +30,7 @@ def test_every_caption_is_told_whole(transformers):
 
 
 def test_padding_case_and_unknown_words(transformers):
-    tokenizer = captions_tokenizer()
+    tokenizer = captions_tokenizer(VOCABULARY, MOST_WORDS)
     numbers = tokenizer("A Red unicorn", padding="max_length").input_ids
     words = [4 + VOCABULARY.index(word) for word in ("a", "red")]
     assert numbers == [1, *words, 3, 2] + [0] * (LENGTH - 5)
@@ -39,7 +41,7 @@ def test_padding_case_and_unknown_words(transformers):
 
 
 def test_a_saved_tokenizer_is_read_back(transformers, tmp_path: Path):
-    tokenizer = captions_tokenizer()
+    tokenizer = captions_tokenizer(VOCABULARY, MOST_WORDS)
     tokenizer.save_pretrained(tmp_path)
     again = transformers.AutoTokenizer.from_pretrained(tmp_path)
     text = "a 7 in red, with bold strokes on a black background"
@@ -50,4 +52,4 @@ def test_a_saved_tokenizer_is_read_back(transformers, tmp_path: Path):
 def test_without_the_extra_it_is_one_line(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(SettingError, match=r"^a tokenizer needs transformers: pip install 'dng-lightning\[text-to"):
-        captions_tokenizer()
+        captions_tokenizer(VOCABULARY, MOST_WORDS)

@@ -21,9 +21,9 @@ from scripts.captioned_digits import (
     CaptionedDigits,
     PromptSampling,
     TextToImageModule,
-    networks,
 )
-from scripts.captioned_digits.data import Captioned
+from scripts.captioned_images import networks
+from scripts.captioned_images.data import Captioned
 
 pytest.importorskip("diffusers", reason="diffusers is not installed (extra text-to-image)")
 pytest.importorskip("transformers", reason="transformers is not installed (extra text-to-image)")

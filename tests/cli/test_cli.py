@@ -102,10 +102,12 @@ def test_every_config_is_printed_and_read_back_unchanged(name: str, tmp_path: Pa
 def test_every_training_runs(name: str, fitted: Fitted):
     if name in IN_WORDS:
         pytest.importorskip("transformers", reason="transformers is not installed (extra text-to-image)")
+    if name == "portraits":
+        pytest.importorskip("dicebear", reason="dicebear is not installed (extra portraits)")
     folder = fitted(name)
     written = {path.name for path in folder.iterdir()}
     assert {"config.yaml", "metrics.json", "checkpoints"} <= written
-    assert ("model_index.json" if name == "captioned_digits" else "model.ckpt") in written
+    assert ("model_index.json" if name in ("captioned_digits", "portraits") else "model.ckpt") in written
     assert (folder / "checkpoints" / "last.ckpt").exists()
     assert yaml.safe_load((folder / "config.yaml").read_text())["model"]["class_path"].endswith("Module")
     assert json.loads((folder / "metrics.json").read_text())["val/loss"] > 0

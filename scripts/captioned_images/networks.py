@@ -16,7 +16,6 @@ from dng_lightning.parametrization import Prediction
 from dng_lightning.pretrained import diffusers_format
 from dng_lightning.schedule import NoiseSchedule
 from dng_lightning.text_to_image.optional_deps import libraries
-from scripts.captioned_digits.tokenizer import LENGTH
 
 Settings = Mapping[str, Any]
 PREDICTION_TYPES = {ours: theirs for theirs, ours in diffusers_format.PREDICTIONS.items()}
@@ -43,6 +42,16 @@ def unet(settings: Settings, vae: Any, text_encoder: Any) -> Any:
     given = {"sample_size": side, "in_channels": latents, "out_channels": latents}
     given["cross_attention_dim"] = text_encoder.config.hidden_size
     return _made(libraries()[0].UNet2DConditionModel, "a UNet2DConditionModel", usual | dict(settings), given)
+
+
+def pixel_transformer(settings: Settings, text_encoder: Any) -> Any:
+    """Make a ``PRXTransformer2DModel`` of pixels that attends to the text.
+
+    Raises:
+        SettingError: as ``autoencoder``.
+    """
+    given = {"in_channels": 3, "context_in_dim": text_encoder.config.hidden_size}
+    return _made(libraries()[0].PRXTransformer2DModel, "a PRXTransformer2DModel", settings, given)
 
 
 def text_encoder(settings: Settings, tokenizer: Any) -> Any:
@@ -75,10 +84,16 @@ def moments(vae: Any, images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def tokens(tokenizer: Any, texts: list[str]) -> Tensor:
-    """The texts as numbers, int64 (B, LENGTH), as a ``StableDiffusionPipeline`` has them."""
-    settings = {"padding": "max_length", "max_length": LENGTH, "truncation": True, "return_tensors": "pt"}
+    """The texts as numbers, int64 (B, the tokenizer's length), as diffusers' pipelines have them."""
+    settings = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
     numbers: Tensor = tokenizer(texts, **settings).input_ids
     return numbers
+
+
+def masked_tokens(tokenizer: Any, texts: list[str]) -> tuple[Tensor, Tensor]:
+    """The texts as numbers, and where they are no padding, int64 (B, the tokenizer's length) both."""
+    encoded = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")
+    return encoded.input_ids, encoded.attention_mask
 
 
 def eager(compiled: bool) -> AbstractContextManager[Any]:

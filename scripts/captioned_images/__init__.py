@@ -1,0 +1,1 @@
+"""What images with captions and exact attributes have in common: attributes, captions, tokenizer, data."""
