@@ -11,14 +11,9 @@ import torch
 from torch import Tensor
 
 from dng_lightning.kernel import Kernel, NoiseLevel
+from dng_lightning.text_attention import AttentionEdit
 
 __all__ = ["Guided", "Needs", "Predictions", "Step"]
-
-AttentionEdit = Callable[[Tensor, Tensor], Tensor]
-"""``edit(z (B, tokens, width), away (B, tokens, width)) -> z``: changes the output of an attention to a text.
-
-``z`` is the output for the base's text, ``away`` the sum of z_k - z over the forbidden texts, by the same queries.
-"""
 
 ActiveConditions = Tensor | Callable[["Predictions"], Tensor]
 """Which forbidden conditions count for which image, bool (B, K); or a function of the predictions without negatives."""

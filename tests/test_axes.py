@@ -150,8 +150,8 @@ def public(module: Any, base: type, field: str | None = None) -> set[str]:
 
 
 def test_none_is_left_out_here():
-    # these two need a network with an attention to a text; CFG++ at scale 1 is no plain prediction
-    left_out = {"NormalizedAttention", "OrthogonalAttention"}
+    # these need a network with an attention to a text; CFG++ at scale 1 is no plain prediction
+    left_out = {"AttentionSubtraction", "NormalizedAttention", "OrthogonalAttention", "ValueSignFlip"}
     assert {type(guidance).__name__ for guidance in GUIDANCES.values()} == (
         public(dng_lightning.guidance, Guidance) - left_out
     )

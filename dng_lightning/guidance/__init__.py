@@ -2,6 +2,7 @@
 
 from dng_lightning.guidance.adaptive_negative import AdaptiveNegative
 from dng_lightning.guidance.adaptive_projected import AdaptiveProjectedGuidance
+from dng_lightning.guidance.attention_subtraction import AttentionSubtraction
 from dng_lightning.guidance.base import Guidance
 from dng_lightning.guidance.cfg_negative_prompt import CFGNegativePrompt
 from dng_lightning.guidance.cfg_plus_plus import CFGPlusPlus
@@ -27,10 +28,12 @@ from dng_lightning.guidance.safety_guided_flow import SafetyGuidedFlow
 from dng_lightning.guidance.signed_negative import SignedNegative
 from dng_lightning.guidance.spell import ShieldedDiffusion
 from dng_lightning.guidance.unguided import Unguided
+from dng_lightning.guidance.value_sign_flip import ValueSignFlip
 
 __all__ = [
     "AdaptiveNegative",
     "AdaptiveProjectedGuidance",
+    "AttentionSubtraction",
     "CFGNegativePrompt",
     "CFGPlusPlus",
     "ClassifierFreeGuidance",
@@ -56,4 +59,5 @@ __all__ = [
     "ShieldedDiffusion",
     "SignedNegative",
     "Unguided",
+    "ValueSignFlip",
 ]

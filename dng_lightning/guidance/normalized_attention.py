@@ -9,36 +9,30 @@ at every attention to a text and before its output projection:
     Z_NAG = alpha Z^ + (1 - alpha) Z_+
 
 The paper has one forbidden text; the sum over several is ours, as in ``negative_prompting.py``. The norm is l1 in the
-paper and in the authors' processors for SDXL and ComfyUI, l2 in theirs for Flux. The forbidden texts cost no pass
-through the network, only their share of the attentions; so it also serves models of few steps, which have no use for
-classifier-free guidance. Where there is use for it, it goes on top of the base prediction that was made like this:
-
-    D_hat = D_null + w (D_NAG - D_null)            NormalizedAttention(ClassifierFreeGuidance(w))
-
-Forbidden predictions, where a guidance asks for them, are plain ones. A posterior that is tracked by comparing the two
-means little: the base prediction is no longer of the same model.
+paper and in the authors' processors for SDXL, SD3 and ComfyUI, l2 in theirs for Flux.
 """
 
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
 from dng_lightning.errors import SettingError, check_0_to_1
-from dng_lightning.guidance.wrapper import GuidanceWrapper
-from dng_lightning.interfaces import Guided, Needs, Predictions, Step
+from dng_lightning.guidance.attention_guidance import AttentionGuidance
+from dng_lightning.interfaces import Step
+from dng_lightning.text_attention import TextAttention
 
 Norm = Literal["l1", "l2"]
 ORDERS: dict[str, int] = {"l1": 1, "l2": 2}
 
 
 @dataclass(frozen=True)
-class NormalizedAttention(GuidanceWrapper):
-    """Has another guidance's base prediction attend away from the forbidden texts; for text-to-image models alone.
+class NormalizedAttention(AttentionGuidance):
+    """NAG: extrapolates the attention away from the forbidden texts, and bounds its length.
 
-    At scale 1 or alpha 0 it is the other guidance, bit for bit. ``Guided.scale`` is its own, 1 where it does not act.
+    At scale 1 or alpha 0 it is the other guidance, bit for bit; ``Guided.scale`` is 1 where it does not act.
 
     Attributes:
         guidance: what is made of the predictions: ``Unguided`` for the base itself, ``ClassifierFreeGuidance`` or some
@@ -74,23 +68,14 @@ class NormalizedAttention(GuidanceWrapper):
         """1: no push."""
         return 1.0
 
-    def needs(self, state: Any = None, step: Step | None = None) -> Needs:
-        """What the wrapped guidance needs, of a base prediction whose attention is edited."""
-        needs = super().needs(state, step)
-        return replace(needs, attention=self.edit) if step is None or self._acts(step) else needs
+    def acts(self, step: Step) -> bool:
+        """See ``AttentionGuidance.acts``."""
+        return super().acts(step) and self.alpha > 0 and step.index < self.end * step.count
 
-    def guide(self, predictions: Predictions, state: Any, step: Step) -> Guided:
-        """What the wrapped guidance makes of these predictions."""
-        guided = self.guidance.guide(predictions, state, step)
-        scale = self.scale if self._acts(step) else self.identity_scale
-        return replace(guided, scale=torch.full_like(guided.scale, scale))
-
-    def edit(self, z: Tensor, away: Tensor) -> Tensor:
-        """Z_NAG of Z_+ and of the sum of the Z_k - Z_+; both (B, tokens, width)."""
-        pushed = z - (self.scale - 1) * away
+    def edit(self, attention: TextAttention) -> Tensor:
+        """Z_NAG, (B, tokens, width)."""
+        z = attention.z
+        pushed = z - (self.scale - 1) * attention.away
         length, longer = (vector_norm(x, ORDERS[self.norm], dim=-1, keepdim=True) for x in (z, pushed))
         shrunk = (self.tau * length / longer.clamp(min=torch.finfo(z.dtype).tiny)).clamp(max=1)
         return torch.lerp(z, shrunk * pushed, self.alpha)
-
-    def _acts(self, step: Step) -> bool:
-        return step.index < self.end * step.count

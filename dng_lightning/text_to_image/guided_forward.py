@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import wraps
 from typing import Any
 
@@ -13,9 +14,10 @@ from dng_lightning.guidance.base import Guidance
 from dng_lightning.guidance.serialization import display_name
 from dng_lightning.kernel import NoiseLevel
 from dng_lightning.parametrization import denoised_of
-from dng_lightning.sampling.predictors import ClassConditionalPredictor
+from dng_lightning.text_to_image.attention import ForbiddenTexts
 from dng_lightning.text_to_image.layouts import Layout, NetworkCall
 from dng_lightning.text_to_image.layouts.layout import Texts
+from dng_lightning.text_to_image.predictor import AttentionPredictor
 from dng_lightning.text_to_image.scheduler_bridge import PipelineGuidance
 from dng_lightning.text_to_image.text_embeddings import check_negatives
 
@@ -68,6 +70,15 @@ class PipelineTexts:
     def negatives(self) -> list[Texts]:
         """The negative prompts of all images."""
         return self._encoded()[1]
+
+    def forbidden(self) -> ForbiddenTexts:
+        """The negative prompts for the attention of the network."""
+        tokens, encoded = self.layout.tokens, self.negatives()
+        assert tokens is not None
+        rows = [text[self.layout.text][0] for text in encoded]
+        paddings = [tokens.padding(self.pipeline, text, len(own)) for text, own in zip(self.texts, rows, strict=True)]
+        masks = [] if tokens.mask is None else [text[tokens.mask][0] for text in encoded]
+        return ForbiddenTexts(rows, paddings, tokens.place, masks)
 
     def empties(self) -> list[Texts]:
         """What counts as no negative prompt, the unconditional text first; nothing without a text encoder."""
@@ -210,25 +221,31 @@ class GuidedForward:
             images, latents = (torch.split(part, counts.tolist()) for part in (labels % len(rows), x_t))
             of_texts = [calls[number] for number in which.tolist()]
             parts = [call.take(i).with_latents(x) for call, i, x in zip(of_texts, images, latents, strict=True)]
-            output = self.layout.sign * self._evaluate(parts).float()
+            output = self.layout.sign * self._evaluate(parts, predictor).float()
             own.append(output[: len(rows)])  # the base images come first
             return denoised_of(output, x_t, level.alpha, level.sigma, self.hosted.prediction)
 
         null = rows + (len(calls) - 1) * len(rows)
         forbidden = [rows + (1 + k) * len(rows) for k in range(len(away))]
-        predictor = ClassConditionalPredictor(denoiser, null, forbidden, rows)
+        texts = self.texts.forbidden() if needs.attention else ForbiddenTexts((), ())
+        predictor = AttentionPredictor(denoiser, null, forbidden, rows, self.module, texts)
         timestep = prompts.arguments[self.layout.rows[1]] / self.module.config.get("timestep_scale", 1.0)
         guided = self.hosted.guide(predictor, x_t, timestep)
         # the network's own output, bit for bit, where the guidance changes nothing
         return self.layout.sign * (own[-1] + (guided - self.hosted.plain))
 
-    def _evaluate(self, calls: Sequence[NetworkCall]) -> Tensor:
+    def _evaluate(self, calls: Sequence[NetworkCall], predictor: AttentionPredictor) -> Tensor:
         """The network's outputs, less the channels of a variance that pipelines discard."""
         if all(calls[0].fits(call) for call in calls):
             calls = [calls[0].joined(calls[1:])]
         outputs = []
-        for call in calls:
-            (output,) = self.network(**call.arguments, return_dict=False)
+        for number, call in enumerate(calls):
+            editing: AbstractContextManager[None] = nullcontext()
+            if number == 0 and predictor.is_edited:  # the base images are in the first call
+                editing = predictor.editing(call.text.shape[1])
+                call = call.with_forbidden(predictor.texts)
+            with editing:
+                (output,) = self.network(**call.arguments, return_dict=False)
             output = torch.stack(output) if isinstance(output, list) else output
             self.width = output.shape[1]
             outputs.append(output[:, : call.x_t.shape[1]])

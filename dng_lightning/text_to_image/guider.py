@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from dng_lightning.errors import SettingError
 from dng_lightning.guidance.base import Guidance
-from dng_lightning.guidance.serialization import settings_json
+from dng_lightning.guidance.serialization import display_name, settings_json
 from dng_lightning.interfaces import Needs
 from dng_lightning.parametrization import denoised_of
 from dng_lightning.sampling.predictors import ClassConditionalPredictor
@@ -68,6 +68,8 @@ class Guider(BaseGuidance):
             raise SettingError(f"a Guider goes with a {PIPELINE}; got a {kind}")
         if not (pipeline.unet and pipeline.text_encoder and pipeline.text_encoder_2 and pipeline.scheduler):
             raise SettingError("the pipeline has not all of its components yet: pipeline.load_components() first")
+        if guidance.needs().attention is not None:
+            raise SettingError(f"{display_name(guidance)} acts inside the attention: use guided with a stock pipeline")
         self.hosted = PipelineGuidance(pipeline, guidance, eta)
         config = {"guidance": json.loads(settings_json(guidance)), "eta": eta}  # to be read; it makes no guider
         self.register_to_config(**config)  # type: ignore[no-untyped-call]

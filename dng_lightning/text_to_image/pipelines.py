@@ -23,6 +23,8 @@ from typing import Any
 
 from dng_lightning.errors import SettingError
 from dng_lightning.guidance.base import Guidance
+from dng_lightning.guidance.serialization import display_name
+from dng_lightning.text_to_image.attention import replaced
 from dng_lightning.text_to_image.guided_forward import GuidedForward, PipelineTexts
 from dng_lightning.text_to_image.layouts import LAYOUTS
 from dng_lightning.text_to_image.prompts import texts_of
@@ -60,6 +62,12 @@ def guided(
     if kind not in LAYOUTS:
         raise SettingError(f"guided goes with a {' or a '.join(LAYOUTS)}; got a {kind}")
     layout, (_, negatives) = LAYOUTS[kind], texts_of("", negative_prompt)
+    if guidance.needs().attention is not None:
+        name, those = display_name(guidance), [own for own in LAYOUTS if LAYOUTS[own].tokens is not None]
+        if layout.tokens is None:
+            raise SettingError(f"{name} acts inside the attention, which goes with a {' or a '.join(those)}")
+        if not negatives:
+            raise SettingError(f"{name} reads its negative prompts itself: guided(..., negative_prompt=...)")
     hosted = PipelineGuidance(pipeline, guidance, eta, len(negatives) or 1)
     texts = PipelineTexts(pipeline, layout, guidance, negatives)
     networks = [getattr(pipeline, name) for name in layout.networks if getattr(pipeline, name, None) is not None]
@@ -72,19 +80,6 @@ def guided(
         yield hosted
         for forward in forwards:
             forward.check_finished()
-
-
-@contextmanager
-def replaced(owner: Any, name: str, method: Any) -> Iterator[None]:
-    """Another method for an object."""
-    before = vars(owner).get(name)
-    setattr(owner, name, method)
-    try:
-        yield
-    finally:
-        delattr(owner, name)
-        if before is not None:
-            setattr(owner, name, before)
 
 
 def offloaded(pipeline: Any, forwards: Sequence[GuidedForward]) -> Any:

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from dng_lightning.errors import SettingError
 from dng_lightning.guidance.base import Guidance
-from dng_lightning.guidance.serialization import display_name
 from dng_lightning.interfaces import Guided, Predictions, Step
 from dng_lightning.kernel import NoiseLevel
 from dng_lightning.parametrization import output_of
@@ -74,9 +73,6 @@ class PipelineGuidance:
 
     def __init__(self, pipeline: Any, guidance: Guidance, eta: float | None = None, conditions: int = 1) -> None:
         check_guidance(guidance)
-        if guidance.needs().attention is not None:
-            name = display_name(guidance)
-            raise SettingError(f"{name} acts inside the attention, which is the pipeline's: name another")
         self.pipeline, self.scheduler = pipeline, pipeline.scheduler
         self.kind = kind_of(self.scheduler, eta, tracks=guidance.needs().is_biased(0))
         self.prediction = self.kind.levels.prediction

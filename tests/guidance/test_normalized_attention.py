@@ -1,6 +1,8 @@
 """Its formula token by token, what it asks for and when, and who refuses it."""
 
 import math
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -30,13 +32,17 @@ def tokens(seed: int) -> Tensor:
     return BatchNoise((3, 40, 6), seed, dtype=torch.double)()
 
 
+def attention(z: Tensor, away: Tensor) -> Any:
+    return SimpleNamespace(z=z, away=away)
+
+
 # --- the formula ---
 
 
 @pytest.mark.parametrize("norm", ["l1", "l2"])
 def test_it_is_the_papers_formula_token_by_token(norm):
     plus, minus = tokens(0), 1.5 * tokens(1)
-    found = NormalizedAttention(Unguided(), 5.0, 4.0, 0.25, norm).edit(plus, minus - plus)
+    found = NormalizedAttention(Unguided(), 5.0, 4.0, 0.25, norm).edit(attention(plus, minus - plus))
     ratios = []
     for image in range(3):
         for token in range(40):
@@ -55,14 +61,14 @@ def test_it_is_the_papers_formula_token_by_token(norm):
 
 def test_several_forbidden_texts_add_up():
     plus, first, second = tokens(0), tokens(1), tokens(2)
-    both = NormalizedAttention(Unguided(), 3.0, 1e9, 1.0).edit(plus, (first - plus) + (second - plus))
+    both = NormalizedAttention(Unguided(), 3.0, 1e9, 1.0).edit(attention(plus, (first - plus) + (second - plus)))
     torch.testing.assert_close(both, 5 * plus - 2 * first - 2 * second, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("norm", ["l1", "l2"])
 def test_no_token_grows_by_more_than_tau(norm):
     plus, minus = tokens(0), tokens(1)
-    found = NormalizedAttention(Unguided(), 50.0, 1.7, 1.0, norm).edit(plus, minus - plus)
+    found = NormalizedAttention(Unguided(), 50.0, 1.7, 1.0, norm).edit(attention(plus, minus - plus))
     order = int(norm[1])
     torch.testing.assert_close(found.norm(order, -1), 1.7 * plus.norm(order, -1))
 
@@ -70,18 +76,20 @@ def test_no_token_grows_by_more_than_tau(norm):
 def test_without_a_push_everything_stays_as_it_is_bit_for_bit():
     plus, away = tokens(0).float(), tokens(1).float()
     for idle in (NormalizedAttention(Unguided(), 1.0), NormalizedAttention(Unguided(), alpha=0.0)):
-        assert torch.equal(idle.edit(plus, away), plus)
+        assert torch.equal(idle.edit(attention(plus, away)), plus)
     for alpha in (0.3, 0.7, 1.0):  # nor where all is said alike
-        assert torch.equal(NormalizedAttention(Unguided(), alpha=alpha).edit(plus, torch.zeros_like(plus)), plus)
+        assert torch.equal(
+            NormalizedAttention(Unguided(), alpha=alpha).edit(attention(plus, torch.zeros_like(plus))), plus
+        )
 
 
 @pytest.mark.parametrize("norm", ["l1", "l2"])
 def test_tokens_of_zeros_are_left_finite(norm):
     zero, one = torch.zeros(1, 1, 4), torch.ones(1, 1, 4)
     guidance = NormalizedAttention(Unguided(), 2.0, norm=norm, alpha=1.0)
-    assert torch.equal(guidance.edit(zero, one), zero)  # tau times nothing
-    assert torch.equal(guidance.edit(one, one), zero)
-    assert torch.equal(guidance.edit(zero, zero), zero)
+    assert torch.equal(guidance.edit(attention(zero, one)), zero)  # tau times nothing
+    assert torch.equal(guidance.edit(attention(one, one)), zero)
+    assert torch.equal(guidance.edit(attention(zero, zero)), zero)
 
 
 # --- when ---

@@ -1,6 +1,8 @@
 """Its formula token by token, and that it does nothing at scale 0."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -16,9 +18,13 @@ def tokens(seed: int) -> Tensor:
     return BatchNoise((3, 40, 6), seed, dtype=torch.double)()
 
 
+def attention(z: Tensor, away: Tensor) -> Any:
+    return SimpleNamespace(z=z, away=away)
+
+
 def test_it_is_the_formula_token_by_token():
     plus, first, second = tokens(0), 1.5 * tokens(1), tokens(2)
-    found = OrthogonalAttention(Unguided(), 4.0).edit(plus, (first - plus) + (second - plus))
+    found = OrthogonalAttention(Unguided(), 4.0).edit(attention(plus, (first - plus) + (second - plus)))
     for image in range(3):
         for token in range(40):
             z = plus[image, token]
@@ -30,10 +36,10 @@ def test_it_is_the_formula_token_by_token():
 
 def test_it_does_nothing_at_scale_0_or_without_a_difference():
     plus, minus = tokens(0), tokens(1)
-    assert torch.equal(OrthogonalAttention(Unguided(), 0.0).edit(plus, minus - plus), plus)
-    assert torch.equal(OrthogonalAttention(Unguided()).edit(plus, torch.zeros_like(plus)), plus)
+    assert torch.equal(OrthogonalAttention(Unguided(), 0.0).edit(attention(plus, minus - plus)), plus)
+    assert torch.equal(OrthogonalAttention(Unguided()).edit(attention(plus, torch.zeros_like(plus))), plus)
     nothing = torch.zeros(1, 2, 6)
-    assert OrthogonalAttention(Unguided()).edit(nothing, torch.ones(1, 2, 6)).isfinite().all()
+    assert OrthogonalAttention(Unguided()).edit(attention(nothing, torch.ones(1, 2, 6))).isfinite().all()
 
 
 def test_its_settings():

@@ -26,7 +26,7 @@ from dng_lightning.interfaces import Needs
 from dng_lightning.posterior import ObserverPosterior
 from dng_lightning.sampling import ImageNoise, Sampler, WithObserver, sample
 from dng_lightning.text_to_image import TextPredictor, TextToImageModel, TextToImageSampler
-from dng_lightning.text_to_image.attention import NAGAttnProcessor, edited_attention
+from dng_lightning.text_to_image.attention import ForbiddenTexts, edited_attention
 
 pytest.importorskip("diffusers", reason="diffusers is not installed (extra text-to-image)")
 pytest.importorskip("transformers", reason="transformers is not installed (extra text-to-image)")
@@ -81,9 +81,11 @@ def test_it_is_the_formula_on_the_outputs_before_the_projection(inner: Any, norm
     images, texts, negatives = torch.randn(5, 7, 12), torch.randn(5, 6, 10), torch.randn(2, 6, 10)
     images, texts, negatives = images.double(), texts.double(), negatives.double()
     guidance = NormalizedAttention(Unguided(), 3.0, 4.0, 0.6, norm)
-    active = [torch.tensor([0, 2]), torch.tensor([2])]  # both for image 2, none for image 1; 3 and 4 are no base
-    attn.set_processor(NAGAttnProcessor(inner, guidance.edit, 3, negatives, active))
-    found = attn(images, encoder_hidden_states=texts)
+    active = torch.tensor([[1, 0], [0, 0], [1, 1]]).bool()  # 3 and 4 are no base
+    forbidden = ForbiddenTexts(list(negatives), [None, None])
+    attn.set_processor(inner)
+    with edited_attention(attn, guidance.edit, 3, 6, forbidden, active):
+        found = attn(images, encoder_hidden_states=forbidden.append(texts))
     ratios = []
     for i, told in enumerate([[0], [], [0, 1], [], []]):
         z = by_hand(attn, images[i], texts[i])
@@ -92,7 +94,6 @@ def test_it_is_the_formula_on_the_outputs_before_the_projection(inner: Any, norm
         ratios.append(ratio.flatten())
         torch.testing.assert_close(found[i], attn.to_out[0](expected), rtol=0, atol=1e-12)
     assert ratios[0].min() < 4.0 < ratios[0].max()  # tau is reached, and it is not
-    attn.set_processor(inner)
     torch.testing.assert_close(found[3:], attn(images, encoder_hidden_states=texts)[3:], rtol=0, atol=1e-12)
 
 
@@ -100,8 +101,8 @@ def test_attention_to_the_image_itself_is_as_it_was():
     attn = processors.Attention(12, heads=3, dim_head=4)
     images = torch.randn(2, 7, 12)
     expected = attn(images)
-    attn.set_processor(NAGAttnProcessor(attn.processor, STRONG.edit, 2, torch.randn(1, 6, 12), [torch.arange(2)]))
-    assert torch.equal(attn(images), expected)
+    with edited_attention(attn, STRONG.edit, 2, 6, ForbiddenTexts([torch.randn(6, 12)], [None])):
+        assert torch.equal(attn(images), expected)
 
 
 # --- the whole network ---
@@ -165,25 +166,29 @@ def test_without_a_push_it_is_the_plain_prediction_bit_for_bit(folder: Path):
     assert (drawn(folder, STRONG) - drawn(folder, Unguided())).abs().max() > 1e-3
 
 
+def own_attributes(unet: Any) -> list[tuple[int, bool]]:
+    """The processor of each attention, and whether its forward is another than its class's."""
+    return [(id(part.processor), "forward" in vars(part)) for part in unet.modules() if hasattr(part, "processor")]
+
+
 def test_it_is_gone_after_each_call_even_one_that_fails(model: TextToImageModel):
     predictor, x = TextPredictor(model, model.encode([PROMPT], NEGATIVES)), torch.randn(2, *model.latent_shape())
     level = model.schedule.level(600)
-    before, plain = model.unet.attn_processors, predictor.predict(x, level)
+    before, plain = own_attributes(model.unet), predictor.predict(x, level)
     pushed = predictor.predict(x, level, STRONG.needs())
     assert not torch.equal(pushed.denoised, plain.denoised)
     with pytest.raises(RuntimeError):
         predictor.predict(torch.randn(2, 9, 8, 8), level, STRONG.needs())
-    after = model.unet.attn_processors
-    assert [*map(id, after.values())] == [*map(id, before.values())]
+    assert own_attributes(model.unet) == before
     assert torch.equal(predictor.predict(x, level).denoised, plain.denoised)
     assert torch.equal(predictor.predict(x, level).negatives, plain.negatives)
 
 
 def test_texts_that_count_for_no_image_change_nothing(model: TextToImageModel):
-    before = model.unet.attn_processors
-    texts, none = torch.empty(2, 24, 16), torch.tensor([], dtype=torch.long)
-    with edited_attention(model.unet, STRONG.edit, 3, texts, [none, none]):
-        assert [*map(id, model.unet.attn_processors.values())] == [*map(id, before.values())]
+    predictor, x = TextPredictor(model, model.encode([PROMPT], NEGATIVES)), torch.randn(2, *model.latent_shape())
+    level, nobody = model.schedule.level(600), torch.zeros(2, 2, dtype=torch.bool)
+    found = predictor.predict(x, level, replace(STRONG.needs(), active=nobody))
+    assert torch.equal(found.denoised, predictor.predict(x, level, Needs()).denoised)
 
 
 # --- with other guidances ---
@@ -230,7 +235,8 @@ def test_what_an_observer_sees_emerging_is_all_that_is_avoided(model: TextToImag
 
     def images(guidance: Guidance, negatives: list[int], seeds: list[int]) -> Tensor:
         own = TextPredictor(model, prompts, torch.zeros(len(seeds), dtype=torch.long))
-        own.texts, own.conditions = own.texts[negatives], len(negatives)
+        tokens = [own.texts.tokens[number] for number in negatives]
+        own.texts, own.conditions = ForbiddenTexts(tokens, [None] * len(tokens)), len(negatives)
         noise = ImageNoise(seeds, model.latent_shape())
         return sample(WithObserver(own, lambda denoised: seen), guidance, model.schedule, noise, Sampler(4))
 
@@ -245,7 +251,7 @@ def test_what_an_observer_sees_emerging_is_all_that_is_avoided(model: TextToImag
 class LateAttention(NormalizedAttention):
     """From step 2 on, the first after the look."""
 
-    def _acts(self, step: Any) -> bool:
+    def acts(self, step: Any) -> bool:
         return step.index >= 2
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dng_lightning.errors import SettingError
 from dng_lightning.guidance import (
+    AttentionSubtraction,
     CFGNegativePrompt,
     CFGPlusPlus,
     ClassifierFreeGuidance,
@@ -23,10 +24,13 @@ from dng_lightning.guidance import (
     Guidance,
     LimitedInterval,
     NormalizedAttention,
+    OrthogonalAttention,
     PositiveAndNegative,
     SafeLatentDiffusion,
     Unguided,
+    ValueSignFlip,
 )
+from dng_lightning.guidance.attention_guidance import AttentionGuidance
 from dng_lightning.posterior import TrackedPosterior
 from dng_lightning.sampling import ImageNoise, Sampler, Trajectories, sample
 from dng_lightning.text_to_image import TextPredictor, TextToImageModel, guided, pipelines
@@ -170,6 +174,20 @@ def test_the_larger_variance(tmp_path: Path):
 def test_stable_diffusion_xl(folder_xl: Path):
     assert_same(stock(opened(folder_xl), BOTH), ours(folder_xl, BOTH, Sampler(10)))
     assert_same(stock(opened(folder_xl, "DDIMScheduler"), DYNAMIC, 0.4), ours(folder_xl, DYNAMIC, Sampler(10, 0.4)))
+
+
+@pytest.mark.parametrize("xl", [False, True], ids=["stable", "xl"])
+@pytest.mark.parametrize("kind", [NormalizedAttention, OrthogonalAttention, AttentionSubtraction, ValueSignFlip])
+def test_negatives_inside_the_attention(kind: type[AttentionGuidance], xl: bool, folder: Path, folder_xl: Path):
+    place = folder_xl if xl else folder
+    pipeline, guidance = opened(place), kind(ClassifierFreeGuidance(3.0))
+    with guided(pipeline, guidance, negative_prompt="blue"):
+        settings = given(pipeline, negative_prompt=None, guidance_scale=1.0, output_type="latent")
+        found = pipeline(**settings).images
+    expected, _, _ = ours(place, guidance, Sampler(10), ["blue", "blue"])
+    torch.testing.assert_close(found, expected.to(found.dtype), rtol=0, atol=1e-4 * float(expected.abs().max()))
+    plain, _, _ = ours(place, ClassifierFreeGuidance(3.0), Sampler(10), ["blue", "blue"])
+    assert (expected - plain).abs().max() > 1e-3
 
 
 def test_deterministic_sampling_is_warned_of_unless_the_divergence_is_asked_for(folder: Path):
@@ -398,7 +416,8 @@ def test_guidances_and_pipelines_that_cannot_be(pipeline: Any, modular: Any, fol
 
     assert "ClassifierGuidance needs a classifier" in refused(lambda: stock(pipeline, ClassifierGuidance(1.0)))
     attention = NormalizedAttention(ClassifierFreeGuidance(3.0))
-    assert "acts inside the attention" in refused(lambda: stock(pipeline, attention))
+    assert "reads its negative prompts itself: guided(" in refused(lambda: stock(pipeline, attention))
+    assert "acts inside the attention: use guided" in refused(lambda: from_modular(modular, attention))
     forbidden = DynamicNegativeGuidance(posterior=TrackedPosterior(prior=(0.1, 0.2)))
     assert "prior must be one number or one for each of the 1" in refused(lambda: stock(pipeline, forbidden))
     assert "got a StableDiffusionXLModularPipeline" in refused(lambda: stock(modular, DYNAMIC))

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from dng_lightning.text_to_image.layouts.layout import Layout, Texts
+from dng_lightning.text_to_image.layouts.layout import Layout, Texts, TextTokens
 
 
 def _encode_sd3(pipeline: Any, text: str, settings: Mapping[str, Any]) -> Texts:
@@ -33,16 +33,20 @@ def _encode_hunyuan(pipeline: Any, text: str, settings: Mapping[str, Any]) -> Te
     return texts
 
 
+MASKED = TextTokens("apart", mask="encoder_attention_mask")
+
 SD3 = Layout(
     rows=("hidden_states", "timestep", "encoder_hidden_states", "pooled_projections"),
     text="encoder_hidden_states",
     encode=_encode_sd3,
     refuse=_refuse_sd3,
+    tokens=TextTokens("after", tokenizers=("tokenizer", "tokenizer_3")),
 )
 PIXART = Layout(
     rows=("hidden_states", "timestep", "encoder_hidden_states", "encoder_attention_mask", "added_cond_kwargs"),
     text="encoder_hidden_states",
     encode=_encode_masked,
+    tokens=MASKED,
 )
 HUNYUAN_DIT = Layout(
     rows=(
@@ -56,6 +60,7 @@ SANA = Layout(
     rows=("hidden_states", "timestep", "encoder_hidden_states", "encoder_attention_mask"),
     text="encoder_hidden_states",
     encode=_encode_masked,
+    tokens=MASKED,
 )
 
 LAYOUTS = {

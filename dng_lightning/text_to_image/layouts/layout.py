@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dng_lightning.text_to_image.attention import ForbiddenTexts, Place
+
 Texts = dict[str, Any]
 """Arguments of a network call that depend on the text, for one text."""
 
@@ -15,6 +17,37 @@ Encode = Callable[[Any, str, Mapping[str, Any]], Texts]
 
 Refuse = Callable[[Any, Mapping[str, Any]], str | None]
 """``refuse(pipeline, arguments)``: why a network call cannot be guided, in a line; None if it can."""
+
+
+@dataclass(frozen=True)
+class TextTokens:
+    """The tokens of a text in a network's input and attentions; see ``attention.py``.
+
+    Attributes:
+        place: where they are in an attention.
+        mask: the argument that hides padding, (B, L); None where the network sees it.
+        positions: the argument that has a row for each token, (L, ...); None for none.
+        tokenizers: of the pipeline, in the order of the tokens; all but the last give as many as the first reads.
+    """
+
+    place: Place
+    mask: str | None = None
+    positions: str | None = None
+    tokenizers: tuple[str, ...] = ("tokenizer",)
+
+    def padding(self, pipeline: Any, text: str, length: int) -> Tensor | None:
+        """Which of ``length`` tokens only fill the text up to it, bool (L,); None where a mask says so."""
+        if self.mask is not None:
+            return None
+        most = pipeline.tokenizer.model_max_length
+        parts = []
+        for name in self.tokenizers:
+            part = length if name == self.tokenizers[-1] else min(most, length)
+            length -= part
+            tokenizer = getattr(pipeline, name, None)
+            given = tokenizer(text, max_length=part, truncation=True).attention_mask if tokenizer else [0]
+            parts.append(torch.arange(part) >= torch.as_tensor(given).sum())
+        return torch.cat(parts)
 
 
 @dataclass(frozen=True)
@@ -34,6 +67,7 @@ class Layout:
         switch: what a pipeline is called with to evaluate negative prompts.
         empties: encodes what counts as no negative prompt, the unconditional text first; None for ``encode`` of "".
         refuse: refuses calls that cannot be guided.
+        tokens: those of the text, where its attention can be edited; None where it cannot.
     """
 
     rows: tuple[str, ...]
@@ -46,6 +80,7 @@ class Layout:
     switch: str = "guidance_scale above 1"
     empties: Callable[[Any, Mapping[str, Any]], list[Texts]] | None = None
     refuse: Refuse = field(default=lambda pipeline, arguments: None)
+    tokens: TextTokens | None = None
 
     @property
     def latents(self) -> str:
@@ -92,6 +127,18 @@ class NetworkCall:
         rows = torch.zeros(count, dtype=torch.long)
         repeated = {name: _map(lambda part: _take(part, rows), value) for name, value in text.items()}
         return NetworkCall(self.layout, _merged(self.arguments, repeated))
+
+    def with_forbidden(self, texts: ForbiddenTexts) -> "NetworkCall":
+        """The same call with the tokens of forbidden texts behind those of each text."""
+        tokens, arguments = self.layout.tokens, dict(self.arguments)
+        assert tokens is not None
+        arguments[self.layout.text] = texts.append(self.text)
+        if tokens.mask is not None and (own := arguments.get(tokens.mask)) is not None:
+            arguments[tokens.mask] = torch.cat([own, *(mask.to(own).expand(len(own), -1) for mask in texts.masks)], 1)
+        if tokens.positions is not None:
+            rows = arguments[tokens.positions]
+            arguments[tokens.positions] = torch.cat([rows, *(rows[: len(text)] for text in texts.tokens)])
+        return NetworkCall(self.layout, arguments)
 
     def with_latents(self, x_t: Tensor) -> "NetworkCall":
         """The same call for other latents (B, ...), in the precision of these."""

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from dng_lightning.text_to_image.layouts.layout import Layout, Texts
+from dng_lightning.text_to_image.layouts.layout import Layout, Texts, TextTokens
 
 IMAGE_PROMPTS = "guided does not support image prompts"
 TRUE_CFG = "negative_prompt and a true_cfg_scale above 1"
@@ -36,6 +36,7 @@ FLUX = Layout(
     together=False,
     switch=TRUE_CFG,
     refuse=_refuse_flux,
+    tokens=TextTokens("before", positions="txt_ids", tokenizers=("tokenizer_2",)),
 )
 QWEN_IMAGE = Layout(
     rows=("hidden_states", "timestep", "encoder_hidden_states", "encoder_hidden_states_mask", "guidance"),
@@ -50,6 +51,7 @@ WAN = Layout(
     encode=_encode_wan,
     networks=("transformer", "transformer_2"),
     together=False,
+    tokens=TextTokens("apart"),
 )
 
 LAYOUTS = {

@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from dng_lightning.text_to_image.layouts.layout import Layout, Texts
+from dng_lightning.text_to_image.layouts.layout import Layout, Texts, TextTokens
 
+TOKENS = TextTokens("apart")
 IMAGE_PROMPTS = "guided supports neither models conditioned on a guidance scale nor image prompts"
 
 
@@ -38,6 +39,7 @@ U_NET = Layout(
     networks=("unet",),
     empties=_empties,
     refuse=_refuse,
+    tokens=TOKENS,
 )
 
 LAYOUTS = {"StableDiffusionPipeline": U_NET, "StableDiffusionXLPipeline": U_NET}
