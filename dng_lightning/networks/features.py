@@ -22,16 +22,16 @@ def submodule(net: nn.Module, name: str) -> nn.Module:
 
 
 class FeatureTap:
-    """Keeps what a module of a network puts out in each forward pass.
+    """Keeps the output of a module in each forward pass of a network.
 
-    A compiled network calls it only if it was made before the first forward pass.
+    For a compiled network, create it before the first forward pass.
 
     Args:
         net: the network.
-        name: of the module inside.
+        name: name of the module.
 
     Attributes:
-        output: of the last forward pass, (B, ...).
+        output: output of the module in the last forward pass, (B, ...).
     """
 
     output: Tensor
@@ -44,15 +44,15 @@ class FeatureTap:
 
 
 def features_only(net: nn.Module, name: str, forward: Callable[[], Any]) -> Tensor:
-    """What a module puts out in ``forward()``; nothing that comes after it is computed.
+    """The output of a module in ``forward()``, without the computation after it.
 
     Args:
         net: the network that ``forward`` calls.
-        name: of the module inside.
-        forward: a call of the network.
+        name: name of the module.
+        forward: calls the network.
 
     Raises:
-        SettingError: there is no such module, or the network does not call it.
+        SettingError: there is no such module, or the network does not use it.
     """
 
     def stop(module: nn.Module, inputs: Any, output: Any) -> None:

@@ -1,8 +1,8 @@
 """The posterior of a probe: a small head that reads p(c | x_t) from the diffusion network's own features.
 
-The features come with the base prediction, so that the posterior costs no evaluation, and it depends on x_t alone: what
-guidance did on the way does not mislead it. Known before the forbidden conditions are evaluated, it also tells which of
-them are worth it (``skip_below`` of ``DynamicNegativeGuidance``).
+The features come with the base prediction, so that the posterior needs no network evaluation. It depends on x_t only,
+not on the guidance of the earlier steps. It is known before the forbidden conditions are evaluated, which can be
+skipped where it is small (``skip_below`` of ``DynamicNegativeGuidance``).
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from dng_lightning.posterior.base import Posterior, at_most, check_p_max, mask_i
 
 @dataclass(frozen=True)
 class ProbePosterior(Posterior):
-    """p(c_k | x_t) of a probe that knows the forbidden classes; any sampler goes with it.
+    """p(c_k | x_t) of a probe, for any sampler.
 
     Attributes:
         p_max: greatest sum of the posteriors, in (0, 1).
@@ -41,7 +41,7 @@ class ProbePosterior(Posterior):
         return Needs(probe=True)
 
     def log_prob(self, predictions: Predictions, state: None, step: Step) -> Tensor:
-        """What the probe says."""
+        """The log posterior of the probe."""
         if predictions.probed is None:
             raise SettingError("ProbePosterior needs a probe: wrap the predictor in WithProbe")
         log_p = mask_inactive(predictions.probed.to(state_dtype(predictions.probed.device)), predictions.active)

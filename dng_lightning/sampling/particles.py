@@ -1,12 +1,12 @@
-"""Several chains an image, weighed and resampled on the way: removal that is exact as their number grows.
+"""Sequential Monte Carlo: several weighted chains for each image, an exact removal as their number grows.
 
-Chains that guidance draws are samples of the wrong distribution. The weight of a step
+The weight of a step
 
     (1 - p(c | x_s)) / (1 - p(c | x_t)) * q(x_s | x_t) / q_guided(x_s | x_t)
 
-makes them samples of the model's images that are not forbidden, whatever the guidance (none, for example) and at no
-further evaluation for each chain: the tracked log ratio gives p, the kernels' means the rest. Chains of little weight
-are replaced by copies of others at some levels, and at the end one chain is drawn by weight for each image.
+corrects chains of any guidance, or of none, to samples of the model's images that are not forbidden. p is the
+posterior, and the ratio of the kernels follows from their means, so that a chain needs no further evaluation. At some
+levels the chains are resampled by their weights, and at the end one chain is drawn by weight for each image.
 
 Del Moral, Doucet & Jasra, "Sequential Monte Carlo samplers" (2006); Skreta et al., "Feynman-Kac correctors in
 diffusion" (ICML 2025, arXiv 2503.02819) for the kernels' part. Systematic resampling: Kitagawa (1996).
@@ -29,15 +29,15 @@ from dng_lightning.schedule import NoiseSchedule
 
 @dataclass(frozen=True)
 class Particles(ChainGuidance):
-    """Draws some chains for each image, resamples them, and keeps one.
+    """Samples M chains for each image, resamples them, and keeps one; the cost is M-fold.
 
-    Every chain is evaluated: M of them cost M times as much. Recorders note the first chain of each image.
+    Recorders get the first chain of each image.
 
     Attributes:
-        guidance: draws the chains; unguided by default.
+        guidance: guidance of the chains; unguided by default.
         posterior: how likely it is that a chain becomes forbidden.
         particles: number M of chains of an image, >= 1; one is the guidance alone.
-        resamplings: how often they are resampled, evenly spaced over the chain, >= 1; the last time is the end.
+        resamplings: number of resamplings, evenly spaced over the chain, the last at its end; >= 1.
 
     Raises:
         SettingError: a setting is out of its range.

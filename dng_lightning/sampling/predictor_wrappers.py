@@ -20,7 +20,7 @@ FeatureLogPosterior = Callable[[Tensor, NoiseLevel], Tensor]
 """``log_posterior(features (B, C, ...), level) -> log p(c | x_t) (B, classes)``; a ``ProbeModule`` has one."""
 
 Observer = Callable[[Tensor], Tensor]
-"""``observer(denoised (B, ...)) -> (B, K)``: the probability that each image shows each forbidden condition."""
+"""``observer(denoised (B, ...)) -> (B, K)``: probability of each forbidden condition in each image."""
 
 
 class PredictorWrapper(Predictor):
@@ -53,17 +53,17 @@ class PredictorWrapper(Predictor):
 
 
 class WithClassifier(PredictorWrapper):
-    """Adds a noise-conditional classifier's log p(c | x_t), and its gradient, where a guidance needs it.
+    """Adds the log p(c | x_t) of a noise-conditional classifier, and its gradient, if a guidance needs it.
 
-    The posterior is the classifier's, whatever the class label. Its cost is not part of the NFE.
+    The cost of the classifier is not part of the NFE.
 
     Args:
         predictor: gives the denoised predictions.
-        log_posterior: of all classes, at any noise level.
+        log_posterior: log posterior of all classes at any noise level.
         forbidden: labels of the predictor's K forbidden conditions, in its order.
 
     Raises:
-        SettingError: there are not K of them.
+        SettingError: there are not K labels.
     """
 
     def __init__(self, predictor: Predictor, log_posterior: LogPosterior, forbidden: Sequence[int]) -> None:
@@ -79,7 +79,7 @@ class WithClassifier(PredictorWrapper):
             return self.predictor.predict(x_t, level, needs)
         found = self._gradients(x_t, level) if needs.classifier == "gradient" else self._posterior(x_t, level)
         active = needs.active
-        if callable(active) and (needs.probe or needs.features):  # it reads the features of the base prediction as well
+        if callable(active) and (needs.probe or needs.features):  # a function of the base prediction too
             needs = replace(needs, active=lambda base: active(replace(base, **found)))
         elif callable(active):
             needs = replace(needs, active=active(replace(NO_PREDICTIONS, **found)))
@@ -109,19 +109,18 @@ class WithClassifier(PredictorWrapper):
 
 
 class WithProbe(PredictorWrapper):
-    """Adds a probe's log p(c_k | x_t), where a guidance needs it, at no evaluation of a network.
+    """Adds a probe's log p(c_k | x_t), if a guidance needs it, without a network evaluation.
 
-    The probe reads the features of the base prediction. Which conditions are worth an evaluation is known before any
-    of them is evaluated.
+    The probe reads the features of the base prediction, so that its posterior can select the conditions to evaluate.
 
     Args:
-        predictor: gives the denoised predictions, the unconditional one as the base.
-        log_posterior: of all classes the probe knows, from features.
-        module: name of the module inside the base network whose output they are.
-        forbidden: numbers of the predictor's K forbidden conditions among these classes, in its order.
+        predictor: gives the denoised predictions, with the unconditional one as base.
+        log_posterior: log posterior of the probe's classes, from features.
+        module: name of the module of the base network whose output are the features.
+        forbidden: the probe's labels of the predictor's K forbidden conditions, in its order.
 
     Raises:
-        SettingError: there are not K of them, or the base is the prediction of a class.
+        SettingError: there are not K labels, or the base is the prediction of a class.
     """
 
     def __init__(
@@ -152,16 +151,16 @@ class WithProbe(PredictorWrapper):
 
 
 class WithObserver(PredictorWrapper):
-    """Adds what an observer sees in the denoised images, where a guidance needs it.
+    """Adds an observer's probabilities of the forbidden conditions, if a guidance needs them.
 
-    The observer is shown the base prediction, or that with classifier-free guidance: what the image would become on
-    average if it were left alone from here on. Its cost is not part of the NFE.
+    The observer classifies the denoised base prediction, with classifier-free guidance if set. Its cost is not part of
+    the NFE.
 
     Args:
         predictor: gives the denoised predictions.
-        observer: a classifier's probabilities, or a vision-language model's yes (1) and no (0). It does not get the
-            noise level; the denoised image of a high one is blurred.
-        clip: bound on the denoised images, None for none.
+        observer: probabilities of a classifier, or yes (1) and no (0) of a vision-language model. It does not get the
+            noise level; at high levels the denoised images are blurred.
+        clip: bound on the denoised images; None for none.
     """
 
     def __init__(self, predictor: Predictor, observer: Observer, clip: float | None = None) -> None:

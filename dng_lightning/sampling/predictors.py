@@ -1,4 +1,4 @@
-"""From networks to the denoised predictions that a guidance needs."""
+"""Predictors: the denoised predictions of networks that a guidance needs."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -18,19 +18,19 @@ Denoiser = Callable[[Tensor, NoiseLevel, Tensor | None], Tensor]
 """``denoiser(x_t (B, ...), level, class_labels (B,) or None) -> D (B, ...)``; a ``DiffusionModule`` is one."""
 
 Label = int | Tensor
-"""A class of all images, or one an image, (B,)."""
+"""A class for all images, or for each image, (B,)."""
 
 ALL = Needs(negatives=True)
 
 
 class Predictor(ABC):
-    """Gives the base prediction and those of the forbidden conditions.
+    """Makes the base prediction and those of the forbidden conditions.
 
     Attributes:
         conditions: number K of forbidden conditions.
-        class_labels: the class or prompt that each image shall show, (B,); None for unconditional images.
-        nfe: evaluations of denoising networks so far, counted image by image.
-        provides: names among classifier, probe, observer and attention: what ``Needs`` of these it can serve.
+        class_labels: class or prompt of each image, (B,); None for unconditional images.
+        nfe: network evaluations so far, summed over the images.
+        provides: which of classifier, probe, observer and attention in ``Needs`` it can provide.
     """
 
     conditions: int
@@ -40,26 +40,26 @@ class Predictor(ABC):
 
     @abstractmethod
     def predict(self, x_t: Tensor, level: NoiseLevel, needs: Needs = ALL) -> Predictions:
-        """The denoised predictions of ``x_t`` (B, ...) at ``level``; without negatives needed, K is 0.
+        """The denoised predictions of ``x_t`` (B, ...) at ``level``; K is 0 if no negatives are needed.
 
-        Where ``needs.active`` is a function of the other predictions, these are made first.
+        If ``needs.active`` is a function of the other predictions, these are made first.
         """
 
     def only(self, images: Tensor) -> Self:
-        """The predictor of some of the images, by their numbers (N,); its NFE starts from 0."""
+        """The predictor of the images with these indices, (N,); its NFE starts from 0."""
         part = copy(self)
         part.class_labels, part.nfe = None if self.class_labels is None else self.class_labels[images], 0
         return part
 
     def check(self, needs: Needs, name: str) -> None:
-        """Refuse needs that it cannot serve.
+        """Check that it can provide what a guidance needs.
 
         Args:
-            needs: of a guidance.
-            name: of that guidance, for the message.
+            needs: needs of the guidance.
+            name: name of the guidance, for the message.
 
         Raises:
-            SettingError: naming what is missing.
+            SettingError: something is missing.
         """
         missing = {
             "needs p(c | x_t): wrap the predictor in WithClassifier": needs.classifier and "classifier",
@@ -77,13 +77,13 @@ class Predictor(ABC):
 class ClassConditionalPredictor(Predictor):
     """One class-conditional network, whose null class is the unconditional prediction.
 
-    One forward for all of them, and two where the active conditions follow from the base prediction.
+    One forward pass makes all predictions; two, if the active conditions follow from the base prediction.
 
     Args:
         denoiser: the network.
-        null_class: the label that stands for "any class"; for images that differ in it, one each, (B,).
-        forbidden: labels to avoid, likewise.
-        class_labels: the class that each image shall show, (B,); None for the null class.
+        null_class: label of the null class, for all images or for each, (B,).
+        forbidden: forbidden labels, each for all images or for each, (B,).
+        class_labels: class of each image, (B,); None for the null class.
     """
 
     def __init__(
@@ -105,16 +105,16 @@ class ClassConditionalPredictor(Predictor):
             return self._with_negatives(base, x_t, level, needs.active(base))
         every = torch.arange(len(x_t), device=x_t.device)
         null, *forbidden = (label_each(label, every) for label in (self.null_class, *self.forbidden))
-        # which images are evaluated with which label
+        # images and labels of each prediction
         batches = [(every, null if self.class_labels is None else self.class_labels)]
         if needs.null and (self.class_labels is not None or needs.attention):  # else the base is the null prediction
             batches.append((every, null))
         active, first = active_images(x_t, self.conditions, needs), len(batches)
         batches += [(i, labels[i]) for i, labels in zip(active, forbidden, strict=False) if len(i)]
-        # one forward for all of them
+        # one forward pass
         images, labels = (torch.cat(column) for column in zip(*batches, strict=True))
-        shown = x_t if len(images) == len(x_t) else x_t[images]
-        denoised, features = denoise(self.denoiser, shown, level, labels, needs.features)
+        x = x_t if len(images) == len(x_t) else x_t[images]
+        denoised, features = denoise(self.denoiser, x, level, labels, needs.features)
         self.nfe += len(denoised)
         parts = torch.split(denoised, [len(part) for part, _ in batches])
         negatives = stack_negatives(parts[0], active, parts[first:])
@@ -123,7 +123,7 @@ class ClassConditionalPredictor(Predictor):
         return Predictions(parts[0], negatives, null=unconditional, active=needs.active, features=of_base)
 
     def _with_negatives(self, base: Predictions, x_t: Tensor, level: NoiseLevel, active: Tensor) -> Predictions:
-        """The base prediction and those of the ``active`` conditions (B, K), in another forward."""
+        """The base prediction and those of the ``active`` conditions (B, K), in another forward pass."""
         where = active_images(x_t, self.conditions, Needs(negatives=True, active=active))
         every = torch.arange(len(x_t), device=x_t.device)
         labels = [label_each(label, every)[i] for label, i in zip(self.forbidden, where, strict=True)]
@@ -197,7 +197,7 @@ def label_each(label: Label, images: Tensor) -> Tensor:
 
 
 def active_images(x_t: Tensor, conditions: int, needs: Needs) -> list[Tensor]:
-    """For each forbidden condition that is needed, the numbers of the images that it counts for."""
+    """Indices of the images for which each forbidden condition is evaluated."""
     if not needs.negatives:
         return []
     active = active_tensor(needs)

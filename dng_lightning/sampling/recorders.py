@@ -18,40 +18,40 @@ class Recorder:
     """Base class: ``sample`` calls ``start`` once and ``record`` at each step.
 
     Attributes:
-        needs: what it needs of the predictor besides what the guidance needs.
+        needs: additional needs of the predictor.
     """
 
     needs: Needs = Needs()
 
     def start(self, x_T: Tensor, conditions: int) -> None:
-        """Begin a chain from ``x_T`` (B, ...) with so many forbidden conditions."""
+        """Start a chain from ``x_T`` (B, ...) with K forbidden ``conditions``."""
 
     def record(self, step: Step, x_t: Tensor, x_s: Tensor, predictions: Predictions, guided: Guided) -> None:
-        """Note a step from ``x_t`` to ``x_s``, the latter without the term of a second-order sampler."""
+        """Record a step from ``x_t`` to ``x_s``, which lacks the second-order term of a sampler."""
 
 
 class Trajectories(Recorder):
     """Scale and posterior of the guidance along the chain.
 
     Attributes:
-        levels: the level that each step starts from, (S,).
+        levels: noise level of each step, (S,).
     """
 
     def __init__(self) -> None:
         self.start(torch.empty(0), 0)
 
     def start(self, x_T: Tensor, conditions: int) -> None:
-        """Forget the last chain."""
+        """Start a new chain."""
         self.levels: list[NoiseLevel] = []
         self._scales: list[Tensor] = []
         self._posteriors: list[Tensor] = []
 
     def record(self, step: Step, x_t: Tensor, x_s: Tensor, predictions: Predictions, guided: Guided) -> None:
-        """Note a step."""
+        """Record a step."""
         self.note(step, guided)
 
     def note(self, step: Step, guided: Guided) -> None:
-        """The same for a step that has not been taken yet."""
+        """Record a step before it is taken."""
         self.levels.append(step.level)
         self._scales.append(guided.scale)
         if guided.posterior is not None:
@@ -69,15 +69,15 @@ class Trajectories(Recorder):
 
 
 class PassiveTracking(Recorder):
-    """Tracks posteriors passively, on images that another guidance draws.
+    """Tracks posteriors on images that are sampled with another guidance.
 
-    The divergence is estimated once, with the most probes that one of them asks for. At eta = 0 one that asks for no
-    probes goes without it, as it would by itself.
+    The divergence is estimated once, with the greatest number of probes that a posterior needs. At eta = 0 a posterior
+    without probes gets no divergence, as in its own guidance.
 
     Args:
-        posteriors: at least one.
-        cfg_scale: of the classifier-free guidance that draws the images; a posterior sees all branches with it, as in
-            ``PositiveAndNegative``. 1 for the predictions as they are.
+        posteriors: at least one posterior.
+        cfg_scale: scale of the classifier-free guidance of the images, which applies to all predictions of the
+            posteriors, as in ``PositiveAndNegative``; 1 for none.
     """
 
     def __init__(self, posteriors: Sequence[Posterior], cfg_scale: float = 1.0) -> None:
@@ -85,7 +85,7 @@ class PassiveTracking(Recorder):
 
     @property
     def needs(self) -> Needs:  # type: ignore[override]  # an attribute of the others
-        """What all of the posteriors need."""
+        """The needs of all posteriors."""
         needs = Needs(null=self.drawn_by.cfg_scale != 1)
         for posterior in self.posteriors:
             needs = needs | posterior.needs()
@@ -99,7 +99,7 @@ class PassiveTracking(Recorder):
         self._log_probs: list[Tensor] = []
 
     def record(self, step: Step, x_t: Tensor, x_s: Tensor, predictions: Predictions, guided: Guided) -> None:
-        """Note each posterior before the step, and update it."""
+        """Record each posterior before the step, and update it."""
         predictions = self.drawn_by.sharpened(predictions)
         pairs = list(zip(self.posteriors, self.states, strict=True))
         self.levels.append(step.level)
@@ -124,5 +124,5 @@ class PassiveTracking(Recorder):
         return torch.stack(self._log_probs, 1)
 
     def state(self, number: int) -> Tensor:
-        """The state of one posterior before each step, (B, S, ...), where states are tensors."""
+        """The state of a posterior before each step, (B, S, ...), for states that are tensors."""
         return torch.stack([states[number] for states in self._states], 1)

@@ -1,4 +1,4 @@
-"""The reverse loop, whatever the guidance, the network or the data."""
+"""The sampling loop over the reverse chain."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -30,15 +30,15 @@ Method = TypeVar("Method", Guidance, Posterior)
 
 @dataclass(frozen=True)
 class Sampler:
-    """How the reverse chain is sampled.
+    """Settings of the sampling loop.
 
     Attributes:
         steps: number of steps, in 1..T, evenly spaced over the levels.
-        eta: 1 is ancestral sampling (DDPM), 0 is deterministic (DDIM); in [0, 1]. Below 1 a tracked posterior may be
-            biased; a warning says so.
-        variance: of the noise at eta = 1: "beta_tilde", or "beta", the larger one of the authors' release.
+        eta: in [0, 1]; 1 is ancestral sampling (DDPM), 0 is deterministic (DDIM). Below 1 a tracked posterior may be
+            biased, with a warning.
+        variance: variance of the noise at eta = 1: "beta_tilde", or the larger "beta" of the authors' release.
         clip: bound on the denoised prediction, None for none; sampler and posterior share it.
-        order: 1 is DDPM, DDIM and Euler; 2 is DPM-Solver++ (2M), at eta = 1 in its SDE form and at 0 in its ODE form.
+        order: 1 for DDPM, DDIM and Euler; 2 for DPM-Solver++ (2M), as an SDE at eta = 1 and an ODE at eta = 0.
 
     Raises:
         SettingError: a setting is out of its range.
@@ -88,22 +88,22 @@ def sample(
     sampler: Sampler | None = None,
     recorders: Sequence[Recorder] = (),
 ) -> Tensor:
-    """Draw images along the reverse chain from pure noise, guided (Ho et al., 2020, algorithm 2).
+    """Sample images along the guided reverse chain from pure noise (Ho et al., 2020, algorithm 2).
 
     Args:
         predictor: gives the denoised predictions.
-        guidance: turns them into one.
-        schedule: the noise levels that the networks were trained on.
-        noise: gives a standard normal draw (B, ...) at each call; the first one starts the chain.
-        sampler: the kernels; None for 100 ancestral steps.
-        recorders: note what happens at each step.
+        guidance: combines the predictions.
+        schedule: noise levels of the networks' training.
+        noise: returns standard normal noise (B, ...) at each call; the chain starts from the first.
+        sampler: settings of the loop; None for 100 ancestral steps.
+        recorders: called at each step.
 
     Returns:
         x_0, (B, ...), not clamped.
 
     Raises:
-        SettingError: there are more steps than levels, the guidance's settings do not fit the forbidden conditions, or
-            it needs something that the predictor does not provide.
+        SettingError: there are more steps than levels, the guidance has settings for another number of forbidden
+            conditions, or the predictor does not provide what it needs.
     """
     sampler, guidance = sampler or Sampler(), with_schedule(guidance, schedule)
     if isinstance(guidance, ChainGuidance):
@@ -130,19 +130,19 @@ def follow(
     noise: Callable[[], Tensor],
     recorders: Sequence[Recorder] = (),
 ) -> tuple[Tensor, Any]:
-    """Follow the steps of a chain, or of a part of one.
+    """Take the steps of a chain, or of a part of it.
 
     Args:
         chain: the steps.
-        x_t: where the first of them starts, (B, ...).
-        state: of the guidance there.
+        x_t: images at the first step, (B, ...).
+        state: state of the guidance at the first step.
         predictor: gives the denoised predictions.
-        guidance: turns them into one.
-        noise: gives a standard normal draw (B, ...) at each call.
-        recorders: note what happens at each step.
+        guidance: combines the predictions.
+        noise: returns standard normal noise (B, ...) at each call.
+        recorders: called at each step.
 
     Returns:
-        Where the last step ends, (B, ...), and the guidance's state there.
+        the images after the last step, (B, ...), and the guidance's state.
     """
     predictor, second_order = WithDivergence(predictor, Probes(x_t), chain[0].eta), SecondOrder()
     recorded = reduce(or_, (recorder.needs for recorder in recorders), Needs())
@@ -161,35 +161,35 @@ def follow(
             predictor.record_noise(predictions, step.sampling_kernel.std, z)
             x_s = x_s + step.sampling_kernel.std * z
 
-        # Update: what the guidance learns from where the step went
+        # Update: the guidance's state, from x_t and x_s
         with full_precision(x_t):
             state = guidance.update(state, step, x_t, x_s, predictions, guided)
             for recorder in recorders:
                 recorder.record(step, x_t, x_s, predictions, guided)
 
-        # Second order: a term that shifts all kernels alike, so that it is no evidence
+        # Second order: a term of all kernels, which does not change their log ratios
         term = second_order(step, guided)
         x_t = x_s if term is None else x_s + term
     return x_t, state
 
 
 def warn_if_biased(needs: Needs, eta: float) -> None:
-    """Warn where a tracked posterior is biased with a sampler of this ``eta``."""
+    """Warn if a tracked posterior is biased with a sampler of this ``eta``."""
     if needs.is_biased(eta):
         warnings.warn(
             f"a posterior tracked at eta {eta:g} is biased against the class: set eta to 1, or the posterior's "
-            "divergence to 1 (twice the network's work) where it has one",
-            stacklevel=4,  # whoever calls ``sample``, above its decorator
+            "divergence to 1 (twice the cost of the network) where it has one",
+            stacklevel=4,  # the caller of ``sample``, above its decorator
         )
 
 
 def with_schedule(guidance: Method, schedule: NoiseSchedule) -> Method:
-    """The guidance or posterior with the settings that follow from the noise levels (``Timing``)."""
+    """The guidance or posterior with its settings by noise level (``Timing``) resolved for the schedule."""
     return map_settings(
         guidance, lambda part: part.with_schedule(schedule) if isinstance(part, TrackedPosterior) else part
     )
 
 
 def full_precision(like: Tensor) -> torch.autocast:
-    """Disables autocast, which would round a guidance's arithmetic to the networks' 8 bits."""
+    """Disable autocast, which would round a guidance's arithmetic to bf16."""
     return torch.autocast(like.device.type, enabled=False)

@@ -1,8 +1,7 @@
-"""Images drawn anew where their own posterior says that they are forbidden: rejection without a classifier.
+"""Rejection by the model's own posterior, without a classifier.
 
-A model that can track p(c | x_t) can judge its own images. Where p is above a threshold at the end of a chain, or at
-earlier levels, the chain is given up and the image starts again, from the next draws of its own seed. An earlier check
-saves the rest of the chain, and sees less.
+If p(c | x_t) is above a threshold at the end of a chain, or at earlier levels, the chain is rejected, and the image is
+sampled again from the next noise of its seed. An earlier check saves the rest of the chain, but p is less certain.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,17 +23,17 @@ from dng_lightning.schedule import NoiseSchedule
 
 @dataclass(frozen=True)
 class SelfFilter(ChainGuidance):
-    """Draws images anew whose posterior is above a threshold.
+    """Samples images again if their posterior is above a threshold.
 
-    An image whose first chain is kept is the image of ``guidance``. Recorders note the first chain of each image.
+    An image whose first chain is accepted is that of ``guidance``. Recorders get the first chain of each image.
 
     Attributes:
-        guidance: draws the chains; unguided by default.
+        guidance: guidance of the chains; unguided by default.
         posterior: how likely it is that a chain becomes forbidden.
-        threshold: sum of the posteriors above which a chain is given up, in (0, 1): one number, or one a check. Early
-            on p is near the prior, and a threshold below it gives every chain up.
+        threshold: sum of the posteriors above which a chain is rejected, in (0, 1), for all checks or for each. Early
+            in the chain p is near the prior: a threshold below it rejects all chains.
         levels: t / T of each check, falling, in [0, 1); 0 is the end of the chain.
-        max_draws: of an image, >= 1; the last one is kept whatever its posterior.
+        max_draws: most chains of an image, >= 1; the last is always accepted.
 
     Raises:
         SettingError: a setting is out of its range.
@@ -86,7 +85,7 @@ class SelfFilter(ChainGuidance):
             watch = PosteriorWatch(self.posterior, x, predictor.conditions)
             noting = [Remaining(recorders, x, predictor.conditions)] if number == 0 else []
 
-            # Follow them from check to check; those above the threshold go no further
+            # Continue from check to check; reject the chains above the threshold
             for part, threshold in zip(parts, [*self.thresholds, 1.0], strict=False):
                 of_these = predictor.only(images)
                 x, state = follow(part, x, state, of_these, self.guidance, draws, [watch, *noting])
@@ -100,7 +99,7 @@ class SelfFilter(ChainGuidance):
                 if len(images) == 0:
                     break
 
-            # The images of chains that came to their end are done
+            # The accepted chains are the images
             x_0[images] = x
             pending = pending[~torch.isin(pending, images)]
             if len(pending) == 0:

@@ -1,4 +1,4 @@
-"""A posterior that watches the chains of a batch, for guidances that choose among them."""
+"""Posteriors and weights of the chains of a batch, for ``SelfFilter`` and ``Particles``."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,15 +19,15 @@ from dng_lightning.sampling.recorders import Recorder
 
 
 class PosteriorWatch(Recorder):
-    """Follows a posterior along chains, whatever guides them, and the weight that undoes what guides them.
+    """Tracks a posterior along guided chains, and their importance weight relative to unguided chains.
 
     Args:
-        posterior: of the forbidden conditions.
-        x_T: what the chains start from, (B, ...).
+        posterior: posterior of the forbidden conditions.
+        x_T: start of the chains, (B, ...).
         conditions: number K of forbidden conditions.
 
     Attributes:
-        p: probability that a chain becomes forbidden, all conditions together, before the last recorded step, (B,).
+        p: sum of the forbidden posteriors before the last recorded step, (B,).
         log_unguided: sum of log q(x_s | x_t) - log q_guided(x_s | x_t) over the recorded steps, (B,).
     """
 
@@ -47,16 +47,16 @@ class PosteriorWatch(Recorder):
             self.log_unguided = self.log_unguided + away.to(self.log_unguided).sum(1) / kernel.std**2
 
     def take(self, images: Tensor) -> None:
-        """Keep the chains of these numbers only, some of them several times, (N,)."""
+        """Keep the chains with these indices, (N,), which may repeat."""
         self.state, self.p, self.log_unguided = take((self.state, self.p, self.log_unguided), images)
 
 
 class Remaining(Recorder):
-    """Shows recorders a whole batch of which some chains were given up, as if these stood still.
+    """Passes the steps of the remaining chains to recorders of the whole batch.
 
     Args:
-        recorders: of the whole batch.
-        x_T: what the chains start from, (B, ...).
+        recorders: recorders of the whole batch.
+        x_T: start of the chains, (B, ...).
         conditions: number K of forbidden conditions.
     """
 
@@ -68,7 +68,7 @@ class Remaining(Recorder):
             recorder.start(x_T, conditions)
 
     def record(self, step: Step, x_t: Tensor, x_s: Tensor, predictions: Predictions, guided: Guided) -> None:
-        """Show the step, with the last scale and posterior of the chains that were given up."""
+        """Record the step, with the last scale and posterior of the rejected chains."""
         if self.last is not None:
             posterior, before = guided.posterior, self.last.posterior
             if posterior is not None and before is not None:
@@ -81,7 +81,7 @@ class Remaining(Recorder):
             recorder.record(step, x_t, x_s, predictions, guided)
 
     def take(self, images: Tensor) -> None:
-        """Keep the chains of these numbers only, (N,)."""
+        """Keep the chains with these indices, (N,)."""
         self.images = self.images[images]
 
 
@@ -100,12 +100,12 @@ def check_chains(predictor: Predictor, needs: Needs, noise: Any, name: str) -> I
 
 
 class FirstOfEach(Recorder):
-    """Shows recorders the first chain of each image.
+    """Passes the steps of the first chain of each image to recorders.
 
     Args:
-        recorders: of one chain an image.
+        recorders: recorders of one chain for each image.
         count: number of images.
-        x_T: what all chains start from, the first of each image first, (M B, ...).
+        x_T: start of all chains, the first chain of each image first, (M B, ...).
         conditions: number K of forbidden conditions.
     """
 
@@ -116,7 +116,7 @@ class FirstOfEach(Recorder):
             recorder.start(x_T[:count], conditions)
 
     def record(self, step: Step, x_t: Tensor, x_s: Tensor, predictions: Predictions, guided: Guided) -> None:
-        """Show the step of the first chains."""
+        """Record the step of the first chains."""
         first = torch.arange(self.count, device=x_t.device)
         for recorder in self.recorders:
             recorder.record(step, x_t[first], x_s[first], take(predictions, first), take(guided, first))
