@@ -9,6 +9,7 @@ import torch
 import yaml
 from lightning import LightningModule, Trainer
 from torch import Tensor
+from torch.nn import functional
 
 from dng_lightning.callbacks.drawing import DrawingCallback
 from dng_lightning.callbacks.requirements import is_dry_run
@@ -20,14 +21,15 @@ from dng_lightning.evaluation.sample_store import SampleStore
 from dng_lightning.guidance import DynamicNegativeGuidance
 from dng_lightning.modules.compatibility import check_classes, check_negatives
 from dng_lightning.modules.guided_sampler import GuidedSampler
-from dng_lightning.posterior import CalibratedPosterior
+from dng_lightning.posterior import CalibratedPosterior, ProbePosterior
 from dng_lightning.posterior.base import at_most
-from dng_lightning.posterior.calibrated import fit_calibration
+from dng_lightning.posterior.calibration import fit_calibration, log_odds
 from dng_lightning.sampling import PassiveTracking
 from dng_lightning.storage import resources
 
 KNOTS = 10  # intervals between the levels of the calibration
 UNCALIBRATED = CalibratedPosterior([[0.0, 1.0, 0.0]])  # sums log ratios; its posterior is not used
+PROBE = ProbePosterior(p_max=1 - 1e-9)  # its own probabilities
 
 
 class CalibrationWriter(DrawingCallback):
@@ -36,7 +38,8 @@ class CalibrationWriter(DrawingCallback):
     Draws unguided images at the data's seeds, sums the log ratios of each of the sampler's forbidden classes, and fits
     slope and shift at every tenth of the levels by maximum likelihood, for all classes together, on one half of the
     images. ``calibration.json`` and ``calibration.png`` evaluate the posterior before and after calibration on the
-    other half.
+    other half. If the sampler has a probe, its log odds are calibrated instead, at a single evaluation a step, and the
+    folder is that of the probe's checkpoint.
 
     Args:
         guidance_shift_weight: setting in the overlay, see ``CalibratedPosterior``.
@@ -56,7 +59,8 @@ class CalibrationWriter(DrawingCallback):
         module = self.module
         if module.judge is None or not isinstance(module, GuidedSampler):
             raise SettingError("a calibration needs a GuidedSampler and its classifier: set model.classifier")
-        tracked = [DynamicNegativeGuidance()]
+        self.uncalibrated = PROBE if module.probe else UNCALIBRATED
+        tracked = [DynamicNegativeGuidance(posterior=self.uncalibrated)]
         negatives: list[Any] = list(module.negatives)
         check_negatives(negatives, module.model, module.checkpoint, module.forbidden, tracked)
         check_classes(module.forbidden, [], tracked)
@@ -65,11 +69,11 @@ class CalibrationWriter(DrawingCallback):
             return
         self.check_shared(trainer)
         module.draws, self.data.passes = module.all_draws()[:1], 1
-        self.folder, own = Path(trainer.default_root_dir), module.calibration_checkpoint
+        self.folder, own = Path(trainer.default_root_dir), module.probe_folder or module.calibration_checkpoint.parent
         # also the folder from which `calibration: checkpoint` is read, unless the model is shipped
-        self.folders = [self.folder] if resources.ships(own) else [self.folder, own.parent]
+        self.folders = [self.folder] if resources.ships(own) else [self.folder, own]
         self.store, self.label = SampleStore(self.folder / "sample_cache", self.data.seeds), module.judge.label
-        self.tracking = PassiveTracking([UNCALIBRATED])
+        self.tracking = PassiveTracking([self.uncalibrated])
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Clear the images of an interrupted run, and show the progress."""
@@ -79,11 +83,12 @@ class CalibrationWriter(DrawingCallback):
         self.show_progress(trainer, -(-len(self.store.seeds) // trainer.world_size), self.tracking)
 
     def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
-        """Store labels and log ratios."""
+        """Store labels and evidence."""
         samples = outputs["samples"]
         pixels = to_uint8(samples.images)
         labels = self.label(to_float(pixels)).labels  # of the stored pixels
-        self.store.write(samples.seeds, pixels=pixels, labels=labels, log_ratio=self.tracking.state(0))
+        evidence = log_odds(self.tracking.log_prob[:, :, 0]) if self.module.probe else self.tracking.state(0)
+        self.store.write(samples.seeds, pixels=pixels, labels=labels, evidence=evidence)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Fit, evaluate and write the calibration."""
@@ -93,9 +98,9 @@ class CalibrationWriter(DrawingCallback):
             return
         self.store.merge()
         levels, schedule = self.tracking.levels, self.module.schedule
-        log_ratio = self.store.all("log_ratio").double()
+        evidence = self.store.all("evidence").double()
         became = self.store.all("labels").unsqueeze(1) == torch.tensor(self.module.forbidden)
-        fitted, unseen = log_ratio.tensor_split(2)
+        fitted, unseen = evidence.tensor_split(2)
         became_fitted, became_unseen = became.tensor_split(2)
 
         # Fit: log SNR of every tenth of the levels, from the noisiest that has one to the first above the data
@@ -104,17 +109,23 @@ class CalibrationWriter(DrawingCallback):
         posterior = CalibratedPosterior(fit_calibration(fitted, levels, became_fitted, knots))
 
         # Evaluate, on the other half
-        tracked = (became_fitted.double().mean().log() + unseen).unbind(1)
+        tracked = became_fitted.double().mean().log() + unseen
+        before = functional.logsigmoid(unseen) if self.module.probe else tracked
         posteriors = {
-            "as tracked": [at_most(log_p, posterior.p_max).exp() for log_p in tracked],
+            "uncalibrated": [at_most(log_p, posterior.p_max).exp() for log_p in before.unbind(1)],
             "calibrated": [posterior.read(unseen[:, i], level).exp() for i, level in enumerate(levels)],
         }
         said = self._judge(posteriors, became_unseen, [schedule.fraction(level) for level in levels])
 
         # Write the overlay
-        settings = {"calibration": posterior.calibration, "guidance_shift_weight": self.guidance_shift_weight}
-        guidance = {"scale": self.scale, "posterior": {"class_path": "CalibratedPosterior", "init_args": settings}}
-        overlay = {"guidance": {"class_path": "DynamicNegativeGuidance", "init_args": guidance}}
+        settings: dict[str, Any] = {"calibration": posterior.calibration}
+        if not self.module.probe:
+            settings["guidance_shift_weight"] = self.guidance_shift_weight
+        name = "ProbePosterior" if self.module.probe else "CalibratedPosterior"
+        guidance = {"scale": self.scale, "posterior": {"class_path": name, "init_args": settings}}
+        overlay: dict[str, Any] = {"guidance": {"class_path": "DynamicNegativeGuidance", "init_args": guidance}}
+        if self.module.probe:
+            overlay["probe"] = self.module.probe_name
         text = yaml.safe_dump(
             {"model": {"class_path": "GuidedSampler", "init_args": overlay}},
             sort_keys=False,

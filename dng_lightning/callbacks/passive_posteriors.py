@@ -6,9 +6,9 @@ from dataclasses import replace
 
 from dng_lightning.guidance import ClassifierFreeGuidance, Guidance, PositiveAndNegative, Unguided
 from dng_lightning.guidance.serialization import non_default_settings, settings_json
-from dng_lightning.posterior import CalibratedPosterior, Posterior, ReleasedPosterior, TrackedPosterior
+from dng_lightning.posterior import CalibratedPosterior, Posterior, ProbePosterior, ReleasedPosterior, TrackedPosterior
 
-TRACKED = (TrackedPosterior, ReleasedPosterior, CalibratedPosterior)
+TRACKED = (TrackedPosterior, ReleasedPosterior, CalibratedPosterior, ProbePosterior)
 
 
 def tracked_posteriors(guidances: Sequence[Guidance], unguided: Guidance) -> list[Posterior]:
@@ -31,6 +31,8 @@ def label(posterior: Posterior) -> str:
     """Short form of the settings, for a legend."""
     if isinstance(posterior, CalibratedPosterior):
         return "calibrated"
+    if isinstance(posterior, ProbePosterior) and posterior.calibration:
+        return "probe, calibrated"
     settings = json.loads(tracker(posterior))
     name = settings.pop("class").removesuffix("Posterior").lower()
     return ", ".join([name, *(f"{key} {value}" for key, value in settings.items())])

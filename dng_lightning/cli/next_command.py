@@ -79,7 +79,7 @@ def _without(words: list[str], flag: str) -> list[str]:
 def _settings(words: list[str], *names: str) -> list[str]:
     """The settings of the words whose names begin so, with their values."""
     found: list[str] = []
-    for word, after in zip(words, [*words[1:], ""], strict=True):
+    for word, after in zip(words, [*words[1:], ""], strict=False):  # no words, or as many
         if word.startswith(names):
             found += [word] if "=" in word else [word, after]
     return found

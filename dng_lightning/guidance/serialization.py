@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from dng_lightning.guidance.base import Guidance
 from dng_lightning.guidance.references import References
-from dng_lightning.posterior import CalibratedPosterior, Posterior, Timing, TrackedPosterior
+from dng_lightning.posterior import CalibratedPosterior, Posterior, ProbePosterior, Timing, TrackedPosterior
 
 T = TypeVar("T")
 
@@ -89,7 +89,7 @@ def _as_dict(value: Any) -> dict[str, Any] | str:
     if isinstance(value, References):
         return str(value.source)
     settings = _fields(value)
-    if isinstance(value, CalibratedPosterior) and value.calibration not in ("checkpoint", None):
+    if isinstance(value, CalibratedPosterior | ProbePosterior) and value.calibration not in ("checkpoint", None):
         rows = json.dumps([list(map(float, row)) for row in value.calibration or ()])
         settings["calibration"] = f"sha256 {hashlib.sha256(rows.encode()).hexdigest()[:12]}"
     return {"class": type(value).__name__, **settings}

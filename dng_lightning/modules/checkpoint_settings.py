@@ -1,5 +1,6 @@
 """Loads the settings of a guidance that are files: a checkpoint's calibration, and reference images."""
 
+from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 from pickle import UnpicklingError
@@ -17,7 +18,8 @@ from dng_lightning.guidance import Guidance
 from dng_lightning.guidance.reference_guidance import ReferenceGuidance
 from dng_lightning.guidance.references import References
 from dng_lightning.guidance.serialization import map_settings
-from dng_lightning.posterior import CalibratedPosterior, Posterior, TrackedPosterior
+from dng_lightning.posterior import CalibratedPosterior, Posterior, ProbePosterior, TrackedPosterior
+from dng_lightning.posterior.calibration import Rows, check_calibration
 from dng_lightning.storage import resources
 
 CALIBRATION = "calibration.yaml"
@@ -28,18 +30,26 @@ BEYOND = 1.01  # bound on floats in [-1, 1] after resizing or rounding
 G = TypeVar("G", bound=Guidance)
 
 
-def load_settings(guidance: G, folder: Path) -> G:
-    """The guidance with the calibration in a checkpoint's ``folder``, and with its reference images.
+def load_settings(guidance: G, folder: Path, probe_folder: Path | None = None) -> G:
+    """The guidance with the calibrations of the checkpoints, and with its reference images.
+
+    Args:
+        guidance: the method.
+        folder: folder of the model's checkpoint.
+        probe_folder: folder of the probe's; None without a probe.
+
 
     Raises:
         SettingError: a file is damaged, or there are no such images.
     """
-    return map_settings(guidance, partial(_loaded, folder=folder))
+    return map_settings(guidance, partial(_loaded, folder=folder, probe_folder=probe_folder))
 
 
-def _loaded(part: Any, folder: Path) -> Any:
+def _loaded(part: Any, folder: Path, probe_folder: Path | None) -> Any:
     if isinstance(part, CalibratedPosterior) and part.calibration in ("checkpoint", None):
         return _calibrated(part, folder)
+    if isinstance(part, ProbePosterior) and part.calibration == "checkpoint" and probe_folder:
+        return replace(part, calibration=_rows(probe_folder, "the probabilities are the probe's own", "--model.probe"))
     if isinstance(part, ReferenceGuidance) and isinstance(part.references, str):
         values = {name: getattr(part, name) for name in part.__dataclass_fields__}
         return type(part)(**values | {"references": read_references(part.references)})
@@ -48,22 +58,29 @@ def _loaded(part: Any, folder: Path) -> Any:
 
 def _calibrated(posterior: CalibratedPosterior, folder: Path) -> Posterior:
     """The posterior with the calibration in the folder; a tracked posterior without one, or without a file."""
-    path = folder / CALIBRATION
     values = {name: getattr(posterior, name) for name in ("p_max", "guidance_shift_weight", "divergence")}
     if posterior.calibration is None:
         return TrackedPosterior(**values)
+    rows = _rows(folder, f"the posterior is tracked from the prior {TrackedPosterior().prior}", "--model.checkpoint")
+    return CalibratedPosterior(rows, **values) if rows else TrackedPosterior(**values)
+
+
+def _rows(folder: Path, instead: str, setting: str) -> Rows | None:
+    """The rows of the folder's file; None, said in a line, where there is none."""
+    path = folder / CALIBRATION
     if not path.exists():
         rank_zero_info(
-            f"No {CALIBRATION} in {folder}: the posterior is tracked from the prior {TrackedPosterior().prior}, "
-            "uncalibrated. To fit one: dng test --config calibrate.yaml --model.checkpoint ..."
+            f"No {CALIBRATION} in {folder}: {instead}, uncalibrated. To fit one: dng test --config calibrate.yaml "
+            f"{setting} ..."
         )
-        return TrackedPosterior(**values)
+        return None
     try:
         guidance = yaml.safe_load(path.read_text())["model"]["init_args"]["guidance"]["init_args"]
-        rows = guidance["posterior"]["init_args"]["calibration"]
-        return CalibratedPosterior(calibration=[list(map(float, row)) for row in rows], **values)
+        rows = [list(map(float, row)) for row in guidance["posterior"]["init_args"]["calibration"]]
+        check_calibration(rows)
     except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
         raise SettingError(f"{path} is no calibration: fit it anew (dng test --config calibrate.yaml)") from error
+    return rows
 
 
 @lru_cache(maxsize=8)

@@ -77,7 +77,8 @@ class GuidedSampler(ImageSampler):
         probe: checkpoint of a probe of the features of ``checkpoint``, for a ``ProbePosterior``; None for none.
 
     Attributes:
-        calibration_checkpoint: checkpoint whose folder has the calibration of the guidance.
+        calibration_checkpoint: checkpoint whose folder has the calibration of tracked posteriors.
+        probe_folder: folder that has the calibration of the probe; None without a probe.
         classifier: labels the images.
         observer: classifies the denoised images.
         noise_conditional_classifier: gives p(c | x_t).
@@ -145,8 +146,10 @@ class GuidedSampler(ImageSampler):
         self.calibration_checkpoint = (
             path_of(negative_checkpoints[0], negatives[0]) if negative_checkpoints else self.path
         )
+        self.probe_folder = resources.checkpoint(probe).parent if probe else None
         given = [guidance or (guidances or [DynamicNegativeGuidance()])[0], *(guidances or [])]
-        self.guidance, *others = (load_settings(method, self.calibration_checkpoint.parent) for method in given)
+        folders = (self.calibration_checkpoint.parent, self.probe_folder)
+        self.guidance, *others = (load_settings(method, *folders) for method in given)
         self.unguided, self.guidances = Unguided(), others or [self.guidance]
 
         # The classes

@@ -14,6 +14,7 @@ from torch.nn import functional
 from dng_lightning.errors import SettingError
 from dng_lightning.interfaces import Needs, Predictions, Step
 from dng_lightning.posterior.base import Posterior, at_most, check_p_max, mask_inactive, state_dtype
+from dng_lightning.posterior.calibration import Calibration, check_calibration, log_odds, slope_and_shift
 
 
 @dataclass(frozen=True)
@@ -22,19 +23,23 @@ class ProbePosterior(Posterior):
 
     Attributes:
         p_max: greatest sum of the posteriors, in (0, 1).
-        shift: added to the log odds of each condition, in nats: log of how much greater the odds of the forbidden
-            classes are in the model's images than in those that the probe was trained on; 0 for the same shares.
+        calibration: rows [log SNR, slope, shift] for the log odds, as ``CalibratedPosterior`` has them; "checkpoint"
+            for those of ``calibration.yaml`` in the probe's folder (made by ``dng test --config calibrate.yaml
+            --model.probe ...``); None for the probe's own probabilities. The one row [0, 1, shift] mends a probe that
+            was trained on other shares of the classes than the model's, by the log of the ratio of the odds.
+
+    Raises:
+        SettingError: the calibration is malformed, or a setting is out of its range.
     """
 
     reads_predictions: ClassVar[bool] = True
 
     p_max: float = 0.99
-    shift: float = 0.0
+    calibration: Calibration = None
 
     def __post_init__(self) -> None:
         check_p_max(self.p_max)
-        if not abs(self.shift) < float("inf"):
-            raise SettingError(f"shift must be finite; got {self.shift}")
+        check_calibration(self.calibration)
 
     def needs(self, state: None = None, step: Step | None = None) -> Needs:
         """The probe."""
@@ -44,7 +49,8 @@ class ProbePosterior(Posterior):
         """The log posterior of the probe."""
         if predictions.probed is None:
             raise SettingError("ProbePosterior needs a probe: wrap the predictor in WithProbe")
-        log_p = mask_inactive(predictions.probed.to(state_dtype(predictions.probed.device)), predictions.active)
-        if self.shift:
-            log_p = functional.logsigmoid(log_p - (-log_p.expm1()).log() + self.shift)
-        return at_most(log_p, self.p_max)
+        log_p = predictions.probed.to(state_dtype(predictions.probed.device))
+        if self.calibration is not None:
+            slope, shift = slope_and_shift(self.calibration, step.level)
+            log_p = functional.logsigmoid(slope * log_odds(log_p) + shift)
+        return at_most(mask_inactive(log_p, predictions.active), self.p_max)

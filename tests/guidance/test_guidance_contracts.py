@@ -69,7 +69,7 @@ GUIDANCES = [
     DynamicNegativeGuidance(2.0, CalibratedPosterior([[-3.0, 1.1, -1.0], [4.0, 1.5, 1.0]])),
     DynamicNegativeGuidance(2.0, ClassifierPosterior()),
     DynamicNegativeGuidance(2.0, ClassifierPosterior(), skip_below=0.2),
-    DynamicNegativeGuidance(2.0, ProbePosterior(shift=0.5)),
+    DynamicNegativeGuidance(2.0, ProbePosterior(calibration=[[0, 1, 0.5]])),
     DynamicNegativeGuidance(2.0, ConstantPosterior(0.3)),
     ClassifierFreeGuidance(2.0),
     CFGPlusPlus(0.5),

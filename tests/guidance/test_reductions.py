@@ -78,7 +78,7 @@ def unguided(forbidden: tuple[int, ...], sampler: Sampler) -> Tensor:
         DynamicNegativeGuidance(0.0, ClassifierPosterior(1 - 1e-9)),
         DynamicNegativeGuidance(1.0, ClassifierPosterior(1e-30)),
         DynamicNegativeGuidance(0.0, ProbePosterior()),
-        DynamicNegativeGuidance(5.0, ProbePosterior(shift=-100.0)),
+        DynamicNegativeGuidance(5.0, ProbePosterior(calibration=[[0, 1, -100]])),
         DynamicNegativeGuidance(1.0, TrackedPosterior(1e-30), skip_below=0.5),
         SafeLatentDiffusion(5.0, warmup=50),
         SafeLatentDiffusion(5.0, mask_scale=0.0),

@@ -14,7 +14,7 @@ from dng_lightning.guidance import Unguided
 from dng_lightning.kernel import NoiseLevel
 from dng_lightning.posterior import CalibratedPosterior
 from dng_lightning.posterior.base import at_most
-from dng_lightning.posterior.calibrated import fit_calibration
+from dng_lightning.posterior.calibration import fit_calibration
 from dng_lightning.sampling import PassiveTracking, Sampler, sample
 
 KNOTS = [LINEAR.level(max(t, 1)).log_snr for t in range(1000, -1, -100)]  # as the calibration writer takes them

@@ -1,23 +1,27 @@
 """The posterior of a probe on the features of the base prediction."""
 
+import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from mixture import BatchNoise, GaussianMixture, trajectory
 from torch import nn
 
 from dng_lightning.__main__ import run
 from dng_lightning.data import Digits
+from dng_lightning.data.pixels import to_float, to_uint8
 from dng_lightning.errors import SettingError
-from dng_lightning.guidance import DynamicNegativeGuidance
+from dng_lightning.guidance import DynamicNegativeGuidance, Unguided
 from dng_lightning.interfaces import NO_PREDICTIONS
 from dng_lightning.modules import DiffusionModule, GuidedSampler, ProbeModule
 from dng_lightning.networks import FeatureProbe, UNet
 from dng_lightning.networks.features import features_only
 from dng_lightning.posterior import ClassifierPosterior, ProbePosterior
-from dng_lightning.sampling import Sampler
+from dng_lightning.sampling import PassiveTracking, Sampler
 from dng_lightning.schedule import LinearSchedule
 from dng_lightning.storage import resources
 
@@ -38,17 +42,32 @@ def test_a_perfect_probe_guides_as_a_perfect_classifier_does(forbidden):
     assert torch.equal(by_probe.x_0, by_classifier.x_0)
 
 
-def test_the_shift_mends_a_probe_that_was_trained_on_other_shares():
+def test_a_shift_mends_a_probe_that_was_trained_on_other_shares():
     """A probe that saw the forbidden class as often as the rest: its odds are 9 times the true ones."""
     balanced = GaussianMixture(FOUR.schedule, FOUR.means.tolist(), 0.3, [0.5, 2 / 9, 1 / 9, 1.5 / 9])
     x_t, level = BatchNoise((64, 2), dtype=torch.double)(), FOUR.level(300)
-    posterior = ProbePosterior(shift=-torch.tensor(9.0).log().item())
-    found = posterior.log_prob(replace(NO_PREDICTIONS, probed=balanced.log_posterior(x_t, level)[:, [0]]), None, None)
+    posterior, step = ProbePosterior(calibration=[[0, 1, -math.log(9)]]), Sampler(10).chain(FOUR.schedule)[3]
+    found = posterior.log_prob(replace(NO_PREDICTIONS, probed=balanced.log_posterior(x_t, level)[:, [0]]), None, step)
     expected = FOUR.log_posterior(x_t, level)[:, [0]].clamp(max=torch.tensor(0.99).double().log())
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9)
 
 
-@pytest.mark.parametrize(("settings", "reason"), [({"p_max": 1.0}, "p_max"), ({"shift": float("nan")}, "shift")])
+def test_a_calibration_mends_a_probe_level_by_level():
+    """Log odds that are off by another factor and shift at each of two levels, and linear in between."""
+    rows, chain = [[-8.0, 0.5, 1.0], [8.0, 2.0, -1.0]], Sampler(20).chain(FOUR.schedule)
+    posterior = ProbePosterior(calibration=rows)
+    for step in chain:
+        exact = FOUR.log_posterior(BatchNoise((64, 2), dtype=torch.double)(), step.level)[:, [0]]
+        place = min(max((step.level.log_snr + 8) / 16, 0), 1)
+        spoiled = (exact.exp().logit() - (1 - 2 * place)) / (0.5 + 1.5 * place)
+        probed = torch.nn.functional.logsigmoid(spoiled)
+        found = posterior.log_prob(replace(NO_PREDICTIONS, probed=probed), None, step)
+        torch.testing.assert_close(found, exact.clamp(max=math.log(0.99)), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"), [({"p_max": 1.0}, "p_max"), ({"calibration": [[0, 1]]}, "rows of three numbers")]
+)
 def test_settings_out_of_range_are_refused(settings, reason):
     with pytest.raises(SettingError, match=reason):
         ProbePosterior(**settings)
@@ -162,3 +181,38 @@ def test_it_guides_the_model_that_it_was_trained_on_and_no_other(probe_of_digits
         GuidedSampler(**settings, probe=str(probe_of_digits))
     with pytest.raises(SettingError, match="reads the unconditional prediction: leave out class_labels"):
         GuidedSampler(**digits, **settings, probe=str(probe_of_digits), class_labels="3")
+
+
+def test_its_calibration_is_fitted_without_evaluations_of_the_classes_and_read_from_its_folder(
+    probe_of_digits: Path, tmp_path: Path
+):
+    uncalibrated = DynamicNegativeGuidance(1.0, ProbePosterior(calibration="checkpoint"))
+    settings = {"checkpoint": "digits", "classifier": "digits-classifier", "probe": str(probe_of_digits)}
+    assert GuidedSampler(**settings, guidance=uncalibrated).guidance.posterior == ProbePosterior()
+    run(
+        [
+            *(
+                "test",
+                f"--config={resources.config('calibrate')}",
+                "--model.compile=false",
+                "--trainer.precision=32-true",
+            ),
+            *(f"--model.{name}={value}" for name, value in settings.items()),
+            *("--model.steps=10", "--data.num_samples=60", "--data.batch_size=60", "--trainer.accelerator=cpu"),
+            f"--trainer.default_root_dir={tmp_path}",
+        ]
+    )
+    text = (probe_of_digits / "calibration.yaml").read_text()
+    assert text == (tmp_path / "calibration.yaml").read_text()
+    overlay = yaml.safe_load(text)["model"]["init_args"]
+    assert overlay["probe"] == probe_of_digits.name
+    posterior = ProbePosterior(**overlay["guidance"]["init_args"]["posterior"]["init_args"])
+    assert GuidedSampler(**settings, guidance=uncalibrated).guidance.posterior == posterior
+    judged = json.loads((tmp_path / "calibration.json").read_text())
+    guidance = Unguided()
+    sampler = GuidedSampler(**settings, guidance=guidance, forbidden=list(range(10)), steps=10)
+    tracking = PassiveTracking([posterior])
+    labels = sampler.judge.label(to_float(to_uint8(sampler.draw(range(100_000, 100_060), guidance, [tracking]).images)))
+    became = labels.labels[30:, None] == torch.arange(10)
+    brier = (tracking.log_prob[30:, -1, 0].exp() - became.double()).square().mean()
+    assert list(judged["calibrated"].values())[-1]["brier"] == pytest.approx(float(brier), abs=2e-3)
