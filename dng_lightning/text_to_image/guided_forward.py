@@ -267,5 +267,5 @@ class GuidedForward:
         if (needs.negatives or needs.null) and scale is not None and not bool((scale == 1).all()):
             raise SettingError(
                 f"{self.name} compares predictions, and those of a guidance-distilled model are no conditional scores: "
-                "call the pipeline with guidance_scale=1"
+                "call the pipeline with guidance_scale=1, or take a guidance inside the attention (ValueSignFlip)"
             )

@@ -7,6 +7,7 @@ network on a batch of the same size, in turn within one run, and prints the medi
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from itertools import pairwise
 
 import torch
@@ -17,6 +18,7 @@ from dng_lightning.guidance import (
     CFGPlusPlus,
     ClassifierFreeGuidance,
     ComposableNot,
+    ConceptRemovalGuidance,
     ContrastiveCFG,
     DynamicGeoGuide,
     DynamicNegativeGuidance,
@@ -36,6 +38,7 @@ from dng_lightning.posterior import CalibratedPosterior, ReleasedPosterior
 from dng_lightning.sampling import ClassConditionalPredictor, ImageNoise, Recorder, Sampler, sample
 
 STEPS = 30
+Clock = Callable[[], float]
 METHODS: dict[str, Guidance] = {
     "Unguided": Unguided(),
     "NegativePrompting": NegativePrompting(),
@@ -44,6 +47,7 @@ METHODS: dict[str, Guidance] = {
     "SignedNegative": SignedNegative(),
     "PerpNeg": PerpNeg(),
     "ContrastiveCFG": ContrastiveCFG(),
+    "ConceptRemovalGuidance": ConceptRemovalGuidance(),
     "SafeLatentDiffusion": SafeLatentDiffusion(),
     "DynamicNegativeGuidance, tracked": DynamicNegativeGuidance(),
     "DynamicNegativeGuidance, calibrated": DynamicNegativeGuidance(posterior=CalibratedPosterior([[0.0, 1.0, 0.0]])),
@@ -64,18 +68,19 @@ class Stopwatch(Recorder):
     Args:
         model: the network.
         batch: of its forward pass.
+        clock: gives the seconds.
     """
 
-    def __init__(self, model: DiffusionModule, batch: int) -> None:
-        self.model, self.marks = model, list[float]()
+    def __init__(self, model: DiffusionModule, batch: int, clock: Clock) -> None:
+        self.model, self.clock, self.marks = model, clock, list[float]()
         self.x, self.labels = torch.randn(batch, *model.image_shape), torch.arange(batch) % 10
 
     def mark(self) -> None:
         """Note the time before and after a forward pass."""
-        self.marks.append(time.perf_counter())
+        self.marks.append(self.clock())
         with torch.no_grad():
             self.model(self.x, self.model.schedule.level(500), self.labels)
-        self.marks.append(time.perf_counter())
+        self.marks.append(self.clock())
 
     def start(self, x_T: torch.Tensor, conditions: int) -> None:
         self.mark()
@@ -86,7 +91,9 @@ class Stopwatch(Recorder):
         self.mark()
 
 
-def overhead(model: DiffusionModule, guidance: Guidance, batch: int) -> float:
+def overhead(
+    model: DiffusionModule, guidance: Guidance, batch: int, steps: int = STEPS, clock: Clock = time.perf_counter
+) -> float:
     """Median over the steps of: a whole step's time over that of the bare forward pass before it."""
     needs = guidance.needs()
     is_toward_class = (
@@ -94,11 +101,11 @@ def overhead(model: DiffusionModule, guidance: Guidance, batch: int) -> float:
     )
     labels = torch.ones(batch, dtype=torch.int64) if is_toward_class else None
     branches = 1 + bool(needs.negatives) + bool(needs.null and labels is not None)
-    stopwatch = Stopwatch(model, branches * batch)
+    stopwatch = Stopwatch(model, branches * batch, clock)
     predictor = ClassConditionalPredictor(model, model.null_class, [0], labels)
     noise = ImageNoise(range(batch), model.image_shape)
-    sample(predictor, guidance, model.schedule, noise, Sampler(STEPS), [stopwatch])
-    assert predictor.nfe == branches * batch * STEPS, "the bare forward is of another batch"
+    sample(predictor, guidance, model.schedule, noise, Sampler(steps), [stopwatch])
+    assert predictor.nfe == branches * batch * steps, "the bare forward is of another batch"
     times = [later - earlier for earlier, later in pairwise(stopwatch.marks)]  # forward, step, forward, ..., forward
     return statistics.median(step / forward for forward, step in zip(times[4:-1:2], times[5::2], strict=True))
 

@@ -21,6 +21,7 @@ from dng_lightning.guidance import (
     NormalizedAttention,
     PositiveAndNegative,
     Unguided,
+    ValueSignFlip,
 )
 from dng_lightning.interfaces import Needs
 from dng_lightning.posterior import ObserverPosterior
@@ -263,11 +264,12 @@ def test_an_image_depends_on_its_seed_alone_and_less_memory_gives_the_same(folde
     torch.testing.assert_close(alone, expected, rtol=0, atol=1e-4)
 
 
-def test_half_precision_attends_like_the_whole(folder: Path):
-    exact, rough = (sampler_of(folder, STRONG, precision=precision) for precision in ("fp32", "bf16"))
+@pytest.mark.parametrize("guidance", [STRONG, ValueSignFlip(Unguided())], ids=["NAG", "VSF"])
+def test_half_precision_attends_like_the_whole(guidance: Guidance, folder: Path):
+    exact, rough = (sampler_of(folder, guidance, precision=precision) for precision in ("fp32", "bf16"))
     x = torch.randn(2, *exact.chain_shape)
     level = exact.schedule.level(500)
-    near, far = (module.predictor(STRONG).predict(x, level, STRONG.needs()).denoised for module in (rough, exact))
+    near, far = (module.predictor(guidance).predict(x, level, guidance.needs()).denoised for module in (rough, exact))
     torch.testing.assert_close(near, far, rtol=0, atol=0.05)
 
 

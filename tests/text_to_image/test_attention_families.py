@@ -27,7 +27,7 @@ pytest.importorskip("diffusers", reason="diffusers is not installed (extra text-
 pytest.importorskip("transformers", reason="transformers is not installed (extra text-to-image)")
 
 from test_families import NEGATIVES, ON, PROMPTS, assert_same, drawn, opened
-from tiny_pipelines import FAMILIES
+from tiny_pipelines import FAMILIES, flux
 
 __all__ = ["opened"]
 
@@ -175,6 +175,36 @@ def test_classifier_free_guidance_goes_on_top(name: str, opened: Any):
         with guided(pipeline, PositiveAndNegative(method(Unguided()), 3.0), negative_prompt=NEGATIVES):
             assert_same(drawn(pipeline, family, family.off, negative_prompt=None), found)
         assert found.isfinite().all()
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_what_the_pipeline_evaluates_besides_makes_no_difference(name: str, opened: Any):
+    pipeline, family = opened[name], FAMILIES[name]
+    with guided(pipeline, METHODS["VSF"](Unguided()), negative_prompt=NEGATIVES):
+        expected = drawn(pipeline, family, family.off, negative_prompt=None)
+        assert_same(drawn(pipeline, family, ON, negative_prompt=None), expected, 1e-5)
+
+
+def test_a_model_distilled_for_guidance():
+    """Its predictions are no conditional scores, and none are compared."""
+    torch.manual_seed(0)
+    pipeline, family = flux(distilled=True), FAMILIES["FluxPipeline"]
+    pipeline.set_progress_bar_config(disable=True)
+    settings = {"negative_prompt": None, "guidance_scale": 3.5}
+    plain = drawn(pipeline, family, family.off, **settings)
+    for method in METHODS.values():
+        with guided(pipeline, method(Unguided()), negative_prompt=NEGATIVES):
+            assert (drawn(pipeline, family, family.off, **settings) - plain).abs().max() > 1e-3
+
+
+def test_another_attention_backend(opened: Any, monkeypatch: pytest.MonkeyPatch):
+    from diffusers.models.transformers import transformer_flux
+
+    monkeypatch.setattr(transformer_flux, "dispatch_attention_fn", lambda query, *rest, **settings: query)
+    pipeline, family = opened["FluxPipeline"], FAMILIES["FluxPipeline"]
+    line = r"torch's own backend alone: set_attention_backend\('native'\)"
+    with guided(pipeline, METHODS["NAG"](Unguided()), negative_prompt="blue"), pytest.raises(SettingError, match=line):
+        drawn(pipeline, family, family.off, negative_prompt=None)
 
 
 def test_who_cannot(opened: Any):
