@@ -1,7 +1,9 @@
 """Classes by name or number."""
 
+import re
 from collections.abc import Sequence
 from difflib import get_close_matches
+from functools import lru_cache
 from pathlib import Path
 
 from dng_lightning.errors import SettingError, reason
@@ -10,9 +12,10 @@ LISTED = 20  # data sets of more classes are too long for an error: it lists the
 
 
 def label_of(name: str | int, class_names: Sequence[str], owner: str) -> int:
-    """The label of a class: by its exact name, else by its name in another case, else by its number.
+    """The label of a class: by its exact name, else by its name written otherwise, else by its number.
 
-    A name may hold synonyms, separated by commas, as those of ImageNet do; each of them is a name of the class.
+    Names are the same whatever their case, and with `_` or `-` for a space; of a list of synonyms such as ImageNet's
+    "tench, Tinca tinca" one is enough.
 
     Args:
         name: of a class, or its number.
@@ -23,7 +26,7 @@ def label_of(name: str | int, class_names: Sequence[str], owner: str) -> int:
         SettingError: no class, or more than one, has this name; the message lists the nearest names.
     """
     text = str(name)
-    alike = [label for label, known in enumerate(class_names) if text.lower() in _names(known.lower())]
+    alike = [label for label, known in enumerate(class_names) if _plain(text) in _synonyms(known)]
     exact = [label for label in alike if class_names[label] == text]
     number = [int(text)] if text.isdecimal() and int(text) < len(class_names) else []
     found = exact or alike or number
@@ -38,9 +41,13 @@ def label_of(name: str | int, class_names: Sequence[str], owner: str) -> int:
     raise SettingError(f"there is no class {name!r}; {owner} knows {known}")
 
 
-def _names(known: str) -> list[str]:
-    """A name, and its synonyms."""
-    return [known, *(name.strip() for name in known.split(","))]
+@lru_cache(4096)  # a thousand classes are looked up among a thousand
+def _synonyms(text: str) -> set[str]:
+    return {_plain(part) for part in (text, *text.split(","))}
+
+
+def _plain(name: str) -> str:
+    return " ".join(re.sub(r"(?<=\w)[_-](?=\w)", " ", name.lower()).split())
 
 
 def labels_of(

@@ -18,6 +18,8 @@ EMNIST = (*string.digits, *string.ascii_uppercase, *string.ascii_lowercase)
         (1, ("dog", "cat"), 1),
         ("1", ("dog", "cat"), 1),
         (3, ("3", "5", "7", "9"), 0),  # a name before a number
+        ("Golden_Retriever", ("tabby", "golden retriever"), 1),
+        ("Tinca tinca", ("tabby", "tench, Tinca tinca"), 1),
     ],
 )
 def test_names_before_numbers(name: str | int, names: tuple[str, ...], label: int):
@@ -39,7 +41,7 @@ def test_ambiguous_classes():
     assert label_of(2, names, "it") == 2
 
 
-@pytest.mark.parametrize("name", ["bird", 3, -1, "", "1.0"])
+@pytest.mark.parametrize("name", ["bird", 3, -1, "", "1.0", "-cat"])
 def test_unknown_classes(name: str | int):
     with pytest.raises(SettingError, match=f"no class {name!r}; the data knows Cat, cat, dog"):
         label_of(name, ("Cat", "cat", "dog"), "the data")

@@ -14,8 +14,7 @@ def groups(
 ) -> tuple[tuple[int, ...], ...]:
     """The judge's labels that stand for each class of the diffusion model.
 
-    Names are the same whatever their case, and with `_` or `-` for a space; of a list of synonyms such as ImageNet's
-    "tench, Tinca tinca" one is enough.
+    Names are the same as ``class_labels.label_of`` says.
 
     Args:
         wanted: the classes of the diffusion model.
@@ -31,13 +30,13 @@ def groups(
     """
     given: dict[int, Sequence[str | int]] = {}
     for name, classes in (mapping or {}).items():
-        label = _label(name, wanted, f"the model (classes of {judge})")
+        label = label_of(name, wanted, f"the model (classes of {judge})")
         given[label] = [classes] if isinstance(classes, str | int) else list(classes)
     found = []
     for label, name in enumerate(wanted):
         if not (several := given.get(label, [name])):
             raise SettingError(f"classes of {judge}: {name!r} stands for no class")
-        found.append(tuple(_label(one, own, f"{judge}, whose classes can be mapped to {name!r},") for one in several))
+        found.append(tuple(label_of(one, own, f"{judge}, whose classes can be mapped to {name!r},") for one in several))
     owner: dict[int, str] = {}
     for name, labels in zip(wanted, found, strict=True):
         for label in labels:
@@ -46,17 +45,3 @@ def groups(
                 raise SettingError(f"classes of {judge}: {own[label]!r} stands for {other!r} and {name!r}")
             owner[label] = name
     return tuple(found)
-
-
-def _label(name: str | int, own: Sequence[str], owner: str) -> int:
-    alike = [label for label, text in enumerate(own) if _plain(str(name)) in _synonyms(text)]
-    exact = [label for label in alike if own[label] == str(name)]
-    return (exact or alike)[0] if len(exact or alike) == 1 else label_of(name, own, owner)
-
-
-def _synonyms(text: str) -> set[str]:
-    return {_plain(part) for part in (text, *text.split(","))}
-
-
-def _plain(name: str) -> str:
-    return " ".join(str(name).lower().replace("_", " ").replace("-", " ").split())

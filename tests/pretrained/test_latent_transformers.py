@@ -1,5 +1,6 @@
 """Class-conditional transformers of latents: diffusers' `DiTPipeline`, with random weights."""
 
+import csv
 import json
 import shutil
 from pathlib import Path
@@ -129,3 +130,24 @@ def test_from_the_command_line(folder: Path, tmp_path: Path, monkeypatch: pytest
     (drawn_in,) = (tmp_path / "samples").iterdir()
     assert drawn_in.name == "tiny-dit-without-golden_retriever-DynamicNegativeGuidance"
     assert (drawn_in / "00000001.png").exists()
+
+
+def test_methods_are_compared_by_a_judge_of_its_classes(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dng: Dng
+):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 16 * 16, 1000))
+    torch.jit.save(torch.jit.trace(network, torch.randn(1, 3, 16, 16)), tmp_path / "judge.pt")
+    names = DiffusionModule.load(str(folder)).class_names
+    unique = [f"{name} {label}" if names.count(name) > 1 else name for label, name in enumerate(names)]
+    (tmp_path / "names.txt").write_text("\n".join(unique))
+    preprocessing = "{size: 16, mean: [0.5, 0.5, 0.5], std: [0.5, 0.5, 0.5]}"
+    model = {"class_path": "DiffusersModel", "init_args": {"path": str(folder), "class_names": "names.txt"}}
+    dng("test", f"--model.checkpoint={json.dumps(model)}", "--model.forbidden=golden retriever", "--model.steps=2",
+        "--model.classifier={class_path: TorchScriptClassifier, init_args: {path: judge.pt, class_names: names.txt, "
+        f"preprocessing: {preprocessing}}}}}", "--data.num_samples=4", "--trainer.callbacks.features=null",
+        "--model.guidances=[NegativePrompting]")  # fmt: skip
+    rows = list(csv.DictReader((tmp_path / "results" / "tiny-dit-without-golden_retriever" / "results.csv").open()))
+    assert [row["method"] for row in rows if row["method"] != "Rejection"] == ["Unguided", "NegativePrompting"]
+    assert all(sum(map(int, row["class_counts"].split())) == int(row["n"]) for row in rows)
