@@ -6,7 +6,7 @@ from typing import Any
 
 from dng_lightning.errors import SettingError
 
-PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")  # those that are known here
+PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline", "PRXPixelPipeline")  # those that are known here
 
 
 def libraries() -> tuple[Any, Any]:

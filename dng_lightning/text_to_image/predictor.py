@@ -1,4 +1,4 @@
-"""From a text-conditioned latent U-Net to the denoised predictions that a guidance needs."""
+"""From a text-conditioned model to the denoised predictions that a guidance needs."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -87,10 +87,14 @@ class TextPredictor(AttentionPredictor):
                 edited: Tensor = model(x_t, level, replace(texts, tokens=self.texts.append(texts.tokens)))
                 return edited
 
-        tokens = list(prompts.texts.tokens[prompts.forbidden])
-        paddings = [
-            TOKENS.padding(model.encoders[0], text, len(own))
-            for text, own in zip(prompts.negatives, tokens, strict=True)
-        ]
-        texts = ForbiddenTexts(tokens, paddings, TOKENS.place)
-        super().__init__(denoiser, prompts.null, prompts.forbidden, class_labels, model.unet, texts)
+        texts = _forbidden(model, prompts) if model.edits_attention else ForbiddenTexts((), ())
+        super().__init__(denoiser, prompts.null, prompts.forbidden, class_labels, model.denoiser, texts)
+        self.provides = frozenset({"attention"} if model.edits_attention else ())
+
+
+def _forbidden(model: TextToImageModel, prompts: Prompts) -> ForbiddenTexts:
+    tokens = list(prompts.texts.tokens[prompts.forbidden])
+    paddings = [
+        TOKENS.padding(model.encoders[0], text, len(own)) for text, own in zip(prompts.negatives, tokens, strict=True)
+    ]
+    return ForbiddenTexts(tokens, paddings, TOKENS.place)

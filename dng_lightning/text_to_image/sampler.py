@@ -52,12 +52,12 @@ class TextToImageSampler(ImageSampler):
         variance: of the noise at eta = 1, see ``Sampler``.
         height: of the images in pixels; None for what the model was trained on.
         width: the same.
-        precision: of the U-Net and the text encoders, "fp32" or "bf16".
+        precision: of the denoiser and the text encoders, "fp32" or "bf16".
         save_memory: attend in slices, decode images one by one and in tiles; slower.
         observer: looks at the images for a guidance that needs an observer; None for the ``reader``, if there is one.
         reader: labels the images of one prompt by what its negative prompts name, or, without negative prompts,
             measures which images show what their prompt asks for; None for no labels.
-        compile: compile the U-Net (needs a C++ compiler on CPUs); pays from some hundred images on.
+        compile: compile the denoiser (needs a C++ compiler on CPUs); pays from some hundred images on.
         order: 2 for DPM-Solver++ (2M), in its SDE form at eta = 1 and its ODE form at 0; 1 for DDPM, DDIM and Euler.
 
     Raises:
@@ -96,12 +96,12 @@ class TextToImageSampler(ImageSampler):
         self.checkpoint, self.folder = checkpoint, diffusers_format.find(checkpoint, "DiffusionPipeline").parent
         self.schedule, self.chain_shape = self.model.schedule, self.model.latent_shape(height, width)
         self.schedule.levels(steps)  # refuses too many steps now, not after minutes
-        sides = (self.model.pixels * side for side in self.chain_shape[1:])
-        self.image_shape = (self.model.vae.config.out_channels, *sides)
+        h, w = (self.model.pixels * side for side in self.chain_shape[1:])
+        self.image_shape = (self.model.channels, h, w)
         if save_memory:
             self.model.save_memory()
         if compile:
-            self.model.unet.compile()
+            self.model.denoiser.compile()
 
         # The guidances, with the calibration in the checkpoint's folder
         self.unguided = unguided or ClassifierFreeGuidance(SCALE)

@@ -1,6 +1,6 @@
 """Texts as the encoders of a diffusers pipeline give them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,22 +19,33 @@ class TextEmbeddings:
     Attributes:
         tokens: (B, length, width).
         pooled: each text as a whole, (B, width); None for models without it (all but SDXL).
+        mask: which tokens are no padding, (B, length); None for models that attend to all (all but PRX).
     """
 
     tokens: Tensor
     pooled: Tensor | None = None
+    mask: Tensor | None = None
 
     def __getitem__(self, rows: Tensor | slice) -> "TextEmbeddings":
-        return TextEmbeddings(self.tokens[rows], None if self.pooled is None else self.pooled[rows])
+        return self._each(lambda part: part[rows])
 
     def to(self, to: torch.device | torch.dtype) -> "TextEmbeddings":
         """The same on a device, or of a dtype."""
-        return TextEmbeddings(self.tokens.to(to), None if self.pooled is None else self.pooled.to(to))
+        return self._each(lambda part: part.to(to))
 
     def joined(self, other: "TextEmbeddings") -> "TextEmbeddings":
         """These, and then those of the ``other``."""
-        pooled = [part for part in (self.pooled, other.pooled) if part is not None]
-        return TextEmbeddings(torch.cat([self.tokens, other.tokens]), torch.cat(pooled) if pooled else None)
+        return self._each(lambda part, after: torch.cat([part, after]), other)
+
+    def _each(self, change: Callable[..., Tensor], *others: "TextEmbeddings") -> "TextEmbeddings":
+        """``change`` of each part that there is, and of the same parts of others."""
+
+        def changed(name: str) -> Tensor | None:
+            parts = [getattr(each, name) for each in (self, *others)]
+            return None if parts[0] is None else change(*parts)
+
+        tokens = change(self.tokens, *(each.tokens for each in others))
+        return TextEmbeddings(tokens, changed("pooled"), changed("mask"))
 
 
 class NullEmbedding:

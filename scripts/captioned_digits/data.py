@@ -14,7 +14,7 @@ from dng_lightning.data.base import Arrays
 from dng_lightning.data.images import MNIST
 from scripts.captioned_digits import digit_rendering
 from scripts.captioned_digits.attributes import EVERY, VALUES, Attributes
-from scripts.captioned_digits.captions import caption, mentioned
+from scripts.captioned_digits.captions import caption, mentioned, parse_caption
 from scripts.captioned_images.attributes import joint
 from scripts.captioned_images.data import CaptionedImages, Label
 
@@ -63,6 +63,11 @@ class CaptionedDigits(CaptionedImages, MNIST):
     ) -> None:
         self.choose(label, include_classes, exclude_classes)
         super().__init__(root, batch_size, val_size=val_size, flip=False, download=download, num_workers=num_workers)
+
+    @staticmethod
+    def parse(text: str) -> Attributes:
+        """See ``parse_caption``."""
+        return parse_caption(text)
 
     def sentence(self, attributes: Any, draw: Random) -> str:
         """See ``CaptionedImages.sentence``."""

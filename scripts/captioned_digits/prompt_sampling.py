@@ -16,9 +16,9 @@ from dng_lightning.sampling import Sampler
 from dng_lightning.text_to_image.predictor import TextPredictor
 from scripts.captioned_digits.attribute_classifier import AttributeClassifier
 from scripts.captioned_digits.captions import parse_caption
-from scripts.captioned_digits.prompt_adherence import shows
 from scripts.captioned_digits.training import TextToImageModule
 from scripts.captioned_images import networks
+from scripts.captioned_images.prompt_adherence import shows
 
 
 class PromptSampling(ValidationSampling):

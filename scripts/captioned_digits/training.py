@@ -10,7 +10,7 @@ from dng_lightning.data.pixels import to_float
 from dng_lightning.errors import SettingError, check_0_to_1, check_in
 from dng_lightning.parametrization import Prediction
 from dng_lightning.schedule import LinearSchedule, NoiseSchedule
-from dng_lightning.text_to_image.model import TextToImageModel
+from dng_lightning.text_to_image.model import LatentUNet
 from dng_lightning.text_to_image.optional_deps import libraries
 from scripts.captioned_digits.autoencoder import AutoencoderModule
 from scripts.captioned_digits.captions import MOST_WORDS, VOCABULARY
@@ -145,13 +145,13 @@ class TextToImageModule(TextToImageTraining):
         unsafe = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
         return libraries()[0].StableDiffusionPipeline(*parts, **unsafe)
 
-    def model(self) -> TextToImageModel:
+    def model(self) -> LatentUNet:
         """The model that draws images; it shares the networks, which can be trained on.
 
         Raises:
             SettingError: see ``pipeline``.
         """
-        return TextToImageModel(self.pipeline(), frozen=False)
+        return LatentUNet(self.pipeline(), frozen=False)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store the scale besides the facts about the data."""

@@ -58,14 +58,25 @@ class CaptionedImages(ImageDataModule):
     Attributes:
         kind: the class of the images' attributes.
         every: all kinds of images.
+        tracked: the attributes whose values have columns of their own in results.
         label: what a batch holds besides its images, see ``choose``.
         labelled: the attributes that label an image; none for `caption` and `all`.
     """
 
     kind: ClassVar[type[Attributes]]
     every: ClassVar[tuple[Attributes, ...]]
+    tracked: ClassVar[tuple[str, ...]] = ()
     label: Label
     labelled: list[str]
+
+    @staticmethod
+    @abstractmethod
+    def parse(text: str) -> Attributes:
+        """What a sentence says of an image.
+
+        Raises:
+            SettingError: it is not understood.
+        """
 
     @abstractmethod
     def sentence(self, attributes: Attributes, draw: Random) -> str:
@@ -76,8 +87,8 @@ class CaptionedImages(ImageDataModule):
 
         Args:
             label: what a batch holds besides its images: one attribute's labels (B,), to train a classifier; those of a
-                list of attributes together, a class for each combination; `caption`, a list of B sentences; or `all`,
-                see ``Captioned``.
+                list of attributes together, a class for each combination; `each`, the labels of all attributes (B, A);
+                `caption`, a list of B sentences; or `all`, see ``Captioned``.
             include: keep the images that have all attributes of one of these; None keeps all.
             exclude: drop these images. Not together with ``include``.
 
@@ -85,12 +96,14 @@ class CaptionedImages(ImageDataModule):
             SettingError: there is no such attribute, or no image is left.
         """
         names, values = [label] if isinstance(label, str) else list(label), self.kind.values
-        self.label, self.labelled = label, [] if names in (["all"], ["caption"]) else names
+        self.label, self.labelled = label, [] if names in (["all"], ["each"], ["caption"]) else names
         if not names or len(set(names)) < len(names) or not set(self.labelled) <= set(values):
-            raise SettingError(f"data.label is {label!r}: give all, caption, {', '.join(values)}, or a list of these.")
+            known = ", ".join(values)
+            raise SettingError(f"data.label is {label!r}: give all, each, caption, {known}, or a list of these.")
         # of all kinds of images, as `_read` labels them
         self._kinds = kept(include, exclude, len(self.every), "picture", self._covered)
-        self.class_names = joint_names(values, self.labelled) if self.labelled else ()
+        each = tuple(f"{name} {value}" for name in values for value in values[name]) if label == "each" else ()
+        self.class_names = joint_names(values, self.labelled) if self.labelled else each
 
     @property
     def pictures(self) -> list[Attributes]:
@@ -101,14 +114,14 @@ class CaptionedImages(ImageDataModule):
     def seen_classes(self) -> list[int]:
         """Labels of the chosen attributes that the filters leave, ascending; none if batches hold something else."""
         if not self.labelled:
-            return []
+            return list(range(len(self.class_names)))
         values = self.kind.values
         return sorted(set(joint(apart(torch.tensor(self._kinds), values), values, self.labelled).tolist()))
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Seed as ``ImageDataModule`` does, and write the captions."""
         super().on_before_batch_transfer(batch, dataloader_idx)
-        if self.labelled:
+        if self.class_names:
             return batch
         images, labels, indices = batch
         epoch = self.trainer.current_epoch if self.trainer is not None and self.trainer.training else None
@@ -144,7 +157,8 @@ class CaptionedImages(ImageDataModule):
         attributes = apart(part.labels, self.kind.values)
         if self.labelled:
             return ImageTensors(part.store, joint(attributes, self.kind.values, self.labelled), part.places)
-        return CaptionedTensors(part.store, attributes, part.places)
+        kind = ImageTensors if self.label == "each" else CaptionedTensors
+        return kind(part.store, attributes, part.places)
 
     def _covered(self, attributes: Attributes) -> list[int]:
         """The indices in ``every`` of the images that have these attributes."""

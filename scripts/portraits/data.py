@@ -14,7 +14,7 @@ from dng_lightning.errors import SettingError, check_0_to_1, check_at_least
 from scripts.captioned_images.data import CaptionedImages, Label
 from scripts.portraits import drawing
 from scripts.portraits.attributes import EVERY, PortraitAttributes
-from scripts.portraits.captions import caption, mentioned
+from scripts.portraits.captions import caption, mentioned, parse_caption
 
 Portraits = list[PortraitAttributes] | PortraitAttributes | None
 
@@ -28,9 +28,7 @@ class CaptionedPortraits(CaptionedImages):
     Args:
         root: folder for the file of drawn portraits.
         batch_size: images per batch and device, >= 1.
-        label: what a batch holds besides its images: one attribute's labels (B,), to train a classifier; those of a
-            list of attributes together, a class for each combination; `caption`, a list of B sentences; or `all`, see
-            ``Captioned``.
+        label: what a batch holds besides its images, see ``CaptionedImages.choose``.
         include_classes: keep the portraits that have all attributes of one of these; None keeps all.
         exclude_classes: drop these portraits: `[{eyes: sunglasses}]`. Not together with `include_classes`.
         train_size: number of training images drawn, >= 1, before the filters.
@@ -46,7 +44,7 @@ class CaptionedPortraits(CaptionedImages):
     """
 
     image_shape = (3, drawing.SIZE, drawing.SIZE)
-    kind, every = PortraitAttributes, EVERY
+    kind, every, tracked = PortraitAttributes, EVERY, ("skin",)
 
     def __init__(
         self,
@@ -68,6 +66,11 @@ class CaptionedPortraits(CaptionedImages):
         self.correlated = [_rule(each) for each in correlated or []]
         self.seed = seed
         super().__init__(root, batch_size, flip=False, num_workers=num_workers)
+
+    @staticmethod
+    def parse(text: str) -> PortraitAttributes:
+        """See ``parse_caption``."""
+        return parse_caption(text)
 
     def sentence(self, attributes: Any, draw: Random) -> str:
         """See ``CaptionedImages.sentence``."""

@@ -221,8 +221,8 @@ def test_seen_classes_are_those_of_the_label():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"label": "size"}, "data.label is 'size': give all, caption, digit, colour"),
-        ({"label": []}, r"data.label is \[\]: give all, caption, digit.* or a list of these"),
+        ({"label": "size"}, "data.label is 'size': give all, each, caption, digit, colour"),
+        ({"label": []}, r"data.label is \[\]: give all, each, caption, digit.* or a list of these"),
         ({"label": ["digit", "digit"]}, "data.label is"),
         ({"include_classes": Attributes(1), "exclude_classes": Attributes(2)}, "exclude each other"),
         ({"exclude_classes": Attributes()}, "data.exclude_classes leaves no picture"),

@@ -12,7 +12,7 @@ from dng_lightning.evaluation.class_balance import kl_divergence, wilson_interva
 from scripts.captioned_digits import CaptionedDigits
 from scripts.captioned_digits.attributes import EVERY, VALUES, Attributes
 from scripts.captioned_digits.captions import caption
-from scripts.captioned_digits.prompt_adherence import PromptAccuracy, PromptLabelSpace
+from scripts.captioned_images.prompt_adherence import PromptAccuracy, PromptLabelSpace
 
 COLOURS = VALUES["colour"]
 RED, BLUE = COLOURS.index("red"), COLOURS.index("blue")
@@ -28,7 +28,7 @@ def read(*pictures: Attributes) -> Tensor:
 
 
 def test_a_related_negative():
-    label_space = PromptLabelSpace.in_words("a red digit", ["a seven"])
+    label_space = PromptLabelSpace.in_words(CaptionedDigits, "a red digit", ["a seven"])
     assert label_space.names == VALUES["digit"]
     assert (label_space.forbidden, label_space.retained) == ((7,), (0, 1, 2, 3, 4, 5, 6, 8, 9))
     assert (label_space.obeys, label_space.open) == (Attributes(colour="red"), ("thickness", "background"))
@@ -36,7 +36,7 @@ def test_a_related_negative():
 
 def test_an_unrelated_negative():
     """All that is left of the colours is the one that was asked for."""
-    label_space = PromptLabelSpace.in_words("a red seven", ["a blue digit"])
+    label_space = PromptLabelSpace.in_words(CaptionedDigits, "a red seven", ["a blue digit"])
     assert label_space.names == COLOURS
     assert (label_space.forbidden, label_space.retained) == ((BLUE,), (RED,))
     assert (label_space.obeys, label_space.open) == (Attributes(7, "red"), ("thickness", "background"))
@@ -44,13 +44,13 @@ def test_an_unrelated_negative():
 
 def test_a_contradiction():
     """The negative prompt has the last word; what it does not touch is left of the prompt."""
-    label_space = PromptLabelSpace.in_words("a red seven", ["a red digit"])
+    label_space = PromptLabelSpace.in_words(CaptionedDigits, "a red seven", ["a red digit"])
     assert (label_space.forbidden, label_space.retained) == ((RED,), tuple(range(1, 7)))
     assert (label_space.obeys, label_space.open) == (Attributes(7), ("thickness", "background"))
 
 
 def test_several_negatives_of_two_attributes():
-    label_space = PromptLabelSpace.in_words("a thin digit", ["a seven", "a red digit"])
+    label_space = PromptLabelSpace.in_words(CaptionedDigits, "a thin digit", ["a seven", "a red digit"])
     assert len(label_space.names) == 70
     assert len(label_space.forbidden) == 7 + 10 - 1
     assert set(label_space.forbidden) | set(label_space.retained) == set(range(70))
@@ -59,14 +59,14 @@ def test_several_negatives_of_two_attributes():
 
 
 def test_a_negative_of_two_attributes_forbids_both_together_alone():
-    label_space = PromptLabelSpace.in_words("a digit", ["a red seven"])
+    label_space = PromptLabelSpace.in_words(CaptionedDigits, "a digit", ["a red seven"])
     assert [label_space.names[label] for label in label_space.forbidden] == ["7 red"]
     assert len(label_space.retained) == 69
 
 
 @pytest.mark.parametrize("negative", [["a seven"], ["a red seven", "white background"], ["a thin blue 3 on grey"]])
 def test_an_image_is_forbidden_if_it_is_what_a_negative_prompt_says(negative: list[str]):
-    label_space = PromptLabelSpace.in_words("a digit", negative)
+    label_space = PromptLabelSpace.in_words(CaptionedDigits, "a digit", negative)
     labels = label_space.labels(EVERYTHING).tolist()
     for picture, label in zip(EVERY, labels, strict=True):
         assert (label in label_space.forbidden) == any(named.covers(picture) for named in label_space.negatives)
@@ -74,16 +74,17 @@ def test_an_image_is_forbidden_if_it_is_what_a_negative_prompt_says(negative: li
 
 
 def test_however_it_is_said():
+    plain = PromptLabelSpace.in_words(CaptionedDigits, "a red seven", ["a blue digit"])
     for number in range(20):
         said = caption(Attributes(7, "red"), Random(number))
-        assert PromptLabelSpace.in_words(said, ["blue"]) == PromptLabelSpace.in_words("a red seven", ["a blue digit"])
+        assert PromptLabelSpace.in_words(CaptionedDigits, said, ["blue"]) == plain
 
 
 # --- measures ---
 
 
 def test_what_is_measured_of_the_prompt():
-    label_space = PromptLabelSpace.in_words("a red seven", ["a blue digit"])
+    label_space = PromptLabelSpace.in_words(CaptionedDigits, "a red seven", ["a blue digit"])
     images = read(
         Attributes(7, "red"), Attributes(7, "blue"), Attributes(1, "red"), Attributes(7, "red", "thick", "white")
     )
@@ -98,17 +99,17 @@ def test_what_is_measured_of_the_prompt():
 
 
 def test_where_nothing_is_avoided_each_image_is_held_against_its_own_prompt():
-    told = PromptAccuracy.in_words(["a red seven", "a one", "a digit"])
+    told = PromptAccuracy.in_words(CaptionedDigits, ["a red seven", "a one", "a digit"])
     images = read(Attributes(7, "red"), Attributes(7, "red"), Attributes(7, "red"), Attributes(1, "blue"))
     assert told.summary(images, torch.tensor([0, 1, 2, 1])).startswith("3 of 4 images are all that their prompt asks")
     assert told.summary(images, torch.tensor([1, 1, 1, 0])).startswith("0 of 4 images")
     assert (told.names, told.forbidden, told.columns) == ((), (), ())
     with pytest.raises(SettingError, match="'meat' is not understood"):
-        PromptAccuracy.in_words(["a red seven", "meat"])
+        PromptAccuracy.in_words(CaptionedDigits, ["a red seven", "meat"])
 
 
 def test_nothing_is_left_open():
-    label_space = PromptLabelSpace.in_words("a thick red digit on white", ["a seven"])
+    label_space = PromptLabelSpace.in_words(CaptionedDigits, "a thick red digit on white", ["a seven"])
     assert label_space.measures(EVERYTHING)["kl_unspecified"] is None
     assert label_space.measures(EVERYTHING[:0]) == {
         "prompt_accuracy": None,
@@ -131,7 +132,7 @@ def test_nothing_is_left_open():
     ],
 )
 def test_real_images_are_those_that_the_prompt_allows(prompt: str, negative: list[str], settings: dict):
-    label_space, data = PromptLabelSpace.in_words(prompt, negative), CaptionedDigits(**settings)
+    label_space, data = PromptLabelSpace.in_words(CaptionedDigits, prompt, negative), CaptionedDigits(**settings)
     label_space.check_real(data)
     assert data.class_names == label_space.names
     assert set(label_space.retained) <= set(data.seen_classes)
@@ -145,9 +146,9 @@ def test_real_images_are_those_that_the_prompt_allows(prompt: str, negative: lis
 
 def test_the_message_says_which_real_images():
     with pytest.raises(SettingError, match=r"its label to digit and its include_classes to \{colour: red\}$"):
-        PromptLabelSpace.in_words("a red digit", ["a seven"]).check_real(MNIST())
+        PromptLabelSpace.in_words(CaptionedDigits, "a red digit", ["a seven"]).check_real(MNIST())
     with pytest.raises(SettingError, match=r"its label to \[digit, colour\] and its include_classes to null$"):
-        PromptLabelSpace.in_words("a digit", ["a seven", "red"]).check_real(MNIST())
+        PromptLabelSpace.in_words(CaptionedDigits, "a digit", ["a seven", "red"]).check_real(MNIST())
 
 
 # --- what is not understood ---
@@ -158,9 +159,9 @@ def test_the_message_says_which_real_images():
     [
         ("a red unicorn", ["a seven"], "'a red unicorn' is not understood: pictures of digits know no 'unicorn'"),
         ("a digit", ["roasted meat"], "'roasted meat' is not understood"),
-        ("a digit", ["a number"], "the negative prompt 'a number' names nothing that a digit's picture can be without"),
+        ("a digit", ["a number"], "the negative prompt 'a number' names nothing that an image can be without"),
     ],
 )
 def test_words_that_say_nothing(prompt: str, negative: list[str], message: str):
     with pytest.raises(SettingError, match=message):
-        PromptLabelSpace.in_words(prompt, negative)
+        PromptLabelSpace.in_words(CaptionedDigits, prompt, negative)

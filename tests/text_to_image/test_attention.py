@@ -141,13 +141,13 @@ def test_the_base_prediction_is_that_of_the_network_with_each_attention_by_hand(
 ):
     model = TextToImageModel.load(str(tiny(tmp_path, xl=xl)))
     prompts = model.encode([PROMPT, "a one"], NEGATIVES)
-    model.unet.double()
+    model.denoiser.double()
     guidance = NormalizedAttention(Unguided(), 9.0, tau, 0.7, norm)
     labels, level = torch.tensor([1, 0, 1]), model.schedule.level(600)
     predictor, x = TextPredictor(model, prompts, labels), torch.randn(3, *model.latent_shape())
     needs = Needs(negatives=True, null=True)
     found, plain = (predictor.predict(x, level, asked) for asked in (replace(needs, attention=guidance.edit), needs))
-    with torch.no_grad(), all_by_hand(model.unet, guidance, prompts.texts.tokens[[2, 3]].double(), 3) as ratios:
+    with torch.no_grad(), all_by_hand(model.denoiser, guidance, prompts.texts.tokens[[2, 3]].double(), 3) as ratios:
         expected = model(x, level, prompts.texts[labels])
     torch.testing.assert_close(found.denoised, expected, rtol=0, atol=1e-6)  # given in single precision
     assert (found.denoised - plain.denoised).abs().max() > 1e-3
@@ -175,12 +175,12 @@ def own_attributes(unet: Any) -> list[tuple[int, bool]]:
 def test_it_is_gone_after_each_call_even_one_that_fails(model: TextToImageModel):
     predictor, x = TextPredictor(model, model.encode([PROMPT], NEGATIVES)), torch.randn(2, *model.latent_shape())
     level = model.schedule.level(600)
-    before, plain = own_attributes(model.unet), predictor.predict(x, level)
+    before, plain = own_attributes(model.denoiser), predictor.predict(x, level)
     pushed = predictor.predict(x, level, STRONG.needs())
     assert not torch.equal(pushed.denoised, plain.denoised)
     with pytest.raises(RuntimeError):
         predictor.predict(torch.randn(2, 9, 8, 8), level, STRONG.needs())
-    assert own_attributes(model.unet) == before
+    assert own_attributes(model.denoiser) == before
     assert torch.equal(predictor.predict(x, level).denoised, plain.denoised)
     assert torch.equal(predictor.predict(x, level).negatives, plain.negatives)
 
@@ -289,7 +289,7 @@ def test_a_compiled_network_is_not_compiled_again_for_it(folder: Path):
 
     sampler = sampler_of(folder, STRONG)
     expected = sampler.draw(SEEDS).images
-    sampler.model.unet.compile(backend=counting)
+    sampler.model.denoiser.compile(backend=counting)
     assert torch.equal(sampler.draw(SEEDS).images, expected)
     assert not seen
     sampler.guidance = Unguided()

@@ -144,7 +144,7 @@ def test_all_that_is_asked_for_comes_from_one_forward(model: TextToImageModel):
     assert (prompts.null, prompts.forbidden, len(prompts.texts.tokens)) == (4, [2, 3], 5)
     predictor, calls = TextPredictor(model, prompts, torch.tensor([1, 0])), []
     x, level = torch.randn(2, *model.latent_shape()), model.schedule.level(600)
-    hook = model.unet.register_forward_hook(lambda *_: calls.append(1))
+    hook = model.denoiser.register_forward_hook(lambda *_: calls.append(1))
     given = predictor.predict(x, level, Needs(negatives=True, null=True))
     hook.remove()
     assert (len(calls), predictor.nfe) == (1, 8)
@@ -164,7 +164,7 @@ def test_all_that_is_asked_for_comes_from_one_forward(model: TextToImageModel):
 
 def test_half_precision_is_in_the_networks_alone(folder: Path):
     exact, rough = (TextToImageSampler(str(folder), PROMPT, NEGATIVE, NEUTRAL, precision=p) for p in ("fp32", "bf16"))
-    assert (rough.model.unet.dtype, rough.model.vae.dtype) == (torch.bfloat16, torch.float32)
+    assert (rough.model.denoiser.dtype, rough.model.vae.dtype) == (torch.bfloat16, torch.float32)
     x = torch.randn(2, *exact.chain_shape)
     level = exact.schedule.level(500)
     near, far = (module.predictor(NEUTRAL).predict(x, level).denoised for module in (rough, exact))
