@@ -82,7 +82,8 @@ class ResultsWriter(DrawingCallback):
         module.to(trainer.strategy.root_device)  # the trainer does so only after the setup
         extractor = self._extractor(module)
         draws = module.all_draws()[0 if self.unguided else 1 :]
-        self.posteriors = tracked_posteriors(module.guidances, module.unguided) if self.unguided else []
+        tracks = self.unguided and module.tracks_passively
+        self.posteriors = tracked_posteriors(module.guidances, module.unguided) if tracks else []
         names = ", ".join(module.class_names[number] for number in module.forbidden)
         self.evaluator = Evaluator(
             folder=Path(trainer.default_root_dir),

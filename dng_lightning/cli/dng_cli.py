@@ -22,11 +22,11 @@ from dng_lightning.errors import SettingError
 from dng_lightning.evaluation.tensorboard import RunLogger
 from dng_lightning.modules.base_module import TrainedModule, reading
 from dng_lightning.storage import resources
-from dng_lightning.text_to_image import observers, sampler, vision_language
+from dng_lightning.text_to_image import observers, pipeline_sampler, sampler, vision_language
 
 # What is imported can be named in a configuration by its class name alone; modules import judges and pretrained.
 NAMED = callbacks, data, guidance, modules, networks, posterior, schedule
-NAMED_IN_TEXT_TO_IMAGE = observers, sampler, vision_language
+NAMED_IN_TEXT_TO_IMAGE = observers, pipeline_sampler, sampler, vision_language
 
 
 class DNGCLI(LightningCLI):

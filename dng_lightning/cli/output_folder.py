@@ -25,7 +25,11 @@ RESULTS = {
     "test": (("results.csv",), FREE),
 }
 # For each sampler, the setting that names what to avoid.
-AVOIDED = {"GuidedSampler": "forbidden", "TextToImageSampler": "negative_prompt"}
+AVOIDED = {
+    "GuidedSampler": "forbidden",
+    "PipelineSampler": "negative_prompt",
+    "TextToImageSampler": "negative_prompt",
+}
 
 
 class OutputFolder:

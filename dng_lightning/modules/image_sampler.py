@@ -59,6 +59,7 @@ class ImageSampler(LightningModule, ABC):
         sampler: sampler of the reverse chain.
 
     Attributes:
+        tracks_passively: whether posteriors can be tracked on the images of another guidance.
         guidance: guidance method of ``dng predict``.
         guidances: guidance methods that ``dng test`` compares on the same seeds.
         unguided: method without negative guidance, for comparison.
@@ -76,6 +77,7 @@ class ImageSampler(LightningModule, ABC):
         recorders: called at each sampling step, such as a progress bar.
     """
 
+    tracks_passively = True
     guidance: Guidance
     guidances: list[Guidance]
     unguided: Guidance

@@ -9,6 +9,7 @@ from typing import Any
 PUBLIC = {
     "ClassifierObserver": "observers",
     "FlowMatchAncestralScheduler": "flow_match_ancestral",
+    "PipelineSampler": "pipeline_sampler",
     "PromptObserver": "observers",
     "Prompts": "prompts",
     "TextPredictor": "predictor",

@@ -24,6 +24,7 @@ from typing import Any
 from dng_lightning.errors import SettingError
 from dng_lightning.guidance.base import Guidance
 from dng_lightning.guidance.serialization import display_name
+from dng_lightning.sampling.recorders import Recorder
 from dng_lightning.text_to_image.attention import replaced
 from dng_lightning.text_to_image.guided_forward import GuidedForward, PipelineTexts
 from dng_lightning.text_to_image.layouts import LAYOUTS
@@ -37,6 +38,7 @@ def guided(
     guidance: Guidance,
     eta: float | None = None,
     negative_prompt: str | Sequence[str] | None = None,
+    recorders: Sequence[Recorder] = (),
 ) -> Iterator[PipelineGuidance]:
     """Have a pipeline draw its images with a guidance, each away from its ``negative_prompt``; a context manager.
 
@@ -51,6 +53,7 @@ def guided(
         eta: what the pipeline is called with, for a ``DDIMScheduler``; see ``PipelineGuidance``.
         negative_prompt: what all images avoid, one or several, encoded here; the pipeline is then called without a
             negative prompt, and need not evaluate any. None for the negative prompts that the pipeline is called with.
+        recorders: called at each step but the last, which no call of the network follows.
 
     Yields:
         the guidance; its ``trajectories`` are the scale and the posterior along the chain.
@@ -68,7 +71,7 @@ def guided(
             raise SettingError(f"{name} acts inside the attention, which goes with a {' or a '.join(those)}")
         if not negatives:
             raise SettingError(f"{name} reads its negative prompts itself: guided(..., negative_prompt=...)")
-    hosted = PipelineGuidance(pipeline, guidance, eta, len(negatives) or 1)
+    hosted = PipelineGuidance(pipeline, guidance, eta, len(negatives) or 1, recorders)
     texts = PipelineTexts(pipeline, layout, guidance, negatives)
     networks = [getattr(pipeline, name) for name in layout.networks if getattr(pipeline, name, None) is not None]
     forwards = [GuidedForward(pipeline, layout, hosted, texts, network) for network in networks]

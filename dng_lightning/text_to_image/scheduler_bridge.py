@@ -5,6 +5,7 @@ that output. Where the step went is inferred from the next call, whose x_t is wh
 it, made of the last one. The step to the data is never inferred: its kernel has no variance, so it has no evidence.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,7 @@ from dng_lightning.parametrization import output_of
 from dng_lightning.sampling.divergence import WithDivergence
 from dng_lightning.sampling.noise import Probes
 from dng_lightning.sampling.predictors import Predictor
-from dng_lightning.sampling.recorders import Trajectories
+from dng_lightning.sampling.recorders import Recorder, Trajectories
 from dng_lightning.sampling.sampler import full_precision, warn_if_biased, with_schedule
 from dng_lightning.sampling.second_order import SecondOrder
 from dng_lightning.text_to_image.prompts import check_guidance
@@ -56,8 +57,10 @@ class PipelineGuidance:
             what the guidance tracks may be biased: a warning says so, and a scheduler that draws no noise at all is
             refused.
         conditions: number K of negative prompts an image.
+        recorders: called at each step but the last.
 
     Attributes:
+        nfe: network evaluations of the last chain, summed over the images.
         prediction: what the network predicts.
         plain: output that stands for the base prediction of the last step, (B, ...) fp32.
         trajectories: scale and posterior along the last chain.
@@ -71,8 +74,16 @@ class PipelineGuidance:
     _excess: Tensor  # of what a second-order scheduler was given over the smooth part
     _term: Tensor | None  # the second-order term of the last step
 
-    def __init__(self, pipeline: Any, guidance: Guidance, eta: float | None = None, conditions: int = 1) -> None:
+    def __init__(
+        self,
+        pipeline: Any,
+        guidance: Guidance,
+        eta: float | None = None,
+        conditions: int = 1,
+        recorders: Sequence[Recorder] = (),
+    ) -> None:
         check_guidance(guidance)
+        self.recorders, self.nfe = list(recorders), 0
         self.pipeline, self.scheduler = pipeline, pipeline.scheduler
         self.kind = kind_of(self.scheduler, eta, tracks=guidance.needs().is_biased(0))
         self.prediction = self.kind.levels.prediction
@@ -123,6 +134,7 @@ class PipelineGuidance:
         self._last = PendingStep(step, x_t, predictions, guided)
 
         # Step: left to the scheduler, which is given the D_hat that leads where ``sample`` goes
+        self.nfe += predictor.nfe
         self.plain = output_of(predictions.denoised, x_t, step.level, self.prediction)
         return output_of(self._for_scheduler(step, x_t, guided), x_t, step.level, self.prediction)
 
@@ -155,8 +167,10 @@ class PipelineGuidance:
         self.chain = self.kind.chain()
         self.state = self.guidance.start(x_T, predictor.conditions)
         self.source = WithDivergence(predictor, Probes(x_T), min(step.eta for step in self.chain))
-        self.trajectories = Trajectories()
+        self.trajectories, self.nfe = Trajectories(), 0
         self._second_order, self._excess, self._term = SecondOrder(), torch.zeros_like(x_T), None
+        for recorder in self.recorders:
+            recorder.start(x_T, predictor.conditions)
 
     def _finish(self, last: PendingStep, x_s: Tensor) -> None:
         """Update the guidance with where the last step went."""
@@ -172,3 +186,5 @@ class PipelineGuidance:
             self.source.record_noise(last.predictions, drawn.std, draw)
         with full_precision(x_s):
             self.state = self.guidance.update(self.state, step, last.x_t, x_s, last.predictions, guided)
+            for recorder in self.recorders:
+                recorder.record(step, last.x_t, x_s, last.predictions, guided)

@@ -232,6 +232,23 @@ def _dpm_solver(scheduler: Any, eta: float | None) -> SchedulerKind:
     return SchedulerKind(levels, 1.0 if sde else 0.0, order=config.solver_order)
 
 
+def ancestral(scheduler: Any) -> Any:
+    """An ancestral scheduler with the noise levels of a ``scheduler``; itself, if it is one of ``KINDS`` with eta 1."""
+    from diffusers import DDPMScheduler  # slow to import
+
+    from dng_lightning.text_to_image.flow_match_ancestral import FlowMatchAncestralScheduler
+
+    name, config = type(scheduler).__name__, scheduler.config
+    if name != "DDIMScheduler" and name in KINDS and KINDS[name](scheduler, None).eta == 1:
+        return scheduler
+    if name.startswith("FlowMatch"):
+        return FlowMatchAncestralScheduler.from_config(config)
+    if config.get("use_flow_sigmas"):
+        return FlowMatchAncestralScheduler(shift=config.get("flow_shift", 1.0))
+    settings: dict[str, Any] = {"variance_type": "fixed_small", "clip_sample": False, "thresholding": False}
+    return DDPMScheduler.from_config(config, **settings)  # type: ignore[no-untyped-call]
+
+
 def _instead(scheduler: Any) -> str:
     """The scheduler to take in place of one that cannot be used."""
     if type(scheduler).__name__ == "DPMSolverMultistepScheduler":

@@ -1,0 +1,240 @@
+"""Sampling with any diffusers pipeline that ``guided`` supports, away from negative prompts."""
+
+import inspect
+import json
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from dng_lightning.class_labels import labels_of
+from dng_lightning.errors import SettingError, reason
+from dng_lightning.evaluation.label_space import LabelSpace
+from dng_lightning.evaluation.runs import Samples
+from dng_lightning.guidance import ClassifierFreeGuidance, DynamicNegativeGuidance, Guidance, PositiveAndNegative
+from dng_lightning.guidance.serialization import display_name
+from dng_lightning.judges import PretrainedClassifier
+from dng_lightning.modules.checkpoint_settings import load_settings
+from dng_lightning.modules.image_sampler import ImageSampler
+from dng_lightning.modules.judges import AnyClassifier, classifier_name, load_classifier, sort_into
+from dng_lightning.pretrained import diffusers_format
+from dng_lightning.sampling import Predictor, Recorder, Sampler
+from dng_lightning.text_to_image.layouts import LAYOUTS
+from dng_lightning.text_to_image.model import DTYPES, UNUSED, Precision
+from dng_lightning.text_to_image.optional_deps import libraries, quiet
+from dng_lightning.text_to_image.pipelines import guided
+from dng_lightning.text_to_image.prompt_file import PromptRow, read_prompts
+from dng_lightning.text_to_image.prompts import check_guidance, texts_of
+from dng_lightning.text_to_image.scheduler_kinds import ancestral, kind_of
+
+
+class PipelineSampler(ImageSampler):
+    """Samples with a diffusers pipeline, away from negative prompts; for ``dng predict`` and ``dng test``.
+
+    The class of the pipeline is that of the checkpoint's ``model_index.json``: one of ``layouts.LAYOUTS``. The noise of
+    an image depends on its own seed only.
+
+    Args:
+        checkpoint: a folder in diffusers' format, or a model of the Hugging Face hub.
+        prompt: the prompt, or several, which the images take in turn.
+        negative_prompt: the text or texts to avoid; null for none.
+        prompts: a ``.csv`` or ``.jsonl`` file in place of both, with columns ``prompt``, ``negative_prompt`` and
+            ``seed``; image i is that of row i.
+        guidance: guidance method of ``dng predict``; None for Dynamic Negative Guidance with classifier-free guidance
+            on both branches, or for ``unguided`` without a negative prompt.
+        guidances: guidance methods that ``dng test`` compares; None for ``guidance`` only.
+        unguided: method without negative prompt, for comparison; None for classifier-free guidance of ``cfg_scale``.
+        baselines: other methods to compare with in ``dng predict``.
+        cfg_scale: scale of the classifier-free guidance of the defaults above.
+        steps: number of sampling steps.
+        eta: 1 for ancestral sampling, which tracked posteriors need; 0 for the pipeline's own scheduler.
+        height: height of the images in pixels.
+        width: width of the images in pixels.
+        precision: precision of all networks, "fp32" or "bf16".
+        call: further arguments of the pipeline's call, such as ``true_cfg_scale``.
+        classifier: classifier that labels the images; see ``GuidedSampler``; None for no labels.
+        forbidden: the classes of ``classifier`` that count as forbidden, by name or number.
+
+    Raises:
+        SettingError: the checkpoint, the prompts or the classifier cannot be used, or a setting is out of its range.
+    """
+
+    tracks_passively = False
+    folder: Path = Path()
+    classifier: AnyClassifier | None
+
+    def __init__(
+        self,
+        checkpoint: str,
+        prompt: str | list[str] = "",
+        negative_prompt: str | list[str] | None = None,
+        prompts: str | None = None,
+        guidance: Guidance | None = None,
+        guidances: list[Guidance] | None = None,
+        unguided: Guidance | None = None,
+        baselines: list[Guidance] | None = None,
+        cfg_scale: float = 4.5,
+        steps: int = 28,
+        eta: float = 1.0,
+        height: int = 1024,
+        width: int = 1024,
+        precision: Precision = "bf16",
+        call: dict[str, Any] | None = None,
+        classifier: PretrainedClassifier | str | None = None,
+        forbidden: str | int | list[str | int] | None = None,
+    ) -> None:
+        super().__init__(Sampler(steps, eta))
+        texts, negatives = texts_of(prompt, negative_prompt)
+        self.rows = read_prompts(prompts, negatives) if prompts else [PromptRow(t, tuple(negatives)) for t in texts]
+        self.has_file, self.checkpoint, self.call = prompts is not None, checkpoint, dict(call or {})
+
+        # The pipeline and its scheduler
+        self.pipeline, self.folder = open_pipeline(checkpoint, precision)
+        if eta == 1:
+            self.pipeline.scheduler = ancestral(self.pipeline.scheduler)
+        self.parts = nn.ModuleList(p for p in self.pipeline.components.values() if isinstance(p, nn.Module))
+        self.schedule = kind_of(self.pipeline.scheduler, None, tracks=False).levels.schedule
+        self.image_shape = self.chain_shape = (3, height, width)
+
+        # The guidances
+        self.unguided = unguided or ClassifierFreeGuidance(cfg_scale)
+        avoids = bool(self.rows[0].negatives)
+        default = PositiveAndNegative(DynamicNegativeGuidance(), cfg_scale) if avoids else self.unguided
+        groups = ([guidance or (guidances or [default])[0]], guidances or [], baselines or [])
+        (self.guidance,), others, self.baselines = ([load_settings(m, self.folder) for m in group] for group in groups)
+        self.guidances = others or [self.guidance]
+        for method in (self.guidance, *self.guidances, *self.baselines):
+            check_guidance(method)
+            if method.needs().avoids and not avoids:
+                raise SettingError(f"{display_name(method)} avoids something: set negative_prompt, or guidance to null")
+
+        # The classes: prompts to sample, and those of the classifier
+        self.class_names = tuple(dict.fromkeys(row.prompt for row in self.rows))
+        self.class_labels = [self.class_names.index(row.prompt) for row in self.rows]
+        self.judge_name, self.forbidden, judge = "", [], load_classifier(classifier) if classifier else None
+        self.keep_apart(classifier=judge)
+        if judge is not None:
+            self.judge_name = classifier_name(judge, classifier)
+            sort_into(judge, judge.class_names, self.image_shape)
+            self.forbidden = labels_of(forbidden, judge.class_names, range(len(judge.class_names)))
+        self.draws = self.all_draws()
+
+    @property
+    def judge(self) -> AnyClassifier | None:
+        """See ``ImageSampler.judge``."""
+        return self.classifier
+
+    @property
+    def label_space(self) -> LabelSpace:
+        """The classes of the classifier; without one, the prompts."""
+        return LabelSpace.of_classes(self.judge.class_names if self.judge else self.class_names, self.forbidden)
+
+    def networks(self) -> dict[str, nn.Module | None]:
+        """See ``ImageSampler.networks``."""
+        return {"checkpoint": self.parts, "classifier": self.classifier}
+
+    def predictor(self, guidance: Guidance, class_labels: Tensor | None = None) -> NoReturn:
+        """Not available: the pipeline calls its networks.
+
+        Raises:
+            SettingError: always.
+        """
+        raise SettingError("a PipelineSampler has no predictor: take a GuidedSampler or a TextToImageSampler")
+
+    def row(self, number: int) -> PromptRow:
+        """The texts and the seed of image ``number``.
+
+        Raises:
+            SettingError: the file of prompts has fewer rows.
+        """
+        if self.has_file and number >= len(self.rows):
+            raise SettingError(f"prompts has {len(self.rows)} rows: set data.num_samples to {len(self.rows)}")
+        return self.rows[number % len(self.rows)]
+
+    def draw(
+        self,
+        seeds: Sequence[int],
+        guidance: Guidance | None = None,
+        recorders: Sequence[Recorder] = (),
+        predictor: Predictor | None = None,
+    ) -> Samples:
+        """See ``ImageSampler.draw``; images of the same negative prompts share a call of the pipeline."""
+        guidance = guidance or self.guidance
+        parts = [
+            self._call(list(group), negatives if guidance.needs().avoids else (), guidance, recorders)
+            for negatives, group in groupby(seeds, lambda number: self.row(number).negatives)
+        ]
+        posteriors = [part.posterior for part in parts if part.posterior is not None]
+        return Samples(
+            list(seeds),
+            torch.cat([part.images for part in parts]),
+            parts[0].times,
+            torch.cat([part.scale for part in parts]),
+            torch.cat(posteriors) if posteriors else None,
+            sum(part.nfe * len(part.seeds) for part in parts) / len(seeds),
+        )
+
+    def _call(
+        self, numbers: Sequence[int], negatives: Sequence[str], guidance: Guidance, recorders: Sequence[Recorder]
+    ) -> Samples:
+        """The images of one call of the pipeline."""
+        rows = [self.row(number) for number in numbers]
+        seeds = [number if row.seed is None else row.seed for number, row in zip(numbers, rows, strict=True)]
+        _, height, width = self.image_shape
+        given: Mapping[str, Any] = {
+            "prompt": [row.prompt for row in rows],
+            "generator": [torch.Generator().manual_seed(seed) for seed in seeds],
+            "num_inference_steps": self.sampler.steps,
+            "height": height,
+            "width": width,
+            "output_type": "pt",
+        }
+        self.pipeline.set_progress_bar_config(disable=True)
+        every = [*self.recorders, *recorders]
+        with torch.no_grad(), guided(self.pipeline, guidance, None, list(negatives), every) as hosted:
+            images = self.pipeline(**given, **self.call).images
+        found = hosted.trajectories
+        times = [self.schedule.fraction(level) for level in found.levels]
+        return Samples(numbers, 2 * images.float() - 1, times, found.scale, found.posterior, hosted.nfe / len(numbers))
+
+
+def open_pipeline(name: str, precision: Precision) -> tuple[Any, Path]:
+    """Open a pipeline of a class that ``guided`` supports.
+
+    Args:
+        name: a folder in diffusers' format, or a model of the Hugging Face hub.
+        precision: precision of its networks.
+
+    Returns:
+        the pipeline, and its folder.
+
+    Raises:
+        SettingError: there is none, or it is of another class.
+    """
+    if precision not in DTYPES:
+        raise SettingError(f"precision must be fp32 or bf16; got {precision}")
+    diffusers, _ = libraries()
+    folder = diffusers_format.find(name, "DiffusionPipeline", UNUSED).parent
+    try:
+        kind = diffusers.DiffusionPipeline.load_config(folder).get("_class_name")
+        if kind not in LAYOUTS or kind == "WanPipeline":
+            images = [own for own in LAYOUTS if own != "WanPipeline"]
+            raise ValueError(f"it is a {kind}, not a {' or a '.join(images)}")
+        index = json.loads((folder / diffusers_format.INDEX).read_text())
+        parts = inspect.signature(getattr(diffusers, kind)).parameters.values()
+        missing = {
+            part.name: None for part in parts if part.default is part.empty and not any(index.get(part.name, ()))
+        }
+        with quiet():
+            pipeline = getattr(diffusers, kind).from_pretrained(
+                folder, dtype=DTYPES[precision], **dict.fromkeys(missing)
+            )
+    except Exception as error:  # a foreign folder can fail in any way
+        raise SettingError(f"{folder} has no pipeline of images that can be guided: {reason(error)}") from error
+    for part in pipeline.components.values():
+        if isinstance(part, nn.Module):
+            part.eval().requires_grad_(False)
+    return pipeline, folder
