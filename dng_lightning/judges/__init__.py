@@ -1,4 +1,4 @@
-"""Judges of other libraries: classifiers of clean images that were not trained with this package."""
+"""Judges from other libraries: classifiers of clean images that were not trained with this package."""
 
 from dng_lightning.judges.base import PretrainedClassifier
 from dng_lightning.judges.module import ModuleClassifier

@@ -1,4 +1,4 @@
-"""A classifier of another library as a judge: images in [-1, 1] to logits over the model's classes, and features."""
+"""Classifiers of other libraries as judges: images in [-1, 1] to logits over the diffusion model's classes."""
 
 import hashlib
 import re
@@ -12,30 +12,30 @@ from dng_lightning.errors import SettingError, reason
 from dng_lightning.evaluation.runs import Labels
 from dng_lightning.judges.class_mapping import ClassMapping, groups
 
-CHUNK = 64  # images that the network sees at a time: enlarged to 224x224 they take much memory
+CHUNK = 64  # batch size of the network: images resized to 224x224 need much memory
 
 
 class PretrainedClassifier(nn.Module):
-    """Judges images as a ``ClassifierModule`` does; a subclass for each library loads the network.
+    """Judges images like a ``ClassifierModule``; a subclass for each library loads the network.
 
-    Where the judge knows other classes than the diffusion model, its probabilities are of those that stand for the
-    model's, added up for each of these and scaled to sum to 1: an image of anything else is called what it is nearest.
+    The probability of a class of the diffusion model is the sum over the judge's classes that are mapped to it,
+    normalised over the model's classes. So the judge gives every image one of the model's classes.
 
     Args:
-        name: what its features are reported under.
-        net: (B, C, H, W) as ``preprocess`` gives them -> logits (B, classes), or an object with these as `logits`.
-        own_names: what its classes are called.
-        classes: see ``class_mapping.ClassMapping``; None to go by names alone.
+        name: name of its features in tables.
+        net: preprocessed images (B, C, H, W) -> logits (B, classes), or an object with an attribute `logits`.
+        own_names: names of the judge's classes.
+        classes: see ``class_mapping.ClassMapping``; None to match classes by name.
         preprocess: images (B, C, H, W) in [0, 1] -> the network's input.
-        channels: of the images that it takes, 1 or 3; grey ones are repeated, coloured ones are made grey.
+        channels: channels of the network's input, 1 or 3; images are converted.
 
     Attributes:
-        num_features: width of its features; missing where it has none.
-        class_names: of the diffusion model after ``sort_into``; before that, those of the mapping, or its own.
-        image_shape: None, as it takes images of any size.
+        num_features: width of its features; not set if it has no features.
+        class_names: classes of the diffusion model after ``sort_into``; before that, of the mapping or its own.
+        image_shape: None: it takes images of any size.
 
     Raises:
-        SettingError: the mapping does not fit.
+        SettingError: the mapping does not fit the classes.
     """
 
     image_shape = None
@@ -54,10 +54,10 @@ class PretrainedClassifier(nn.Module):
         channels: int = 3,
     ) -> None:
         super().__init__()
-        self.name = re.sub(r"[^\w.-]+", "-", name).strip("-.")  # it is a part of files' names
+        self.name = re.sub(r"[^\w.-]+", "-", name).strip("-.")  # part of file names
         self.own_names, self.preprocess, self.channels = tuple(own_names), preprocess, channels
         self.classes = dict(classes or {})
-        self.anchor = nn.Parameter(torch.empty(0))  # says where the judge is, also of a network without parameters
+        self.anchor = nn.Parameter(torch.empty(0))  # holds the device, also for a network without parameters
         self.classifier = net.float()
         self._seen: Tensor | None = None
         self._group(tuple(map(str, self.classes)) or self.own_names)
@@ -65,17 +65,17 @@ class PretrainedClassifier(nn.Module):
 
     @property
     def net(self) -> nn.Module:
-        """Itself: its features are those of images in [-1, 1]."""
+        """The judge itself, whose ``features`` takes images in [-1, 1]."""
         return self
 
     def watch_head(self, head: str | None) -> None:
-        """Take the features from the input of a layer.
+        """Use the input of a layer as the features.
 
         Args:
-            head: name of the submodule; None for the last layer with an output for each class, if there is one.
+            head: name of the layer; None for the last layer with one output for each class, if there is one.
 
         Raises:
-            SettingError: there is no such submodule, or it is no linear layer and no convolution.
+            SettingError: there is no such layer, or it is neither linear nor a convolution.
         """
         layers = dict(self.classifier.named_modules())
         widths = {key: (_width(layer, "in"), _width(layer, "out")) for key, layer in layers.items()}
@@ -87,18 +87,18 @@ class PretrainedClassifier(nn.Module):
         if head not in linear:
             those = ", ".join(linear[-5:]) or "none"
             raise SettingError(f"{self.name} has no layer {head!r}: set its head to a linear layer, such as {those}")
-        self.num_features = int(widths[head][0])  # type: ignore[arg-type]  # linear ones have a width
+        self.num_features = int(widths[head][0])  # type: ignore[arg-type]  # a linear layer has a width
         layers[head].register_forward_pre_hook(self._note)
 
     def sort_into(self, class_names: Sequence[str], image_shape: Sequence[int]) -> None:
-        """Judge by the classes of a diffusion model from now on, and try it on an image.
+        """Switch to the classes of a diffusion model, and test the judge on one image.
 
         Args:
-            class_names: of the model.
-            image_shape: (C, H, W) of its images.
+            class_names: classes of the diffusion model.
+            image_shape: (C, H, W) of the model's images.
 
         Raises:
-            SettingError: a class has no counterpart, or the network does not take the images.
+            SettingError: a class of the model has no class of the judge, or the network cannot read the images.
         """
         self._group(tuple(class_names))
         try:
@@ -114,10 +114,10 @@ class PretrainedClassifier(nn.Module):
         return torch.stack([logits[:, list(group)].logsumexp(1) for group in self.groups], 1)
 
     def features(self, x: Tensor) -> Tensor:
-        """What the last layer decides by, (B, num_features), of images in [-1, 1].
+        """Features (B, num_features), the input of the last layer, of images (B, C, H, W) in [-1, 1].
 
         Raises:
-            SettingError: the network has none.
+            SettingError: the network has no features.
         """
         found = self._in_chunks(x)[1]
         if found is None:
@@ -126,7 +126,7 @@ class PretrainedClassifier(nn.Module):
 
     @torch.no_grad()
     def probabilities(self, x: Tensor) -> Tensor:
-        """The probability of every class, (B, class_names) float32, in full precision whatever the trainer runs in."""
+        """Class probabilities (B, class_names), float32; never under the trainer's autocast."""
         if self.anchor.device != x.device:
             self.to(x.device)
         with torch.autocast(x.device.type, enabled=False):
@@ -138,14 +138,16 @@ class PretrainedClassifier(nn.Module):
         return Labels(labels, confidence)
 
     def _run(self, inputs: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Logits over the judge's own classes, and the features; ``inputs`` are preprocessed."""
+        """Logits over the judge's own classes, and the features, of preprocessed ``inputs``."""
         output = self.classifier(inputs)
         features, self._seen = self._seen, None
-        if features is not None and features.ndim == 4:  # of a head that is a convolution, before the pooling
+        if features is not None and features.ndim == 4:  # the head is a convolution before the pooling
             features = features.mean((2, 3))
         if features is not None and features.ndim != 2:
             shape = tuple(features.shape[1:])
-            raise SettingError(f"the features of {self.name} are {shape}, no vector: set its head to another layer")
+            raise SettingError(
+                f"the features of {self.name} have shape {shape} and are no vector: set its head to another layer"
+            )
         return getattr(output, "logits", output), features
 
     def _in_chunks(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -171,7 +173,7 @@ class PretrainedClassifier(nn.Module):
         is_own = class_names == self.own_names and not self.classes
         own = tuple((label,) for label in range(len(class_names)))
         self.groups = own if is_own else groups(class_names, self.own_names, self.classes, self.name)
-        # what changes its labels or features changes its fingerprint, which is of its state
+        # the fingerprint is a hash of the state, so settings that change labels or features belong to the state
         settings = repr((self.class_names, self.groups, self.preprocess)).encode()
         digest = torch.tensor(list(hashlib.sha256(settings).digest()), dtype=torch.uint8)
         self.register_buffer("settings", digest.to(self.anchor.device))

@@ -1,4 +1,4 @@
-"""Classifiers that are a network of your own, by class path."""
+"""Classifiers with a network of your own, given by class path."""
 
 from torch import nn
 
@@ -10,18 +10,18 @@ from dng_lightning.storage import weights as files
 
 
 class ModuleClassifier(PretrainedClassifier):
-    """Any ``nn.Module`` that gives logits, with the weights of a file.
+    """An ``nn.Module`` that returns logits, with weights from a file.
 
     Args:
         net: the network, by class path.
-        weights: a file with its state dict, `.pth` or `.safetensors`.
-        class_names: a list, or a text file with one a line.
-        preprocessing: what the network is shown.
-        classes: {class of the diffusion model: class or classes of this one}; None to go by names alone.
-        head: the layer whose input are the features; None to find it.
+        weights: file with its state dict, `.pth` or `.safetensors`.
+        class_names: a list, or a text file with one name per line.
+        preprocessing: preprocessing of the images.
+        classes: {class of the diffusion model: class or classes of this classifier}; None to match by name.
+        head: layer whose input is the features; None to find it.
 
     Raises:
-        SettingError: the weights cannot be had, or are of another network.
+        SettingError: the weights cannot be read, or do not fit the network.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Classifiers in an ONNX file, which brings its network along."""
+"""Classifiers in ONNX files, which contain the network."""
 
 import hashlib
 from pathlib import Path
@@ -15,18 +15,18 @@ from dng_lightning.judges.preprocessing import Preprocessing
 
 
 class ONNXClassifier(PretrainedClassifier):
-    """An ONNX file (extra ``onnx``): on the GPU where the installed onnxruntime has one, else on the CPU.
+    """An ONNX file (extra ``onnx``); runs on the GPU if the installed onnxruntime supports it, else on the CPU.
 
     Args:
-        path: the file; its first output is of a class each.
-        class_names: a list, or a text file with one a line.
-        preprocessing: what the network is shown, which the file does not say.
-        classes: {class of the diffusion model: class or classes of this one}; None to go by names alone.
-        outputs: what it gives.
-        features: name of the output that are the features; None for none.
+        path: the file; its first output is (B, classes).
+        class_names: a list, or a text file with one name per line.
+        preprocessing: preprocessing of the images, which the file does not contain.
+        classes: {class of the diffusion model: class or classes of this classifier}; None to match by name.
+        outputs: kind of the first output.
+        features: name of the output with the features; None for no features.
 
     Raises:
-        SettingError: onnxruntime is not installed, there is no such file or output, or it is something else.
+        SettingError: onnxruntime is not installed, the file is missing or no ONNX file, or the output is missing.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class _Network(nn.Module):
         self.input = self.session.get_inputs()[0].name
         self.widths = {output.name: output.shape[-1] for output in self.session.get_outputs()}
         digest = torch.tensor(list(hashlib.sha256(content).digest()), dtype=torch.uint8)
-        self.register_buffer("digest", digest)  # its weights, for a fingerprint
+        self.register_buffer("digest", digest)  # the fingerprint sees the weights by this hash
 
     def forward(self, inputs: Tensor) -> dict[str, Tensor]:
         """(B, C, H, W) -> the outputs, on the device of ``inputs``."""

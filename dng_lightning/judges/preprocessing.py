@@ -1,4 +1,4 @@
-"""What a classifier is shown of an image, where its own configuration does not say it."""
+"""Preprocessing for classifiers whose files do not contain it."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -11,17 +11,17 @@ from dng_lightning.errors import SettingError
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Resizes an image with values in [0, 1], and standardises its channels: (x - mean) / std.
+    """Resizes images with values in [0, 1] and standardises their channels: (x - mean) / std.
 
     Attributes:
-        mean: of each channel; [0.485, 0.456, 0.406] is ImageNet's, and 0 with a ``std`` of 1 leaves [0, 1].
-        std: of each channel, > 0; [0.229, 0.224, 0.225] is ImageNet's.
-        size: side of the square, or [height, width], that the image is resized to; None leaves it as it is.
-        interpolation: of the resizing, with antialiasing.
-        channels: 3, or 1 for grey.
+        mean: mean of each channel; ImageNet's is [0.485, 0.456, 0.406]. Mean 0 and std 1 keep [0, 1].
+        std: standard deviation of each channel, > 0; ImageNet's is [0.229, 0.224, 0.225].
+        size: side of a square, or [height, width], in pixels; None for no resizing.
+        interpolation: interpolation of the resizing, with antialiasing.
+        channels: 3 for colour, 1 for grey.
 
     Raises:
-        SettingError: ``mean`` and ``std`` are not one a channel.
+        SettingError: ``mean`` or ``std`` does not have one number per channel.
     """
 
     mean: list[float]

@@ -1,4 +1,4 @@
-"""Classifiers of timm, also those of the Hugging Face hub in its format."""
+"""Classifiers of timm, also from the Hugging Face hub."""
 
 from pathlib import Path
 from typing import Any
@@ -12,19 +12,19 @@ from dng_lightning.storage import weights as files
 
 
 class TimmClassifier(PretrainedClassifier):
-    """A model of timm (extra ``timm``), with its pretrained weights or with your own.
+    """A model of timm (extra ``timm``), with timm's weights or your own.
 
     Args:
-        model: such as `resnet18.a1_in1k`; a folder in timm's format; or one of the Hugging Face hub, `owner/model`.
-        weights: a file with a state dict, `.pth` or `.safetensors`; None for timm's.
-        class_names: a list, or a text file with one a line; None for those that the model's configuration or ImageNet
-            has.
-        classes: {class of the diffusion model: class or classes of this one}; None to go by names alone.
-        preprocessing: None for that of the model's configuration.
-        head: the layer whose input are the features; None to find it.
+        model: a name such as `resnet18.a1_in1k`, a folder in timm's format, or a Hugging Face model, `owner/model`.
+        weights: file with a state dict, `.pth` or `.safetensors`; None for timm's weights.
+        class_names: a list, or a text file with one name per line; None for the names in the model's configuration,
+            or ImageNet's.
+        classes: {class of the diffusion model: class or classes of this classifier}; None to match by name.
+        preprocessing: preprocessing of the images; None for that of the model's configuration.
+        head: layer whose input is the features; None to find it.
 
     Raises:
-        SettingError: timm is not installed, there is no such model, or its weights cannot be had or are of another one.
+        SettingError: timm is not installed, the model is missing, or the weights cannot be read or do not fit.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class TimmClassifier(PretrainedClassifier):
         try:
             net = timm.create_model(source, pretrained=weights is None, **settings)
         except Exception as error:  # no connection, no such model, a damaged file
-            raise SettingError(f"timm cannot load {model}, give a file as weights: {reason(error)}") from error
+            raise SettingError(f"timm cannot load {model}, set weights to a file: {reason(error)}") from error
         if weights is not None:
             files.fit(net, files.state_dict(weights), weights)
         config = timm.data.resolve_model_data_config(net)
@@ -56,7 +56,7 @@ class TimmClassifier(PretrainedClassifier):
 
 
 def _names(timm: Any, net: Any, name: str) -> tuple[str, ...]:
-    """Those of the configuration, or of the part of ImageNet that the network was trained on."""
+    """Class names of the model's configuration, or of the part of ImageNet that the network was trained on."""
     config = net.pretrained_cfg
     if config.get("label_names"):
         return tuple(config["label_names"])

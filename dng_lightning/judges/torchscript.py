@@ -1,4 +1,4 @@
-"""Classifiers in a TorchScript file, which brings its network along."""
+"""Classifiers in TorchScript files, which contain the network."""
 
 import warnings
 from pathlib import Path
@@ -15,19 +15,19 @@ from dng_lightning.judges.preprocessing import Preprocessing
 
 
 class TorchScriptClassifier(PretrainedClassifier):
-    """A file of ``torch.jit.save``.
+    """A file written by ``torch.jit.save``.
 
-    Its features are what an exported method `features` gives, or the second of two outputs.
+    The features are the second of two outputs, or the output of an exported method `features`.
 
     Args:
         path: the file.
-        class_names: a list, or a text file with one a line.
-        preprocessing: what the network is shown, which the file does not say.
-        classes: {class of the diffusion model: class or classes of this one}; None to go by names alone.
-        outputs: what it gives.
+        class_names: a list, or a text file with one name per line.
+        preprocessing: preprocessing of the images, which the file does not contain.
+        classes: {class of the diffusion model: class or classes of this classifier}; None to match by name.
+        outputs: kind of the first output.
 
     Raises:
-        SettingError: there is no such file, or it is something else.
+        SettingError: the file is missing, is no TorchScript file, or cannot read the preprocessed images.
     """
 
     def __init__(
@@ -39,12 +39,12 @@ class TorchScriptClassifier(PretrainedClassifier):
         outputs: Literal["logits", "probabilities"] = "logits",
     ) -> None:
         try:
-            with warnings.catch_warnings(action="ignore"):  # torch would rather have other files
+            with warnings.catch_warnings(action="ignore"):  # torch deprecates TorchScript
                 net = torch.jit.load(path, map_location="cpu")  # type: ignore[no-untyped-call]
         except Exception as error:  # a foreign file can fail in any way
             raise SettingError(
-                f"{path} is no TorchScript file: {reason(error)}; of a network in Python write one with "
-                "torch.jit.save(torch.jit.trace(network.eval(), images), path), or name its class by ModuleClassifier"
+                f"{path} is no TorchScript file: {reason(error)}; write one with "
+                "torch.jit.save(torch.jit.trace(network.eval(), images), path), or use ModuleClassifier"
             ) from error
         name = Path(path).stem
         super().__init__(name, net, names_of(class_names, name), classes, preprocessing, preprocessing.channels)

@@ -11,19 +11,20 @@ from dng_lightning.storage import weights as files
 
 
 class TorchvisionClassifier(PretrainedClassifier):
-    """A model of ``torchvision.models``, with torchvision's weights or with your own.
+    """A model of ``torchvision.models``, with torchvision's weights or your own.
 
     Args:
-        model: such as `resnet50`.
-        weights: a name of torchvision's, such as `DEFAULT` or `IMAGENET1K_V2`, with its classes and preprocessing; or a
-            file with a state dict, `.pth` or `.safetensors`.
-        class_names: of a file's classes, a list or a text file with one a line; None for ImageNet's.
-        classes: {class of the diffusion model: class or classes of this one}; None to go by names alone.
-        preprocessing: of a file; None for that of torchvision's weights of this model.
-        head: the layer whose input are the features; None to find it.
+        model: name of the model, such as `resnet50`.
+        weights: name of torchvision's weights, such as `DEFAULT` or `IMAGENET1K_V2`; or a file with a state dict,
+            `.pth` or `.safetensors`.
+        class_names: class names of weights from a file, a list or a text file with one name per line; None for
+            ImageNet's.
+        classes: {class of the diffusion model: class or classes of this classifier}; None to match by name.
+        preprocessing: preprocessing of the images; None for that of torchvision's weights of this model.
+        head: layer whose input is the features; None to find it.
 
     Raises:
-        SettingError: there is no such model, or its weights cannot be had or are of another one.
+        SettingError: the model is missing, or the weights cannot be read or do not fit.
     """
 
     def __init__(
@@ -38,22 +39,22 @@ class TorchvisionClassifier(PretrainedClassifier):
         if model not in models.list_models(module=models):
             raise SettingError(f"torchvision has no classifier {model!r}: see torchvision.models.list_models()")
         known = models.get_model_weights(model)
-        theirs = known[weights] if weights in known.__members__ else known["DEFAULT"]
+        pretrained = known[weights] if weights in known.__members__ else known["DEFAULT"]
         name = f"torchvision-{model}"
         if weights in known.__members__:
-            own_names = tuple(theirs.meta["categories"])
+            own_names = tuple(pretrained.meta["categories"])
             try:
-                net = models.get_model(model, weights=theirs)
+                net = models.get_model(model, weights=pretrained)
             except Exception as error:  # no connection, a damaged download
                 raise SettingError(
-                    f"torchvision's weights of {model} are not to be had, name a file of them: {reason(error)}"
+                    f"torchvision's weights of {model} cannot be downloaded, set weights to a file: {reason(error)}"
                 ) from error
         else:
             state = files.state_dict(weights)
-            own_names = names_of(class_names, name) if class_names is not None else tuple(theirs.meta["categories"])
+            own_names = names_of(class_names, name) if class_names is not None else tuple(pretrained.meta["categories"])
             settings = {"init_weights": False} if model in ("googlenet", "inception_v3") else {}
             net = models.get_model(model, weights=None, num_classes=len(own_names), **settings)
             files.fit(net, state, weights)
         channels = preprocessing.channels if preprocessing else 3
-        super().__init__(name, net, own_names, classes, preprocessing or theirs.transforms(), channels)
+        super().__init__(name, net, own_names, classes, preprocessing or pretrained.transforms(), channels)
         self.watch_head(head)

@@ -1,4 +1,4 @@
-"""Image classifiers of transformers, in a folder or on the Hugging Face hub."""
+"""Image classifiers of transformers, from a folder or the Hugging Face hub."""
 
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,14 @@ class TransformersClassifier(PretrainedClassifier):
     """A model of transformers' `AutoModelForImageClassification` (extra ``transformers``), with its image processor.
 
     Args:
-        model: its folder, or one of the Hugging Face hub, `owner/model`, which is downloaded if it is not in its cache.
-        revision: a branch, tag or commit on the hub.
-        class_names: a list, or a text file with one a line; None for those of its configuration.
-        classes: {class of the diffusion model: class or classes of this one}; None to go by names alone.
-        head: the layer whose input are the features; None to find it.
+        model: a folder, or a Hugging Face model, `owner/model`, which is downloaded if the cache lacks it.
+        revision: branch, tag or commit on the hub.
+        class_names: a list, or a text file with one name per line; None for the names in the model's configuration.
+        classes: {class of the diffusion model: class or classes of this classifier}; None to match by name.
+        head: layer whose input is the features; None to find it.
 
     Raises:
-        SettingError: transformers is not installed, there is no such model, or it is something else.
+        SettingError: transformers is not installed, or the model is missing or no image classifier.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class TransformersClassifier(PretrainedClassifier):
 
 
 class _Processor:
-    """The image processor on a batch in [0, 1], which it takes as pixels from 0 to 255."""
+    """Applies an image processor, which reads pixels in 0..255, to a batch in [0, 1]."""
 
     def __init__(self, processor: Any) -> None:
         self.processor = processor

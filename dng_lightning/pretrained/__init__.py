@@ -1,4 +1,4 @@
-"""Diffusion models of other libraries, to be sampled from."""
+"""Diffusion models of other libraries, to sample from."""
 
 from dng_lightning.pretrained.base import PretrainedModel
 from dng_lightning.pretrained.diffusers import DiffusersModel

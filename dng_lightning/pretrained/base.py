@@ -1,4 +1,4 @@
-"""Diffusion models of other libraries."""
+"""Base class for diffusion models of other libraries."""
 
 from abc import ABC, abstractmethod
 
@@ -6,7 +6,7 @@ from dng_lightning.pretrained.model_parts import ModelParts
 
 
 class PretrainedModel(ABC):
-    """Says where a model of another library is, and what its files leave open.
+    """Where a model of another library is, and the settings that its files do not contain.
 
     Attributes:
         path: a file, a folder, or a model of the Hugging Face hub.
@@ -19,5 +19,5 @@ class PretrainedModel(ABC):
         """Read the files.
 
         Raises:
-            SettingError: they are not there, hold something else, or leave open what no setting says.
+            SettingError: the files are missing or hold something else, or a setting is missing.
         """

@@ -1,4 +1,4 @@
-"""Models of pixels in diffusers' format, where their folder's name is not enough."""
+"""Pixel-space models in diffusers' format that need settings besides the name of their folder."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,22 +11,22 @@ from dng_lightning.pretrained.base import PretrainedModel
 from dng_lightning.pretrained.model_parts import ModelParts
 from dng_lightning.schedule import NoiseSchedule
 
-WANTED = ["*.json", "*.safetensors", "*.bin"]
+PATTERNS = ["*.json", "*.safetensors", "*.bin"]
 
 
 class DiffusersModel(PretrainedModel):
-    """A `UNet2DModel` (extra ``diffusers``), unconditional or class-conditional, in a folder or on the hub.
+    """A `UNet2DModel` (extra ``diffusers``), unconditional or class-conditional, from a folder or the hub.
 
     Args:
-        path: a folder, or a model of the Hugging Face hub, `owner/model`, which is downloaded if its cache lacks it.
-        revision: a branch, tag or commit on the hub.
-        subfolder: where in it the pipeline, or the network alone, lies.
-        variant: of the files of weights, such as fp16.
-        schedule: None for that of its scheduler.
-        prediction: what it predicts: eps, x0, v, flow or edm; None for what its scheduler says.
-        class_names: of a class-conditional model, a list or a text file with one a line; None for those of the
-            classifier, or their numbers.
-        null_class: whether its last class embedding is that of no class; None where that follows from ``class_names``.
+        path: a folder, or a Hugging Face model, `owner/model`, which is downloaded if the cache lacks it.
+        revision: branch, tag or commit on the hub.
+        subfolder: subfolder with the pipeline, or with the network alone.
+        variant: variant of the weight files, such as fp16.
+        schedule: noise schedule; None for that of the model's scheduler.
+        prediction: what the network predicts: eps, x0, v, flow or edm; None for the setting of its scheduler.
+        class_names: class names of a class-conditional model, a list or a text file with one name per line; None for
+            the names of the classifier, or numbers.
+        null_class: whether the last class embedding is the null class; None to infer it from ``class_names``.
     """
 
     def __init__(
@@ -54,11 +54,10 @@ class DiffusersModel(PretrainedModel):
         if Path(self.path).is_dir():
             return Path(self.path)
         hub = require("huggingface_hub", f"{self.path} is no folder here, and a model of the hub", "diffusers")
-        patterns = [str(Path(self.subfolder, "**", wanted)) for wanted in WANTED]
-        patterns += [str(Path(self.subfolder, wanted)) for wanted in WANTED]
+        patterns = [str(Path(self.subfolder, part, name)) for part in ("**", "") for name in PATTERNS]
         try:
             return Path(hub.snapshot_download(self.path, revision=self.revision, allow_patterns=patterns))
         except Exception as error:  # no connection, no such model
             raise SettingError(
-                f"{self.path} is no folder here, and not to be had from the Hugging Face hub: {reason(error)}"
+                f"{self.path} is no folder here, and cannot be downloaded from the Hugging Face hub: {reason(error)}"
             ) from error

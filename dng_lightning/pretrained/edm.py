@@ -14,16 +14,16 @@ from dng_lightning.storage import weights
 
 
 class EDMModel(PretrainedModel):
-    """A network of EDM's code, or one like it, with the weights of a file; the zero vector is its null class.
+    """A network with EDM's interface, with weights from a file; the zero label vector is its null class.
 
-    EDM's own `.pkl` files carry code and are refused; the message says how to convert one.
+    EDM's own `.pkl` files contain code and are refused; the message says how to convert one.
 
     Args:
-        path: a state dict of the network's weights, `.safetensors` or `.pt` without code.
+        path: state dict of the network, `.safetensors`, or `.pt` without code.
         net: the network with its preconditioning, by class path, such as EDM's `training.networks.EDMPrecond`; its
-            attributes `img_resolution`, `img_channels` and `label_dim` say the images and classes.
-        schedule: None for EDM's.
-        class_names: a list, or a text file with one a line; None for those of the classifier, or their numbers.
+            attributes `img_resolution`, `img_channels` and `label_dim` are read.
+        schedule: noise schedule; None for EDM's.
+        class_names: a list, or a text file with one name per line; None for the names of the classifier, or numbers.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class EDMModel(PretrainedModel):
 
 
 class _Denoiser(nn.Module):
-    """The network by the schedule's timesteps, and by labels."""
+    """The network with the schedule's timesteps and integer class labels as inputs."""
 
     def __init__(self, net: nn.Module, schedule: NoiseSchedule) -> None:
         super().__init__()

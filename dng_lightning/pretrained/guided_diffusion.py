@@ -1,4 +1,4 @@
-"""OpenAI's improved-diffusion and guided-diffusion: their weights in diffusers' `UNet2DModel`."""
+"""Models of OpenAI's improved-diffusion and guided-diffusion, loaded into diffusers' `UNet2DModel`."""
 
 from pathlib import Path
 from typing import Any
@@ -35,21 +35,21 @@ ENDS = {
 
 
 class GuidedDiffusionModel(PretrainedModel):
-    """A `.pt` of improved-diffusion or guided-diffusion (extra ``diffusers``); a learned variance is left out.
+    """A `.pt` of improved-diffusion or guided-diffusion (extra ``diffusers``); a learned variance is discarded.
 
-    The network's shape is read from the weights, all else is a setting: the files do not say it. The 512x512 model of
-    guided-diffusion is not read: its time embedding is wider than its first block, which `UNet2DModel` cannot be.
+    The network's shape is read from the weights; the files do not contain the other settings. The 512x512 model of
+    guided-diffusion is not supported: its time embedding is wider than its first block, unlike in `UNet2DModel`.
 
     Args:
         path: the file.
-        image_size: side of its images.
-        heads: attention heads (their `num_heads`); None to go by ``head_channels``.
-        head_channels: channels of each head (their `num_head_channels`); None to go by ``heads``.
-        new_attention_order: as their flag.
-        schedule: None for the linear one of 1,000 levels.
-        prediction: what the network predicts; x0 with their `predict_xstart`.
-        class_names: of a class-conditional model, a list or a text file with one a line.
-        null_class: whether its last class embedding is that of no class; theirs have none.
+        image_size: side of the images, in pixels.
+        heads: number of attention heads (`num_heads` of the training); None if ``head_channels`` is set.
+        head_channels: channels of each head (`num_head_channels` of the training); None if ``heads`` is set.
+        new_attention_order: `use_new_attention_order` of the training.
+        schedule: noise schedule; None for the linear one with 1,000 levels.
+        prediction: what the network predicts; x0 after a training with `predict_xstart`.
+        class_names: class names of a class-conditional model, a list or a text file with one name per line.
+        null_class: whether the last class embedding is the null class; OpenAI's models have none.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class GuidedDiffusionModel(PretrainedModel):
     ) -> None:
         if (heads is None) == (head_channels is None):
             raise SettingError(
-                f"{path}: set heads or head_channels, as its training had num_heads or num_head_channels"
+                f"{path}: set heads or head_channels to the num_heads or num_head_channels of its training"
             )
         self.path, self.image_size, self.heads, self.head_channels = path, image_size, heads, head_channels
         self.new_attention_order, self.null_class = new_attention_order, null_class
@@ -97,13 +97,13 @@ class GuidedDiffusionModel(PretrainedModel):
         return ModelParts(*parts, clip=1.0, class_names=self.class_names)
 
     def _config(self, state: dict[str, Tensor]) -> dict[str, Any]:
-        """The settings of the `UNet2DModel`, by the shapes of the weights."""
+        """The settings of the `UNet2DModel`, from the shapes of the weights."""
         levels, blocks, updown = _layout(state)
         first = [1 + level * (blocks + 1) for level in range(levels)]
         widths = [state[f"input_blocks.{place}.0.out_layers.3.weight"].shape[0] for place in first]
         attends = [f"input_blocks.{place}.1.qkv.weight" in state for place in first]
         if state["time_embed.0.weight"].shape[1] != widths[0]:
-            raise SettingError(f"{self.path}: its time embedding is of another width than its first block")
+            raise SettingError(f"{self.path}: its time embedding and its first block differ in width: not supported")
         kinds = (
             "ResnetDownsampleBlock2D" if updown else "DownBlock2D",
             "ResnetUpsampleBlock2D" if updown else "UpBlock2D",
@@ -120,14 +120,14 @@ class GuidedDiffusionModel(PretrainedModel):
             "downsample_type": "resnet" if updown else "conv",
             "upsample_type": "resnet" if updown else "conv",
             "resnet_time_scale_shift": "scale_shift" if scaled else "default",
-            "attention_head_dim": GROUPS,  # set right later
+            "attention_head_dim": GROUPS,  # ``read`` sets the real one
             "norm_num_groups": GROUPS,
             "attn_norm_num_groups": GROUPS,
             "num_class_embeds": len(state["label_emb.weight"]) if "label_emb.weight" in state else None,
         }
 
     def _converted(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The weights by the names of `UNet2DModel`."""
+        """The weights, renamed to those of `UNet2DModel`."""
         levels, blocks, _ = _layout(state)
         found: dict[str, Tensor] = {}
 
@@ -185,7 +185,7 @@ class GuidedDiffusionModel(PretrainedModel):
 
 
 def _layout(state: dict[str, Tensor]) -> tuple[int, int, bool]:
-    """Levels, residual blocks of each, and whether residual blocks change the resolution."""
+    """Number of resolutions, residual blocks of each, and whether residual blocks change the resolution."""
     count = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("output_blocks."))
     second = [f"output_blocks.{place}.{part}" for place in range(count) for part in (1, 2)]
     resampling = [name for name in second if f"{name}.conv.weight" in state or f"{name}.in_layers.0.weight" in state]

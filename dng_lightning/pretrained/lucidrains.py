@@ -1,4 +1,4 @@
-"""Models of lucidrains' denoising-diffusion-pytorch: the `model-N.pt` of its Trainer."""
+"""Models of denoising-diffusion-pytorch (lucidrains): the `model-N.pt` files of its Trainer."""
 
 from pathlib import Path
 
@@ -14,14 +14,14 @@ from dng_lightning.storage import weights
 
 
 class LucidrainsModel(PretrainedModel):
-    """An unconditional `Unet` under `GaussianDiffusion` (extra ``lucidrains``), with its averaged weights.
+    """An unconditional `Unet` of `GaussianDiffusion` (extra ``lucidrains``).
 
-    The network's widths, the schedule and what it predicts are read from the file.
+    The network's widths, the schedule and the prediction are read from the file.
 
     Args:
         path: the file.
-        image_size: side of its images, or [height, width], which the file does not say.
-        ema: take the averaged weights.
+        image_size: side of the images, or [height, width], in pixels; the file does not contain it.
+        ema: use the EMA weights.
     """
 
     def __init__(self, path: str, image_size: int | list[int], ema: bool = True) -> None:
@@ -39,8 +39,8 @@ class LucidrainsModel(PretrainedModel):
         own = {name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")}
         try:
             net = library.Unet(**_settings(own))
-        except Exception as error:  # another version's network
-            raise SettingError(f"{self.path} holds no unconditional Unet that is known: {reason(error)}") from error
+        except Exception as error:  # the network of another version
+            raise SettingError(f"{self.path} holds no supported unconditional Unet: {reason(error)}") from error
         weights.fit(net, own, self.path)
         alpha_bar = state["alphas_cumprod"].double()
         sides = [self.image_size] * 2 if isinstance(self.image_size, int) else self.image_size
@@ -63,7 +63,7 @@ class _Unconditional(nn.Module):
 
 
 def _settings(state: dict[str, Tensor]) -> dict[str, object]:
-    """The constructor's arguments, by the shapes of the weights."""
+    """Arguments of `Unet`, from the shapes of the weights."""
     if "classes_emb.weight" in state:
         raise SettingError("it is class-conditional")
     dim = state["time_mlp.3.weight"].shape[0] // 4
@@ -72,7 +72,7 @@ def _settings(state: dict[str, Tensor]) -> dict[str, object]:
     outputs = [state[f"downs.{stage}.3.{'weight' if stage == last else '1.weight'}"] for stage in range(stages)]
     channels = state["final_conv.weight"].shape[0]
     if state["init_conv.weight"].shape[1] != channels:
-        raise SettingError("it is conditioned on its own prediction, or predicts a variance besides")
+        raise SettingError("it has self-conditioning or predicts a variance")
     full = [f"downs.{stage}.2.to_out.weight" in state for stage in range(stages)]
     heads = [state[f"downs.{stage}.2.mem_kv"].shape[1] for stage in range(stages)]
     widths = [state[f"downs.{stage}.2.to_qkv.weight"].shape[0] // 3 for stage in range(stages)]
@@ -88,11 +88,11 @@ def _settings(state: dict[str, Tensor]) -> dict[str, object]:
 
 
 def _prediction(loss_weight: Tensor, alpha_bar: Tensor, path: str) -> Prediction:
-    """What is predicted, by the weights of the loss: min(SNR, gamma) on the error of x_0, see its `loss_weight`."""
+    """The prediction, inferred from `loss_weight`: all have weight min(SNR, gamma) on the error of x_0."""
     snr = alpha_bar / (1 - alpha_bar)
     kinds: dict[Prediction, Tensor] = {"eps": snr, "x0": torch.ones_like(snr), "v": snr + 1}
     for prediction, factor in kinds.items():
         weight = loss_weight * factor
         if torch.allclose(weight, snr.clamp(max=float(weight.max())), rtol=1e-3):
             return prediction
-    raise SettingError(f"{path} does not say what its network predicts")
+    raise SettingError(f"{path} does not determine what its network predicts")

@@ -1,4 +1,4 @@
-"""What sampling needs of a diffusion model, wherever it was trained."""
+"""The parts of a diffusion model of another library that sampling needs."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +16,13 @@ class ModelParts:
 
     Attributes:
         net: ``net(x, t, class_labels) -> prediction``, with an attribute ``num_classes``; see ``DiffusionModule``.
-        schedule: its noise levels.
-        prediction: what it predicts.
-        state_shape: (C, H, W) of what it denoises, images or latents.
-        folder: where it lies, and what belongs to it.
+        schedule: noise schedule.
+        prediction: what the network predicts.
+        state_shape: (C, H, W) of the network's images or latents.
+        folder: folder of the model, for its calibration and reference statistics.
         clip: bound on the denoised prediction; None for none.
-        class_names: what its classes are called; empty where it does not say.
-        decoder: makes images of latents; None for a network of pixels.
+        class_names: class names; empty if the files do not contain them.
+        decoder: decoder of the latents; None for a pixel-space network.
     """
 
     net: nn.Module

@@ -1,4 +1,4 @@
-"""Sampling: the reverse loop, its noise, and the predictors that it asks."""
+"""Sampling: the reverse loop, its noise, its predictors and its recorders."""
 
 from dng_lightning.sampling.noise import ImageNoise
 from dng_lightning.sampling.particles import Particles

@@ -1,13 +1,13 @@
-"""The divergence of D_k - D with respect to x_t: what a tracked posterior lacks where too little noise is drawn.
+"""The divergence of D_k - D with respect to x_t, which corrects a tracked posterior at eta < 1.
 
-Along dx = F dt + eta g dw, whatever F is, the exact rate of log p(c | x_t) is that of the kernels' ratio less
+Along dx = F dt + eta g dw, for any F, the exact rate of log p(c | x_t) is the rate of the kernels' log ratio minus
 
     (1 - eta^2) / 2 g^2 div(grad log p(x | c) - grad log p(x))
 
-so DDIM (eta = 0) lacks all of it and the ancestral sampler nothing. Hutchinson's estimate is v' J v with a random v of
-mean 0 and variance 1 and the Jacobian J. With probes of our own J v is one pass in forward mode through the networks.
-Where the sampler draws noise, 0 < eta < 1, that noise is a probe as well, and the predictions before and after it make
-J v a difference that costs nothing and comes one step late. In the limit of many steps both are exact.
+This term is largest for DDIM (eta = 0) and zero for the ancestral sampler (eta = 1). Hutchinson's estimate of it is
+v' J v with the Jacobian J and a random vector v (a probe) of mean 0 and variance 1. With extra probes, J v is one
+forward-mode pass through the networks. For 0 < eta < 1 the sampler's noise can be the probe: J v is then the difference
+of the predictions before and after the step, at no cost and one step late. Both are exact in the limit of many steps.
 
 Hutchinson, "A stochastic estimator of the trace of the influence matrix" (1989); Albergo et al. and Song et al. use it
 for the likelihood of deterministic flows ("Score-based generative modeling through SDEs", ICLR 2021, appendix D.2).
@@ -29,12 +29,12 @@ from dng_lightning.sampling.predictors import ALL, Predictor
 
 
 class WithDivergence(PredictorWrapper):
-    """Adds the divergence where a guidance needs it; made anew for each chain.
+    """Adds the divergence where a guidance needs it; each chain needs a new instance.
 
     Args:
         predictor: gives the denoised predictions.
-        probes: gives the next independent vector of mean 0 and variance 1 for each image, (B, ...).
-        eta: of the sampler, in [0, 1].
+        probes: returns the next independent probe of each image, (B, ...), of mean 0 and variance 1.
+        eta: eta of the sampler, in [0, 1].
     """
 
     def __init__(self, predictor: Predictor, probes: Probes, eta: float) -> None:
@@ -60,14 +60,14 @@ class WithDivergence(PredictorWrapper):
         return replace(predictions, divergence=_dot(predictions.differences - before, draw) / width)
 
     def record_noise(self, predictions: Predictions, width: float, draw: Tensor) -> None:
-        """Record the noise that the sampler adds, ``width`` times the standard normal ``draw`` (B, ...)."""
+        """Record the noise that the sampler adds: ``width`` times the standard normal ``draw`` (B, ...)."""
         if 0 < self.eta < 1:
             self.last = predictions.differences, width, draw
 
     def _probed(self, x_t: Tensor, level: NoiseLevel, needs: Needs, probe: Tensor) -> tuple[Predictions, Tensor]:
         """The predictions and v' J v, (B, K), with v = ``probe``."""
         before = self.nfe
-        # The trainer forbids derivatives in predict and test, and no fused attention has one in forward mode.
+        # The trainer disables derivatives in predict and test, and fused attention has none in forward mode.
         with torch.inference_mode(False), dual_level(), sdpa_kernel(SDPBackend.MATH):
             dual = make_dual(x_t.clone(), probe)  # type: ignore[no-untyped-call]  # torch's
             predictions = self.predictor.predict(dual, level, needs)
@@ -80,10 +80,10 @@ class WithDivergence(PredictorWrapper):
                 for name, value in values.items()
                 if value is not None
             }
-        self.nfe += self.nfe - before  # the derivative costs as much again
+        self.nfe += self.nfe - before  # the derivative costs as much as the evaluation
         return replace(predictions, **plain), _dot(tangent, probe)
 
 
 def _dot(images: Tensor, with_each: Tensor) -> Tensor:
-    """Inner products of the images (B, K, ...) with an image (B, ...), (B, K)."""
+    """Inner products of (B, K, ...) with (B, ...), (B, K)."""
     return (images * with_each.unsqueeze(1)).flatten(2).sum(2)

@@ -1,4 +1,4 @@
-"""Noise of which image i depends on seed i alone."""
+"""Noise in which image i depends on seed i alone."""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -10,12 +10,12 @@ from torch import Tensor
 class ImageNoise:
     """Standard normal noise that depends on the seed of each image, not on batch, order, device or process.
 
-    Generated on the CPU, by one generator for each image, and then moved.
+    One generator for each image creates the noise on the CPU; the noise is then copied to the device.
 
     Args:
-        seeds: one for each image, in [0, 2^32), the range of torch's generator.
-        shape: of one image, (C, H, W).
-        device: of the noise.
+        seeds: one seed for each image, in [0, 2^32), the range of torch's generator.
+        shape: shape of one image, (C, H, W).
+        device: device of the returned noise.
     """
 
     def __init__(self, seeds: Sequence[int], shape: Sequence[int], device: torch.device | str = "cpu") -> None:
@@ -31,17 +31,17 @@ class ImageNoise:
         return draws.to(self.device, non_blocking=pinned)
 
     def take(self, images: Tensor) -> "ImageNoise":
-        """The noise of some images, by their numbers (N,); it goes on where this one is, and this one after it."""
+        """The noise of some images, by their indices (N,); both objects share the generators of these images."""
         some = ImageNoise([], self.shape, self.device)
         some.generators = [self.generators[i] for i in images.tolist()]
         return some
 
 
 class Probes:
-    """Rademacher vectors for Hutchinson's estimate, a function of ``x_T``, so that the sampler's noise does not change.
+    """Rademacher vectors for Hutchinson's estimate, seeded by ``x_T``, so that the sampler's noise does not change.
 
     Args:
-        x_T: the noise that the chain starts from, (B, ...).
+        x_T: start of the chain, (B, ...).
     """
 
     def __init__(self, x_T: Tensor) -> None:
@@ -53,11 +53,11 @@ class Probes:
         return ImageNoise(image_seeds(self.x_T), self.x_T.shape[1:], self.x_T.device)
 
     def __call__(self) -> Tensor:
-        """The next vector of every image, (B, ...), of -1 and 1."""
+        """The next vector of every image, (B, ...), with entries -1 and 1."""
         return torch.where(self.noise() < 0, -1, 1).to(self.x_T.dtype)
 
 
 def image_seeds(x_T: Tensor) -> list[int]:
-    """A seed for each image of ``x_T`` (B, ...) that follows from the image's bits alone."""
+    """A seed for each image of ``x_T`` (B, ...), computed from the bits of this image alone."""
     seeds = x_T.float().cpu().flatten(1).view(torch.int32).long().sum(1) % 2**32
     return [int(seed) for seed in seeds]

@@ -63,12 +63,12 @@ class Particles(ChainGuidance):
         """See ``sampling.sample``.
 
         Raises:
-            SettingError: also if the images are not drawn one by one, or the sampler is not ancestral.
+            SettingError: also if the noise is not an ``ImageNoise``, or the sampler is not ancestral.
         """
         name, each = type(self).__name__, self.particles
         count = len(check_chains(predictor, self.needs(), noise, name).generators)
         if sampler.eta != 1:
-            raise SettingError(f"{name} weighs draws of the ancestral kernels: set eta to 1")
+            raise SettingError(f"{name} needs the ancestral sampler: set eta to 1")
         chain = sampler.chain(schedule)
         if self.resamplings > len(chain):
             raise SettingError(f"{name} resamples at most once a step: set resamplings to {len(chain)} or less")
@@ -83,7 +83,7 @@ class Particles(ChainGuidance):
         )
         noting = FirstOfEach(recorders, count, x, predictor.conditions)
         of_chains = predictor.only(torch.arange(count, device=x.device).repeat(each))
-        before = torch.zeros_like(watch.p)  # of the last resampling: p, where a chain starts from no weight
+        before = torch.zeros_like(watch.p)  # p at the last resampling, where all weights are equal
         ends = [round(len(chain) * (i + 1) / self.resamplings) for i in range(self.resamplings)]
         for start, end in zip([0, *ends], ends, strict=False):
             x, state = follow(chain[start:end], x, state, of_chains, self.guidance, draws, [watch, noting])
@@ -100,15 +100,15 @@ class Particles(ChainGuidance):
 
 
 def systematic(log_weight: Tensor, uniform: Tensor, copies: int) -> Tensor:
-    """Which chains of each image go on, drawn by weight with one uniform number an image.
+    """Systematic resampling with one uniform number for each image.
 
     Args:
-        log_weight: of M chains of B images, (M, B).
-        uniform: in (0, 1), (B,).
-        copies: how many chains an image has afterwards.
+        log_weight: log weights of the M chains of B images, (M, B).
+        uniform: uniform numbers in (0, 1), (B,).
+        copies: number of chains of each image after resampling.
 
     Returns:
-        Their numbers in 0..M-1, (copies, B).
+        The chosen chains, in 0..M-1, (copies, B).
     """
     shares = log_weight.softmax(0).cumsum(0).T.contiguous()
     places = (torch.arange(copies, device=uniform.device)[:, None] + uniform) / copies

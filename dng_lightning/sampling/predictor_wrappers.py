@@ -93,7 +93,7 @@ class WithClassifier(PredictorWrapper):
         return found
 
     def _gradients(self, x_t: Tensor, level: NoiseLevel) -> dict[str, Tensor]:
-        with torch.inference_mode(False), torch.enable_grad():  # the trainer forbids gradients in predict and test
+        with torch.inference_mode(False), torch.enable_grad():  # the trainer disables gradients in predict and test
             x = x_t.clone().requires_grad_()
             found = self._posterior(x, level)
             columns = {name: log_p.unbind(1) for name, log_p in found.items()}

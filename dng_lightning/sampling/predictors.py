@@ -136,13 +136,13 @@ class ClassConditionalPredictor(Predictor):
 
 
 class NetworkPairPredictor(Predictor):
-    """The paper's set-up: an unconditional network, and one network for each forbidden class.
+    """One network for the base prediction and one for each forbidden class, as in the DNG paper.
 
     Args:
-        base: the network that is guided.
-        negatives: the networks of the forbidden classes.
-        null_class: the label that stands for "any class" in ``base``; None if it is unconditional.
-        class_labels: the class that each image shall show, (B,); None for the null class.
+        base: network of the base prediction.
+        negatives: networks of the K forbidden classes.
+        null_class: label of the null class of ``base``; None if ``base`` is unconditional.
+        class_labels: requested class of each image, (B,); None for the null class.
     """
 
     def __init__(
@@ -167,7 +167,7 @@ class NetworkPairPredictor(Predictor):
         self.nfe += len(x_t) * (1 + (needs.null and self.class_labels is not None))
         predictions = Predictions(base, stack_negatives(base, [], []), null=unconditional, features=features)
 
-        # The negatives, for the images that they are active for
+        # The active negatives of each image
         active = needs.active(predictions) if callable(needs.active) else needs.active
         where = active_images(x_t, self.conditions, replace(needs, active=active))
         parts = [network(x_t[i], level, None) for network, i in zip(self.networks, where, strict=False) if len(i)]
@@ -178,10 +178,10 @@ class NetworkPairPredictor(Predictor):
 def denoise(
     denoiser: Denoiser, x_t: Tensor, level: NoiseLevel, class_labels: Tensor | None, module: str | None
 ) -> tuple[Tensor, Tensor | None]:
-    """The denoised prediction, and the output of a module on the way if one is named.
+    """The denoised prediction, and the output of ``module`` inside the network unless that is None.
 
     Raises:
-        SettingError: the denoiser does not give it.
+        SettingError: the denoiser cannot return the module's output.
     """
     if module is None:
         return denoiser(x_t, level, class_labels), None
@@ -192,7 +192,7 @@ def denoise(
 
 
 def label_each(label: Label, images: Tensor) -> Tensor:
-    """The label of each of the ``images``, (B,) both."""
+    """The label of each of the ``images`` (B,), (B,)."""
     return torch.as_tensor(label, device=images.device).expand_as(images)
 
 
@@ -207,14 +207,14 @@ def active_images(x_t: Tensor, conditions: int, needs: Needs) -> list[Tensor]:
 
 
 def active_tensor(needs: Needs) -> Tensor | None:
-    """Which forbidden conditions are evaluated for which image, (B, K); None for all."""
+    """Whether each forbidden condition is evaluated for each image, (B, K); None for all."""
     if callable(needs.active):
         raise SettingError("which conditions are active must be known before the attention to them is edited")
     return needs.active
 
 
 def stack_negatives(base: Tensor, active: Sequence[Tensor], evaluated: Sequence[Tensor]) -> Tensor:
-    """The negatives (B, K, ...) from those ``evaluated`` for the ``active`` images of each; elsewhere the base."""
+    """The negatives (B, K, ...): those ``evaluated`` for the ``active`` images of each condition, else the base."""
     if not active:
         return base.new_empty(len(base), 0, *base.shape[1:])
     parts = iter(evaluated)

@@ -1,4 +1,4 @@
-"""Recorders: record each step of a chain without changing the images."""
+"""Recorders, which record each step of a chain and do not change the images."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -64,7 +64,7 @@ class Trajectories(Recorder):
 
     @property
     def posterior(self) -> Tensor | None:
-        """Posterior of each forbidden condition before each step, (B, S, K); None without a posterior."""
+        """Posterior of each forbidden condition before each step, (B, S, K); None for a guidance without one."""
         return torch.stack(self._posteriors, 1) if len(self._posteriors) == len(self.levels) else None
 
 

@@ -57,25 +57,25 @@ class Sampler:
         if self.variance not in ("beta_tilde", "beta"):
             raise SettingError(f"variance must be beta_tilde or beta; got {self.variance}")
         if self.variance == "beta" and self.eta != 1:
-            raise SettingError("variance beta goes with eta 1 only")
+            raise SettingError("variance beta needs eta 1")
         if self.clip is not None and not self.clip > 0:
             raise SettingError(f"clip must be positive; got {self.clip}")
         if self.order not in (1, 2):
             raise SettingError(f"order must be 1 or 2; got {self.order}")
         if self.order == 2 and self.variance == "beta":
-            raise SettingError("order 2 goes with variance beta_tilde only")
+            raise SettingError("order 2 needs variance beta_tilde")
 
     def chain(self, schedule: NoiseSchedule) -> list[Step]:
-        """The steps from the noisiest level to the data.
+        """The steps from the highest noise level to the data.
 
         Raises:
             SettingError: there are more steps than levels.
         """
         levels = schedule.levels(self.steps)
         kernels = [Kernel(t, s, 1.0, self.variance, self.clip) for t, s in pairwise(levels)]
-        drawn = kernels if self.eta == 1 else [Kernel(t, s, self.eta, clip=self.clip) for t, s in pairwise(levels)]
+        sampling = kernels if self.eta == 1 else [Kernel(t, s, self.eta, clip=self.clip) for t, s in pairwise(levels)]
         factors = [extrapolation(levels, index) if self.order == 2 else 0.0 for index in range(self.steps)]
-        parts = zip(range(self.steps), kernels, drawn, factors, strict=True)
+        parts = zip(range(self.steps), kernels, sampling, factors, strict=True)
         return [Step(index, self.steps, kernel, draws, factor) for index, kernel, draws, factor in parts]
 
 

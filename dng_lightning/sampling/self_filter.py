@@ -45,11 +45,11 @@ class SelfFilter(ChainGuidance):
 
     def __post_init__(self) -> None:
         if len(self.thresholds) != len(self.levels) or not all(0 < threshold < 1 for threshold in self.thresholds):
-            raise SettingError(f"threshold must be inside (0, 1), one number or one a level; got {self.threshold}")
+            raise SettingError(f"threshold must be inside (0, 1), one number or one per level; got {self.threshold}")
         if not self.levels or not all(0 <= level < 1 for level in self.levels):
             raise SettingError(f"levels must be fractions of the chain in [0, 1); got {list(self.levels)}")
         if list(self.levels) != sorted(set(self.levels), reverse=True):
-            raise SettingError(f"levels must fall from check to check; got {list(self.levels)}")
+            raise SettingError(f"levels must decrease from check to check; got {list(self.levels)}")
         if self.max_draws < 1:
             raise SettingError(f"max_draws must be at least 1; got {self.max_draws}")
 
@@ -71,14 +71,14 @@ class SelfFilter(ChainGuidance):
         """See ``sampling.sample``.
 
         Raises:
-            SettingError: also if the images cannot be drawn anew one by one.
+            SettingError: also if the noise is not an ``ImageNoise``.
         """
         every = check_chains(predictor, self.needs(), noise, type(self).__name__)
         parts = split(sampler.chain(schedule), schedule, self.levels)
         pending = torch.arange(len(every.generators), device=every.device)
         x_0 = torch.empty(len(pending), *every.shape, device=every.device)
         for number in range(self.max_draws):
-            # Start a chain for each image that has none
+            # Start a chain for each pending image
             images, draws = pending, every.take(pending)
             x = parts[0][0].level.sigma * draws()
             state = self.guidance.start(x, predictor.conditions)
@@ -108,16 +108,16 @@ class SelfFilter(ChainGuidance):
 
 
 def split(chain: Sequence[Step], schedule: NoiseSchedule, levels: Sequence[float]) -> list[Sequence[Step]]:
-    """The parts of a chain up to each of the ``levels``, t / T falling, and what is left of it.
+    """The parts of a chain up to each of the decreasing ``levels`` t / T, and the rest of the chain.
 
     Raises:
-        SettingError: there is no step between two of them.
+        SettingError: there is no step between two levels.
     """
     ends = [schedule.fraction(step.next_level) for step in chain]
     places = [sum(end >= level for end in ends) for level in levels]
     parts = [chain[a:b] for a, b in pairwise([0, *places])]
     if not all(parts):
         raise SettingError(
-            f"levels {list(levels)} need a step between any two of them: take more steps, or fewer levels"
+            f"levels {list(levels)} need a step between any two of them: set more steps, or fewer levels"
         )
     return [*parts, chain[places[-1] :]] if places[-1] < len(chain) else parts

@@ -37,7 +37,7 @@ class PosteriorWatch(Recorder):
         self.p = self.log_unguided = torch.zeros(len(x_T), dtype=torch.float64, device=x_T.device)
 
     def record(self, step: Step, x_t: Tensor, x_s: Tensor, predictions: Predictions, guided: Guided) -> None:
-        """Read the posterior before the step, and update it."""
+        """Store the posterior before the step, then update it."""
         self.p = self.posterior.log_prob(predictions, self.state, step).exp().sum(1).to(self.log_unguided)
         self.state = self.posterior.update(self.state, step, x_t, x_s, predictions, guided)
         kernel = step.sampling_kernel
@@ -86,13 +86,14 @@ class Remaining(Recorder):
 
 
 def check_chains(predictor: Predictor, needs: Needs, noise: Any, name: str) -> ImageNoise:
-    """The noise, if chains can be chosen with it one by one.
+    """Check the noise and the predictor of a guidance that chooses among chains, and return the noise.
 
     Raises:
-        SettingError: the noise is not drawn image by image, or there is nothing to avoid.
+        SettingError: the noise is not an ``ImageNoise``, there is no forbidden condition, or the predictor does not
+            provide what the guidance needs.
     """
     if not isinstance(noise, ImageNoise):
-        raise SettingError(f"{name} draws images anew one by one: give it an ImageNoise")
+        raise SettingError(f"{name} needs noise with one seed per image: give it an ImageNoise")
     if predictor.conditions == 0:
         raise SettingError(f"{name} needs a forbidden class: name one")
     predictor.check(needs, name)

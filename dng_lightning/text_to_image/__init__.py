@@ -1,6 +1,6 @@
-"""The same guidances on diffusers' latent text-to-image models (extra ``text-to-image``).
+"""All guidances for text-to-image models of diffusers (extra ``text-to-image``).
 
-Names are imported when they are first used: ``guided`` needs neither Lightning nor torchvision.
+Each name is imported at its first use: ``guided`` needs neither Lightning nor torchvision.
 """
 
 import importlib
@@ -19,7 +19,7 @@ PUBLIC = {
     "guided": "pipelines",
 }
 
-__all__ = list(PUBLIC)  # names are fetched by __getattr__
+__all__ = list(PUBLIC)  # __getattr__ imports them
 
 
 def __getattr__(name: str) -> Any:

@@ -2,7 +2,7 @@
 
     pipeline.scheduler = FlowMatchAncestralScheduler.from_config(pipeline.scheduler.config)
 
-This file imports diffusers at once, so no other one imports it.
+No other file imports this one, because it needs diffusers at import.
 """
 
 import torch
@@ -23,19 +23,19 @@ except ImportError as error:
 
 
 class FlowMatchAncestralScheduler(FlowMatchEulerDiscreteScheduler):
-    """Draws each step from the rectified flow's own posterior kernel q(x_s | x_t, x_0 = D); see ``Kernel``.
+    """Samples each step from the kernel q(x_s | x_t, x_0 = D) of the rectified flow; see ``Kernel``.
 
-    Where diffusers' Euler scheduler follows the ODE, this one adds the noise that the path x_t = (1 - sigma) x_0 +
-    sigma eps has, the eta = 1 of DDPM's ancestral sampler. A posterior can be tracked along it at no further cost.
-    Everything but ``step`` is the Euler scheduler's: settings, shifting by ``mu``, custom ``sigmas``, timesteps.
+    It is the ancestral sampler (eta = 1) of the path x_t = (1 - sigma) x_0 + sigma eps, along which a posterior can be
+    tracked at no further cost; diffusers' Euler scheduler follows the ODE instead. Except for ``step`` it equals the
+    Euler scheduler: settings, shift by ``mu``, custom ``sigmas``, timesteps.
 
-    The noise comes from ``generator``, one or a list with one an image. Most flow-matching pipelines hand none to their
-    scheduler: then each image's noise is seeded by the latents that the image starts from, so that image i depends on
-    its own generator alone, whatever the batch.
+    The noise comes from ``generator``, one for all images or a list with one for each. Most flow-matching pipelines
+    pass none: then the initial latents of each image seed its noise, so that image i depends on its own generator
+    alone, for any batch.
     """
 
     sigmas: Tensor
-    _step_index: int | None  # type: ignore[assignment]  # theirs is None at first
+    _step_index: int | None  # type: ignore[assignment]  # the base class starts with None
 
     def step(
         self,
@@ -54,23 +54,23 @@ class FlowMatchAncestralScheduler(FlowMatchEulerDiscreteScheduler):
 
         Args:
             model_output: velocity eps - x_0, (B, ...).
-            timestep: of ``timesteps``.
+            timestep: one of ``timesteps``.
             sample: state x_t, (B, ...).
-            s_churn: not used, as in the Euler scheduler; likewise the next three.
+            s_churn: not used, as in the Euler scheduler.
             s_tmin: not used.
             s_tmax: not used.
             s_noise: not used.
-            generator: of the noise; None for one that follows from the latents that the chain starts from.
+            generator: source of the noise; None to seed it by the initial latents.
             per_token_timesteps: not supported.
-            return_dict: give an object instead of a tuple.
+            return_dict: return an object instead of a tuple.
 
         Raises:
-            SettingError: each token has a timestep of its own, or the timestep is an index.
+            SettingError: ``per_token_timesteps`` are given, or the timestep is an index.
         """
         if per_token_timesteps is not None:
-            raise SettingError("FlowMatchAncestralScheduler has one noise level an image, no per_token_timesteps")
+            raise SettingError("FlowMatchAncestralScheduler does not support per_token_timesteps: leave them out")
         if isinstance(timestep, int) or (isinstance(timestep, Tensor) and not timestep.is_floating_point()):
-            raise SettingError("FlowMatchAncestralScheduler.step needs a timestep of scheduler.timesteps, no index")
+            raise SettingError("FlowMatchAncestralScheduler.step needs a timestep of scheduler.timesteps, not an index")
         x_t = sample.float()
         if self.step_index is None:
             self._init_step_index(timestep)  # type: ignore[arg-type]  # any tensor

@@ -1,4 +1,4 @@
-"""The forward of a pipeline's network, with the guided prediction in place of its own."""
+"""Replaces the forward of a pipeline's network by one that returns the guided prediction."""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -25,16 +25,16 @@ ENCODER_SETTINGS = ("clean_caption", "lora_scale", "max_sequence_length", "text_
 
 
 class PipelineTexts:
-    """The empty prompt and the negative prompts of all images, encoded as a pipeline encodes those of its call.
+    """The empty prompt and the negative prompts of all images, encoded with the settings of the pipeline's call.
 
     Args:
-        pipeline: of diffusers.
-        layout: of the pipeline.
-        guidance: the method.
-        negatives: texts that all images avoid; none for those of the pipeline's call.
+        pipeline: a pipeline of diffusers.
+        layout: layout of the pipeline.
+        guidance: guidance method.
+        negatives: negative prompts of all images; empty for those of the pipeline's call.
 
     Raises:
-        SettingError: there is something to encode, and the pipeline has no text encoder.
+        SettingError: there is a text to encode, and the pipeline has no text encoder.
     """
 
     def __init__(self, pipeline: Any, layout: Layout, guidance: Guidance, negatives: Sequence[str]) -> None:
@@ -51,7 +51,7 @@ class PipelineTexts:
 
     @property
     def noted(self) -> Callable[..., Any]:
-        """The pipeline's ``encode_prompt``, whose settings are noted when the pipeline calls it."""
+        """The pipeline's ``encode_prompt``; a call of it records its settings."""
         signature = inspect.signature(self.encode)
 
         @wraps(self.encode)
@@ -63,12 +63,12 @@ class PipelineTexts:
 
     @property
     def branches(self) -> int:
-        """How many predictions an image the pipeline asks a network for that it calls once a step."""
+        """Predictions per image in one network call of a pipeline that calls its network once per step."""
         both = getattr(self.pipeline, "do_classifier_free_guidance", None)
         return 2 if (self.settings.get("do_classifier_free_guidance") if both is None else both) else 1
 
     def negatives(self) -> list[Texts]:
-        """The negative prompts of all images."""
+        """The encoded negative prompts of all images."""
         return self._encoded()[1]
 
     def forbidden(self) -> ForbiddenTexts:
@@ -81,11 +81,11 @@ class PipelineTexts:
         return ForbiddenTexts(rows, paddings, tokens.place, masks)
 
     def empties(self) -> list[Texts]:
-        """What counts as no negative prompt, the unconditional text first; nothing without a text encoder."""
+        """Texts that count as no negative prompt, the unconditional one first; empty without a text encoder."""
         return self._encoded()[0]
 
     def _encoded(self) -> tuple[list[Texts], list[Texts]]:
-        """Both, once for each call of the pipeline."""
+        """Both lists, encoded once for each call of the pipeline."""
         if self.encoded is None and self.readable:
             own = inspect.signature(self.encode).parameters
             settings = {name: self.settings[name] for name in ENCODER_SETTINGS if name in self.settings and name in own}
@@ -100,10 +100,10 @@ class PipelineTexts:
 
 
 class GuidedForward:
-    """The forward of a pipeline's network, with the guided prediction as each of its outputs; a context manager.
+    """A forward that returns the guided prediction as each of the network's outputs; a context manager.
 
-    Where the pipeline calls its network for the prompts and then for the negative prompts, the guided prediction needs
-    both: the first call returns a tensor that the second one fills, before the pipeline blends the two.
+    If the pipeline calls its network for the prompts and then for the negative prompts, the guided prediction needs
+    both calls: the first one returns a tensor that the second one fills before the pipeline combines the two.
 
     Args:
         pipeline: of diffusers.
@@ -134,12 +134,12 @@ class GuidedForward:
         self.remove()
 
     def install(self) -> None:
-        """Take the place of the network's forward."""
+        """Replace the network's forward."""
         self.before, self.network = vars(self.module).get("forward"), self.module.forward
         self.module.forward = self
 
     def remove(self) -> None:
-        """Leave it."""
+        """Restore the network's forward."""
         if self.module.forward is self:
             del self.module.forward
             if self.before is not None:
@@ -148,17 +148,17 @@ class GuidedForward:
     def _check(self, *call: Any) -> None:
         if self.module.forward is not self:
             raise SettingError(
-                "the network's forward was replaced by another library: call the pipeline in a new guided"
+                "another library replaced the network's forward: call the pipeline in a new guided context"
             )
 
     def check_finished(self) -> None:
-        """Refuse that the last call was for the prompts alone.
+        """Check that the last network call for the prompts was followed by one for the negative prompts.
 
         Raises:
-            SettingError: the guidance avoids something, and the pipeline evaluated no negative prompt.
+            SettingError: the guidance needs a negative prompt, and the pipeline evaluated none.
         """
         if self.unfilled:
-            raise SettingError(f"{self.name} avoids something: call the pipeline with a {self.layout.switch}")
+            raise SettingError(f"{self.name} needs a negative prompt: call the pipeline with a {self.layout.switch}")
 
     # --- in a call ---
 
@@ -166,7 +166,7 @@ class GuidedForward:
         """See the network's ``forward``.
 
         Raises:
-            SettingError: the pipeline gives no negative prompt, or something that is not supported.
+            SettingError: the negative prompt is missing, or the call is not supported.
         """
         arguments = self.signature.bind(None, *args, **kwargs).arguments
         arguments = {name: value for name, value in arguments.items() if name not in ("self", "return_dict")}
@@ -187,7 +187,7 @@ class GuidedForward:
         return self._output(call, torch.cat([guided, guided]))
 
     def _one_by_one(self, call: NetworkCall) -> Tensor:
-        """The output for the prompts, or that for the negative prompts."""
+        """The output for the prompts, or for the negative prompts."""
         latents = self.layout.latents
         if self.first is not None and self.first[0].arguments[latents] is call.arguments[latents]:
             (prompts, output), self.first = self.first, None
@@ -207,7 +207,7 @@ class GuidedForward:
         """The guided output, (B, ...) fp32."""
         empties, needs = self.texts.empties(), self.guidance.needs()
         if negatives is None and needs.negatives and not self.texts.texts:
-            raise SettingError(f"{self.name} avoids something: call the pipeline with a {self.layout.switch}")
+            raise SettingError(f"{self.name} needs a negative prompt: call the pipeline with a {self.layout.switch}")
         self._check_negatives(negatives)
         away = [prompts.with_text(text) for text in self.texts.negatives()] or [negatives or prompts]
         calls = [prompts, *away, *(prompts.with_text(text) for text in empties[:1])]
@@ -215,7 +215,7 @@ class GuidedForward:
         rows, own = torch.arange(len(x_t), device=x_t.device), list[Tensor]()
 
         def denoiser(x_t: Tensor, level: NoiseLevel, labels: Tensor | None) -> Tensor:
-            """A label is a text and one of the images: text * B + image."""
+            """A label encodes a text and an image: text * B + image."""
             assert labels is not None
             which, counts = torch.unique_consecutive(labels // len(rows), return_counts=True)
             images, latents = (torch.split(part, counts.tolist()) for part in (labels % len(rows), x_t))
@@ -231,11 +231,11 @@ class GuidedForward:
         predictor = AttentionPredictor(denoiser, null, forbidden, rows, self.module, texts)
         timestep = prompts.arguments[self.layout.rows[1]] / self.module.config.get("timestep_scale", 1.0)
         guided = self.hosted.guide(predictor, x_t, timestep)
-        # the network's own output, bit for bit, where the guidance changes nothing
+        # without a push this equals the network's own output, bit for bit
         return self.layout.sign * (own[-1] + (guided - self.hosted.plain))
 
     def _evaluate(self, calls: Sequence[NetworkCall], predictor: AttentionPredictor) -> Tensor:
-        """The network's outputs, less the channels of a variance that pipelines discard."""
+        """The network's outputs without the channels of a learned variance, which pipelines discard."""
         if all(calls[0].fits(call) for call in calls):
             calls = [calls[0].joined(calls[1:])]
         outputs = []
@@ -252,7 +252,7 @@ class GuidedForward:
         return torch.cat(outputs)
 
     def _output(self, call: NetworkCall, guided: Tensor) -> Any:
-        """The guided output as the network returns its own."""
+        """The guided output in the format of the network's output."""
         guided = guided.to(call.x_t.dtype)
         more = guided.new_zeros(len(guided), self.width - guided.shape[1], *guided.shape[2:])
         output = torch.cat([guided, more], 1)
@@ -266,6 +266,6 @@ class GuidedForward:
         needs, scale = self.guidance.needs(), call.arguments.get("guidance")
         if (needs.negatives or needs.null) and scale is not None and not bool((scale == 1).all()):
             raise SettingError(
-                f"{self.name} compares predictions, and those of a guidance-distilled model are no conditional scores: "
+                f"{self.name} needs conditional scores, which a guidance-distilled model has at guidance_scale 1 only: "
                 "call the pipeline with guidance_scale=1, or take a guidance inside the attention (ValueSignFlip)"
             )

@@ -12,7 +12,7 @@
     images = pipeline(prompt="a medieval feast", negative_prompt="roasted meat", output="images")
     print(pipeline.guider.hosted.trajectories.posterior)  # (images, steps)
 
-This file imports diffusers at once, so no other one imports it.
+No other file imports this one, because it needs diffusers at import.
 """
 
 import json
@@ -42,21 +42,21 @@ PIPELINE = "StableDiffusionXLModularPipeline"
 
 
 class Guider(BaseGuidance):
-    """A guidance away from the ``negative_prompt`` of a modular pipeline's call.
+    """Guides a modular pipeline away from the ``negative_prompt`` of its call.
 
-    The U-Net is evaluated for the prompt, for the negative prompt, and for the empty prompt where the guidance needs
-    that (``PositiveAndNegative``: classifier-free guidance on both sides), one after the other, at every step.
+    Each step evaluates the U-Net for the prompt, for the negative prompt, and, if the guidance needs it
+    (``PositiveAndNegative``), for the empty prompt, one after the other.
 
     Args:
-        guidance: the method.
-        pipeline: a ``StableDiffusionXLModularPipeline`` with its components; its scheduler as for ``guided``.
-        eta: what the pipeline is called with, for a ``DDIMScheduler``; see ``PipelineGuidance``.
+        guidance: guidance method.
+        pipeline: a ``StableDiffusionXLModularPipeline`` with its components; for its scheduler see ``guided``.
+        eta: ``eta`` of the pipeline's call, for a ``DDIMScheduler``; see ``PipelineGuidance``.
 
     Attributes:
-        hosted: the guidance; its ``trajectories`` are the scale and the posterior along the chain.
+        hosted: the guidance in the pipeline; its ``trajectories`` hold the scale and the posterior along the chain.
 
     Raises:
-        SettingError: this pipeline, scheduler or guidance cannot be used.
+        SettingError: the pipeline, scheduler or guidance is not supported.
     """
 
     _input_predictions = ["pred_cond", "pred_uncond", "pred_null"]  # type: ignore[assignment]  # noqa: RUF012  # theirs
@@ -65,20 +65,20 @@ class Guider(BaseGuidance):
         super().__init__()
         kind = type(pipeline).__name__
         if kind != PIPELINE:
-            raise SettingError(f"a Guider goes with a {PIPELINE}; got a {kind}")
+            raise SettingError(f"a Guider needs a {PIPELINE}; got a {kind}")
         if not (pipeline.unet and pipeline.text_encoder and pipeline.text_encoder_2 and pipeline.scheduler):
-            raise SettingError("the pipeline has not all of its components yet: pipeline.load_components() first")
+            raise SettingError("the pipeline lacks components: call pipeline.load_components() first")
         if guidance.needs().attention is not None:
             raise SettingError(f"{display_name(guidance)} acts inside the attention: use guided with a stock pipeline")
         self.hosted = PipelineGuidance(pipeline, guidance, eta)
-        config = {"guidance": json.loads(settings_json(guidance)), "eta": eta}  # to be read; it makes no guider
+        config = {"guidance": json.loads(settings_json(guidance)), "eta": eta}  # informative only
         self.register_to_config(**config)  # type: ignore[no-untyped-call]
         with torch.no_grad():
             self.empty = NullEmbedding(StableDiffusionXLTextEncoderStep.encode_prompt(pipeline, ""))
 
     @property
     def needs(self) -> Needs:
-        """What the guidance needs; nothing where the pipeline has switched guiders off."""
+        """What the guidance needs; nothing while the pipeline disables its guider."""
         return self.hosted.guidance.needs() if self._enabled else Needs()
 
     @property
@@ -88,7 +88,7 @@ class Guider(BaseGuidance):
 
     @property
     def is_conditional(self) -> bool:
-        """Whether the evaluation is that of the prompt."""
+        """Whether the current evaluation is for the prompt."""
         return self._count_prepared == 1
 
     def set_state(self, step: int, num_inference_steps: int, timestep: Any) -> None:
@@ -98,10 +98,10 @@ class Guider(BaseGuidance):
             self.hosted.restart()
 
     def prepare_inputs(self, data: Any) -> list[BlockState]:
-        """The U-Net's inputs for each evaluation, from pairs of those for the prompt and for the negative prompt.
+        """The U-Net's inputs for each evaluation, from the pairs for the prompt and the negative prompt.
 
         Raises:
-            SettingError: there is no negative prompt, or one that the guidance does not use.
+            SettingError: the negative prompt is missing, or the guidance does not use it.
         """
         needs, (prompts, negatives) = self.needs, data["prompt_embeds"]
         batches = [self._prepare_batch(data, 0, "pred_cond")]
@@ -116,12 +116,12 @@ class Guider(BaseGuidance):
         return batches
 
     def prepare_models(self, denoiser: nn.Module) -> None:
-        """Note the latents that the U-Net is called with."""
+        """Add a hook that records the U-Net's latents."""
         super().prepare_models(denoiser)
         self._hook = denoiser.register_forward_pre_hook(self._look)
 
     def cleanup_models(self, denoiser: nn.Module) -> None:
-        """Remove the hook that notes the latents."""
+        """Remove the hook."""
         self._hook.remove()
 
     def forward(
@@ -134,7 +134,7 @@ class Guider(BaseGuidance):
         level = hosted.level(self._timestep)
         outputs = [pred.float() for pred in (pred_cond, pred_uncond, pred_null) if pred is not None]
         made = torch.cat([denoised_of(pred, x_t, level.alpha, level.sigma, hosted.prediction) for pred in outputs])
-        # a class is a row of what has been predicted
+        # the predictions are ready, so a class label is a row of ``made``
         rows = torch.arange(count, device=x_t.device)
         predictor = ClassConditionalPredictor(
             lambda x_t, level, rows: made[rows], rows + len(made) - count, [rows + count], rows

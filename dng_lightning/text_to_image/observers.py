@@ -1,4 +1,4 @@
-"""Observers of the denoised images: which of the negative prompts is emerging in them?"""
+"""Observers, which estimate how likely the denoised images show what the negative prompts name."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -12,17 +12,17 @@ from dng_lightning.modules.judges import load_classifier
 
 
 class PromptObserver(ABC):
-    """Estimates the probability that each image shows each of some things that are named in words."""
+    """Estimates the probability that each image shows what each negative prompt names."""
 
-    def check(self, things: Sequence[str], image_shape: tuple[int, int, int]) -> None:  # noqa: B027  # or nothing
-        """Refuse, before anything is drawn, things that the observer does not know.
+    def check(self, things: Sequence[str], image_shape: tuple[int, int, int]) -> None:  # noqa: B027  # optional
+        """Check, before sampling, that the observer knows the negative prompts.
 
         Args:
-            things: the negative prompts.
+            things: the K negative prompts.
             image_shape: (3, height, width) of the images.
 
         Raises:
-            SettingError: naming it.
+            SettingError: it does not know one of them, or not images of this shape.
         """
 
     @abstractmethod
@@ -30,20 +30,21 @@ class PromptObserver(ABC):
         """The probability that each image shows each thing, (B, K).
 
         Args:
-            images: decoded, (B, 3, height, width) in [-1, 1]; early in a chain they are blurred.
+            images: decoded images (B, 3, height, width) in [-1, 1]; at high noise they are blurred.
             things: the K negative prompts.
         """
 
 
 class ClassifierObserver(PromptObserver):
-    """Asks image classifiers, one for each class that a negative prompt names.
+    """Takes the probabilities of image classifiers that know the classes of the negative prompts.
 
-    Where they also label the images, they judge their own work: take other ones for a table.
+    For an independent evaluation, label the images with other classifiers.
 
     Args:
-        classifiers: of different classes; checkpoints or classifiers of another library, see ``GuidedSampler``.
-        names: the class, or the classes, that a negative prompt means if it is not the name of one, such as
-            ``{"a red seven": ["red", "7"]}``; the probabilities of several are multiplied.
+        classifiers: classifiers with different classes: checkpoints, or classifiers of other libraries, see
+            ``GuidedSampler``.
+        names: class or classes of a negative prompt that is not a class name, such as
+            ``{"a red seven": ["red", "7"]}``; the probabilities of several classes are multiplied.
 
     Raises:
         SettingError: a checkpoint cannot be used.
@@ -61,7 +62,7 @@ class ClassifierObserver(PromptObserver):
     def check(self, things: Sequence[str], image_shape: tuple[int, int, int]) -> None:
         """See ``PromptObserver.check``."""
         for name, classifier in self.classifiers.items():
-            if classifier.image_shape not in (image_shape, None):  # None takes images of any size
+            if classifier.image_shape not in (image_shape, None):  # None: images of any size
                 raise SettingError(f"classifier {name} judges images of {classifier.image_shape}, not {image_shape}")
         for thing in things:
             self._classes(thing)
@@ -73,7 +74,7 @@ class ClassifierObserver(PromptObserver):
         return torch.stack([columns.prod(1) for columns in each], 1)
 
     def _classes(self, thing: str) -> list[tuple[str, int]]:
-        """The classes that a prompt means: the name of a classifier and a label, each."""
+        """The classes of a negative prompt, each as the name of a classifier and a label."""
         classes = [(c, *pair) for c, module in self.classifiers.items() for pair in enumerate(module.class_names)]
         meant, found = self.names.get(thing, thing), []
         for name in [meant] if isinstance(meant, str) else meant:

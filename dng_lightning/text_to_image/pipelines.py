@@ -11,9 +11,9 @@
         images = pipeline("a medieval feast", negative_prompt="roasted meat").images
     print(hosted.trajectories.posterior)  # (images, steps)
 
-A pipeline blends two predictions of its network, uncond + w (cond - uncond). Where both are the guided prediction, the
-blend is too, whatever w, and whatever the pipeline rescales by the norm of one of them: the network's forward is
-replaced by one that returns the guided prediction twice (``guided_forward.py``).
+A pipeline combines two predictions of its network, uncond + w (cond - uncond). ``guided_forward.py`` replaces both by
+the guided prediction, so that their combination is the guided prediction for any w, also after a rescaling by the norm
+of one of them.
 """
 
 from collections.abc import Iterator, Sequence
@@ -40,30 +40,29 @@ def guided(
     negative_prompt: str | Sequence[str] | None = None,
     recorders: Sequence[Recorder] = (),
 ) -> Iterator[PipelineGuidance]:
-    """Have a pipeline draw its images with a guidance, each away from its ``negative_prompt``; a context manager.
+    """Guide the images of a pipeline away from their ``negative_prompt``; a context manager.
 
-    The pipeline is called as usual. What makes it evaluate its negative prompt must be set, ``guidance_scale`` or
-    ``true_cfg_scale`` above 1, else it reads none; that has no other effect, as classifier-free guidance is a guidance
-    too (``PositiveAndNegative`` has it on both sides).
+    Call the pipeline as usual. Its ``guidance_scale`` or ``true_cfg_scale`` must be above 1, so that it evaluates its
+    negative prompt, but has no other effect: ``PositiveAndNegative`` adds classifier-free guidance.
 
     Args:
-        pipeline: of a class in ``layouts.LAYOUTS``, with a scheduler of ``scheduler_kinds.KINDS``; a ``DDIMScheduler``
-            is exact where the steps divide its timesteps.
-        guidance: the method.
-        eta: what the pipeline is called with, for a ``DDIMScheduler``; see ``PipelineGuidance``.
-        negative_prompt: what all images avoid, one or several, encoded here; the pipeline is then called without a
-            negative prompt, and need not evaluate any. None for the negative prompts that the pipeline is called with.
-        recorders: called at each step but the last, which no call of the network follows.
+        pipeline: a pipeline of ``layouts.LAYOUTS`` with a scheduler of ``scheduler_kinds.KINDS``; a ``DDIMScheduler``
+            is exact if the number of steps divides the number of its timesteps.
+        guidance: guidance method.
+        eta: ``eta`` of the pipeline's call, for a ``DDIMScheduler``; see ``PipelineGuidance``.
+        negative_prompt: one or several negative prompts for all images; the pipeline is then called without a negative
+            prompt. None for the negative prompts of the pipeline's call.
+        recorders: called at each step except the last one.
 
     Yields:
-        the guidance; its ``trajectories`` are the scale and the posterior along the chain.
+        The guidance in the pipeline; its ``trajectories`` hold the scale and the posterior along the chain.
 
     Raises:
-        SettingError: this pipeline, scheduler or guidance cannot be used, or it is called without a negative prompt.
+        SettingError: the pipeline, scheduler or guidance is not supported, or the negative prompt is missing.
     """
     kind = type(pipeline).__name__
     if kind not in LAYOUTS:
-        raise SettingError(f"guided goes with a {' or a '.join(LAYOUTS)}; got a {kind}")
+        raise SettingError(f"guided needs a {' or a '.join(LAYOUTS)}; got a {kind}")
     layout, (_, negatives) = LAYOUTS[kind], texts_of("", negative_prompt)
     if guidance.needs().attention is not None:
         name, those = display_name(guidance), [own for own in LAYOUTS if LAYOUTS[own].tokens is not None]
@@ -86,7 +85,7 @@ def guided(
 
 
 def offloaded(pipeline: Any, forwards: Sequence[GuidedForward]) -> Any:
-    """The pipeline's end of a call, which sets up the moving of weights anew, around the networks' own forwards."""
+    """The pipeline's ``maybe_free_model_hooks``, called with the networks' own forwards: it sets new hooks there."""
     free = pipeline.maybe_free_model_hooks
 
     @wraps(free)

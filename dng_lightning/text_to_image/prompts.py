@@ -1,4 +1,4 @@
-"""Prompts and negative prompts, in words and encoded."""
+"""Prompts and negative prompts, as text and encoded."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,12 +14,12 @@ from dng_lightning.text_to_image.text_embeddings import TextEmbeddings
 
 @dataclass(frozen=True)
 class Prompts:
-    """P prompts, K negative prompts and the empty prompt, numbered in this order.
+    """P prompts, K negative prompts and the empty prompt, indexed in this order.
 
     Attributes:
         prompts: the P prompts.
         negatives: the K negative prompts.
-        texts: embeddings of all P + K + 1 of them.
+        texts: embeddings of all P + K + 1 texts.
     """
 
     prompts: tuple[str, ...]
@@ -28,16 +28,16 @@ class Prompts:
 
     @property
     def null(self) -> int:
-        """The number of the empty prompt."""
+        """Index of the empty prompt."""
         return len(self.prompts) + len(self.negatives)
 
     @property
     def forbidden(self) -> list[int]:
-        """The numbers of the negative prompts."""
+        """Indices of the negative prompts."""
         return list(range(len(self.prompts), self.null))
 
     def to(self, device: torch.device) -> "Prompts":
-        """The same on a device."""
+        """The prompts with their embeddings on a device."""
         return replace(self, texts=self.texts.to(device))
 
 
@@ -57,21 +57,21 @@ def texts_of(prompt: str | Sequence[str], negative_prompt: str | Sequence[str] |
         if negatives.count(text) > 1:
             raise SettingError(f"negative_prompt {text!r} is named twice")
         if text in prompts:
-            inform(f"{text!r} is both a prompt and a negative prompt: it is not pushed away from itself")
+            inform(f"{text!r} is both a prompt and a negative prompt: its images are not pushed away from it")
     return prompts, negatives
 
 
 def check_guidance(guidance: Guidance, observer: bool = False) -> None:
-    """Refuse a guidance that needs a noise-conditional classifier, or an observer where there is none.
+    """Check that a guidance needs no noise-conditional classifier, and no observer if there is none.
 
     Args:
-        guidance: the method.
+        guidance: guidance method.
         observer: whether there is an observer.
 
     Raises:
-        SettingError: naming what is missing.
+        SettingError: the guidance needs one of them.
     """
     if guidance.needs().classifier:
-        raise SettingError(f"{display_name(guidance)} needs a classifier, and there is none of prompts: name another")
+        raise SettingError(f"{display_name(guidance)} needs a classifier, which prompts do not have: name another")
     if guidance.needs().observer is not None and not observer:
-        raise SettingError(f"{display_name(guidance)} needs somebody to look at the images: set observer or reader")
+        raise SettingError(f"{display_name(guidance)} needs an observer of the images: set observer or reader")

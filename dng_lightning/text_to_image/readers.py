@@ -1,4 +1,4 @@
-"""Readers of generated images: which of them show what their prompt asks for, and what the negative prompts name."""
+"""Readers, which label generated images by the attributes of their prompt and the negative prompts."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -11,18 +11,18 @@ from dng_lightning.evaluation.label_space import LabelSpace
 
 
 class PromptJudge(Judge, Protocol):
-    """A judge whose classes are what a prompt and its negative prompts are about."""
+    """A judge whose classes come from a prompt and its negative prompts."""
 
     def probabilities(self, x: Tensor) -> Tensor:
-        """The probability that each image shows what each negative prompt names, (B, K); ``x`` as for ``label``."""
+        """The probability that each image ``x``, see ``label``, shows what each negative prompt names, (B, K)."""
 
 
 class PromptReader(ABC):
-    """Reads images of a known kind, such as one classifier an attribute.
+    """Reads the attributes of images of a known kind, for example with one classifier for each attribute.
 
     Attributes:
-        name: what the features of its judge are reported under.
-        image_shape: (C, H, W) of the images that it knows.
+        name: name of its judge's features in tables.
+        image_shape: (C, H, W) of the images.
         net: its networks.
     """
 
@@ -32,10 +32,10 @@ class PromptReader(ABC):
 
     @abstractmethod
     def understand(self, prompts: Sequence[str], negatives: Sequence[str]) -> tuple[LabelSpace, PromptJudge | None]:
-        """What images of these prompts are sorted into, and who sorts them; None where nothing is avoided.
+        """The labels of images of these prompts, and their judge; None without negative prompts.
 
         Raises:
-            SettingError: a prompt is not understood.
+            SettingError: it cannot parse a prompt.
         """
 
     @abstractmethod

@@ -1,8 +1,8 @@
 """Any guidance along the chain of a diffusers scheduler.
 
-A pipeline evaluates its network, blends the outputs into one, and has its scheduler take the step. The guidance changes
-that output. Where the step went is inferred from the next call, whose x_t is what the scheduler, or a callback after
-it, made of the last one. The step to the data is never inferred: its kernel has no variance, so it has no evidence.
+A pipeline evaluates its network, combines the outputs, and lets its scheduler take the step. The guidance changes the
+output. The x_s of a step is read from the next call, as its x_t. The x_s of the step to the data is not needed: this
+kernel has no variance, so the step does not change the posterior.
 """
 
 from collections.abc import Sequence
@@ -29,13 +29,13 @@ from dng_lightning.text_to_image.scheduler_kinds import kind_of
 
 @dataclass(frozen=True)
 class PendingStep:
-    """A step that the guidance is still to be updated with.
+    """A step whose x_s is not known yet.
 
     Attributes:
-        step: its kernels.
-        x_t: the latents it started from, (B, C, H, W).
-        predictions: of these latents.
-        guided: the guided prediction.
+        step: kernels of the step.
+        x_t: latents at its start, (B, C, H, W).
+        predictions: predictions for these latents.
+        guided: guided prediction.
     """
 
     step: Step
@@ -45,33 +45,31 @@ class PendingStep:
 
 
 class PipelineGuidance:
-    """A guidance in a diffusers pipeline; for the same latents and noise it draws the images of ``sample``.
+    """A guidance in a diffusers pipeline; with the same latents and noise its images equal those of ``sample``.
 
-    A chain begins with the first step, and wherever a step does not follow the last one or has another batch. The noise
-    levels are read off the scheduler there: what the pipeline has set, shift and custom sigmas included.
+    A chain begins at the first step, and at any step that does not follow the last one or has another batch size. The
+    noise levels are then read from the scheduler, with the pipeline's shift and custom sigmas.
 
     Args:
-        pipeline: of diffusers, with a scheduler of ``scheduler_kinds.KINDS``.
-        guidance: the method.
-        eta: what the pipeline is called with, in [0, 1]; None for the scheduler's own, 1 for a DDIMScheduler. Below 1
-            what the guidance tracks may be biased: a warning says so, and a scheduler that draws no noise at all is
-            refused.
-        conditions: number K of negative prompts an image.
-        recorders: called at each step but the last.
+        pipeline: a pipeline of diffusers with a scheduler of ``scheduler_kinds.KINDS``.
+        guidance: guidance method.
+        eta: ``eta`` of the pipeline's call, in [0, 1]; None for the scheduler's, which is 1 for a DDIMScheduler. Below
+            1 a tracked posterior may be biased: a warning says so, and a scheduler without noise is refused.
+        conditions: number K of negative prompts per image.
+        recorders: called at each step except the last one.
 
     Attributes:
         nfe: network evaluations of the last chain, summed over the images.
         prediction: what the network predicts.
-        plain: output that stands for the base prediction of the last step, (B, ...) fp32.
+        plain: network output that corresponds to the last base prediction, (B, ...) fp32.
         trajectories: scale and posterior along the last chain.
 
     Raises:
-        SettingError: the scheduler does not draw from a Gaussian kernel that is known, or a setting is out of its
-            range.
+        SettingError: the scheduler is not supported, or a setting is out of its range.
     """
 
     _second_order: SecondOrder
-    _excess: Tensor  # of what a second-order scheduler was given over the smooth part
+    _excess: Tensor  # input of a second-order scheduler minus its smooth part
     _term: Tensor | None  # the second-order term of the last step
 
     def __init__(
@@ -94,7 +92,7 @@ class PipelineGuidance:
         self.restart()
 
     def restart(self) -> None:
-        """The next step begins a chain."""
+        """Begin a new chain at the next step."""
         self._last: PendingStep | None = None
 
     def level(self, timestep: Tensor | float) -> NoiseLevel:
@@ -107,17 +105,17 @@ class PipelineGuidance:
 
         Args:
             predictor: gives the predictions of the prompts (the base), of the K negative prompts, and the null.
-            x_t: the latents (B, ...).
-            timestep: of the scheduler, rounded or not; a chain may start at any.
+            x_t: latents (B, ...).
+            timestep: timestep of the scheduler, which may be rounded.
 
         Raises:
-            SettingError: the scheduler is another one now, or draws less noise than ``eta`` says.
+            SettingError: the pipeline has another scheduler now, or the scheduler adds less noise than ``eta`` says.
         """
         if self.pipeline.scheduler is not self.scheduler:
-            raise SettingError("the pipeline got another scheduler: give it first that, and then the guidance")
+            raise SettingError("the pipeline has another scheduler now: set the scheduler before the guidance")
         x_t, index, last = x_t.float(), self._index(timestep), self._last
 
-        # Update: with where the last step went
+        # Update: the last step ended at this x_t
         if last is None or last.step.index + 1 != index or last.x_t.shape != x_t.shape:
             self._start(predictor, x_t)
         else:
@@ -133,30 +131,30 @@ class PipelineGuidance:
         self.trajectories.note(step, guided)
         self._last = PendingStep(step, x_t, predictions, guided)
 
-        # Step: left to the scheduler, which is given the D_hat that leads where ``sample`` goes
+        # Step: taken by the scheduler, from a D_hat with which it equals the step of ``sample``
         self.nfe += predictor.nfe
         self.plain = output_of(predictions.denoised, x_t, step.level, self.prediction)
         return output_of(self._for_scheduler(step, x_t, guided), x_t, step.level, self.prediction)
 
     def _for_scheduler(self, step: Step, x_t: Tensor, guided: Guided) -> Tensor:
-        """The denoised prediction from which the scheduler's step is that of ``sample``, (B, ...)."""
-        denoised, drawn = guided.denoised, step.sampling_kernel
+        """The denoised prediction with which the scheduler's step equals that of ``sample``, (B, ...)."""
+        denoised, kernel = guided.denoised, step.sampling_kernel
         smooth = denoised if guided.smooth is None else guided.smooth
-        if guided.renoise is not None:  # the scheduler takes eps from D_hat itself: the D_hat of the same mean
-            moved = drawn.mean(x_t, denoised, guided.renoise) - drawn.mean(x_t, denoised)
-            denoised = denoised + moved / drawn.x0_coef
+        if guided.renoise is not None:  # the scheduler takes eps from D_hat too: find the D_hat with the same mean
+            moved = kernel.mean(x_t, denoised, guided.renoise) - kernel.mean(x_t, denoised)
+            denoised = denoised + moved / kernel.x0_coef
         if self.kind.order == 1:
             return denoised
-        # It extrapolates all that it is given, S + e, and of these the smooth part S alone shall be: e takes the push p
-        # and makes up for the e before, (1 + c) e - c e_before = p
+        # The scheduler extrapolates its whole input S + e, but only the smooth part S may be extrapolated. The e with
+        # (1 + c) e - c e_before = p gives the push p at first order.
         push, factor = denoised - smooth, 0.0 if self._second_order.before is None else step.extrapolation
         self._excess = push if factor == 0 else (push + factor * self._excess) / (1 + factor)
         self._term = self._second_order(step, guided)
         return smooth + self._excess
 
     def _index(self, timestep: Tensor | float) -> int:
-        """The number of the step that a network call at this timestep is for."""
-        for name in ("step_index", "begin_index"):  # schedulers that count their steps; the former once one is taken
+        """Index of the step of a network call at this timestep."""
+        for name in ("step_index", "begin_index"):  # step_index is set from the first step on
             index: int | None = getattr(self.scheduler, name, None)
             if index is not None:
                 return index
@@ -173,17 +171,17 @@ class PipelineGuidance:
             recorder.start(x_T, predictor.conditions)
 
     def _finish(self, last: PendingStep, x_s: Tensor) -> None:
-        """Update the guidance with where the last step went."""
-        step, guided, drawn = last.step, last.guided, last.step.sampling_kernel
-        x_s = x_s if self._term is None else x_s - self._term  # no evidence: see ``sampling.second_order``
-        if drawn.std > 0:
-            draw = (x_s - drawn.mean(last.x_t, guided.denoised, guided.renoise)) / drawn.std
+        """Update the guidance with the end x_s of the last step."""
+        step, guided, kernel = last.step, last.guided, last.step.sampling_kernel
+        x_s = x_s if self._term is None else x_s - self._term  # see ``sampling.second_order``
+        if kernel.std > 0:
+            draw = (x_s - kernel.mean(last.x_t, guided.denoised, guided.renoise)) / kernel.std
             if len(self.trajectories.levels) == 1 and draw.square().mean() < 0.25:
                 eta = f"{step.eta:g}"
                 raise SettingError(
-                    f"the scheduler drew less noise than eta {eta} says: call the pipeline with eta={eta}"
+                    f"the scheduler added less noise than eta {eta} says: call the pipeline with eta={eta}"
                 )
-            self.source.record_noise(last.predictions, drawn.std, draw)
+            self.source.record_noise(last.predictions, kernel.std, draw)
         with full_precision(x_s):
             self.state = self.guidance.update(self.state, step, last.x_t, x_s, last.predictions, guided)
             for recorder in self.recorders:

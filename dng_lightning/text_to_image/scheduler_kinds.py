@@ -1,8 +1,7 @@
-"""What a guidance must know of each of diffusers' schedulers: its noise levels and the kernel that it draws from.
+"""The noise levels and kernels of diffusers' schedulers.
 
-A kind is three things that are independent of each other: how the levels are read (``BetaLevels``, ``SigmaLevels``,
-``FlowLevels``), how much of the ancestral kernel's noise is drawn between two of them, and the order of the solver. A
-scheduler with another kernel is one function more in ``KINDS``.
+A kind combines how the levels are read (``BetaLevels``, ``SigmaLevels``, ``FlowLevels``), the eta of the kernel, and
+the order of the solver. To add a scheduler, add a function to ``KINDS``.
 """
 
 import math
@@ -30,26 +29,26 @@ class Levels(Protocol):
     """Reads the noise levels of a scheduler.
 
     Attributes:
-        schedule: the levels that the networks were trained on.
-        prediction: what they predict.
+        schedule: noise levels of the networks' training.
+        prediction: what the networks predict.
     """
 
     schedule: NoiseSchedule
     prediction: Prediction
 
     def chain(self) -> list[NoiseLevel]:
-        """The levels that the scheduler is set to visit, one more than its timesteps."""
+        """The levels of the scheduler's current timesteps, and the last one, the data."""
         ...
 
 
 class BetaLevels:
-    """Levels of a DDPM by its betas; the scheduler visits some of the T timesteps. See ``Levels``.
+    """Levels of a DDPM scheduler with betas, which visits some of the T timesteps. See ``Levels``.
 
     Args:
-        scheduler: of diffusers.
+        scheduler: scheduler of diffusers.
 
     Raises:
-        SettingError: its levels or its prediction are not known.
+        SettingError: its levels or its prediction are not supported.
     """
 
     def __init__(self, scheduler: Any) -> None:
@@ -66,10 +65,10 @@ class BetaLevels:
 
 
 class SigmaLevels(BetaLevels):
-    """Levels of a DDPM by the scheduler's ``sigmas``, which are sigma / alpha; between its timesteps too."""
+    """Levels of a DDPM scheduler with ``sigmas``, which are sigma / alpha and may lie between its timesteps."""
 
     def chain(self) -> list[NoiseLevel]:
-        """See ``Levels.chain``; the network is shown x_t of the DDPM, also where a scheduler's state is x_t / alpha."""
+        """See ``Levels.chain``; the network's input is the DDPM's x_t, even if the scheduler's state is x_t / alpha."""
         alphas = [(1 + sigma**2) ** -0.5 for sigma in self.scheduler.sigmas.tolist()]
         timesteps = [*self.scheduler.timesteps.tolist(), -1]
         pairs = zip(self.scheduler.sigmas.tolist(), alphas, timesteps, strict=True)
@@ -77,20 +76,20 @@ class SigmaLevels(BetaLevels):
 
 
 class FlowLevels:
-    """Levels of a rectified flow by the scheduler's ``sigmas`` at the chain's start: shift, ``mu`` and custom ones.
+    """Levels of a rectified flow, from the scheduler's ``sigmas`` with shift, ``mu`` and custom values.
 
     Args:
-        scheduler: of diffusers.
+        scheduler: scheduler of diffusers.
 
     Raises:
-        SettingError: its sigmas are not those of a flow from noise to the data.
+        SettingError: its sigmas run from the data to noise.
     """
 
     prediction: Prediction = "flow"
 
     def __init__(self, scheduler: Any) -> None:
         if scheduler.config.get("invert_sigmas"):
-            raise SettingError(f"the invert_sigmas of its {type(scheduler).__name__} is not known here")
+            raise SettingError(f"the invert_sigmas of its {type(scheduler).__name__} is not supported: set it to false")
         self.scheduler, count = scheduler, scheduler.config.num_train_timesteps
         u = torch.arange(1, count + 1, dtype=torch.double) / count
         self.schedule = NoiseSchedule(1 - u, u, torch.arange(count + 1))
@@ -98,7 +97,7 @@ class FlowLevels:
     def chain(self) -> list[NoiseLevel]:
         """See ``Levels.chain``."""
         sigmas, timesteps = self.scheduler.sigmas.tolist(), [*self.scheduler.timesteps.tolist(), 0.0]
-        timesteps = timesteps[: len(sigmas)]  # custom sigmas of LTX's have a timestep at the data already
+        timesteps = timesteps[: len(sigmas)]  # LTX's custom sigmas already have a timestep at the data
         return [NoiseLevel(1 - sigma, sigma, t) for sigma, t in zip(sigmas, timesteps, strict=True)]
 
 
@@ -108,10 +107,10 @@ class SchedulerKind:
 
     Attributes:
         levels: reads the levels.
-        eta: 1 where the ancestral kernel is drawn from, 0 where no noise is drawn.
-        variance: of the noise at eta = 1.
-        step_eta: eta of each step, from its ancestral kernel; None for the same in all.
-        order: of the solver, 1 or 2.
+        eta: 1 for the ancestral kernel, 0 for no noise.
+        variance: variance of the noise at eta = 1.
+        step_eta: computes the eta of each step from its ancestral kernel; None for the same eta in all steps.
+        order: order of the solver, 1 or 2.
     """
 
     levels: Levels
@@ -121,7 +120,7 @@ class SchedulerKind:
     order: int = 1
 
     def chain(self) -> list[Step]:
-        """The steps that the scheduler is set to take."""
+        """The steps of the scheduler's current timesteps."""
         levels, steps = self.levels.chain(), []
         for index, (t, s) in enumerate(pairwise(levels)):
             kernel = Kernel(t, s, kind=self.variance)
@@ -135,29 +134,29 @@ def kind_of(scheduler: Any, eta: float | None, tracks: bool) -> SchedulerKind:
     """The kind of a scheduler.
 
     Args:
-        scheduler: of diffusers.
-        eta: what the pipeline is called with, in [0, 1]; None for the scheduler's own, and 1 for a ``DDIMScheduler``.
-        tracks: a posterior is tracked without the divergence that a deterministic sampler needs.
+        scheduler: scheduler of diffusers.
+        eta: ``eta`` of the pipeline's call, in [0, 1]; None for the scheduler's, which is 1 for a ``DDIMScheduler``.
+        tracks: whether a posterior is tracked without the divergence, which a deterministic sampler needs.
 
     Raises:
-        SettingError: it does not draw from a Gaussian kernel that is known, or a setting is out of its range.
+        SettingError: the scheduler is not supported, or a setting is out of its range.
     """
     name = type(scheduler).__name__
     if name not in KINDS:
         raise SettingError(
-            f"{name} draws from no Gaussian kernel that is known here, and a posterior is tracked by one: "
+            f"{name} is not supported, because a tracked posterior needs a known Gaussian kernel: "
             f"pipeline.scheduler = {_instead(scheduler)}"
         )
     if eta is not None:
         check_0_to_1(eta=eta)
     if scheduler.config.get("clip_sample") or scheduler.config.get("thresholding"):
-        raise SettingError(f"the {name} clips: {name}.from_config(..., clip_sample=False, thresholding=False)")
+        raise SettingError(f"the {name} clips: use {name}.from_config(..., clip_sample=False, thresholding=False)")
     kind = KINDS[name](scheduler, eta)
     if eta not in (None, kind.eta):
-        raise SettingError(f"a {name} draws with eta {kind.eta:g}; got eta {eta:g}")
+        raise SettingError(f"a {name} has eta {kind.eta:g}; got eta {eta:g}")
     if tracks and kind.eta == 0 and name != "DDIMScheduler":
         raise SettingError(
-            f"{name} draws no noise, and a posterior tracked without is biased: pipeline.scheduler = "
+            f"{name} adds no noise, which biases a tracked posterior: pipeline.scheduler = "
             f"{_instead(scheduler)}, or set the posterior's divergence to 1 (twice the network's work) where it has one"
         )
     return kind
@@ -181,14 +180,14 @@ def _flow_ancestral(scheduler: Any, eta: float | None) -> SchedulerKind:
 def _flow_euler(scheduler: Any, eta: float | None) -> SchedulerKind:
     if scheduler.config.stochastic_sampling:
         raise SettingError(
-            "stochastic_sampling draws all of the noise anew, and no posterior can be tracked through that: "
+            "stochastic_sampling replaces all of the noise at each step, so no posterior can be tracked: "
             f"pipeline.scheduler = {ANCESTRAL_FLOW}"
         )
     return SchedulerKind(FlowLevels(scheduler), eta=0.0)
 
 
 def _flow_ltx(scheduler: Any, eta: float | None) -> SchedulerKind:
-    """Euler to a level below, and noise back up to the next one: x_coef = alpha_s sigma_down / (alpha_down sigma_t)."""
+    """An Euler step below the next level, then noise up to it: x_coef = alpha_s sigma_down / (alpha_down sigma_t)."""
     own = float(scheduler.config.eta)
     if scheduler.config.s_noise != 1:
         raise SettingError(f"the LTXEulerAncestralRFScheduler's s_noise must be 1; got {scheduler.config.s_noise}")
@@ -215,7 +214,7 @@ def _euler_ancestral(scheduler: Any, eta: float | None) -> SchedulerKind:
 
 
 def _dpm_solver(scheduler: Any, eta: float | None) -> SchedulerKind:
-    """DPM-Solver++ of order 1 or 2, by midpoints: ``sampling.second_order``."""
+    """DPM-Solver++ of order 1 or 2, midpoint form, see ``sampling.second_order``."""
     name, config = type(scheduler).__name__, scheduler.config
     known = {
         "algorithm_type": ("sde-dpmsolver++", "dpmsolver++"),
@@ -250,7 +249,7 @@ def ancestral(scheduler: Any) -> Any:
 
 
 def _instead(scheduler: Any) -> str:
-    """The scheduler to take in place of one that cannot be used."""
+    """The scheduler that replaces one that is not supported, for the message."""
     if type(scheduler).__name__ == "DPMSolverMultistepScheduler":
         return 'DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config, algorithm_type="sde-dpmsolver++")'
     if type(scheduler).__name__ == "EulerDiscreteScheduler":

@@ -49,14 +49,14 @@ class TextEmbeddings:
 
 
 class NullEmbedding:
-    """What a pipeline gives its U-Net where there is no negative prompt.
+    """The embedding that a pipeline uses without a negative prompt.
 
     Args:
-        encoded: what the pipeline's ``encode_prompt`` returns for the prompt "" without a negative prompt: the tokens
-            of both, and for SDXL both texts as a whole.
+        encoded: result of the pipeline's ``encode_prompt`` for the prompt "" without a negative prompt: the tokens of
+            the prompt and the negative prompt, and for SDXL their pooled embeddings.
 
     Attributes:
-        null: the second of them, a single text: the unconditional one.
+        null: the embedding of the unconditional text.
     """
 
     def __init__(self, encoded: Sequence[Tensor]) -> None:
@@ -72,31 +72,29 @@ class NullEmbedding:
 def check_negatives(
     guidance: Guidance, negatives: Sequence[Tensor] | Tensor | None, empties: Sequence[Any], others: bool = False
 ) -> None:
-    """Refuse a guidance away from something without a negative prompt, and any other one with a negative prompt.
+    """Check that there is a negative prompt if and only if the guidance uses one.
 
     Args:
-        guidance: the method.
-        negatives: tokens of what the pipeline has for negative prompts, (length, width) an image; None where it has
-            none.
-        empties: tokens of the texts that count as no negative prompt, (1, length, width) each; none where they are not
-            known.
-        others: whether the guidance avoids other negative prompts than those of the pipeline.
+        guidance: guidance method.
+        negatives: tokens of the pipeline's negative prompts, (length, width) for each image; None for none.
+        empties: tokens of the texts that count as no negative prompt, (1, length, width) each; empty if unknown.
+        others: whether the guidance has negative prompts other than the pipeline's.
 
     Raises:
-        SettingError: see above.
+        SettingError: the negative prompt is missing, or not used.
     """
     given = [all(_apart(text, form[0]) for form in empties) for text in negatives] if negatives is not None else [False]
     avoids, name = guidance.needs().negatives, display_name(guidance)
     if avoids and not others and not all(given):
-        raise SettingError(f"{name} avoids something: call the pipeline with a negative_prompt")
-    if not empties:  # then the pipeline's default cannot be told from a negative prompt
+        raise SettingError(f"{name} needs a negative prompt: call the pipeline with a negative_prompt")
+    if not empties:  # the pipeline's default could be mistaken for a negative prompt
         return
     if any(given) and others:
         raise SettingError("guided has negative prompts: call the pipeline without a negative_prompt")
     if any(given) and not avoids:
-        raise SettingError(f"{name} avoids nothing: call the pipeline without a negative_prompt")
+        raise SettingError(f"{name} uses no negative prompt: call the pipeline without a negative_prompt")
 
 
 def _apart(text: Tensor, form: Tensor) -> bool:
-    """Whether a text is another one than ``form``; half precision rounds otherwise in a batch of another size."""
+    """Whether a text differs from ``form`` by more than the rounding of half precision."""
     return text.shape != form.shape or bool((text - form).abs().amax() > 1e-2 * form.abs().max())

@@ -1,7 +1,7 @@
 """A vision-language model as the observer, as in VL-DNP (Chang, Kim, Choi, NeurIPS 2025 workshop, arXiv 2510.26052).
 
-Theirs names in its own words the unwanted content that is emerging. This one gets a question about each image and each
-negative prompt, and answers yes or no.
+The model of VL-DNP describes the emerging unwanted content in its own words. Here it answers a yes-or-no question about
+each image and each negative prompt.
 """
 
 import re
@@ -20,15 +20,15 @@ from dng_lightning.text_to_image.observers import PromptObserver
 from dng_lightning.text_to_image.optional_deps import libraries, quiet
 
 QUESTION = "Does this image show {}? Answer with one word, yes or no."
-MOST_TOKENS = 8  # of an answer; it takes one, and a full stop
+MOST_TOKENS = 8  # of an answer, which is one word
 
 
 class VisionLanguageModel:
-    """A chat model of transformers about an image (its image-text-to-text interface).
+    """A chat model of transformers with images as input (`AutoModelForImageTextToText`).
 
     Args:
         model: the network.
-        processor: makes tokens and pixels of a conversation.
+        processor: converts a conversation to tokens and pixels.
     """
 
     def __init__(self, model: Any, processor: Any) -> None:
@@ -36,15 +36,14 @@ class VisionLanguageModel:
 
     @classmethod
     def load(cls, name: str, precision: Precision) -> "VisionLanguageModel":
-        """Load one.
+        """Load a model.
 
         Args:
-            name: its folder, or a model of the Hugging Face hub, `owner/model`, which is downloaded if it is not in its
-                cache.
-            precision: of the network.
+            name: a folder, or a Hugging Face model, `owner/model`, which is downloaded if the cache lacks it.
+            precision: precision of the network.
 
         Raises:
-            SettingError: there is none, it is something else, or the extra is not installed.
+            SettingError: the model is missing or of another kind, or the extra is not installed.
         """
         _, transformers = libraries()
         try:
@@ -59,11 +58,11 @@ class VisionLanguageModel:
 
     @torch.no_grad()
     def answer(self, image: Tensor, question: str) -> str:
-        """The answer, always the same one.
+        """The deterministic answer to a question.
 
         Args:
             image: uint8 (3, height, width).
-            question: about the image.
+            question: question about the image.
         """
         self.model.to(image.device)
         picture = Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
@@ -71,21 +70,21 @@ class VisionLanguageModel:
         settings = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
         chat = self.processor.apply_chat_template([{"role": "user", "content": content}], **settings)
         inputs = chat.to(image.device, self.model.dtype)
-        with quiet():  # about settings for random answers
+        with quiet():  # a warning about unused sampling settings
             tokens = self.model.generate(**inputs, max_new_tokens=MOST_TOKENS, do_sample=False)
         answer: str = self.processor.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         return answer
 
 
 class VisionLanguageObserver(PromptObserver):
-    """Asks a vision-language model about each image and each negative prompt: yes is 1, no is 0.
+    """Probabilities 1 for yes and 0 for no, from a vision-language model's answers about each negative prompt.
 
-    The model is loaded when the first image is looked at.
+    The model is loaded for the first image.
 
     Args:
-        model: its folder, or one of the Hugging Face hub; any that transformers' `AutoModelForImageTextToText` reads.
-        question: with `{}` for the negative prompt; the answer must be yes or no.
-        precision: of its network, "fp32" or "bf16".
+        model: a folder or a Hugging Face model for transformers' `AutoModelForImageTextToText`.
+        question: question with `{}` for the negative prompt; the answer must be yes or no.
+        precision: precision of the network, "fp32" or "bf16".
 
     Raises:
         SettingError: a setting is out of its range.

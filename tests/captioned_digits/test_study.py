@@ -199,7 +199,7 @@ def test_a_reader_whose_classifiers_are_not_there(in_place: Path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"reader": None}, "AdaptiveNegative.* needs somebody to look at the images: set observer or reader"),
+        ({"reader": None}, "AdaptiveNegative.* needs an observer of the images: set observer or reader"),
         ({"prompt": ["a seven", "a red one"]}, "a reader judges what is avoided by one prompt"),
         ({"negative": "roasted meat"}, "'roasted meat' is not understood"),
         ({"height": 48}, r"a reader knows images of \(3, 32, 32\), not \(3, 48, 32\)"),

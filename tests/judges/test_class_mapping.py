@@ -41,8 +41,8 @@ def test_a_name_comes_before_a_number():
         (["crane"], None, r"class 'crane' is ambiguous; .* knows crane \(4\), crane \(5\)"),
         (["plane"], {"airplane": "airliner"}, r"no class 'airplane'; the model \(classes of mine\) knows plane"),
         (["a", "b"], {"a": "tabby", "b": ["crane", "tabby"]}, r"class 'crane' is ambiguous"),
-        (["a", "b"], {"a": "tabby", "b": ["airliner", 3]}, r"classes of mine: 'tabby' stands for 'a' and 'b'"),
-        (["a"], {"a": []}, r"classes of mine: 'a' stands for no class"),
+        (["a", "b"], {"a": "tabby", "b": ["airliner", 3]}, r"classes of mine: 'tabby' is mapped to both 'a' and 'b'"),
+        (["a"], {"a": []}, r"classes of mine: 'a' is mapped to no class"),
     ],
 )
 def test_what_cannot_be_mapped_is_named(wanted: list[str], mapping: ClassMapping | None, line: str):

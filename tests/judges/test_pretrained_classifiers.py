@@ -221,7 +221,7 @@ def test_torchvision_by_file(tmp_path: Path):
 
 def test_torchvision_offline(torch_home: Path):
     with pytest.raises(
-        SettingError, match=r"^torchvision's weights of squeezenet1_1 are not to be had, name a file of them"
+        SettingError, match=r"^torchvision's weights of squeezenet1_1 cannot be downloaded, set weights to a file"
     ):
         load_classifier("squeezenet1_1")
     with pytest.raises(SettingError, match=r"^torchvision has no classifier 'resnet19'"):
@@ -275,9 +275,9 @@ def test_timm_offline_or_missing(timm: SimpleNamespace, monkeypatch: pytest.Monk
     monkeypatch.setattr(socket, "getaddrinfo", no_connection)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(SettingError, match=r"^timm cannot load resnet19, give a file as weights: Unknown model"):
+    with pytest.raises(SettingError, match=r"^timm cannot load resnet19, set weights to a file: Unknown model"):
         TimmClassifier("resnet19")
-    with pytest.raises(SettingError, match=r"^timm cannot load test_vit.r160_in1k, give a file as weights: "):
+    with pytest.raises(SettingError, match=r"^timm cannot load test_vit.r160_in1k, set weights to a file: "):
         load_classifier("timm/test_vit.r160_in1k")
     monkeypatch.setitem(sys.modules, "timm", None)
     mend = r"^the classifier test_vit needs timm: pip install 'dng-lightning\[timm\]'$"
@@ -362,7 +362,7 @@ def test_torchscript(kind: str, net: Net, tmp_path: Path):
 
 
 def test_torchscript_that_is_something_else(tmp_path: Path, net: Net):
-    with pytest.raises(SettingError, match=r"is no TorchScript file: .*; of a network in Python write one with"):
+    with pytest.raises(SettingError, match=r"is no TorchScript file: .*; write one with"):
         TorchScriptClassifier(weights_of(net, tmp_path / "mine.pt"), list("abcd"), PLAIN)
     torch.jit.save(torch.jit.trace(net, torch.zeros(1, 3, 8, 8)), tmp_path / "whole.pt")
     with pytest.raises(SettingError, match=r"does not take images of 3x32x32: set preprocessing.size"):

@@ -182,19 +182,19 @@ def test_folders_of_something_else(tiny: Path, tmp_path: Path):
     for number, part in enumerate(("unet/diffusion_pytorch_model.safetensors", "unet/config.json", "scheduler")):
         damaged = shutil.copytree(tiny, tmp_path / f"damaged{number}")
         (shutil.rmtree if (damaged / part).is_dir() else Path.unlink)(damaged / part)
-        assert f"{damaged} holds no model of pixels or latents in diffusers' format: " in refused(damaged)
+        assert f"{damaged} holds no pixel or latent diffusion model in diffusers' format: " in refused(damaged)
     weights = tiny / "unet" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    assert "holds no model of pixels" in refused(tiny)
+    assert "holds no pixel or latent" in refused(tiny)
     for content in ("", "[]", json.dumps({"unet": ["diffusers", "UNet2DConditionModel"], "vae": []})):
         (tiny / "model_index.json").write_text(content)
-        assert "holds no model of pixels" in refused(tiny)
+        assert "holds no pixel or latent" in refused(tiny)
 
 
 @pytest.mark.parametrize("setting", [{"out_channels": 3}, {"class_embed_type": "timestep"}])
 def test_networks_of_another_kind(setting: dict[str, object], tmp_path: Path):
     saved(tmp_path, TINY | setting)
-    assert "it takes or gives something else than images and class labels" in refused(tmp_path)
+    assert "its inputs or outputs are not only images and class labels" in refused(tmp_path)
 
 
 # --- what its scheduler says ---
@@ -219,17 +219,17 @@ def test_schedulers_of_the_same_levels_are_interchangeable(name: str, tmp_path: 
 @pytest.mark.parametrize("name", OTHERS)
 def test_schedulers_of_other_levels_are_named(name: str, tmp_path: Path):
     with_scheduler(tmp_path, getattr(diffusers, f"{name}Scheduler")())
-    assert f"the noise levels of its {name}Scheduler are not those of DDPM" in refused(tmp_path)
+    assert f"the noise levels of its {name}Scheduler are not supported: only those of DDPM" in refused(tmp_path)
 
 
 def test_levels_that_the_betas_do_not_say_are_named():
-    with pytest.raises(SettingError, match="the noise levels of its CogVideoXDDIMScheduler are not those of DDPM"):
+    with pytest.raises(SettingError, match="the noise levels of its CogVideoXDDIMScheduler are not supported"):
         diffusers_format.schedule_of(diffusers.CogVideoXDDIMScheduler())
 
 
 def test_other_settings_that_change_the_images_are_named(tmp_path: Path):
     with_scheduler(tmp_path, diffusers.DDPMScheduler(thresholding=True))
-    assert "the thresholding of its DDPMScheduler is not known here" in refused(tmp_path)
+    assert "the thresholding of its DDPMScheduler is not supported" in refused(tmp_path)
     with_scheduler(tmp_path, diffusers.UniPCMultistepScheduler(prediction_type="flow_prediction"))
     assert "prediction_type of its UniPCMultistepScheduler, flow_prediction, is not known" in refused(tmp_path)
     saved(tmp_path, TINY | {"sample_size": None})
@@ -267,7 +267,7 @@ def test_without_a_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(socket, "getaddrinfo", fail)
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     line = refused("google/ddpm-cifar10-32")
-    assert line.startswith("google/ddpm-cifar10-32 is not a checkpoint here, and not to be had from the Hugging Face")
+    assert line.startswith("google/ddpm-cifar10-32 is not a checkpoint here, and cannot be downloaded from the Hugging")
 
 
 def test_a_folder_here_is_not_looked_for_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -173,7 +173,7 @@ def test_the_converted_network_gives_the_same(network: dict[str, Any], settings:
 def test_what_the_file_does_not_say(tmp_path: Path):
     path = str(tmp_path / "model.pt")
     torch.save(OfOpenAI(1, 4, False, True, False).state_dict(), path)
-    with pytest.raises(SettingError, match=r"model.pt: set heads or head_channels, as its training had num_heads or"):
+    with pytest.raises(SettingError, match=r"model.pt: set heads or head_channels to the num_heads or"):
         GuidedDiffusionModel(path, 8)
     with pytest.raises(SettingError, match=r"model.pt does not say all .* by class_path GuidedDiffusionModel with"):
         load_model(path)

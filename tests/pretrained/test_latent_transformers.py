@@ -109,7 +109,7 @@ def test_what_is_no_such_model(folder: Path, tmp_path: Path):
     for number, part in enumerate(("vae", "transformer", "scheduler")):
         damaged = shutil.copytree(folder, tmp_path / f"damaged{number}")
         shutil.rmtree(damaged / part)
-        with pytest.raises(SettingError, match="holds no model of pixels or latents in diffusers' format: "):
+        with pytest.raises(SettingError, match="holds no pixel or latent diffusion model in diffusers' format: "):
             DiffusionModule.load(str(damaged))
     index = json.loads((folder / "model_index.json").read_text())
     other = shutil.copytree(folder, tmp_path / "other")
@@ -119,7 +119,7 @@ def test_what_is_no_such_model(folder: Path, tmp_path: Path):
     with pytest.raises(SettingError, match=r"it is not a UNet2DModel .*, nor a DiTPipeline"):
         DiffusionModule.load(str(other))
     (other / "model_index.json").write_text(json.dumps(index | {"id2label": {"0": "tench"}}))
-    with pytest.raises(SettingError, match=r"has 1000 classes, and class_names 1$"):
+    with pytest.raises(SettingError, match=r"has 1000 classes, but class_names has 1$"):
         DiffusionModule.load(str(other))
 
 

@@ -56,7 +56,7 @@ def expected(module: DiffusionModule, net: Any, x_t: Tensor, labels: Tensor | No
 
 def test_class_conditional_with_a_null_class(diffusers: Any, tmp_path: Path):
     net = saved(diffusers, tmp_path, num_class_embeds=11)
-    with pytest.raises(SettingError, match=r"has 11 class embeddings: name its class_names, or say with null_class"):
+    with pytest.raises(SettingError, match=r"has 11 class embeddings: set class_names, or null_class"):
         load_model(str(tmp_path))
     for settings in ({"class_names": NAMES}, {"null_class": True}):
         module = load_model(DiffusersModel(str(tmp_path), **settings))  # type: ignore[arg-type]
@@ -92,7 +92,8 @@ def test_variants_subfolders_and_networks_alone(diffusers: Any, tmp_path: Path):
     assert torch.equal(module(x_t, module.schedule.level(500)), expected(module, net, x_t, None))
     assert next(module.parameters()).dtype == torch.float32
     with pytest.raises(
-        SettingError, match=r"mine holds no model of pixels or latents in diffusers' format: .*diffusion_pytorch_model"
+        SettingError,
+        match=r"mine holds no pixel or latent diffusion model in diffusers' format: .*diffusion_pytorch_model",
     ):
         load_model(DiffusersModel(str(tmp_path), subfolder="models/mine"))
     alone = tmp_path / "models" / "mine" / "unet"
@@ -119,7 +120,7 @@ def test_a_flow_is_read_from_its_scheduler(diffusers: Any, shift: float, tmp_pat
     assert drawn.images.isfinite().all()
     dynamic = diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
     diffusers.DDPMPipeline(net, dynamic).save_pretrained(tmp_path)
-    with pytest.raises(SettingError, match=r"the settings of its FlowMatchEulerDiscreteScheduler are not known here"):
+    with pytest.raises(SettingError, match=r"the settings of its FlowMatchEulerDiscreteScheduler are not supported"):
         load_model(str(tmp_path))
 
 
@@ -164,7 +165,7 @@ def test_a_revision_of_the_hub_from_its_cache(diffusers: Any, tmp_path: Path, mo
     assert module.image_shape == (1, 8, 8)
     assert module.folder == cache / "snapshots" / revision
     with pytest.raises(
-        SettingError, match=r"^owner/tiny is no folder here, and not to be had from the Hugging Face hub: "
+        SettingError, match=r"^owner/tiny is no folder here, and cannot be downloaded from the Hugging Face hub: "
     ):
         load_model(DiffusersModel("owner/tiny", revision="v3"))
 
@@ -247,7 +248,7 @@ def test_lucidrains_that_is_something_else(tmp_path: Path, monkeypatch: pytest.M
         load_model(LucidrainsModel(str(tmp_path / "other.pt"), 8))
     content["ema"]["ema_model.model.classes_emb.weight"] = torch.zeros(1)
     torch.save(content, path)
-    with pytest.raises(SettingError, match=r"holds no unconditional Unet that is known: it is class-conditional$"):
+    with pytest.raises(SettingError, match=r"holds no supported unconditional Unet: it is class-conditional$"):
         load_model(LucidrainsModel(str(path), 8))
     monkeypatch.setitem(sys.modules, "denoising_diffusion_pytorch", None)
     with pytest.raises(

@@ -211,7 +211,7 @@ def test_a_hundred_ancestral_steps_are_the_default():
         ({"eta": 1.1}, "eta must be between 0 and 1"),
         ({"eta": math.nan}, "eta must be between 0 and 1"),
         ({"variance": "learned"}, "variance must be beta_tilde or beta"),
-        ({"variance": "beta", "eta": 0.5}, "variance beta goes with eta 1 only"),
+        ({"variance": "beta", "eta": 0.5}, "variance beta needs eta 1"),
         ({"clip": 0.0}, "clip must be positive"),
         ({"clip": -1.0}, "clip must be positive"),
         ({"clip": math.nan}, "clip must be positive"),

@@ -126,5 +126,5 @@ def test_zero_scale_is_unguided_bit_for_bit(path: str, eta: float):
 def test_settings_that_cannot_be():
     with pytest.raises(SettingError, match="order must be 1 or 2; got 3"):
         Sampler(order=3)
-    with pytest.raises(SettingError, match="order 2 goes with variance beta_tilde only"):
+    with pytest.raises(SettingError, match="order 2 needs variance beta_tilde"):
         Sampler(order=2, variance="beta")

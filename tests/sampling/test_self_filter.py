@@ -1,4 +1,4 @@
-"""Images drawn anew where their own posterior says that they are forbidden."""
+"""Rejection by the posterior of the chain itself."""
 
 import math
 from itertools import pairwise
@@ -119,10 +119,10 @@ def test_the_parts_of_a_chain_are_the_chain():
     ("settings", "reason"),
     [
         ({"threshold": 1.0}, "threshold must be inside"),
-        ({"threshold": [0.1, 0.2]}, "one number or one a level"),
+        ({"threshold": [0.1, 0.2]}, "one number or one per level"),
         ({"levels": ()}, "levels must be fractions"),
         ({"levels": (1.0,)}, "levels must be fractions"),
-        ({"levels": (0.1, 0.4)}, "levels must fall"),
+        ({"levels": (0.1, 0.4)}, "levels must decrease"),
         ({"max_draws": 0}, "max_draws must be at least 1"),
     ],
 )

@@ -198,9 +198,15 @@ def test_negative_prompts_of_its_own(name: str, opened: Any):
 def test_calls_that_cannot_be_guided(name: str, opened: Any):
     pipeline, family = opened[name], FAMILIES[name]
     for settings in ({"scale": family.off}, {"negative_prompt": ["", ""]}, {"negative_prompt": None}):
-        with pytest.raises(SettingError, match="avoids something: call the pipeline with a"), guided(pipeline, DYNAMIC):
+        with (
+            pytest.raises(SettingError, match="needs a negative prompt: call"),
+            guided(pipeline, DYNAMIC),
+        ):
             drawn(pipeline, family, **{"scale": ON} | settings)
-    with pytest.raises(SettingError, match="avoids nothing: call the pipeline without"), guided(pipeline, Unguided()):
+    with (
+        pytest.raises(SettingError, match="uses no negative prompt"),
+        guided(pipeline, Unguided()),
+    ):
         drawn(pipeline, family)
     assert "forward" not in vars(pipeline.transformer)
     assert "encode_prompt" not in vars(pipeline)
@@ -306,5 +312,5 @@ def test_a_video_pipeline_that_is_not_known():
     class LTXPipeline:
         pass
 
-    with pytest.raises(SettingError, match=r"^guided goes with a .*WanPipeline.*; got a LTXPipeline$"):
+    with pytest.raises(SettingError, match=r"^guided needs a .*WanPipeline.*; got a LTXPipeline$"):
         guided(LTXPipeline(), DYNAMIC).__enter__()

@@ -169,17 +169,17 @@ def test_schedulers_that_cannot_be():
     ancestral = "pipeline.scheduler = FlowMatchAncestralScheduler.from_config(pipeline.scheduler.config)"
     euler = diffusers.FlowMatchEulerDiscreteScheduler
     line = refused(euler(stochastic_sampling=True))
-    assert line.startswith("stochastic_sampling draws all of the noise anew")
+    assert line.startswith("stochastic_sampling replaces all of the noise")
     assert line.endswith(ancestral)
     line = refused(diffusers.FlowMatchLCMScheduler())
-    assert line.startswith("FlowMatchLCMScheduler draws from no Gaussian kernel that is known here")
+    assert line.startswith("FlowMatchLCMScheduler is not supported")
     assert line.endswith(ancestral)
     line = refused(euler())
-    assert line.startswith("FlowMatchEulerDiscreteScheduler draws no noise, and a posterior tracked without is biased")
+    assert line.startswith("FlowMatchEulerDiscreteScheduler adds no noise, which biases a tracked posterior")
     assert ancestral in line
     PipelineGuidance(SimpleNamespace(scheduler=euler()), NegativePrompting(1.0))  # tracks nothing
     assert "invert_sigmas" in refused(FlowMatchAncestralScheduler(invert_sigmas=True))
-    assert "draws with eta 1; got eta 0.5" in refused(FlowMatchAncestralScheduler(), eta=0.5)
+    assert "has eta 1; got eta 0.5" in refused(FlowMatchAncestralScheduler(), eta=0.5)
     assert "s_noise must be 1" in refused(diffusers.LTXEulerAncestralRFScheduler(s_noise=0.5))
     solver = diffusers.UniPCMultistepScheduler(use_flow_sigmas=True, flow_shift=3.0)
     assert refused(solver).endswith("pipeline.scheduler = FlowMatchAncestralScheduler(shift=3)")
@@ -189,7 +189,7 @@ def test_steps_that_cannot_be():
     scheduler = FlowMatchAncestralScheduler()
     scheduler.set_timesteps(4)
     x_t = torch.randn(2, 3, 4)
-    with pytest.raises(SettingError, match="no index"):
+    with pytest.raises(SettingError, match="not an index"):
         scheduler.step(x_t, 0, x_t)
-    with pytest.raises(SettingError, match="no per_token_timesteps"):
+    with pytest.raises(SettingError, match="does not support per_token_timesteps"):
         scheduler.step(x_t, scheduler.timesteps[0], x_t, per_token_timesteps=torch.ones(2, 3))

@@ -113,7 +113,7 @@ def test_any_guidance_takes_its_word(folder: Path):
 
 def test_a_guidance_that_needs_one_says_so(folder: Path):
     guidance = AdaptiveNegative(NegativePrompting())
-    with pytest.raises(SettingError, match=r"AdaptiveNegative\(NegativePrompting\) needs somebody .*: set observer"):
+    with pytest.raises(SettingError, match=r"AdaptiveNegative\(NegativePrompting\) needs an observer .*: set observer"):
         sampler_of(folder, guidance, None)
     module = sampler_of(folder, NegativePrompting(), None)
     with pytest.raises(SettingError, match="AdaptiveNegative needs an observer"):

@@ -97,7 +97,7 @@ def test_solvers_that_cannot_be():
     assert "solver_type must be midpoint; got heun" in refused(solver(solver_type="heun", **SDE))
     assert "final_sigmas_type must be zero" in refused(solver(final_sigmas_type="sigma_min", **SDE))
     line = refused(solver())
-    assert line.startswith("DPMSolverMultistepScheduler draws no noise")
+    assert line.startswith("DPMSolverMultistepScheduler adds no noise")
     assert 'algorithm_type="sde-dpmsolver++")' in line
     assert "EulerAncestralDiscreteScheduler.from_config" in refused(diffusers.EulerDiscreteScheduler())
     assert "the DPMSolverMultistepScheduler clips" in refused(solver(thresholding=True, **SDE))

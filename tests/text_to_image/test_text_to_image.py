@@ -190,7 +190,9 @@ def test_another_size(folder: Path):
 def test_identical_prompts_leave_the_posterior_at_the_prior(folder: Path, capture_info: list[str]):
     guidance = PositiveAndNegative(NEUTRAL, 7.5)
     module = TextToImageSampler(str(folder), PROMPT, PROMPT, guidance, steps=10)
-    assert capture_info == [f"{PROMPT!r} is both a prompt and a negative prompt: it is not pushed away from itself"]
+    assert capture_info == [
+        f"{PROMPT!r} is both a prompt and a negative prompt: its images are not pushed away from it"
+    ]
     guided, plain = module.draw(SEEDS), module.draw(SEEDS, module.unguided)
     assert guided.posterior is not None
     torch.testing.assert_close(guided.posterior, torch.full((2, 10, 1), 0.1), rtol=1e-3, atol=0)

@@ -1,4 +1,4 @@
-"""How diffusers' pipelines call their networks, a layout for each pipeline class."""
+"""How diffusers' pipelines call their networks: one layout for each pipeline class."""
 
 from dng_lightning.text_to_image.layouts import batched, lists, two_calls, unets
 from dng_lightning.text_to_image.layouts.layout import Layout, NetworkCall

@@ -13,7 +13,7 @@ def _encode_sd3(pipeline: Any, text: str, settings: Mapping[str, Any]) -> Texts:
 
 def _refuse_sd3(pipeline: Any, arguments: Mapping[str, Any]) -> str | None:
     if arguments.get("skip_layers") is not None:
-        return "skip_guidance_layers is a guidance of its own: call the pipeline without"
+        return "skip_guidance_layers is another guidance: call the pipeline without it"
     if "ip_adapter_image_embeds" in (arguments.get("joint_attention_kwargs") or {}):
         return "guided does not support image prompts"
     return None

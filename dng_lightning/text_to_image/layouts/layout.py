@@ -1,4 +1,4 @@
-"""What a pipeline's calls of its network look like."""
+"""Layout of a pipeline's network calls."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,13 +10,13 @@ from torch import Tensor
 from dng_lightning.text_to_image.attention import ForbiddenTexts, Place
 
 Texts = dict[str, Any]
-"""Arguments of a network call that depend on the text, for one text."""
+"""The arguments of a network call that depend on the text, for one text."""
 
 Encode = Callable[[Any, str, Mapping[str, Any]], Texts]
-"""``encode(pipeline, negative prompt, settings)``: the text as the pipeline encodes negative prompts, "" for none."""
+"""``encode(pipeline, negative_prompt, settings)``: encodes a negative prompt like the pipeline; "" for none."""
 
 Refuse = Callable[[Any, Mapping[str, Any]], str | None]
-"""``refuse(pipeline, arguments)``: why a network call cannot be guided, in a line; None if it can."""
+"""``refuse(pipeline, arguments)``: the reason why a network call cannot be guided, in one line; None if it can."""
 
 
 @dataclass(frozen=True)
@@ -55,18 +55,18 @@ class Layout:
     """How a pipeline calls its network.
 
     Attributes:
-        rows: arguments of the network's ``forward`` that have a row for each image, the latents and the timestep
-            first.
-        text: the argument among them that holds the text.
+        rows: arguments of the network's ``forward`` with one row per image, the latents and the timestep first.
+        text: the argument in ``rows`` with the text.
         encode: encodes a negative prompt.
-        networks: the pipeline's components that denoise.
-        together: the negative prompts and the prompts are evaluated in one call; else the prompts first, and the
-            negative prompts in a call of their own.
-        negatives_first: the order of a call for both.
-        sign: the pipeline takes the output times this for the prediction of its scheduler's type.
-        switch: what a pipeline is called with to evaluate negative prompts.
-        empties: encodes what counts as no negative prompt, the unconditional text first; None for ``encode`` of "".
-        refuse: refuses calls that cannot be guided.
+        networks: names of the pipeline's denoising networks.
+        together: whether one call evaluates negative prompts and prompts; otherwise there is a call for the prompts
+            and then one for the negative prompts.
+        negatives_first: whether the negative prompts come first in a common call.
+        sign: factor from the network's output to the prediction of the scheduler.
+        switch: arguments of the pipeline's call with which it evaluates negative prompts, for messages.
+        empties: encodes the texts that count as no negative prompt, the unconditional one first; None for ``encode``
+            of "".
+        refuse: finds calls that cannot be guided.
         tokens: those of the text, where its attention can be edited; None where it cannot.
     """
 
@@ -88,7 +88,7 @@ class Layout:
         return self.rows[0]
 
     def no_negatives(self, pipeline: Any, settings: Mapping[str, Any]) -> list[Texts]:
-        """What counts as no negative prompt, the unconditional text first."""
+        """The texts that count as no negative prompt, the unconditional one first."""
         if self.empties is not None:
             return self.empties(pipeline, settings)
         return [self.encode(pipeline, "", settings)]
@@ -99,8 +99,8 @@ class NetworkCall:
     """Arguments of a call of the network for B images.
 
     Attributes:
-        layout: of the pipeline.
-        arguments: by their names.
+        layout: layout of the pipeline.
+        arguments: arguments by name.
     """
 
     layout: Layout
@@ -118,11 +118,11 @@ class NetworkCall:
         return self.arguments[self.layout.text]
 
     def take(self, rows: Tensor) -> "NetworkCall":
-        """The call for some of the images, as often as they are named."""
+        """The call for some of the images, by their indices (N,), which may repeat."""
         return self._with(lambda value: _map(lambda part: _take(part, rows), value))
 
     def with_text(self, text: Texts) -> "NetworkCall":
-        """The same call for another text, one for all of the images."""
+        """The call with another text, the same for all images."""
         count = len(self.arguments[self.layout.latents])
         rows = torch.zeros(count, dtype=torch.long)
         repeated = {name: _map(lambda part: _take(part, rows), value) for name, value in text.items()}
@@ -141,7 +141,7 @@ class NetworkCall:
         return NetworkCall(self.layout, arguments)
 
     def with_latents(self, x_t: Tensor) -> "NetworkCall":
-        """The same call for other latents (B, ...), in the precision of these."""
+        """The call with other latents (B, ...), in the precision of its own."""
         latents = self.arguments[self.layout.latents]
         many = isinstance(latents, list)
         moved = x_t.to(latents[0].dtype)
@@ -154,13 +154,13 @@ class NetworkCall:
         return self.take(first), self.take(second)
 
     def fits(self, other: "NetworkCall") -> bool:
-        """Whether both can be evaluated in one call."""
+        """Whether one call can evaluate both."""
         if not self.layout.together:
             return False
         return isinstance(self.text, list) or self.text.shape[1:] == other.text.shape[1:]
 
     def joined(self, others: "Sequence[NetworkCall]") -> "NetworkCall":
-        """One call for the images of this one and of the others."""
+        """One call for the images of this call and of the others."""
         calls = [self, *others]
 
         def together(name: str) -> Any:
@@ -180,14 +180,14 @@ def _map(change: Callable[[Any], Any], value: Any) -> Any:
 
 
 def _take(value: Any, rows: Tensor) -> Any:
-    """Some rows of a tensor or a list; a value without rows is for all of them."""
+    """Some rows of a tensor or a list; a value without rows stays as it is."""
     if isinstance(value, list):
         return [value[row] for row in rows.tolist()]
     return value[rows.to(value.device)] if isinstance(value, Tensor) and value.ndim else value
 
 
 def _cat(values: Sequence[Any]) -> Any:
-    """Rows of one value after those of the other."""
+    """Concatenates the rows of the values."""
     first = values[0]
     if isinstance(first, dict):
         return {name: _cat([value[name] for value in values]) for name in first}
@@ -197,7 +197,7 @@ def _cat(values: Sequence[Any]) -> Any:
 
 
 def _merged(arguments: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments with changes, which may be of a part of a dictionary."""
+    """The arguments with changes, also inside dictionaries."""
     merged = dict(arguments)
     for name, value in changes.items():
         merged[name] = {**merged[name], **value} if isinstance(value, dict) else value

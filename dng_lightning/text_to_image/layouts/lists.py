@@ -1,4 +1,4 @@
-"""Z-Image: a list of images and a list of texts, the prompts first, and the negated velocity."""
+"""Z-Image: lists of images and texts, the prompts first, and the negative velocity as output."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,9 +13,9 @@ def _encode(pipeline: Any, text: str, settings: Mapping[str, Any]) -> Texts:
 
 def _refuse(pipeline: Any, arguments: Mapping[str, Any]) -> str | None:
     if pipeline._cfg_truncation is not None and float(pipeline._cfg_truncation) < 1:
-        return "cfg_truncation leaves the last steps without a negative prompt: use LimitedInterval, and call without"
+        return "cfg_truncation leaves the last steps without a negative prompt: use LimitedInterval instead of it"
     if 0 < float(pipeline._cfg_normalization or 0) < 1:
-        return "a cfg_normalization below 1 shrinks every guided prediction: call the pipeline without"
+        return "a cfg_normalization below 1 shrinks every guided prediction: call the pipeline without it"
     return None
 
 

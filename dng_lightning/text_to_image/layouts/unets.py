@@ -14,7 +14,7 @@ def _encode(pipeline: Any, text: str, settings: Mapping[str, Any]) -> Texts:
 
 
 def _empties(pipeline: Any, settings: Mapping[str, Any]) -> list[Texts]:
-    """Without a negative prompt SDXL has zeros, and with an empty one the empty prompt."""
+    """SDXL uses zeros without a negative prompt, and the empty prompt for an empty one."""
     return _forms(pipeline, None, settings)[::-1]
 
 
