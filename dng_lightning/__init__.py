@@ -1,9 +1,9 @@
 """Dynamic Negative Guidance of diffusion models, in PyTorch Lightning.
 
-Removes a class from what a diffusion model draws and leaves the others in balance, after Koulischer, Deleu, Raya,
-Demeester and Ambrogioni, "Dynamic Negative Guidance of Diffusion Models", ICLR 2025 (arXiv 2410.14398).
+Removes a class from the samples of a diffusion model and keeps the balance of the others, after Koulischer, Deleu,
+Raya, Demeester and Ambrogioni, "Dynamic Negative Guidance of Diffusion Models", ICLR 2025 (arXiv 2410.14398).
 
-The public names of the modules below can be imported from here, each when it is first used:
+The public names of the modules below can be imported from here; each is loaded at its first use:
 
     from dng_lightning import ClassConditionalPredictor, DynamicNegativeGuidance, ImageNoise, sample
 """
@@ -19,7 +19,7 @@ PUBLIC = ("guidance", "posterior", "sampling", "schedule", "kernel", "interfaces
 
 
 def __getattr__(name: str) -> Any:
-    # `from dng_lightning import resources` asks here first: a module of that name is no public name to look for
+    # Python calls this for `from dng_lightning import resources` too: a submodule is no public name
     is_module = importlib.util.find_spec(f"{__name__}.{name}") is not None
     for module in () if name.startswith("_") or is_module else PUBLIC:
         public = importlib.import_module(f"{__name__}.{module}")

@@ -1,4 +1,4 @@
-"""dng: train diffusion models and sample from them without what you named.
+"""dng: train diffusion models, and sample from them without the classes or prompts that you forbid.
 
 usage: dng COMMAND [--config FILE ...] [--SETTING VALUE ...]
 
@@ -14,8 +14,8 @@ commands:
   dng COMMAND --print_config                 the settings as a YAML, to save, edit and give to --config
   dng --version
 
-A configuration file is looked for here first and then among those that ship. Later settings win over earlier ones.
-JSONARGPARSE_DEBUG=true shows the traceback behind an error.
+A configuration file is searched in the current folder, then in the package. Later settings override earlier ones.
+JSONARGPARSE_DEBUG=true shows the traceback of an error.
 """
 
 import contextlib
@@ -38,24 +38,24 @@ if TYPE_CHECKING:
 
 DEFAULT_CONFIGS = {"fit": "digits.yaml", "validate": "digits.yaml", "test": "test.yaml", "predict": "predict.yaml"}
 HELP = ("-h", "--help", "--version", "--print_config")
-# Warnings that no setting can mend; the last is of torch's own forward mode.
+# Warnings that no setting of ours avoids; the last one is about torch's own forward mode.
 NOISE = ("`isinstance(treespec, LeafSpec)`", "Total length of `DataLoader` across ranks", "`torch.jit.script` is depr")
-# Lightning's complaints of settings that have no class of their own: an unknown metric, a logger that is not installed.
+# Lightning's errors about settings without an error class: an unknown metric, a logger that is not installed.
 COMPLAINTS = ("Early stopping conditioned on metric", "Requirement '")
-ALWAYS_FIRST = ("predict",)  # overlays go on top of this command's default; a training's configuration is complete
+ALWAYS_FIRST = ("predict",)  # overlays extend this command's default; configurations of other commands are complete
 
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command line; ``args`` as in ``sys.argv[1:]``, which is the default."""
     argv = list(sys.argv[1:] if args is None else args)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # not every terminal has the bars of the tables
+        sys.stdout.reconfigure(errors="replace")  # some terminals lack the characters of the tables
     try:
         with _readers_that_leave():
             if argv == ["--version"]:
                 print(f"dng {__version__}")
             elif not argv or argv[0] in HELP:
-                print(__doc__)  # at once: the parser of the commands takes seconds to import
+                print(__doc__)  # without the parser of the commands, whose import takes seconds
             else:
                 run(_with_configs(argv))
     except Exception as error:
@@ -68,25 +68,25 @@ def main(args: Sequence[str] | None = None) -> None:
 
 @contextlib.contextmanager
 def _readers_that_leave() -> Iterator[None]:
-    """Let ``dng ... | head`` end quietly when its reader has seen enough; tables are printed when all else is done."""
+    """Let ``dng ... | head`` end without an error; tables are printed last, so no result is lost."""
     try:
         try:
             yield
         finally:
             sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter complains at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter prints an error at exit
 
 
 def run(argv: Sequence[str]) -> "LightningCLI":
     """Run a command with the stock LightningCLI and return it, for use from Python."""
-    # Advertisements, and warnings that no setting of ours can mend.
+    # Hide advertisements, and warnings that no setting of ours avoids.
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda r: "Tip" not in str(r.msg)[:6])
     for message in NOISE:
         warnings.filterwarnings("ignore", message=f".*{re.escape(message)}")
 
     if str(Path.cwd()) not in sys.path:
-        sys.path.append(str(Path.cwd()))  # for classes of the user's own, named by their class path
+        sys.path.append(str(Path.cwd()))  # for the user's own classes by class path
 
     from dng_lightning.cli import DNGCLI
 
@@ -94,9 +94,9 @@ def run(argv: Sequence[str]) -> "LightningCLI":
 
 
 def _setting_error(error: BaseException | None) -> SettingError | None:
-    """The SettingError that ``error`` is or wraps (jsonargparse wraps those of the classes it makes).
+    """The SettingError that ``error`` is or wraps (jsonargparse wraps the errors of constructors).
 
-    Lightning's own complaints of settings count as such, in their first line.
+    Lightning's own errors about settings count, by their first line.
     """
     while error is not None and not isinstance(error, SettingError):
         text, is_setting = str(error).strip(), type(error).__name__ == "MisconfigurationException"  # slow to import
@@ -107,7 +107,7 @@ def _setting_error(error: BaseException | None) -> SettingError | None:
 
 
 def _with_configs(argv: list[str]) -> list[str]:
-    """``argv`` with each configuration file found, and the command's default one where none is named."""
+    """``argv`` with the paths of its configuration files, and with the command's default one if it has none."""
     command, rest = argv[0], argv[1:]
     found, named = [command], False
     for before, arg in zip([command, *rest], rest, strict=False):

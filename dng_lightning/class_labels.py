@@ -8,28 +8,28 @@ from pathlib import Path
 
 from dng_lightning.errors import SettingError, reason
 
-LISTED = 20  # data sets of more classes are too long for an error: it lists the nearest names
+LISTED = 20  # for more classes than this the error lists the nearest names only
 
 
 def label_of(name: str | int, class_names: Sequence[str], owner: str) -> int:
-    """The label of a class: by its exact name, else by its name written otherwise, else by its number.
+    """The label of a class: by its exact name, else by a similar name, else by its number.
 
-    Names are the same whatever their case, and with `_` or `-` for a space; of a list of synonyms such as ImageNet's
-    "tench, Tinca tinca" one is enough.
+    Similar names ignore case, `_` and `-` equal a space, and one name of a list of synonyms such as ImageNet's "tench,
+    Tinca tinca" is enough.
 
     Args:
-        name: of a class, or its number.
+        name: name or number of a class.
         class_names: all names, in the order of their labels.
-        owner: of the classes, for the message.
+        owner: owner of the classes, for the message.
 
     Raises:
         SettingError: no class, or more than one, has this name; the message lists the nearest names.
     """
     text = str(name)
-    alike = [label for label, known in enumerate(class_names) if _plain(text) in _synonyms(known)]
-    exact = [label for label in alike if class_names[label] == text]
+    similar = [label for label, known in enumerate(class_names) if _plain(text) in _synonyms(known)]
+    exact = [label for label in similar if class_names[label] == text]
     number = [int(text)] if text.isdecimal() and int(text) < len(class_names) else []
-    found = exact or alike or number
+    found = exact or similar or number
     if len(found) == 1:
         return found[0]
     if found:
@@ -53,7 +53,7 @@ def _plain(name: str) -> str:
 def labels_of(
     names: Sequence[str | int] | str | int | None, class_names: Sequence[str], seen: Sequence[int]
 ) -> list[int]:
-    """The labels of classes of a checkpoint, given by name or number; None for none.
+    """The labels of some classes of a checkpoint, given by name or number; empty for None.
 
     Raises:
         SettingError: a class is unknown, named twice, or was not in the training data.
@@ -70,13 +70,15 @@ def labels_of(
 
 
 def names_of(class_names: Sequence[str] | str | None, owner: str) -> tuple[str, ...]:
-    """The names of the classes that a setting gives: a list, or a text file with one a line.
+    """The class names of a setting: a list, or a text file with one name per line.
 
     Raises:
-        SettingError: there are none, or a file is not there.
+        SettingError: the setting is missing, or the file cannot be read.
     """
     if class_names is None:
-        raise SettingError(f"{owner} does not name its classes: set its class_names, a list or a file with one a line")
+        raise SettingError(
+            f"{owner} does not name its classes: set its class_names, a list or a file with one name per line"
+        )
     if not isinstance(class_names, str):
         return tuple(map(str, class_names))
     try:

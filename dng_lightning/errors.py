@@ -10,10 +10,10 @@ class SettingError(ValueError):
 
 
 def check_at_least(least: float, **settings: float | None) -> None:
-    """Refuse settings below ``least`` or not finite; None passes.
+    """Check that settings are finite and not below ``least``; None passes.
 
     Raises:
-        SettingError: naming the first of them.
+        SettingError: one is; the message names the first.
     """
     for name, value in settings.items():
         if value is not None and not least <= value < float("inf"):
@@ -22,15 +22,15 @@ def check_at_least(least: float, **settings: float | None) -> None:
 
 
 def check_at_least_0(**settings: float) -> None:
-    """Refuse settings that are negative or not finite; see ``check_at_least``."""
+    """Check that settings are finite and not negative; see ``check_at_least``."""
     check_at_least(0, **settings)
 
 
 def check_0_to_1(**settings: float) -> None:
-    """Refuse settings that are not between 0 and 1, both included.
+    """Check that settings are in [0, 1].
 
     Raises:
-        SettingError: naming the first of them.
+        SettingError: one is not; the message names the first.
     """
     for name, value in settings.items():
         if not 0 <= value <= 1:
@@ -38,10 +38,10 @@ def check_0_to_1(**settings: float) -> None:
 
 
 def check_in(interval: str, **settings: float | None) -> None:
-    """Refuse settings outside an interval such as ``"[0, 1)"`` or ``"(0, inf)"``; None passes.
+    """Check that settings are in an interval such as ``"[0, 1)"`` or ``"(0, inf)"``; None passes.
 
     Raises:
-        SettingError: naming the first of them.
+        SettingError: one is not; the message names the first.
     """
     low, high = (float(end) for end in interval[1:-1].split(","))
     excluded = {end for end, bracket in ((low, interval[0]), (high, interval[-1])) if bracket in "()"}
@@ -51,15 +51,15 @@ def check_in(interval: str, **settings: float | None) -> None:
 
 
 def require(library: str, user: str, extra: str) -> Any:
-    """Import a library that only an extra of the package installs.
+    """Import a library that an extra of the package installs.
 
     Args:
-        library: its module.
-        user: what needs it, for the message.
-        extra: of ``dng-lightning``.
+        library: module of the library.
+        user: what needs the library, for the message.
+        extra: name of the extra.
 
     Raises:
-        SettingError: it is not installed.
+        SettingError: the library is not installed.
     """
     try:
         return importlib.import_module(library)
@@ -68,6 +68,6 @@ def require(library: str, user: str, extra: str) -> Any:
 
 
 def reason(error: Exception) -> str:
-    """The first line of a library's error that does not end in a colon, shortened; without one, the error's class."""
+    """The first line of a library's error that does not end in a colon, shortened; the error's class if it is empty."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return shorten(next((line for line in lines if not line.endswith(":")), lines[0]), 200, placeholder=" ...")

@@ -2,8 +2,8 @@
 
 python -m dng_lightning.hub FOLDER OWNER/MODEL [--private]
 
-The folder is one that `dng fit` wrote, such as logs/image-folder. Afterwards --model.checkpoint hf:OWNER/MODEL takes it
-from there. Log in first, with `hf auth login`, or set HF_TOKEN.
+FOLDER is the output of `dng fit`, such as logs/image-folder. After the upload, --model.checkpoint hf:OWNER/MODEL loads
+it. Log in first, with `hf auth login`, or set HF_TOKEN.
 """
 
 import argparse
@@ -43,18 +43,18 @@ A {network} for images of {shape}, trained with [dng_lightning](https://arxiv.or
 
 
 def upload(folder: str | Path, name: str, private: bool = False) -> str:
-    """Upload the folder of a checkpoint; a ``README.md`` in it is the model card, and otherwise one is made.
+    """Upload the folder of a checkpoint, with its ``README.md`` or a generated one as the model card.
 
     Args:
-        folder: with a ``model.safetensors``, a ``model.ckpt`` or a model in diffusers' format.
-        name: ``owner/model``; it is made unless it is there.
-        private: make it visible to its owner alone.
+        folder: folder with a ``model.safetensors``, a ``model.ckpt`` or a model in diffusers' format.
+        name: ``owner/model``; the repository is created if it does not exist.
+        private: create a private repository.
 
     Returns:
-        its address.
+        The address, ``hf:owner/model``.
 
     Raises:
-        SettingError: there is no checkpoint, ``huggingface_hub`` is not installed, or the hub refuses it.
+        SettingError: there is no checkpoint, ``huggingface_hub`` is not installed, or the hub refuses the upload.
     """
     checkpoint = resources.checkpoint(folder)
     folder = checkpoint.parent
@@ -69,7 +69,7 @@ def upload(folder: str | Path, name: str, private: bool = False) -> str:
         if card:
             api.upload_file(path_or_fileobj=card, path_in_repo="README.md", repo_id=name)
     except Exception as error:  # no connection, no permission, no such owner
-        raise SettingError(f"{folder} is not uploaded: {type(error).__name__}: {reason(error)}") from error
+        raise SettingError(f"{folder} was not uploaded: {type(error).__name__}: {reason(error)}") from error
     return f"hf:{name}"
 
 

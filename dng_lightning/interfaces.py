@@ -1,4 +1,4 @@
-"""What predictors, posteriors, guidances and the sampler exchange at a step of the reverse chain.
+"""Data that predictors, posteriors, guidances and the sampler exchange at a step of the reverse chain.
 
 Shapes: B images, K forbidden conditions, states (B, ...).
 """
@@ -16,26 +16,26 @@ from dng_lightning.text_attention import AttentionEdit
 __all__ = ["Guided", "Needs", "Predictions", "Step"]
 
 ActiveConditions = Tensor | Callable[["Predictions"], Tensor]
-"""Which forbidden conditions count for which image, bool (B, K); or a function of the predictions without negatives."""
+"""Whether each forbidden condition is active for each image, bool (B, K); or a function of the other predictions."""
 
 
 @dataclass(frozen=True)
 class Needs:
-    """What a guidance or a posterior needs besides the base prediction; ``a | b`` is what both of them need.
+    """What a guidance or a posterior needs in addition to the base prediction; ``a | b`` is the union.
 
     Attributes:
         negatives: predictions of the forbidden conditions.
-        null: the unconditional prediction, where the base is that of a class or prompt.
-        class_labels: a class or prompt that the images shall show.
+        null: the unconditional prediction, if the base is that of a class or prompt.
+        class_labels: a requested class or prompt of each image.
         classifier: a noise-conditional classifier's log p(c_k | x_t), or that and its "gradient"; None for neither.
-        observer: what an observer sees in the denoised image, and the scale of the classifier-free guidance of the
-            prediction that it is shown (1 for none); None for no observer.
+        observer: an observer's probabilities; the number is the CFG scale of the prediction that the observer reads, 1
+            for the base prediction. None for no observer.
         attention: edits the attention of the base prediction to its text; None for the network's own.
         tracks: a log ratio is tracked along the chain.
-        divergence: probes a step for the divergence of the differences between the negatives and the base, for samplers
-            that draw less noise than the kernel has (eta < 1); 0 takes it from the sampler's own noise, at no cost, and
-            not at all at eta = 0; None for no divergence.
-        active: which forbidden conditions are evaluated for which image; None for all.
+        divergence: number of probes per step for the divergence of the negatives minus the base, for samplers with
+            eta < 1; 0 uses the sampler's noise as the probe, at no cost, which is not possible at eta = 0; None for no
+            divergence.
+        active: the forbidden conditions that are evaluated for each image; None for all.
         probe: a probe's log p(c_k | x_t), read from the features of the base prediction.
         features: name of the module inside the base network whose output is needed; None for none.
     """
@@ -53,7 +53,7 @@ class Needs:
     features: str | None = None
 
     def __or__(self, other: "Needs") -> "Needs":
-        """What both need; ``active``, ``features`` and ``observer`` are those of the first that has one."""
+        """The union; ``active``, ``features`` and ``observer`` come from the first one that sets them."""
         probes = [needs.divergence for needs in (self, other) if needs.divergence is not None]
         return Needs(
             self.negatives or other.negatives,
@@ -71,11 +71,11 @@ class Needs:
 
     @property
     def avoids(self) -> bool:
-        """Whether there must be something forbidden."""
+        """Whether there must be a forbidden condition."""
         return self.negatives or self.attention is not None
 
     def is_biased(self, eta: float) -> bool:
-        """Whether the tracked log ratio is biased against the class with a sampler of this ``eta``."""
+        """Whether the tracked log ratio is biased at this ``eta`` of the sampler."""
         return self.tracks and ((eta == 0 and not self.divergence) or (eta < 1 and self.divergence is None))
 
 
@@ -84,17 +84,17 @@ class Predictions:
     """Denoised predictions D(x_t) at one noise level, and the other quantities of ``Needs``.
 
     Attributes:
-        denoised: the base prediction that is guided, (B, ...): unconditional, or that of the class or prompt.
+        denoised: the base prediction, (B, ...): unconditional, or that of the class or prompt.
         negatives: predictions of the K forbidden conditions, (B, K, ...), equal to the base where they are not active.
         null: the unconditional prediction, (B, ...).
         log_posterior: a classifier's log p(c_k | x_t), (B, K).
-        class_log_posterior: the same for the class that each image shall show, (B, 1).
-        gradient: the gradient of ``log_posterior`` with respect to x_t, (B, K, ...).
-        class_gradient: that of ``class_log_posterior``, (B, ...).
-        divergence: divergence of each negative less the base with respect to x_t, (B, K).
-        active: which forbidden conditions were evaluated for which image, bool (B, K); None for all.
+        class_log_posterior: the classifier's log probability of each image's requested class, (B, 1).
+        gradient: gradient of ``log_posterior`` with respect to x_t, (B, K, ...).
+        class_gradient: gradient of ``class_log_posterior``, (B, ...).
+        divergence: divergence of each negative minus the base with respect to x_t, (B, K).
+        active: whether each forbidden condition was evaluated for each image, bool (B, K); None for all.
         observed: an observer's probability of each forbidden condition in the denoised image, (B, K).
-        features: of the base prediction, (B, C, H, W) or tokens (B, N, C).
+        features: features of the base network, (B, C, H, W) or tokens (B, N, C).
         probed: a probe's log p(c_k | x_t), (B, K).
     """
 
@@ -113,7 +113,7 @@ class Predictions:
 
     @property
     def differences(self) -> Tensor:
-        """Each negative less the base, (B, K, ...)."""
+        """Each negative minus the base, (B, K, ...)."""
         return self.negatives - self.denoised.unsqueeze(1)
 
 
@@ -127,9 +127,9 @@ class Step:
     Attributes:
         index: number of the step, from 0.
         count: number of steps.
-        kernel: the ancestral kernel (eta = 1) by which evidence is measured.
-        sampling_kernel: the kernel that the sampler draws from; ``kernel`` itself at eta = 1.
-        extrapolation: factor of the second-order term (``sampling.second_order``); 0 for a step of first order.
+        kernel: the ancestral kernel (eta = 1), from which the log ratio of a posterior is computed.
+        sampling_kernel: the sampler's kernel; ``kernel`` itself at eta = 1.
+        extrapolation: factor of the second-order term (``sampling.second_order``); 0 for a first-order step.
     """
 
     index: int
@@ -140,12 +140,12 @@ class Step:
 
     @property
     def level(self) -> NoiseLevel:
-        """Where the step starts."""
+        """Noise level at the start of the step."""
         return self.kernel.level
 
     @property
     def next_level(self) -> NoiseLevel:
-        """Where it ends."""
+        """Noise level at the end of the step."""
         return self.kernel.next_level
 
     @property
@@ -162,8 +162,8 @@ class Guided:
         denoised: the guided denoised prediction, (B, ...).
         scale: factor of the push, away from the forbidden conditions or toward the class label, (B,).
         posterior: p(c_k | x_t), (B, K), for guidances that have a posterior; else None.
-        renoise: denoised prediction whose eps takes the image to the next level (CFG++); None for ``denoised``.
-        smooth: part of ``denoised`` that a second-order sampler extrapolates: the base prediction, where a posterior
+        renoise: denoised prediction whose eps is used for the next state (CFG++); None for ``denoised``.
+        smooth: part of ``denoised`` that a second-order sampler extrapolates: the base prediction if a posterior
             scales the push; None for all of it.
     """
 

@@ -40,8 +40,8 @@ class Kernel:
 
         x_s = alpha_s D + sqrt(sigma_s^2 - w^2) eps + w z
 
-    D is the denoised prediction, eps = (x_t - alpha_t D) / sigma_t the noise that goes with it, z a standard normal
-    draw and w^2 = eta^2 beta_tilde. One family holds DDPM, DDIM and the ancestral sampler of a rectified flow.
+    D is the denoised prediction, eps = (x_t - alpha_t D) / sigma_t the corresponding noise, z a standard normal draw,
+    and w^2 = eta^2 beta_tilde. The family contains DDPM, DDIM and the ancestral sampler of a rectified flow.
 
     Attributes:
         level: the level t, with sigma > 0.
@@ -70,14 +70,14 @@ class Kernel:
 
     @cached_property
     def variance(self) -> float:
-        """Variance of the noise that is drawn; 0 for the step to the data and at eta = 0."""
+        """Variance w^2 of the added noise; 0 for the step to the data and at eta = 0."""
         if self.next_level.sigma == 0:
             return 0.0
         return self.forward_variance if self.kind == "beta" else self.eta**2 * self.beta_tilde
 
     @property
     def std(self) -> float:
-        """Standard deviation w of the noise that is drawn."""
+        """Standard deviation w of the added noise."""
         return math.sqrt(self.variance)
 
     @cached_property
@@ -105,7 +105,7 @@ class Kernel:
         Args:
             x_t: state at the level t.
             denoised: denoised prediction D.
-            renoise: denoised prediction whose eps takes the place of that of D (CFG++); None for D itself.
+            renoise: denoised prediction whose eps replaces that of D (CFG++); None for D itself.
         """
         denoised = self.clipped(denoised)
         if renoise is None:

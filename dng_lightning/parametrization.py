@@ -39,7 +39,7 @@ def denoised_of(
     """The denoised prediction D(x_t) of a network's output.
 
     Args:
-        output: of the network, (B, ...).
+        output: output of the network, (B, ...).
         x_t: noisy images (B, ...).
         alpha: signal coefficient, a number or shaped to multiply ``x_t``; above 0 for "eps" and "edm".
         sigma: noise coefficient, likewise.

@@ -1,8 +1,7 @@
 """Noise schedules: the levels of a path from the data to noise.
 
-Every path is x_t = alpha_t x_0 + sigma_t eps: variance preserving (DDPM), variance exploding (EDM), rectified flow. A
-schedule of T levels counts them as Ho et al. (2020) do: t = 0 is the data and t = T the noisiest level. Tables are
-fp64.
+Every path is x_t = alpha_t x_0 + sigma_t eps: variance preserving (DDPM), variance exploding (EDM), rectified flow. As
+in Ho et al. (2020), t = 0 is the data and t = T the highest noise level. Tables are fp64.
 """
 
 import math
@@ -22,10 +21,9 @@ class NoiseSchedule:
     """Any Gaussian path, given by its levels.
 
     Args:
-        alpha: signal coefficients of the levels 1..T, shape (T,), >= 0; only the noisiest may be 0.
-        sigma: noise coefficients of the levels 1..T, shape (T,), > 0; alpha / sigma must fall with t.
-        timesteps: the network's time input at the levels 0..T, shape (T + 1,); None for -1..T - 1, as DDPM's networks
-            count.
+        alpha: signal coefficients of the levels 1..T, shape (T,), >= 0; only the last one may be 0.
+        sigma: noise coefficients of the levels 1..T, shape (T,), > 0; alpha / sigma must decrease with t.
+        timesteps: the network's time input at the levels 0..T, shape (T + 1,); None for -1..T - 1, as in DDPM.
 
     Raises:
         SettingError: the coefficients do not describe such a path.
@@ -34,10 +32,10 @@ class NoiseSchedule:
     def __init__(self, alpha: Tensor, sigma: Tensor, timesteps: Tensor | None = None) -> None:
         alpha, sigma = alpha.double(), sigma.double()
         if alpha.ndim != 1 or alpha.shape != sigma.shape or not alpha.numel():
-            raise SettingError("a schedule needs one alpha and one sigma a level, at least one level")
+            raise SettingError("a schedule needs one alpha and one sigma per level, at least one level")
         ratio = alpha / sigma
         if not bool((alpha >= 0).all() and (sigma > 0).all() and (ratio.diff() < 0).all() and sigma.isfinite().all()):
-            raise SettingError("a schedule needs alpha >= 0, sigma > 0 and an alpha / sigma that falls with t")
+            raise SettingError("a schedule needs alpha >= 0, sigma > 0 and an alpha / sigma that decreases with t")
         one, zero = torch.ones(1, dtype=torch.double), torch.zeros(1, dtype=torch.double)
         self.alpha, self.sigma = torch.cat([one, alpha]), torch.cat([zero, sigma])
         self.timesteps = torch.arange(-1, len(alpha)) if timesteps is None else timesteps
@@ -45,7 +43,7 @@ class NoiseSchedule:
 
     @property
     def T(self) -> int:
-        """Number of the noisiest level."""
+        """Number of noise levels, not counting the data."""
         return len(self.alpha) - 1
 
     def level(self, t: int) -> NoiseLevel:
@@ -59,7 +57,7 @@ class NoiseSchedule:
         return NoiseLevel(float(self.alpha[t]), float(self.sigma[t]), self.timesteps[t].item())
 
     def levels(self, steps: int) -> list[NoiseLevel]:
-        """The ``steps + 1`` levels that a sampler visits: evenly spaced from T to 0, each once.
+        """The ``steps + 1`` levels of a sampler, evenly spaced from T to 0.
 
         Raises:
             SettingError: ``steps`` is not in 1..T.
@@ -69,7 +67,7 @@ class NoiseSchedule:
         return [self.level(round(self.T * i / steps)) for i in range(steps, -1, -1)]
 
     def fraction(self, level: NoiseLevel) -> float:
-        """The level's place on the schedule, t / T: 0 at the data, 1 at the noisiest level."""
+        """Position of the level on the schedule, t / T: 0 at the data, 1 at the highest noise level."""
         data, noise = self.timesteps[0].item(), self.timesteps[-1].item()
         return (level.timestep - data) / (noise - data)
 
@@ -81,15 +79,15 @@ class NoiseSchedule:
         )
 
     def check(self, prediction: Prediction) -> None:
-        """Refuse a network whose output says nothing of the image at the noisiest level.
+        """Check that the network's output determines a denoised prediction at the highest noise level.
 
         Raises:
-            SettingError: the schedule ends in pure noise, where eps stands for no denoised prediction.
+            SettingError: the schedule ends in pure noise, where an eps prediction determines none.
         """
         if prediction in NEEDS_SIGNAL and float(self.alpha[-1]) == 0:
             raise SettingError(
                 f"the schedule ends in pure noise, and prediction {prediction} has no denoised prediction at pure "
-                "noise: take v, x0 or flow, or a schedule that ends before"
+                "noise: set prediction to v, x0 or flow, or a schedule that ends before pure noise"
             )
 
     def coefficients(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -100,12 +98,12 @@ class NoiseSchedule:
         return alpha.to(like.device).view(shape), sigma.to(like.device).view(shape)
 
     def add_noise(self, x_0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        """Draw x_t from q(x_t | x_0); ``x_0`` and ``noise`` (B, ...), ``t`` (B,) in 1..T."""
+        """Sample x_t from q(x_t | x_0); ``x_0`` and ``noise`` (B, ...), ``t`` (B,) in 1..T."""
         alpha, sigma = self.coefficients(t, x_0)
         return alpha * x_0 + sigma * noise
 
     def target(self, x_0: Tensor, t: Tensor, noise: Tensor, prediction: Prediction) -> Tensor:
-        """What a network of this ``prediction`` learns, (B, ...); arguments as for ``add_noise``."""
+        """Training target of a network of this ``prediction``, (B, ...); for the arguments see ``add_noise``."""
         return target_of(x_0, noise, *self.coefficients(t, x_0), prediction)
 
     def timestep(self, t: Tensor) -> Tensor:
@@ -118,7 +116,7 @@ class NoiseSchedule:
         Args:
             t: levels (B,) in 1..T.
             gamma: bound on the signal-to-noise ratio alpha^2 / sigma^2, > 0.
-            prediction: whose squared error is weighed.
+            prediction: prediction whose squared error is weighted.
 
         Returns:
             (B,) float32.
@@ -132,13 +130,13 @@ class NoiseSchedule:
     def _look_up(self, name: object, table: Callable[[], Tensor], t: Tensor, dtype: torch.dtype) -> Tensor:
         """The entries of a fp64 ``table`` for the levels ``t`` (B,), as ``dtype``, on the device of ``t``; (B,)."""
         key = name, t.device, dtype
-        if key not in self._tables:  # moved once a device; cast first, as not every device has fp64
+        if key not in self._tables:  # copied once for each device; cast first, because not every device has fp64
             self._tables[key] = table().to(dtype).to(t.device)
         return self._tables[key][t]
 
 
 class LinearSchedule(NoiseSchedule):
-    """DDPM's variance-preserving schedule: beta rises linearly (Ho et al., 2020, section 4).
+    """DDPM's variance-preserving schedule with linear beta (Ho et al., 2020, section 4).
 
     Args:
         steps: number of levels T.
@@ -159,7 +157,7 @@ class CosineSchedule(NoiseSchedule):
 
     Args:
         steps: number of levels T.
-        shift: their s, which keeps the first beta from being too small; >= 0.
+        shift: the paper's s, which prevents very small first betas; >= 0.
     """
 
     def __init__(self, steps: int = 1000, shift: float = 0.008) -> None:
@@ -175,20 +173,20 @@ class CosineSchedule(NoiseSchedule):
 class KarrasSchedule(NoiseSchedule):
     """The variance-exploding schedule of EDM, evenly spaced in sigma^(1/rho) (Karras et al., 2022, equation 5).
 
-    Train its networks with ``prediction: edm``, which scales what they are shown.
+    Train its networks with ``prediction: edm``, which scales their input.
 
     Args:
         steps: number of levels T.
         sigma_min: sigma of level 1, > 0.
         sigma_max: sigma of level T, > sigma_min.
-        rho: the larger, the more levels are close to the data; > 0.
+        rho: > 0; larger values put more levels close to the data.
     """
 
     def __init__(self, steps: int = 1000, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> None:
         if steps < 1 or not 0 < sigma_min < sigma_max < math.inf or not 0 < rho < math.inf:
             raise SettingError("a Karras schedule needs steps >= 1, 0 < sigma_min < sigma_max and rho > 0")
         roots = torch.tensor([sigma_max, sigma_min], dtype=torch.double) ** (1 / rho)
-        ramp = torch.arange(steps - 1, -1, -1, dtype=torch.double) / max(steps - 1, 1)  # a single level is sigma_max
+        ramp = torch.arange(steps - 1, -1, -1, dtype=torch.double) / max(steps - 1, 1)  # a single level has sigma_max
         super().__init__(torch.ones(steps), torch.lerp(roots[0], roots[1], ramp) ** rho)
 
 
@@ -197,7 +195,7 @@ class RectifiedFlowSchedule(NoiseSchedule):
 
     Args:
         steps: number of levels T.
-        u_max: u of level T, in (0, 1]; 1 is pure noise, where networks that predict eps have no denoised prediction.
+        u_max: u of level T, in (0, 1]; 1 is pure noise, where eps predictions determine no denoised prediction.
     """
 
     def __init__(self, steps: int = 1000, u_max: float = 1.0) -> None:

@@ -15,22 +15,20 @@ from dng_lightning.text_attention import TextAttention
 
 @dataclass(frozen=True)
 class AttentionGuidance(GuidanceWrapper):
-    """Has another guidance's base prediction attend away from the forbidden texts; for text-to-image models alone.
+    """Edits the attention of the base prediction, away from the forbidden texts; for text-to-image models only.
 
-    The forbidden texts cost no pass through the network, only their share of the attentions. So it also serves models
-    of few steps, which have no use for classifier-free guidance, and whose predictions are no conditional scores that
-    could be compared. Where there is use for it, it goes on top of the base prediction that was made like this:
+    The forbidden texts need no network evaluation of their own, only a part of the attention. So the method also works
+    for few-step models, whose predictions are no conditional scores. The wrapped guidance gets the edited base
+    prediction, for example in NormalizedAttention(ClassifierFreeGuidance(w)):
 
-        D_hat = D_null + w (D_edited - D_null)         for instance NormalizedAttention(ClassifierFreeGuidance(w))
+        D_hat = D_null + w (D_edited - D_null)
 
-    Forbidden predictions, where a guidance asks for them, are plain ones. A posterior that is tracked by comparing the
-    two means little: the base prediction is no longer of the same model.
+    Other predictions are not edited. A posterior tracked from edited and plain predictions is not meaningful.
 
-    At its ``identity_scale`` it is the other guidance, bit for bit. ``Guided.scale`` is its own.
+    At its ``identity_scale`` it equals the wrapped guidance, bit for bit. ``Guided.scale`` is its own scale.
 
     Attributes:
-        guidance: what is made of the predictions: ``Unguided`` for the base itself, ``ClassifierFreeGuidance`` or some
-            other.
+        guidance: guidance that uses the edited base prediction: ``Unguided``, ``ClassifierFreeGuidance`` or another.
         scale: strength of the push, >= 0.
 
     Raises:
@@ -49,19 +47,19 @@ class AttentionGuidance(GuidanceWrapper):
 
     @abstractmethod
     def edit(self, attention: TextAttention) -> Tensor:
-        """The output of the attention to the text, before its projection, in the place of Z_+; (B, tokens, width)."""
+        """The output that replaces Z_+, before the output projection, (B, tokens, width)."""
 
     def acts(self, step: Step) -> bool:
         """Whether there is a push at this step."""
         return self.scale != self.identity_scale
 
     def needs(self, state: Any = None, step: Step | None = None) -> Needs:
-        """What the wrapped guidance needs, of a base prediction whose attention is edited."""
+        """The needs of the wrapped guidance, and the edit of the attention."""
         needs = super().needs(state, step)
         return replace(needs, attention=self.edit) if step is None or self.acts(step) else needs
 
     def guide(self, predictions: Predictions, state: Any, step: Step) -> Guided:
-        """What the wrapped guidance makes of these predictions."""
+        """The result of the wrapped guidance, with this scale."""
         guided = self.guidance.guide(predictions, state, step)
         scale = self.scale if self.acts(step) else self.identity_scale
         return replace(guided, scale=torch.full_like(guided.scale, scale))

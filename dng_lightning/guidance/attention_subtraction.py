@@ -1,7 +1,7 @@
 """Negative-Away Steer Attention, NASA (Nguyen et al., ICCV 2025, arXiv 2412.02687): negatives inside the attention.
 
-With Z_+ and Z_k what the same queries of the image make of the base's text and of the forbidden ones, token by token,
-at every attention to a text and before its output projection:
+Z_+ and Z_k are the outputs of each attention to the base's text and to the forbidden text k, with the same queries of
+the image, before the output projection, for each token:
 
     Z_NASA = Z_+ - scale sum_k Z_k
 
@@ -23,9 +23,8 @@ class AttentionSubtraction(AttentionGuidance):
     """NASA: subtracts the attention to the forbidden texts.
 
     Attributes:
-        guidance: what is made of the predictions: ``Unguided`` for the base itself, ``ClassifierFreeGuidance`` or some
-            other.
-        scale: strength of the push, >= 0; at 0 it is the other guidance, bit for bit.
+        guidance: guidance that uses the edited base prediction: ``Unguided``, ``ClassifierFreeGuidance`` or another.
+        scale: strength of the push, >= 0; at 0 it equals the wrapped guidance, bit for bit.
 
     Raises:
         SettingError: the scale is negative or not finite.

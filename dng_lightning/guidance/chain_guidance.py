@@ -1,4 +1,4 @@
-"""A guidance that decides over whole chains: which of them are drawn anew, and which go on."""
+"""Base class of guidances that select among whole chains: reject some, or resample them."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -19,13 +19,13 @@ UNGUIDED = Unguided()
 
 @dataclass(frozen=True)
 class ChainGuidance(GuidanceWrapper, ABC):
-    """Draws with another guidance, and chooses among the chains; ``sample`` leaves the whole of the sampling to it.
+    """Samples chains with another guidance and selects among them; it replaces the loop of ``sampling.sample``.
 
     It must be the outermost guidance.
 
     Attributes:
-        guidance: draws the chains.
-        posterior: how likely it is that a chain becomes forbidden.
+        guidance: guidance of each chain.
+        posterior: probability that a chain becomes forbidden.
     """
 
     guidance: Guidance = UNGUIDED
@@ -47,7 +47,7 @@ class ChainGuidance(GuidanceWrapper, ABC):
         """See ``sampling.sample``."""
 
     def guide(self, predictions: Predictions, state: Any, step: Step) -> NoReturn:
-        """Refuse to be wrapped: a step alone has no chains to choose from.
+        """Refuse a use inside another guidance: there is no choice among chains at a single step.
 
         Raises:
             SettingError: always.
@@ -56,11 +56,11 @@ class ChainGuidance(GuidanceWrapper, ABC):
 
 
 def take(state: Any, images: Tensor) -> Any:
-    """A guidance's or posterior's state for some of its images, or for some of them several times.
+    """The state of a guidance or posterior for some of its images.
 
     Args:
         state: tensors (B, ...), alone or in dataclasses, tuples or lists.
-        images: their numbers, (N,).
+        images: indices of the images, (N,), which may repeat.
     """
     if isinstance(state, Tensor):
         return state[images]

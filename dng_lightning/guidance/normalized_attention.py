@@ -1,7 +1,7 @@
 """Normalized Attention Guidance, NAG (Chen et al., NeurIPS 2025, arXiv 2505.21179): negatives inside the attention.
 
-With Z_+ and Z_k what the same queries of the image make of the base's text and of the forbidden ones, token by token,
-at every attention to a text and before its output projection:
+Z_+ and Z_k are the outputs of each attention to the base's text and to the forbidden text k, with the same queries of
+the image, before the output projection, for each token:
 
     Z~    = Z_+ - (scale - 1) sum_k (Z_k - Z_+)            of one: scale Z_+ - (scale - 1) Z_-
     ratio = |Z~| / |Z_+|
@@ -9,7 +9,7 @@ at every attention to a text and before its output projection:
     Z_NAG = alpha Z^ + (1 - alpha) Z_+
 
 The paper has one forbidden text; the sum over several is ours, as in ``negative_prompting.py``. The norm is l1 in the
-paper and in the authors' processors for SDXL, SD3 and ComfyUI, l2 in theirs for Flux.
+paper and in the authors' code for SDXL, SD3 and ComfyUI, l2 in their code for Flux.
 """
 
 from dataclasses import dataclass
@@ -30,20 +30,19 @@ ORDERS: dict[str, int] = {"l1": 1, "l2": 2}
 
 @dataclass(frozen=True)
 class NormalizedAttention(AttentionGuidance):
-    """NAG: extrapolates the attention away from the forbidden texts, and bounds its length.
+    """NAG: extrapolates the attention output away from the forbidden texts, and bounds its norm.
 
-    At scale 1 or alpha 0 it is the other guidance, bit for bit; ``Guided.scale`` is 1 where it does not act.
+    At scale 1 or alpha 0 it equals the wrapped guidance, bit for bit; ``Guided.scale`` is 1 in steps without an edit.
 
     Attributes:
-        guidance: what is made of the predictions: ``Unguided`` for the base itself, ``ClassifierFreeGuidance`` or some
-            other.
+        guidance: guidance that uses the edited base prediction: ``Unguided``, ``ClassifierFreeGuidance`` or another.
         scale: strength of the push, >= 1.
-        tau: greatest factor, >= 1, by which it may lengthen what an attention gives.
-        alpha: share of the pushed one in what goes on, in [0, 1].
-        norm: that lengths are taken in: "l1", the paper's, or "l2".
-        end: fraction of the steps that it acts on, from the first, in [0, 1]. To end at a noise level, as the authors
-            do on SDXL (sigma / alpha = 4), put ``LimitedInterval`` around it, with ``Unguided`` inside, and
-            ``PositiveAndNegative`` around both for classifier-free guidance at all levels.
+        tau: bound on the factor by which the norm of an output grows, >= 1.
+        alpha: share of the extrapolated output, in [0, 1].
+        norm: norm of the outputs: "l1" (the paper) or "l2".
+        end: fraction of the steps, from the first one, in which it acts, in [0, 1]. To stop at a noise level, as the
+            authors do on SDXL (sigma / alpha = 4), wrap it with ``Unguided`` inside in a ``LimitedInterval``, and that
+            in ``PositiveAndNegative`` for classifier-free guidance at all levels.
 
     Raises:
         SettingError: a setting is out of its range.
@@ -64,7 +63,7 @@ class NormalizedAttention(AttentionGuidance):
             raise SettingError(f"norm must be l1 or l2; got {self.norm}")
 
     @property
-    def identity_scale(self) -> float:  # type: ignore[override]  # a class attribute of the others
+    def identity_scale(self) -> float:  # type: ignore[override]  # a class attribute in the base class
         """1: no push."""
         return 1.0
 

@@ -1,13 +1,12 @@
-"""Orthogonal negative guidance, ONG (arXiv 2605.29390): negatives inside the attention, across the base's own output.
+"""Orthogonal negative guidance, ONG (arXiv 2605.29390): negatives inside the attention, orthogonal to the base output.
 
-With Z_+ and Z_k what the same queries of the image make of the base's text and of the forbidden ones, token by token,
-at every attention to a text and before its output projection:
+Z_+ and Z_k are the outputs of each attention to the base's text and to the forbidden text k, with the same queries of
+the image, before the output projection, for each token:
 
     Z~ = Z_+ - scale sum_k (Z_k - proj_{Z_+} Z_k)
 
-so that what Z_+ has in common with Z_k stays. The formula and the scale of 4 are from a third party's account of the
-paper, whose text was not at hand; the paper has joint attentions (FLUX) and one forbidden text: cross-attentions and
-the sum over several are ours.
+The part of Z_k along Z_+ is kept. The formula and the scale 4 are from a third party's account, not checked against the
+paper. The paper has joint attention (FLUX) and one forbidden text: cross-attention and the sum over several are ours.
 """
 
 from dataclasses import dataclass
@@ -21,12 +20,11 @@ from dng_lightning.text_attention import TextAttention
 
 @dataclass(frozen=True)
 class OrthogonalAttention(AttentionGuidance):
-    """ONG: subtracts what the forbidden texts say across the base's own text.
+    """ONG: subtracts the part of the forbidden texts' attention output that is orthogonal to the base's output.
 
     Attributes:
-        guidance: what is made of the predictions: ``Unguided`` for the base itself, ``ClassifierFreeGuidance`` or some
-            other.
-        scale: strength of the push, >= 0; at 0 it is the other guidance, bit for bit.
+        guidance: guidance that uses the edited base prediction: ``Unguided``, ``ClassifierFreeGuidance`` or another.
+        scale: strength of the push, >= 0; at 0 it equals the wrapped guidance, bit for bit.
 
     Raises:
         SettingError: the scale is negative or not finite.
@@ -35,7 +33,7 @@ class OrthogonalAttention(AttentionGuidance):
     scale: float = 4.0
 
     def edit(self, attention: TextAttention) -> Tensor:
-        """Z~, (B, tokens, width); the part of Z_k - Z_+ across Z_+ is that of Z_k."""
+        """Z~, (B, tokens, width); Z_k - Z_+ and Z_k have the same part orthogonal to Z_+."""
         z, away = attention.z, attention.away
         length = z.square().sum(-1, keepdim=True).clamp(min=torch.finfo(z.dtype).tiny)
         along = (away * z).sum(-1, keepdim=True) / length * z

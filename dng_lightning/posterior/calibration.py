@@ -1,4 +1,4 @@
-"""The logistic fit at each noise level that turns a posterior's evidence into a probability (Platt scaling, 1999).
+"""Logistic calibration at each noise level, from evidence to probability (Platt scaling, 1999).
 
     logit p(c | x_t) = slope(log SNR) L(x_t) + shift(log SNR)
 
@@ -19,16 +19,16 @@ from dng_lightning.errors import SettingError
 from dng_lightning.kernel import NoiseLevel
 
 Rows = Sequence[Sequence[float]]
-"""Rows [log SNR, slope, shift] of increasing log SNR; linear in between, constant beyond."""
+"""Rows [log SNR, slope, shift] of increasing log SNR; interpolated linearly, constant outside."""
 
 Calibration = Rows | Literal["checkpoint"] | None
 
 
 def check_calibration(calibration: Calibration) -> None:
-    """Refuse a calibration that is malformed.
+    """Check the format of a calibration.
 
     Raises:
-        SettingError: naming what is wrong.
+        SettingError: the calibration is malformed.
     """
     if calibration is None or isinstance(calibration, str):
         if calibration not in (None, "checkpoint"):
@@ -56,32 +56,32 @@ def slope_and_shift(calibration: Calibration, level: NoiseLevel) -> tuple[float,
 
 
 def log_odds(log_p: Tensor) -> Tensor:
-    """Log p / (1 - p) from log p, within 30 nats, where fp32 probabilities round to 1."""
+    """Log p / (1 - p) from log p, clamped to 30 nats, because fp32 probabilities round to 1."""
     return (log_p - (-log_p.expm1()).log()).clamp(-30, 30)
 
 
 def fit_calibration(
     evidence: Tensor, levels: Sequence[NoiseLevel], became: Tensor, knots: Sequence[float]
 ) -> list[list[float]]:
-    """Fit a calibration to the final labels of unguided images, over all levels and conditions together.
+    """Fit a calibration to the final labels of unguided images, jointly over all levels and conditions.
 
-    Maximum likelihood, with a roughness penalty of the weight of about one image on slopes and shifts.
+    Maximum likelihood, with a roughness penalty on slopes and shifts that weighs about as much as one image.
 
     Args:
         evidence: L of each condition at each level, (N, S, K).
-        levels: those levels, (S,).
-        became: whether the final image is of the condition, bool (N, K).
+        levels: the S noise levels.
+        became: whether the final image belongs to the condition, bool (N, K).
         knots: log SNR of the fitted rows, increasing.
 
     Returns:
         Rows [log SNR, slope, shift].
 
     Raises:
-        SettingError: none or all of the images are of the conditions.
+        SettingError: none or all of the images belong to the conditions.
     """
     share = float(became.double().mean())
     if not 0 < share < 1:
-        raise SettingError("a calibration needs images that are of the classes and others: raise data.num_samples")
+        raise SettingError("a calibration needs images of the classes and others: raise data.num_samples")
     with torch.inference_mode(False), torch.enable_grad():  # Lightning calls this in inference mode
         x, y = evidence.double().clone(), became.double().unsqueeze(1).expand_as(evidence).clone()
         # weights of the knots at each level, by linear interpolation, (S, knots)

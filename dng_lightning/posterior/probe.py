@@ -23,10 +23,10 @@ class ProbePosterior(Posterior):
 
     Attributes:
         p_max: greatest sum of the posteriors, in (0, 1).
-        calibration: rows [log SNR, slope, shift] for the log odds, as ``CalibratedPosterior`` has them; "checkpoint"
-            for those of ``calibration.yaml`` in the probe's folder (made by ``dng test --config calibrate.yaml
-            --model.probe ...``); None for the probe's own probabilities. The one row [0, 1, shift] mends a probe that
-            was trained on other shares of the classes than the model's, by the log of the ratio of the odds.
+        calibration: rows [log SNR, slope, shift] for the log odds, see ``CalibratedPosterior``; "checkpoint" for
+            ``calibration.yaml`` in the probe's folder (``dng test --config calibrate.yaml --model.probe ...``); None
+            for no calibration. For a probe trained on other class proportions than the model's, the one row
+            [0, 1, shift] corrects the log odds by ``shift``.
 
     Raises:
         SettingError: the calibration is malformed, or a setting is out of its range.

@@ -1,7 +1,7 @@
-"""Checkpoints that are elsewhere: on the Hugging Face hub, or in the release of the package that the wheel is of.
+"""Downloads checkpoints from the Hugging Face hub, or from a release of the package.
 
-A release holds a file ``<name>.zip`` for each checkpoint that the wheel leaves out; ``checkpoints/released.json`` has
-their SHA-256. Downloads go aside and are renamed, so that what is there is whole.
+A release has a file ``<name>.zip`` for each checkpoint that the wheel does not contain; ``checkpoints/released.json``
+has their SHA-256. Downloads are renamed when they are complete.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from dng_lightning.errors import SettingError, reason, require
 
-HUB = "hf:"  # before a name on the hub
+HUB = "hf:"  # prefix of a name on the hub
 RELEASE_URL = "DNG_RELEASE_URL"  # the environment variable that names the folder of a release
 TIMEOUT = 30  # seconds without a byte
 CHUNK = 2**20
@@ -29,13 +29,13 @@ WANTED = (*FILES, "*/*.safetensors", "*/*.json", "*/*.txt")
 
 
 def from_hub(name: str) -> Path:
-    """The folder of a checkpoint on the Hugging Face hub, downloaded unless the library's cache has it.
+    """The folder of a checkpoint on the Hugging Face hub, which is downloaded if the cache lacks it.
 
     Args:
         name: ``hf:owner/model``, or ``hf:owner/model@revision``.
 
     Raises:
-        SettingError: the name is none, ``huggingface_hub`` is not installed, or the model cannot be had.
+        SettingError: the name is malformed, ``huggingface_hub`` is not installed, or the download fails.
     """
     owner_and_model, _, revision = name.removeprefix(HUB).partition("@")
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", owner_and_model):
@@ -44,21 +44,23 @@ def from_hub(name: str) -> Path:
     where = {"revision": revision or None, "endpoint": os.environ.get("HF_ENDPOINT")}
     try:
         return Path(hub.snapshot_download(owner_and_model, allow_patterns=list(WANTED), **where))
-    except Exception as error:  # no connection, no such model, not for everybody
+    except Exception as error:  # no connection, no such model, a gated one
         why = f"{type(error).__name__}: {reason(error)}"
-        raise SettingError(f"{name} is not in the cache, and not to be had from the Hugging Face hub: {why}") from error
+        raise SettingError(
+            f"{name} is not in the cache, and cannot be downloaded from the Hugging Face hub: {why}"
+        ) from error
 
 
 def from_release(name: str, digest: str, cache: Path) -> Path:
-    """The folder of a released checkpoint in a cache, where it is downloaded to.
+    """The folder of a released checkpoint in the cache, which is downloaded if it is missing.
 
     Args:
-        name: of the checkpoint.
+        name: name of the checkpoint.
         digest: SHA-256 of its ``.zip``, in hexadecimal digits.
-        cache: the folder.
+        cache: folder of the cache.
 
     Raises:
-        SettingError: there is no address of a release, no connection, or what comes is not the file.
+        SettingError: the address of the release is not set, or the download fails or is another file.
     """
     folder = cache / f"{name}-{digest[:12]}" / name  # the last part is the checkpoint's name
     if folder.is_dir():
@@ -66,7 +68,7 @@ def from_release(name: str, digest: str, cache: Path) -> Path:
     if not (release := os.environ.get(RELEASE_URL)):
         raise SettingError(
             f"{name} is not part of the installed package: use a checkout of the repository, or set {RELEASE_URL} to "
-            f"the address of a release's files, which hold {name}.zip"
+            f"the address of a release with {name}.zip"
         )
     url, aside = f"{release.rstrip('/')}/{name}.zip", cache / f"{uuid4().hex}.part"
     try:
@@ -86,13 +88,13 @@ def from_release(name: str, digest: str, cache: Path) -> Path:
                 (aside / name).replace(folder)
     except (OSError, ValueError, zipfile.BadZipFile, http.client.HTTPException) as error:
         raise SettingError(
-            f"{name} is not part of the installed package, and {url} is not it: {reason(error)}"
+            f"{name} is not part of the installed package, and {url} cannot be used: {reason(error)}"
         ) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
         with contextlib.suppress(OSError):
             (cache / f"{name}.lock").unlink(missing_ok=True)
-            cache.rmdir()  # where nothing came
+            cache.rmdir()  # if it is empty
     return folder
 
 
@@ -100,8 +102,8 @@ def _fetch(url: str, path: Path) -> None:
     """Download a file with a progress bar.
 
     Raises:
-        OSError: it cannot be had.
-        ValueError: it ends early.
+        OSError: the download fails.
+        ValueError: the download is incomplete.
     """
     with urllib.request.urlopen(url, timeout=TIMEOUT) as answer, path.open("wb") as file:
         size = int(answer.headers.get("Content-Length") or 0)
@@ -114,5 +116,5 @@ def _fetch(url: str, path: Path) -> None:
 
 
 def cache_folder() -> Path:
-    """Where released checkpoints are kept."""
+    """The folder of downloaded release checkpoints."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "dng_lightning" / "checkpoints"

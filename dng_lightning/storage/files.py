@@ -11,7 +11,7 @@ def file_name(text: str | int) -> str:
 
 
 def write_whole(path: Path, content: bytes | memoryview) -> None:
-    """Write a file atomically: aside, then renamed, so that no reader sees a part of it."""
+    """Write a file atomically: to a temporary file that is then renamed."""
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     part.write_bytes(content)
     part.replace(path)

@@ -1,6 +1,6 @@
-"""Finds what ships with the package: the YAML files of `configs`, the networks and reference images of `checkpoints`.
+"""Finds the package's own files: the YAML files of `configs`, the networks and reference images of `checkpoints`.
 
-Both folders lie inside the package in an installed wheel, and next to it in a checkout or an editable install.
+Both folders are inside the package in a wheel, and next to it in a checkout or an editable install.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ from dng_lightning.errors import SettingError
 from dng_lightning.storage import download
 
 PACKAGE = Path(__file__).resolve().parents[1]
-# A checkpoint's folder has one of them; the last is diffusers'.
+# The folder of a checkpoint has one of these; the last one is of diffusers' format.
 MODELS = ("model.ckpt", "model.safetensors", "model_index.json")
 
 
@@ -21,7 +21,7 @@ def config(name: str | Path) -> Path:
 
     Args:
         name: A path to a YAML file, or the name of a shipped one, with or without its folder: `mnist`, `mnist.yaml`,
-            `train/mnist.yaml`. What exists at the path wins over what ships.
+            `train/mnist.yaml`. An existing path takes precedence.
 
     Returns:
         The path of the file.
@@ -39,15 +39,15 @@ def checkpoint(name: str | Path) -> Path:
 
     Args:
         name: A path to a `.ckpt` file, to a folder that holds a `model.ckpt` or to one in diffusers' format (with a
-            `model_index.json`), or the bare name of a folder in `checkpoints` here or of a shipped one: `mnist`. What
-            exists here wins over what ships. One that the wheel leaves out is fetched from its release, and
-            `hf:owner/model` from the Hugging Face hub; either comes from a cache the next time.
+            `model_index.json`), or the bare name of a folder in `checkpoints` here or of a shipped one: `mnist`. Local
+            files take precedence. A checkpoint that the wheel does not contain is downloaded from its release, and
+            `hf:owner/model` from the Hugging Face hub, once.
 
     Returns:
         The path of the file.
 
     Raises:
-        SettingError: There is no such file and no such name, or it cannot be fetched.
+        SettingError: There is no such file and no such name, or the download fails.
     """
     if str(name).startswith(download.HUB):
         return _inside(download.from_hub(str(name)), name)
@@ -60,13 +60,13 @@ def checkpoint(name: str | Path) -> Path:
 
 
 def name_of(name: str | Path) -> str:
-    """What a checkpoint is called, wherever it is: its folder's name, but the file's for a lone `.ckpt`."""
+    """The name of a checkpoint: that of its folder, or of the file for a `.ckpt` with another name."""
     path = Path(str(name).partition("@")[0] if str(name).startswith(download.HUB) else name).absolute()
     return path.parent.name if path.name in MODELS else path.stem if path.suffix == ".ckpt" else path.name
 
 
 def classifier_of(name: str | Path) -> str | None:
-    """The classifier that belongs to a checkpoint by its name, ``<checkpoint>-classifier``; None if there is none."""
+    """The classifier of a checkpoint, ``<checkpoint>-classifier``; None if there is none."""
     path = Path(name)
     folder = path.parent if path.name in MODELS else path.with_suffix("") if path.suffix == ".ckpt" else path
     for own in dict.fromkeys([f"{folder}-classifier", f"{name_of(name)}-classifier"]):
@@ -76,7 +76,7 @@ def classifier_of(name: str | Path) -> str | None:
 
 
 def ships(path: Path) -> bool:
-    """Whether a file came with the package, and is not for its user to change."""
+    """Whether a file belongs to the package, so that users must not change it."""
     return path.resolve().is_relative_to(_folder("checkpoints").resolve())
 
 
@@ -84,7 +84,7 @@ def references(name: str | Path) -> Path:
     """Finds reference images.
 
     Args:
-        name: A path to a `.pt` file or to a folder, or one inside `checkpoints`, here or shipped: `mnist/zeros.pt`.
+        name: A path to a `.pt` file or a folder, or a path inside `checkpoints`, here or shipped: `mnist/zeros.pt`.
 
     Returns:
         The path of the file or folder.
@@ -99,7 +99,7 @@ def references(name: str | Path) -> Path:
 
 
 def configs() -> list[str]:
-    """The names of the shipped configs, sorted; no two folders hold the same one."""
+    """The names of the shipped configs, sorted; they are unique over all folders."""
     return sorted(path.stem for path in _config_files())
 
 
@@ -110,14 +110,14 @@ def checkpoints() -> list[str]:
 
 
 def _released() -> dict[str, str]:
-    """SHA-256 of the archives of the checkpoints that the wheel leaves out, by their names."""
+    """SHA-256 of the archives of the checkpoints that the wheel does not contain, by name."""
     path = _folder("checkpoints") / "released.json"
     digests: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
     return digests
 
 
 def _inside(folder: Path, name: str | Path) -> Path:
-    """The file of a checkpoint in a folder that was fetched."""
+    """The file of a checkpoint in a downloaded folder."""
     for file in ("model.safetensors", *MODELS):
         if (folder / file).is_file():
             return folder / file

@@ -1,7 +1,7 @@
-"""Checkpoints as ``model.safetensors``: the weights, and in the header what is plain data besides.
+"""Checkpoints as ``model.safetensors``: the weights, and plain data as JSON in the header.
 
-The format holds no code, and other libraries read the weights. The hyper-parameters and the facts about the data are
-JSON in the header's metadata.
+The format contains no code, and other libraries can read the weights. The plain data are the hyper-parameters, and the
+shape and classes of the training images.
 """
 
 import io
@@ -18,10 +18,10 @@ PLAIN = ("hyper_parameters", "trained_on", "pytorch-lightning_version")
 
 
 def write(checkpoint: dict[str, Any], path: Path) -> None:
-    """Write the weights and plain data of a checkpoint, aside first.
+    """Write the weights and plain data of a checkpoint atomically.
 
     Raises:
-        TypeError: a hyper-parameter is no plain data.
+        TypeError: a hyper-parameter is not plain data.
     """
     metadata = {name: json.dumps(checkpoint[name], default=dict) for name in PLAIN if name in checkpoint}
     part = path.with_name(f"{path.name}.part")
@@ -30,7 +30,7 @@ def write(checkpoint: dict[str, Any], path: Path) -> None:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The checkpoint that ``write`` wrote, or a ``.ckpt``; weights and plain data alone, on the CPU."""
+    """Read a file of ``write``, or a ``.ckpt``: only weights and plain data, on the CPU."""
     if path.suffix != SUFFIX:
         loaded: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         return loaded
@@ -41,7 +41,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def as_ckpt(path: Path) -> Path | IO[bytes]:
-    """What Lightning reads: a ``.ckpt`` itself, another file as one in memory."""
+    """A checkpoint that Lightning can read: a ``.ckpt`` itself, or a ``.ckpt`` in memory for another file."""
     if path.suffix != SUFFIX:
         return path
     file = io.BytesIO()

@@ -1,4 +1,4 @@
-"""Weights of other libraries' networks: read from a file without running code, and fitted into a network."""
+"""Reads weights of other libraries' networks without running code, and loads them into a network."""
 
 import pickle
 from collections.abc import Mapping
@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from dng_lightning.errors import SettingError, reason
 
-NESTED = ("state_dict", "model_state_dict", "model")  # where trainings keep the network's own weights
+NESTED = ("state_dict", "model_state_dict", "model")  # keys of the network's weights in checkpoints of a training
 
 
 def read(path: str | Path) -> dict[str, Any]:
-    """What a ``.safetensors`` file, or one of ``torch.save``, holds; on the CPU.
+    """The content of a file of safetensors or ``torch.save``, on the CPU.
 
     Raises:
-        SettingError: there is no such file, it carries code, or it is damaged.
+        SettingError: the file is missing, contains code, or is damaged.
     """
     path = Path(path)
     if not path.is_file():
@@ -29,7 +29,7 @@ def read(path: str | Path) -> dict[str, Any]:
             return dict(load_file(path))
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise SettingError(f"{path} is refused, as it carries code; {_conversion(path)}") from error
+        raise SettingError(f"{path} is refused, because it contains code; {_conversion(path)}") from error
     except Exception as error:  # a foreign file can fail in any way
         raise SettingError(f"{path} holds no weights: {reason(error)}") from error
     if not isinstance(content, Mapping):
@@ -40,14 +40,14 @@ def read(path: str | Path) -> dict[str, Any]:
 def _conversion(path: Path) -> str:
     network = f"torch.load('{path}', weights_only=False)" if is_zipfile(path) else f"pickle.load(open('{path}', 'rb'))"
     return (
-        "where you trust it, convert it once with the code of its network at hand: import pickle, torch; from "
+        "if you trust it, convert it once, with the code of its network on the path: import pickle, torch; from "
         f"safetensors.torch import save_file; file = {network}; net = file['ema'] if isinstance(file, dict) else file; "
         "save_file({name: weight.contiguous() for name, weight in net.state_dict().items()}, 'weights.safetensors')"
     )
 
 
 def state_dict(path: str | Path) -> dict[str, Tensor]:
-    """The network's weights of a file, see ``read``; without the prefix that data parallel trainings leave.
+    """The network's weights in a file, see ``read``, without the name prefix of data-parallel training.
 
     Raises:
         SettingError: there are none.
@@ -64,15 +64,15 @@ def state_dict(path: str | Path) -> dict[str, Tensor]:
 
 
 def fit(net: nn.Module, weights: Mapping[str, Tensor], source: str | Path) -> None:
-    """Load all of the ``weights`` into the network, none missing.
+    """Load ``weights`` into a network; all names must match.
 
     Args:
         net: the network.
-        weights: by the names of its own state dict.
-        source: where they are from, for the message.
+        weights: the state dict.
+        source: origin of the weights, for the message.
 
     Raises:
-        SettingError: they are those of another network.
+        SettingError: the weights belong to another network.
     """
     try:
         net.load_state_dict(dict(weights))

@@ -436,7 +436,7 @@ def test_a_module_by_class_path(net: Net, tmp_path: Path, capsys: pytest.Capture
     assert torch.equal(ModuleClassifier(Net(), str(tmp_path / "ddp.pt"), list("abcd"), PLAIN)(IMAGES), judge(IMAGES))
     torch.save({"model": net, "code": Code()}, tmp_path / "pickle.pth")
     with pytest.raises(
-        SettingError, match=r"pickle.pth is refused, as it carries code; where you trust it, convert it"
+        SettingError, match=r"pickle.pth is refused, because it contains code; if you trust it, convert it"
     ):
         ModuleClassifier(Net(), str(tmp_path / "pickle.pth"), list("abcd"), PLAIN)
     assert "this code ran" not in capsys.readouterr().out

@@ -231,7 +231,7 @@ def test_other_settings_that_change_the_images_are_named(tmp_path: Path):
     with_scheduler(tmp_path, diffusers.DDPMScheduler(thresholding=True))
     assert "the thresholding of its DDPMScheduler is not supported" in refused(tmp_path)
     with_scheduler(tmp_path, diffusers.UniPCMultistepScheduler(prediction_type="flow_prediction"))
-    assert "prediction_type of its UniPCMultistepScheduler, flow_prediction, is not known" in refused(tmp_path)
+    assert "prediction_type flow_prediction of its UniPCMultistepScheduler is not supported" in refused(tmp_path)
     saved(tmp_path, TINY | {"sample_size": None})
     assert "sample_size, the size of the images, is missing" in refused(tmp_path)
 

@@ -69,7 +69,7 @@ def test_class_conditional_with_a_null_class(diffusers: Any, tmp_path: Path):
     assert sampler.draw([0, 1]).images.isfinite().all()
     alone = GuidedSampler(DiffusersModel(str(tmp_path), null_class=True), "3", classifier=None, steps=2)
     assert alone.class_names == tuple(NAMES)  # its labels
-    with pytest.raises(SettingError, match=r"has 11 class embeddings, not 9: name its class_names"):
+    with pytest.raises(SettingError, match=r"has 11 class embeddings, not 9: set class_names"):
         load_model(DiffusersModel(str(tmp_path), class_names=NAMES[:9]))
 
 
@@ -320,7 +320,7 @@ def test_a_pickle_that_carries_code_says_how_to_convert_it(tmp_path: Path, capsy
         lambda: load_model(str(tmp_path / "edm.pkl")),
     ):
         with pytest.raises(
-            SettingError, match=r"edm.pkl is refused, .* carries code; where you trust it, convert it once "
+            SettingError, match=r"edm.pkl is refused, .* contains code; if you trust it, convert it once"
         ):
             load()
     assert "this code ran" not in capsys.readouterr().out

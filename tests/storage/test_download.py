@@ -245,7 +245,7 @@ def test_a_checkpoint_goes_to_the_hub_and_comes_back(
 
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nobody is there: the cache has it
     assert resources.checkpoint("hf:someone/digits") == path
-    with pytest.raises(SettingError, match="is not in the cache, and not to be had") as refused:
+    with pytest.raises(SettingError, match="is not in the cache, and cannot be downloaded") as refused:
         resources.checkpoint("hf:someone/letters")
     assert "\n" not in str(refused.value)
 

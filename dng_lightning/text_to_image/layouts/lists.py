@@ -13,7 +13,7 @@ def _encode(pipeline: Any, text: str, settings: Mapping[str, Any]) -> Texts:
 
 def _refuse(pipeline: Any, arguments: Mapping[str, Any]) -> str | None:
     if pipeline._cfg_truncation is not None and float(pipeline._cfg_truncation) < 1:
-        return "cfg_truncation leaves the last steps without a negative prompt: use LimitedInterval instead of it"
+        return "cfg_truncation leaves the last steps without a negative prompt: use LimitedInterval"
     if 0 < float(pipeline._cfg_normalization or 0) < 1:
         return "a cfg_normalization below 1 shrinks every guided prediction: call the pipeline without it"
     return None
