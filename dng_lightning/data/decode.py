@@ -21,7 +21,7 @@ def image_files(folder: Path) -> Iterator[Path]:
     for place, folders, files in os.walk(folder, followlinks=True):
         folders[:] = sorted(name for name in folders if name[0] != ".")  # in place, so that the walk skips the others
         for name in sorted(files):
-            if name[0] != "." and Path(name).suffix.lower() in SUFFIXES:
+            if name[0] != "." and f".{name.rpartition('.')[2].lower()}" in SUFFIXES:
                 yield Path(place, name)
 
 

@@ -23,7 +23,8 @@ class DecodedImages(FoundImages):
     Args:
         channels: 1 for grey, 3 for colour; None for grey if all images are grey.
         skip_unreadable: skip images that cannot be read, instead of listing them in an error.
-        cache: folder for decoded images that take more than ``memory_share``; None for the default.
+        cache: folder for decoded images that take more than ``memory_share``, and for the sizes of many images; None
+            for the default.
         memory_share: share of the machine's memory that the decoded images of all processes may take, in [0, 1]; above
             it they are kept in a file, which is written once for these images and settings.
     """
@@ -44,6 +45,10 @@ class DecodedImages(FoundImages):
         """A hidden subfolder of the images' folder, which the search for images skips."""
         return self.folder / ".dng_lightning"
 
+    @property
+    def _cache(self) -> Path:
+        return Path(self.cache) if self.cache else self.default_cache
+
     @cached_property
     def image_shape(self) -> tuple[int, int, int]:
         """See ``ImageDataModule``; reads the headers of all images, unless the settings determine the shape."""
@@ -51,7 +56,7 @@ class DecodedImages(FoundImages):
             return super().image_shape
         if self.size and self.channels:
             return self._shape(self.channels, 0, 0)
-        sizes, channels = look(items)
+        sizes, channels = look(items, self._cache)
         if not sizes:
             self._decode(items, self._shape(1, 8, 8) if not self.size else (1, *self.size))  # raises
         low, high = (("x".join(map(str, size))) for size in (min(sizes), max(sizes)))
@@ -91,8 +96,7 @@ class DecodedImages(FoundImages):
 
     def _decode(self, items: Items, shape: tuple[int, int, int]) -> tuple[Tensor, Unreadable]:
         processes = self.trainer.num_devices if self.trainer else 1
-        folder = Path(self.cache) if self.cache else self.default_cache
-        images = stored(items, shape, self.fit, folder, self.memory_share / processes)
+        images = stored(items, shape, self.fit, self._cache, self.memory_share / processes)
         check_readable(items, images[1], self.skip_unreadable)
         return images
 

@@ -1,5 +1,6 @@
 """Folders of image files: with a subfolder for each class, without classes, or with a table of labels and captions."""
 
+import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -71,9 +72,8 @@ class ImageFolder(DecodedImages):
         trained = {label for label, part in zip(labels, parts, strict=False) if part == "train"}
         if unknown := sorted({*labels} - trained):
             raise SettingError(f"{self.title} has no training image of {', '.join(unknown[:20])}")
-        item_names = [str(path).removeprefix(f"{self.folder}{os.sep}") for path in paths]
-        stamp = repr([*zip(item_names, map(_version, paths), strict=True)])
-        items = Items(lambda place: Image.open(paths[place]), item_names, stamp)
+        folder, item_names = self.folder, _inside(self.folder, paths)  # strings, which take less memory than paths
+        items = Items(lambda place: Image.open(folder / item_names[place]), item_names, _stamp(folder, item_names))
         return Found(items, parts, np.array(labels) if labels else None, None, captions or None)
 
     def _parts_of(self) -> dict[str, Path]:
@@ -95,7 +95,7 @@ class ImageFolder(DecodedImages):
             if value:
                 raise SettingError(f"data.{setting} names a column: {folder} has no .csv or .jsonl")
         paths = list(image_files(folder))
-        classes = [path.relative_to(folder).parts[0] if path.parent != folder else "" for path in paths]
+        classes = [name.rpartition(os.sep)[0].partition(os.sep)[0] for name in _inside(folder, paths)]
         if "" in classes and any(classes):
             lone = paths[classes.index("")].name
             raise SettingError(f"{folder} has images in it ({lone}) and in subfolders: classes, or none?")
@@ -120,10 +120,23 @@ def subfolders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")
 
 
-def _version(path: Path) -> tuple[int, int]:
-    """Size and modification time (ns) of a file; (0, 0) for a broken link."""
-    stat = path.stat() if path.exists() else None
-    return (stat.st_size, stat.st_mtime_ns) if stat else (0, 0)
+def _inside(folder: Path, paths: Sequence[Path]) -> list[str]:
+    """The paths relative to a folder; files elsewhere keep their own."""
+    start = str(folder / "_")[:-1]  # with the separator, and empty for the current folder
+    return [str(path).removeprefix(start) for path in paths]
+
+
+def _stamp(folder: Path, names: Sequence[str]) -> str:
+    """Hash of the names, sizes and modification times (ns) of files; a broken link has no size."""
+    digest = hashlib.sha256()
+    for name in names:
+        try:
+            stat = (folder / name).stat()
+            version = stat.st_size, stat.st_mtime_ns
+        except OSError:
+            version = 0, 0
+        digest.update(repr((name, version)).encode())
+    return digest.hexdigest()
 
 
 def _check_files(paths: Sequence[Path], table: Path) -> None:

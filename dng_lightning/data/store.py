@@ -4,15 +4,16 @@ The file is a ``.npy`` named by a hash of the images and the settings; it is wri
 renamed, so that it is never incomplete.
 """
 
+import contextlib
 import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from uuid import uuid4
 
 import numpy as np
@@ -31,8 +32,10 @@ from dng_lightning.storage.files import write_whole
 
 MEMORY_SHARE = 0.25  # of the machine's memory, above which decoded images are kept in a file
 LISTED = 50  # most unreadable files that an error names
-VERSION = 1  # of the decoded content; part of the file's name
+MANY = 5000  # images from which reading the headers takes longer than reading a file that lists them
+VERSION = 1  # of what the files contain; part of their names
 
+T = TypeVar("T")
 Unreadable = dict[int, str]  # reason by index
 
 
@@ -51,8 +54,14 @@ class Items:
     stamp: str
 
 
-def look(items: Items) -> tuple[set[Size], int]:
+def look(items: Items, folder: Path) -> tuple[set[Size], int]:
     """The sizes and the number of channels of images, from their headers; unreadable images are left out.
+
+    Those of ``MANY`` images or more are kept in a file, and read from there the next time.
+
+    Args:
+        items: N images.
+        folder: folder of the file; if it cannot be written, the headers are read each time.
 
     Returns:
         pairs of height and width; 1 if all images are grey, else 3.
@@ -65,8 +74,17 @@ def look(items: Items) -> tuple[set[Size], int]:
         except Exception:  # a damaged file can fail in any way, and `stored` reports it
             return None
 
-    found = [seen for seen in _in_threads(header, items, "looking at images") if seen]
-    return {size for size, _ in found}, 1 if all(grey for _, grey in found) else 3
+    path = folder / f"{_key(items.stamp)}.headers.json"
+    with contextlib.suppress(OSError, ValueError):
+        sizes, channels = json.loads(path.read_text())
+        return {(height, width) for height, width in sizes}, channels
+    found = set(_in_threads(header, items, "looking at images")) - {None}
+    sizes, channels = {size for size, _ in found}, 1 if all(grey for _, grey in found) else 3
+    if len(items.names) >= MANY:
+        with contextlib.suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            write_whole(path, json.dumps([sorted(sizes), channels]).encode())
+    return sizes, channels
 
 
 def stored(
@@ -92,7 +110,7 @@ def stored(
     if size <= share * _memory():
         array = np.zeros(whole, np.uint8)
         return torch.from_numpy(array), _fill(array, items, fit)
-    key = hashlib.sha256(f"{VERSION} {whole} {fit} {items.stamp}".encode()).hexdigest()[:24]
+    key = _key(f"{whole} {fit} {items.stamp}")
     path, notes = folder / f"{key}.npy", folder / f"{key}.json"
     try:
         if not path.exists():
@@ -140,16 +158,22 @@ def _fill(array: np.ndarray[Any, Any], items: Items, fit: Fit) -> Unreadable:
         except Exception as error:  # a damaged file can fail in any way
             unreadable[place] = reason(error)
 
-    _in_threads(fill, items, "decoding images")
+    for _ in _in_threads(fill, items, "decoding images"):
+        pass
     return dict(sorted(unreadable.items()))
 
 
-def _in_threads(work: Callable[[int], Any], items: Items, what: str) -> list[Any]:
-    """Run ``work`` on all indices in threads; Pillow decodes without the interpreter's lock."""
+def _in_threads(work: Callable[[int], T], items: Items, what: str) -> Iterator[T]:
+    """The results of ``work`` on all indices, from threads; Pillow decodes without the interpreter's lock."""
     with ThreadPool() as pool:
         done = pool.imap(work, range(len(items.names)), chunksize=16)
         hidden = None if getattr(rank_zero_only, "rank", 0) == 0 else True  # None: hidden without a terminal
-        return list(tqdm(done, what, len(items.names), leave=False, unit=" images", disable=hidden))
+        yield from tqdm(done, what, len(items.names), leave=False, unit=" images", disable=hidden)
+
+
+def _key(content: str) -> str:
+    """The name of a file, by what it contains."""
+    return hashlib.sha256(f"{VERSION} {content}".encode()).hexdigest()[:24]
 
 
 def _memory() -> int:

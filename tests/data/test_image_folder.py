@@ -376,6 +376,35 @@ def test_the_mapped_file_is_made_once_for_the_same_files_and_settings(classes: P
     assert not list(folder.glob("*.part"))
 
 
+def test_the_headers_of_many_files_are_read_once(classes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    seen: list[object] = []
+    monkeypatch.setattr("dng_lightning.data.store.upright_size", lambda image: seen.append(image) or image.size[::-1])
+    assert ready(classes).image_shape == ready(classes).image_shape == (1, 8, 8)
+    assert len(seen) == 120  # few images are looked at each time, and leave nothing behind
+    assert not (classes / ".dng_lightning").exists()
+    monkeypatch.setattr("dng_lightning.data.store.MANY", 60)
+    seen.clear()
+    for share in (0.0, 0.0, 0.25):
+        assert ready(classes, memory_share=share).image_shape == (1, 8, 8)
+    assert len(seen) == 60
+    assert ready(classes, image_size=4).image_shape == (1, 4, 4)
+    assert len(seen) == 60
+
+    write(classes / "cat" / "00.png", 200, (8, 8), "RGB")  # a changed file is found
+    assert ready(classes, memory_share=0.0).image_shape == (3, 8, 8)
+    assert len(seen) == 120
+    write(classes / "cat" / "00.png", 200, (8, 12))
+    assert "images of 2 sizes, 8x8 to 8x12" in complaint(classes)
+    assert not list((classes / ".dng_lightning").glob("*.part"))
+
+    for file in (classes / ".dng_lightning").glob("*.headers.json"):
+        file.write_text("[[[8")  # damaged: read anew
+    assert "images of 2 sizes, 8x8 to 8x12" in complaint(classes)
+    (tmp_path / "file").write_text("")
+    in_a_file = str(tmp_path / "file" / "cache")
+    assert ready(classes, image_size=8, cache=in_a_file).image_shape == (1, 8, 8)  # nowhere to keep them
+
+
 def test_a_cache_that_cannot_be_written(classes: Path, tmp_path: Path):
     (tmp_path / "file").write_text("")
     said = complaint(classes, memory_share=0, cache=str(tmp_path / "file" / "cache"))
