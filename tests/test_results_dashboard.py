@@ -22,6 +22,7 @@ N, STEPS, FORBIDDEN = 24, 5, 3
 POSTERIOR = "{class_path: TrackedPosterior, init_args: {prior: 0.2}}"
 GUIDANCES = f"""[{{class_path: NegativePrompting, init_args: {{scale: 1.0}}}},
   {{class_path: DynamicNegativeGuidance, init_args: {{scale: 2.5, posterior: {POSTERIOR}}}}}]"""
+LOGGERS = ("CSVLogger", "TensorBoardLogger")
 TABS = {  # what stands there once it has been drawn
     "scalars": ["metrics", "speed"],
     "hparams": ["NegativePrompting", "method", "scale", "forbidden", "metrics/forbidden_rate"],
@@ -125,6 +126,27 @@ def test_going_on_logs_nothing_twice(dng: Dng, command: list[str], folder: Path,
     after = {path: path.stat().st_mtime_ns for path in (copy / "tensorboard").rglob("events*")}
     assert len(after) == len(before) == 4
     assert {path.parent.name.split("-")[0] for path in set(after) - set(before)} == {"DynamicNegativeGuidance"}
+
+
+def test_the_study_reaches_the_loggers_of_the_trainer(
+    dng: Dng, command: list[str], rows: dict[str, dict[str, str]], tmp_path: Path
+):
+    loggers = [f"{{class_path: {name}, init_args: {{save_dir: {tmp_path}, name: {name}}}}}" for name in LOGGERS]
+    few = ["--model.guidances=[NegativePrompting]", f"--trainer.default_root_dir={tmp_path / 'few'}"]
+    dng(*command, *few, f"--trainer.logger=[{', '.join(loggers)}]")
+    logged, events = (next((tmp_path / name).iterdir()) for name in LOGGERS)
+    figures = {"test_tradeoff", "test_histograms", "test_samples"}
+    assert {path.name.split("-")[0] for path in (logged / "media").iterdir()} == figures | {"test_results.csv"}
+    tags = EventAccumulator(str(events)).Reload().Tags()
+    assert {name.replace("_", "/") for name in figures} == set(tags["images"])
+    assert "test/results/text_summary" in tags["tensors"]
+    table = list(csv.DictReader((logged / "media" / "test_results.csv").open(newline="")))
+    assert [row["method"] for row in table] == ["Unguided", "Rejection", "NegativePrompting"]
+    metrics: dict[str, str] = {}
+    for line in csv.DictReader((logged / "metrics.csv").open(newline="")):
+        metrics |= {name: value for name, value in line.items() if value}
+    (name,) = [name for name in metrics if name.startswith("test/Negative") and name.endswith("/metrics/kl_unguided")]
+    assert float(metrics[name]) == pytest.approx(float(rows["NegativePrompting"]["kl_unguided"]), rel=1e-4)
 
 
 # --- in a browser ---

@@ -12,6 +12,7 @@ from dng_lightning.callbacks.passive_posteriors import label, tracked_posteriors
 from dng_lightning.callbacks.requirements import is_dry_run
 from dng_lightning.data.seeds import Seeds
 from dng_lightning.errors import SettingError
+from dng_lightning.evaluation.boards import board_of
 from dng_lightning.evaluation.evaluator import Evaluator
 from dng_lightning.evaluation.features import ClassifierFeatures, FeatureExtractor
 from dng_lightning.evaluation.measures import LEAST
@@ -35,6 +36,8 @@ class ResultsWriter(DrawingCallback):
     - ``posterior.csv``: Brier score and AUC of the passively tracked posteriors on the unguided images.
     - ``tradeoff.png``, ``histograms.png``, ``samples.png``, ``calibration.png``.
     - ``tensorboard``: a TensorBoard run for each row; ``sample_cache``: the images.
+
+    The trainer's loggers get the measures, the table and the figures, too.
 
     A guidance that has a row for the same seeds, steps and features is not evaluated again. The rows Unguided and
     Rejection are computed from the unguided images; measures for which too few images are accepted are left empty. The
@@ -95,6 +98,7 @@ class ResultsWriter(DrawingCallback):
             unguided=draws[0].run if self.unguided else None,
             trackers={tracker(posterior): label(posterior) for posterior in self.posteriors},
             about={"model": resources.name_of(module.checkpoint), "forbidden": names},
+            board=board_of(trainer),
         )
         if extractor:  # last, because missing statistics are computed and written
             self.evaluator.reference = self._reference(trainer, module, data, extractor)

@@ -1,6 +1,8 @@
-"""Images, histograms and settings for the loggers of a trainer, with one interface for all loggers."""
+"""Images, histograms, tables and settings for the loggers of a trainer, with one interface for all loggers."""
 
+import csv
 import importlib
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,8 +24,8 @@ class Board:
     """Logs to each of several loggers.
 
     TensorBoard and Weights & Biases get images and histograms; MLflow and Aim get images, and the bars of a histogram
-    as metrics; any other logger with a folder, such as ``CSVLogger``, gets PNG files in its ``media`` folder, and these
-    metrics.
+    as metrics; any other logger with a folder, such as ``CSVLogger``, gets PNG and CSV files in its ``media`` folder,
+    and these metrics.
 
     Args:
         loggers: Lightning's loggers, or others with their interface.
@@ -59,6 +61,30 @@ class Board:
             else:
                 logger.log_metrics({f"{tag}/{label}": float(count) for label, count in enumerate(counts)}, step)
 
+    def add_row(self, name: str, measures: Mapping[str, float], step: int) -> None:
+        """Log the measures of a row of results; TensorBoard has a run of its own for each row."""
+        for logger in self.loggers:
+            if not isinstance(logger, TensorBoardLogger):
+                logger.log_metrics({f"{name}/{measure}": value for measure, value in measures.items()}, step)
+
+    def add_table(self, tag: str, columns: Sequence[str], rows: Sequence[Mapping[str, str]], step: int) -> None:
+        """Log a table: as text on TensorBoard and Aim, as a table on Weights & Biases, else as a CSV file."""
+        cells = [[row[column] for column in columns] for row in rows]
+        text = io.StringIO(newline="")
+        csv.writer(text).writerows([columns, *cells])
+        for logger in self.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                lines = [columns, ["---"] * len(columns), *cells]
+                logger.experiment.add_text(tag, "\n".join(f"| {' | '.join(line)} |" for line in lines), step)
+            elif _is_wandb(logger):
+                logger.log_table(tag, list(columns), cells, step=step)  # type: ignore[attr-defined]
+            elif isinstance(logger, MLFlowLogger):
+                logger.experiment.log_text(logger.run_id, text.getvalue(), f"{tag}.csv")
+            elif hasattr(logger.experiment, "track"):
+                logger.experiment.track(importlib.import_module("aim").Text(text.getvalue()), name=tag, step=step)
+            elif path := _media(logger, f"{file_name(tag)}.csv"):
+                write_whole(path, text.getvalue().encode())
+
     def add_settings(self, settings: Mapping[str, Any], measured: Sequence[str]) -> None:
         """Log the settings for the comparison of runs; ``measured`` are the tags of their results."""
         for logger in self.loggers:
@@ -93,10 +119,17 @@ def _log_image(logger: Any, tag: str, image: Tensor, step: int) -> None:
         logger.experiment.log_image(logger.run_id, pixels, key=tag, step=step)
     elif hasattr(logger.experiment, "track"):
         logger.experiment.track(importlib.import_module("aim").Image(pixels), name=tag, step=step)
-    elif folder := getattr(logger, "log_dir", None) or logger.save_dir:
-        path = Path(folder, "media", f"{file_name(tag)}-{step:08d}.png")
-        path.parent.mkdir(parents=True, exist_ok=True)
+    elif path := _media(logger, f"{file_name(tag)}-{step:08d}.png"):
         write_whole(path, to_png(image.cpu()))
+
+
+def _media(logger: Any, name: str) -> Path | None:
+    """The path of a file in the ``media`` folder of a logger, which is created; None if it has no folder."""
+    if not (folder := getattr(logger, "log_dir", None) or logger.save_dir):
+        return None
+    path = Path(folder, "media", name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 def _drawn(figure: Figure) -> Tensor:

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from dng_lightning.data.pixels import to_float, to_uint8
 from dng_lightning.errors import SettingError
 from dng_lightning.evaluation import posterior_metrics, study_figures, tensorboard
+from dng_lightning.evaluation.boards import Board
 from dng_lightning.evaluation.features import FeatureExtractor
 from dng_lightning.evaluation.figures import TrajectorySet
 from dng_lightning.evaluation.label_space import LabelSpace
@@ -58,6 +60,7 @@ class Evaluator:
         unguided: run of the unguided images; None if they are not drawn.
         trackers: posteriors that are tracked passively on the unguided images: settings to short name.
         about: common settings of the TensorBoard runs, such as the model.
+        board: loggers that get the measures of each row, the table and the figures.
 
     Raises:
         SettingError: all classes are forbidden, or there are too few images for the measures.
@@ -75,6 +78,7 @@ class Evaluator:
         unguided: EvaluationRun | None = UNGUIDED,
         trackers: Mapping[str, str] | None = None,
         about: Mapping[str, Any] | None = None,
+        board: Board | None = None,
     ) -> None:
         if not label_space.retained:
             raise SettingError("model.forbidden names every class: leave one to be drawn")
@@ -83,6 +87,7 @@ class Evaluator:
         self.folder, self.seeds, self.label_space, self.label = folder, seeds, label_space, label
         self.extractor, self.reference, self.unguided = extractor, reference, unguided
         self.trackers, self.about, self.times = dict(trackers or {}), dict(about or {}), [1.0]
+        self.board = board or Board([])
         self.drawing = {"seeds": f"{seeds.start}-{seeds.stop - 1}", "steps": str(steps)}
         self.results = Table(folder / "results.csv", [*COLUMNS, *label_space.columns], KEY)
         self.classes = Table(folder / "classes.csv", CLASS_COLUMNS, [*KEY, "class"])
@@ -162,14 +167,14 @@ class Evaluator:
             runs: runs in ``samples.png``, as far as their images exist.
         """
         rows, label_space = self.results.rows(), self.label_space
-        study_figures.tradeoff(rows).savefig(self.folder / "tradeoff.png", dpi=150)
-        study_figures.class_histograms(rows, label_space.names, label_space.forbidden).savefig(
-            self.folder / "histograms.png", dpi=110
-        )
+        self._save("tradeoff", study_figures.tradeoff(rows), 150)
+        bars = study_figures.class_histograms(rows, label_space.names, label_space.forbidden)
+        self._save("histograms", bars, 110)
         stores = [(run.label, self.store(run)) for run in runs]
         samples = [(label, *self._first_images(store)) for label, store in stores if store.is_complete]
         if samples:
-            study_figures.sample_rows(samples).savefig(self.folder / "samples.png", dpi=110)
+            self._save("samples", study_figures.sample_rows(samples), 110)
+        self.board.add_table("test/results", self.results.columns, rows, len(rows))
         (self.folder / "results.md").write_text(results_markdown(rows, self._notes()))
 
     def summary(self) -> str:
@@ -186,7 +191,12 @@ class Evaluator:
         rows, ends = posterior_metrics.posterior_rows(posteriors, became, list(self.trackers), self.times)
         self.posteriors.add([row | self.drawing for row in rows])
         names = (f"{number}: {name}" for number, name in enumerate(self.trackers.values(), 1))
-        study_figures.calibration(dict(zip(names, ends, strict=True))).savefig(self.folder / "calibration.png", dpi=120)
+        self._save("calibration", study_figures.calibration(dict(zip(names, ends, strict=True))), 120)
+
+    def _save(self, name: str, figure: Figure, dpi: int) -> None:
+        """Save a figure, and log it at the number of rows so far."""
+        figure.savefig(self.folder / f"{name}.png", dpi=dpi)
+        self.board.add_figure(f"test/{name}", figure, len(self.results.rows()))
 
     def _log(self, store: SampleStore, rows: Sequence[dict[str, Any]]) -> None:
         """Write a TensorBoard run for each row; only the first row has sample images."""
@@ -204,10 +214,19 @@ class Evaluator:
             settings = {"method": row["method"], "scale": row.get("scale")} | about
             counts = {row["method"]: list(map(int, row["class_counts"].split()))} | reference
             parts = row["method"], str(row.get("scale") or ""), _hash({name: row[name] for name in KEY}, 6)
-            folder = self.folder / "tensorboard" / "-".join(filter(None, parts))
+            name = "-".join(filter(None, parts))
+            measures = {tag: row[column] for tag, column in tensorboard.MEASURES.items() if row.get(column) is not None}
+            self.board.add_row(f"test/{name}", measures, len(self.results.rows()))
             images = shown if row is rows[0] else None
             tensorboard.write_result(
-                folder, settings, row, counts, label_space.names, label_space.forbidden, images, way
+                self.folder / "tensorboard" / name,
+                settings,
+                measures,
+                counts,
+                label_space.names,
+                label_space.forbidden,
+                images,
+                way,
             )
 
     def _first_images(self, store: SampleStore) -> tuple[Tensor, list[bool]]:

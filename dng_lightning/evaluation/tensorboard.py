@@ -84,7 +84,7 @@ def hyperparameters(writer: SummaryWriter, settings: Mapping[str, Any], metrics:
 def write_result(
     folder: Path,
     settings: Mapping[str, Any],
-    measures: Mapping[str, Any],
+    measures: Mapping[str, float],
     counts: Mapping[str, Sequence[int]],
     class_names: Sequence[str],
     forbidden: Collection[int],
@@ -98,7 +98,7 @@ def write_result(
     Args:
         folder: folder of this run only; an earlier run in it is replaced.
         settings: for the HPARAMS tab; see ``hyperparameters``.
-        measures: values of ``MEASURES``, some of which may be missing.
+        measures: values by tag.
         counts: name -> images of each class; the first entry is the run itself, the others are for comparison.
         class_names: name of each label.
         forbidden: forbidden labels.
@@ -108,9 +108,8 @@ def write_result(
     shutil.rmtree(folder, ignore_errors=True)
     step = round(1000 * float(settings.get("scale") or 0))
     with SummaryWriter(str(folder)) as writer:
-        for tag, column in MEASURES.items():
-            if measures.get(column) is not None:
-                writer.add_scalar(tag, measures[column], step)
+        for tag, value in measures.items():
+            writer.add_scalar(tag, value, step)
         class_histogram(writer, "samples/class_counts", next(iter(counts.values())), step)
         class_bars(writer, counts, class_names, forbidden, step)
         if samples is not None:

@@ -1,5 +1,7 @@
-"""Pictures, class counts and settings reach every logger that a trainer may have."""
+"""Pictures, class counts, tables and settings reach every logger that a trainer may have."""
 
+import csv
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from dng_lightning.data.pixels import from_png
 from dng_lightning.evaluation.boards import Board
 from dng_lightning.evaluation.tensorboard import RunLogger
 
+TABLE = b'method,kl\r\n"Unguided, all",0.25\r\n'
 RED = torch.tensor([255, 0, 0], dtype=torch.uint8)[:, None, None].expand(3, 4, 6).contiguous()
 
 
@@ -23,6 +26,8 @@ def fill(logger: Any) -> None:
     figure.subplots().plot([0, 1], [1, 0])
     board.add_figure("trajectories/scale", figure, 7)
     board.add_counts("samples/class_counts", [3, 0, 5], 7)
+    board.add_row("test/Unguided", {"metrics/kl": 0.25}, 7)
+    board.add_table("test/results", ["method", "kl"], [{"method": "Unguided, all", "kl": "0.25"}], 7)
     board.add_settings({"scale": 2.0, "guidance": None}, ["val/loss"])
     board.flush()
 
@@ -33,9 +38,12 @@ def test_csv_and_any_logger_with_a_folder(tmp_path: Path):
     logger.save()
     assert torch.equal(from_png(tmp_path / "media" / "samples_guided-00000007.png"), RED)
     assert from_png(tmp_path / "media" / "trajectories_scale-00000007.png").shape == (3, 50, 100)
-    header, row = (tmp_path / "metrics.csv").read_text().splitlines()
-    values = dict(zip(header.split(","), row.split(","), strict=True))
+    values: dict[str, str] = {}
+    for row in csv.DictReader((tmp_path / "metrics.csv").open(newline="")):
+        values |= {name: value for name, value in row.items() if value}
     assert [float(values[f"samples/class_counts/{label}"]) for label in range(3)] == [3, 0, 5]
+    assert float(values["test/Unguided/metrics/kl"]) == 0.25
+    assert (tmp_path / "media" / "test_results.csv").read_bytes() == TABLE
     assert "run/scale: 2.0" in (tmp_path / "hparams.yaml").read_text()
 
 
@@ -46,6 +54,9 @@ def test_tensorboard_gets_what_it_got(tmp_path: Path):
     events = EventAccumulator(str(tmp_path), size_guidance={"images": 0, "histograms": 0}).Reload()
     assert set(events.Tags()["images"]) == {"samples/guided", "trajectories/scale"}
     assert events.Histograms("samples/class_counts")[0].histogram_value.bucket == [3, 0, 5]
+    text = events.Tensors("test/results/text_summary")[0].tensor_proto.string_val[0]
+    assert text == b"| method | kl |\n| --- | --- |\n| Unguided, all | 0.25 |"
+    assert "test/Unguided/metrics/kl" not in events.Tags()["scalars"]
 
 
 def test_mlflow_with_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -55,6 +66,9 @@ def test_mlflow_with_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     fill(logger)
     run = mlflow.MlflowClient(f"file:{tmp_path}").get_run(logger.run_id)
     assert [run.data.metrics[f"samples/class_counts/{label}"] for label in range(3)] == [3, 0, 5]
+    assert run.data.metrics["test/Unguided/metrics/kl"] == 0.25
+    (table,) = tmp_path.rglob("artifacts/test/results.csv")
+    assert table.read_bytes().split() == TABLE.split()
     assert run.data.params["run/scale"] == "2.0"
     assert len(list(tmp_path.rglob("images/*.png"))) == 2
 
@@ -66,5 +80,7 @@ def test_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     fill(logger)
     kept = {name: type(value).__name__ for name, value in logger.experiment.summary._as_dict().items()}
     wandb.finish()
-    assert {"samples/guided", "trajectories/scale", "samples/class_counts"} <= set(kept)
+    assert {"samples/guided", "trajectories/scale", "samples/class_counts", "test/results"} <= set(kept)
+    (table,) = tmp_path.rglob("media/table/**/*.json")
+    assert json.loads(table.read_text())["data"] == [["Unguided, all", "0.25"]]
     assert len(list(tmp_path.rglob("media/images/**/*.png"))) == 2
