@@ -18,7 +18,7 @@ from dng_lightning.cli import next_command, open_settings
 from dng_lightning.cli.output_folder import AVOIDED, OutputFolder
 from dng_lightning.cli.parser import Parser
 from dng_lightning.cli.saved_config import SaveConfig
-from dng_lightning.errors import SettingError
+from dng_lightning.errors import SettingError, require
 from dng_lightning.evaluation.tensorboard import RunLogger
 from dng_lightning.modules.base_module import TrainedModule, reading
 from dng_lightning.storage import resources
@@ -44,7 +44,13 @@ class DNGCLI(LightningCLI):
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parse what ``main`` prepared from ``sys.argv``."""
+        """Parse what ``main`` prepared from ``sys.argv``; ``--print_shtab bash`` prints the completion of a shell."""
+        if self.words[:1] == ["--print_shtab"] and hasattr(parser, "get_completion_script"):  # jsonargparse 4.48
+            shells, shell = require("shtab", "--print_shtab", "completion").SUPPORTED_SHELLS, " ".join(self.words[1:])
+            if shell not in shells:
+                raise SettingError(f"--print_shtab {shell}: give {', '.join(shells)}")
+            print(parser.get_completion_script(f"shtab-{shell}"))
+            sys.exit()
         self.config = parser.parse_args(args)  # type: ignore[arg-type]  # main gives a list
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:

@@ -1,9 +1,11 @@
-"""The parser of the command line, and two corrections of jsonargparse's reading of settings."""
+"""The parser of the command line, and three corrections of jsonargparse."""
 
 from pathlib import Path
 from typing import Any, NoReturn
 
-from jsonargparse import Namespace, _typehints
+from jsonargparse import Namespace, _completions, _typehints
+from jsonargparse._completions import add_subactions_and_get_subclass_choices
+from jsonargparse._typehints import get_all_subclass_paths
 from jsonargparse._util import NestedArg, parse_value_or_config
 from lightning.pytorch.cli import LightningArgumentParser
 
@@ -33,6 +35,25 @@ def _leave_text(value: Any, **settings: Any) -> tuple[Any, Any]:
     return parse_value_or_config(value, **settings)
 
 
+def _completed(kind: Any, prefix: str | None, *rest: Any, **settings: Any) -> list[str]:
+    """The class paths that shells complete, with the options of the classes of ``--model.guidance`` and its equals.
+
+    jsonargparse goes on with the classes of each option, which does not end: a guidance may wrap a guidance. Of
+    ``torch.nn.Module`` it completes thousands of classes.
+    """
+    if prefix is None or prefix.count(".") > 1:
+        return _completed_classes(kind)
+    return add_subactions_and_get_subclass_choices(kind, prefix, *rest, **settings)
+
+
+def _completed_classes(kind: Any) -> list[str]:
+    """The subclasses of the package and of Lightning, and of torch's optimisers."""
+    own = ("dng_lightning.", "lightning.", "torch.optim.")
+    return [path for path in get_all_subclass_paths(kind) if path.startswith(own)]
+
+
+_completions.get_all_subclass_paths = _completed_classes  # type: ignore[assignment, attr-defined]  # imported there
+_completions.add_subactions_and_get_subclass_choices = _completed  # type: ignore[assignment]
 _typehints.discard_init_args_on_class_path_change = _discard_init_args
 _typehints.parse_value_or_config = _leave_text  # type: ignore[assignment, attr-defined]  # imported there
 

@@ -78,7 +78,7 @@ def look(items: Items, folder: Path) -> tuple[set[Size], int]:
     with contextlib.suppress(OSError, ValueError):
         sizes, channels = json.loads(path.read_text())
         return {(height, width) for height, width in sizes}, channels
-    found = set(_in_threads(header, items, "looking at images")) - {None}
+    found = {seen for seen in _in_threads(header, items, "looking at images") if seen}
     sizes, channels = {size for size, _ in found}, 1 if all(grey for _, grey in found) else 3
     if len(items.names) >= MANY:
         with contextlib.suppress(OSError):

@@ -72,12 +72,13 @@ class Board:
         cells = [[row[column] for column in columns] for row in rows]
         text = io.StringIO(newline="")
         csv.writer(text).writerows([columns, *cells])
+        logger: Any
         for logger in self.loggers:
             if isinstance(logger, TensorBoardLogger):
                 lines = [columns, ["---"] * len(columns), *cells]
                 logger.experiment.add_text(tag, "\n".join(f"| {' | '.join(line)} |" for line in lines), step)
             elif _is_wandb(logger):
-                logger.log_table(tag, list(columns), cells, step=step)  # type: ignore[attr-defined]
+                logger.log_table(tag, list(columns), cells, step=step)
             elif isinstance(logger, MLFlowLogger):
                 logger.experiment.log_text(logger.run_id, text.getvalue(), f"{tag}.csv")
             elif hasattr(logger.experiment, "track"):

@@ -513,6 +513,32 @@ def test_a_saved_configuration_runs_again_anywhere(tiny_fit: Path, dng: Dng):
     assert json.loads(Path("b/metrics.json").read_text())["steps"] == 5  # from the start: a resumption is none of it
 
 
+def test_a_module_beside_the_command_is_found(dng: Dng, tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [path for path in sys.path if path not in ("", str(tmp_path))])
+    Path("mynets.py").write_text("from dng_lightning.networks import UNet\n\n\nclass Own(UNet):\n    pass\n")
+    with pytest.raises(SystemExit) as ended:
+        dng("fit", "--model.net=mynets.Own", "--print_config")
+    assert ended.value.code in (None, 0)
+    assert "class_path: mynets.Own" in capsys.readouterr().out
+
+
+def test_shells_complete_options_and_classes(dng: Dng, tmp_path: Path, capsys):
+    pytest.importorskip("shtab", reason="shtab is not installed (extra completion)")
+    with pytest.raises(SystemExit) as ended:
+        dng("--print_shtab", "bash")
+    assert ended.value.code is None
+    script = capsys.readouterr().out
+    assert subprocess.run(["bash", "-n"], input=script, text=True, check=False).returncode == 0
+    for word in ("predict", "--model.checkpoint", "--model.guidance", "dng_lightning.data.ImageFolder", "--data.root"):
+        assert re.search(rf"[ ('\"]{re.escape(word)}[ )'\"]", script), word
+    assert "torchvision." not in script
+    with pytest.raises(SystemExit) as ended:
+        dng("--print_shtab", "cmd")
+    assert ended.value.code == 2
+    assert "dng: error: --print_shtab cmd: give bash, " in capsys.readouterr().err
+
+
 def test_whatever_the_logger_results_of_two_settings_do_not_mix(dng: Dng, from_tiny: list[str], tmp_path: Path, capsys):
     logger = "--trainer.logger={class_path: CSVLogger, init_args: {save_dir: " + str(tmp_path / "logged") + "}}"
     settings = [

@@ -338,3 +338,12 @@ def test_a_checkpoint_of_another_version(digits: Path, tmp_path: Path):
     x_t, now = torch.randn(1, 1, 8, 8), DiffusionModule.load(str(digits))
     level = now.schedule.level(300)
     assert torch.equal(DiffusionModule.load(str(tmp_path / "old.ckpt"))(x_t, level), now(x_t, level))
+
+
+def test_a_checkpoint_whose_classes_were_renamed_since(digits: Path, tmp_path: Path):
+    stored = torch.load(digits / "model.ckpt", weights_only=True)
+    stored["hyper_parameters"]["net"]["class_path"] = "dng_lightning.networks.old.OldUNet"
+    torch.save(stored, tmp_path / "old.ckpt")
+    with pytest.raises(SettingError, match=r"old\.ckpt is no checkpoint of a DiffusionModule: .* 'old'$") as caught:
+        DiffusionModule.load(str(tmp_path / "old.ckpt"))
+    assert "\n" not in str(caught.value)
