@@ -34,7 +34,7 @@ class ImageWriter(DrawingCallback):
     the first images) are written, and the cost of each method is printed.
 
     Args:
-        num_shown: number of images in the figures, from the first seed on; each is drawn unguided as well.
+        num_shown: number of images in the figures, from the first seed on; each is sampled unguided as well.
 
     Attributes:
         costs: number of images of this run, network evaluations and seconds, by method.

@@ -1,4 +1,4 @@
-"""The posteriors of the compared guidances, tracked passively while the unguided images are drawn."""
+"""The posteriors of the compared guidances, tracked passively while the unguided images are sampled."""
 
 import json
 from collections.abc import Iterator, Sequence

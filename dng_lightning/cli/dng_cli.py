@@ -24,7 +24,7 @@ from dng_lightning.modules.base_module import TrainedModule, reading
 from dng_lightning.storage import resources
 from dng_lightning.text_to_image import observers, pipeline_sampler, sampler, vision_language
 
-# What is imported can be named in a configuration by its class name alone; modules import judges and pretrained.
+# Configurations can name imported classes without their module; ``modules`` imports judges and pretrained.
 NAMED = callbacks, data, guidance, modules, networks, posterior, schedule
 NAMED_IN_TEXT_TO_IMAGE = observers, pipeline_sampler, sampler, vision_language
 
@@ -44,7 +44,7 @@ class DNGCLI(LightningCLI):
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parse what ``main`` prepared from ``sys.argv``; ``--print_shtab bash`` prints the completion of a shell."""
+        """Parse the arguments that ``main`` prepared; ``--print_shtab bash`` prints a completion script."""
         if self.words[:1] == ["--print_shtab"] and hasattr(parser, "get_completion_script"):  # jsonargparse 4.48
             shells, shell = require("shtab", "--print_shtab", "completion").SUPPORTED_SHELLS, " ".join(self.words[1:])
             if shell not in shells:
@@ -54,17 +54,17 @@ class DNGCLI(LightningCLI):
         self.config = parser.parse_args(args)  # type: ignore[arg-type]  # main gives a list
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """What goes besides the classes."""
+        """Add the arguments that are not settings of classes."""
         parser.add_argument("--weights", type=str | None, help="checkpoint whose weights a new training starts from")
 
     def _parse_ckpt_path(self) -> None:
         """Do not let hyper-parameters stored in a checkpoint overwrite the configuration and the command line."""
 
     def before_instantiate_classes(self) -> None:
-        """Refuse a checkpoint that cannot be one before anything is loaded."""
+        """Check ``ckpt_path`` before anything is loaded, and choose the open settings."""
         self._check_ckpt_path()
         if self.subcommand in ("validate", "test") and not self.is_sampling:
-            self.save_config_callback = None  # the folder's config.yaml says how the model was trained
+            self.save_config_callback = None  # keep the config.yaml of the training
         self.data_of_open_settings = self._close_settings()
 
     def instantiate_trainer(self, **settings: Any) -> Trainer:
@@ -83,9 +83,9 @@ class DNGCLI(LightningCLI):
         return trainer  # type: ignore[no-any-return]  # its callbacks are no typed attribute
 
     def after_instantiate_classes(self) -> None:
-        """Refuse what cannot be, before anything is written."""
+        """Check the settings before anything is written."""
         if self.data_of_open_settings is not None:
-            self.datamodule = self.data_of_open_settings  # it has looked at the images already
+            self.datamodule = self.data_of_open_settings  # it has read the images already
         if weights := self.config[self.subcommand].weights:
             if not isinstance(self.model, TrainedModule):
                 raise SettingError(f"--weights is for trainings: use --model.checkpoint {weights}")
@@ -102,7 +102,7 @@ class DNGCLI(LightningCLI):
         OutputFolder(self).check(folder)
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Run the command, and print what comes next; also where it was interrupted."""
+        """Run the command and print the next one, also after an interruption."""
         try:
             super()._run_subcommand(subcommand)
         except (KeyboardInterrupt, SystemExit):
@@ -117,11 +117,11 @@ class DNGCLI(LightningCLI):
 
     @property
     def is_sampling(self) -> bool:
-        """Whether the model is a sampler, not one that is trained."""
+        """Whether the model is a sampler, not a trained module."""
         return self.config[self.subcommand].model.class_path.rsplit(".", 1)[-1] in AVOIDED
 
     def _close_settings(self) -> data.base.ImageDataModule | None:
-        """Choose what the configuration leaves open, and print it; the data that it was chosen for, if any was."""
+        """Choose and print the open settings; the datamodule of the choice, None without open settings."""
         settings = self.config[self.subcommand]
         if not open_settings.is_open(settings):
             return None
@@ -143,7 +143,11 @@ class DNGCLI(LightningCLI):
         return found
 
     def _check_ckpt_path(self) -> None:
-        """Refuse a checkpoint to go on from that cannot be one, before anything is written."""
+        """Check the checkpoint of a resumed training.
+
+        Raises:
+            SettingError: the checkpoint cannot be resumed from.
+        """
         settings = self.config[self.subcommand]
         if settings.ckpt_path in (None, "last", "hpc"):
             return

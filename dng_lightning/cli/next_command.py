@@ -1,4 +1,4 @@
-"""What every command prints last: what it made, and the command that comes next, with real paths."""
+"""The last lines of every command: the files that it wrote, and the next command."""
 
 import os
 import shlex
@@ -18,16 +18,16 @@ from dng_lightning.storage import resources
 if TYPE_CHECKING:
     from dng_lightning.cli.dng_cli import DNGCLI
 
-MADE = ("model.ckpt", "model_index.json", "metrics.json")  # of these what a training wrote
-SAME_MODEL = ("checkpoint", "forbidden", "classifier", "negative_checkpoints")  # settings of predict that test has too
+MADE = ("model.ckpt", "model_index.json", "metrics.json")  # files that a training may write
+SAME_MODEL = ("checkpoint", "forbidden", "classifier", "negative_checkpoints")  # settings shared by predict and test
 
 
 def say(cli: "DNGCLI", interrupted: bool = False) -> None:
-    """Print it, in the first process; nothing after a dry run.
+    """Print the last lines of a command, in the first process; nothing after a dry run.
 
     Args:
-        cli: whose command has ended.
-        interrupted: by Ctrl-C or a signal.
+        cli: the command line, whose command has ended.
+        interrupted: whether Ctrl-C or a signal ended it.
     """
     trainer: Any = cli.trainer
     if not trainer.is_global_zero or trainer.fast_dev_run:
@@ -43,7 +43,7 @@ def say(cli: "DNGCLI", interrupted: bool = False) -> None:
 
 
 def _words(given: Sequence[str]) -> list[str]:
-    """The command as it was given, with shipped configurations by their names."""
+    """The user's command, with the names of shipped configurations instead of their paths."""
     words = ["dng", *given]
     for place, word in enumerate(words):
         flag, equals, value = word.rpartition("=")
@@ -57,7 +57,7 @@ def _words(given: Sequence[str]) -> list[str]:
 
 
 def _interrupted(trainer: Trainer, words: list[str]) -> list[str]:
-    """How to go on: a training from its last checkpoint, a sampling by the same command."""
+    """How to resume: a training from its last checkpoint, a sampling by the same command."""
     if trainer.state.fn != "fit":
         return ["interrupted; what is finished is kept", f"go on: {shlex.join(words)}"]
     said = f"interrupted after {trainer.global_step:,} steps"
@@ -77,7 +77,7 @@ def _without(words: list[str], flag: str) -> list[str]:
 
 
 def _settings(words: list[str], *names: str) -> list[str]:
-    """The settings of the words whose names begin so, with their values."""
+    """The settings whose names begin with one of ``names``, with their values."""
     found: list[str] = []
     for word, after in zip(words, [*words[1:], ""], strict=False):  # no words, or as many
         if word.startswith(names):
@@ -103,7 +103,7 @@ def _made(trainer: Any, folder: Path) -> str:
 
 
 def _after_training(cli: "DNGCLI", folder: Path, words: list[str]) -> list[str]:
-    """Sampling with what was trained, once it has a classifier that labels the images, or a model to judge."""
+    """The next command after a training: sampling, or training the classifier or model that is still missing."""
     module: Any = cli.model
     name = os.path.relpath(folder) if folder.is_relative_to(Path.cwd()) else str(folder)
     if not any((folder / file).exists() for file in resources.MODELS):
@@ -145,7 +145,7 @@ def _is_checkpoint(name: str) -> bool:
 
 
 def _forbidden(module: Any, cli: "DNGCLI") -> list[str]:
-    """The class that the training's pictures avoid, else the first that it knows."""
+    """The forbidden class of the training's ``GuidedSampling``, else the first class."""
     for callback in getattr(cli.trainer, "callbacks", []):
         if isinstance(callback, GuidedSampling) and callback.labels:
             return ["--model.forbidden", module.class_names[callback.labels[0]]]
@@ -153,7 +153,7 @@ def _forbidden(module: Any, cli: "DNGCLI") -> list[str]:
 
 
 def _after_sampling(cli: "DNGCLI", folder: Path, words: list[str]) -> list[str]:
-    """After ``dng predict`` a comparison or more images; after ``dng test`` charts, or images with the calibration."""
+    """After ``dng predict`` a comparison or more images; after ``dng test`` charts, or calibrated images."""
     trainer: Any = cli.trainer
     model = _settings(words, *(f"--model.{name}" for name in SAME_MODEL))
     if trainer.state.fn == "test":

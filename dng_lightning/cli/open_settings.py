@@ -1,8 +1,7 @@
-"""Settings that a configuration leaves open with null: the one place where they are chosen.
+"""Chooses the settings that a configuration leaves open with null.
 
-Network, batch size, precision and number of steps follow from the images' size and number, the device, and the time
-that ``trainer.max_time`` gives. They make a first training that works, on a laptop for small images; the values are
-printed, and stand in the saved ``config.yaml``, from where they can be changed one by one.
+Network, batch size, precision and number of steps depend on the size and number of the images, the device, and
+``trainer.max_time``. They are a start for a first training. The values are printed and saved in ``config.yaml``.
 """
 
 import math
@@ -18,11 +17,11 @@ from torch import nn
 from dng_lightning.data.base import ImageDataModule
 from dng_lightning.errors import SettingError
 
-FEW_IMAGES = 5000  # fewer are soon known by heart
-COARSEST = 8  # pixels that the last level of a network has about, on each side
-TRAINING = 0.7  # of the time of a run, which are its steps; the rest are validations with their pictures
-LONGEST = 4  # times as many steps as usual, at most, where there is time for more
-TIMED = 3  # steps that are timed, after a first one
+FEW_IMAGES = 5000  # fewer images need dropout against overfitting
+COARSEST = 8  # approximate side of the lowest resolution of a network, in pixels
+TRAINING = 0.7  # share of training steps in the time of a run; the rest is validation
+LONGEST = 4  # bound on the number of steps, relative to the usual number
+TIMED = 3  # number of timed steps, after a first one
 
 Make = Callable[[Namespace], nn.Module]
 
@@ -36,18 +35,18 @@ def is_open(settings: Namespace) -> bool:
 
 
 def close(settings: Namespace, data: ImageDataModule, make: Make) -> str:
-    """Fill in what is open.
+    """Choose the open settings.
 
     Args:
-        settings: of a command, changed in place.
-        data: its data, which gets the batch size.
+        settings: settings of a command, changed in place.
+        data: the datamodule, which gets the batch size.
         make: makes a network from its class path and settings, to time its steps.
 
     Returns:
-        what was chosen, in a line.
+        One line with the chosen settings.
 
     Raises:
-        SettingError: the images' sides cannot be halved as often as a network needs.
+        SettingError: the sides of the images cannot be halved as often as needed, or a classifier has one class.
     """
     net, trainer = settings.model.init_args.net, settings.trainer
     is_classifier = net.class_path.endswith("Classifier")
@@ -72,14 +71,14 @@ def close(settings: Namespace, data: ImageDataModule, make: Make) -> str:
     if trainer.precision is None:
         named["trainer.precision"] = trainer.precision = precision_of(device)
 
-    # Length: the usual number of steps, or what there is time for, with a narrower network where that is little
+    # Length: the usual number of steps, or as many as the time allows, with a narrower network if they are few
     if trainer.max_steps == -1 and trainer.max_epochs is None:
         steps = steps_of(sides, count, is_classifier)
         if seconds := seconds_of(trainer.max_time):
             batch = data.batch, channels, *sides
 
             def fitting() -> int:
-                with torch.random.fork_rng():  # the run shall draw what it draws with the saved settings
+                with torch.random.fork_rng():  # the saved settings must give the same run
                     return int(TRAINING * seconds / seconds_a_step(make(net), batch, is_classifier, device))
 
             fit = fitting()
@@ -89,7 +88,7 @@ def close(settings: Namespace, data: ImageDataModule, make: Make) -> str:
             steps = max(1, min(fit, LONGEST * steps))
         named["trainer.max_steps"] = trainer.max_steps = steps
         epochs = steps * data.batch / max(count, 1)
-        if trainer.check_val_every_n_epoch == 1 and not is_classifier:  # about ten validations, each with pictures
+        if trainer.check_val_every_n_epoch == 1 and not is_classifier:  # about ten validations, each with images
             trainer.check_val_every_n_epoch = max(1, round(epochs / 10))
             named["trainer.check_val_every_n_epoch"] = trainer.check_val_every_n_epoch
     size = "x".join(map(str, data.image_shape))
@@ -113,15 +112,15 @@ def batch_of(sides: list[int], count: int, device: torch.device) -> int:
 
 
 def precision_of(device: torch.device) -> str:
-    """bfloat16 where CUDA computes in it, else single precision."""
+    """bfloat16 if the CUDA device supports it, else single precision."""
     return "bf16-mixed" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "32-true"
 
 
 def seconds_of(max_time: Any) -> float:
-    """The seconds of a trainer's ``max_time``, 0 for none.
+    """The seconds of a trainer's ``max_time``, 0 for None.
 
     Raises:
-        SettingError: it is no time.
+        SettingError: the time is malformed.
     """
     if max_time is None:
         return 0.0
@@ -149,7 +148,7 @@ def seconds_a_step(net: nn.Module, batch: tuple[int, ...], is_classifier: bool, 
 
 
 def unet_of(sides: list[int], count: int) -> dict[str, Any]:
-    """A ``UNet``: most work at half or a quarter of the resolution, and halved until some 8 pixels are left."""
+    """Settings of a ``UNet``: most work at half or a quarter of the resolution, lowest resolution about 8 pixels."""
     side = max(sides)
     patch = 1 if side < 16 else 2 if side <= 64 else 4 if side <= 128 else 8
     levels = max(2, min(4, 1 + round(math.log2(max(side / patch / COARSEST, 1)))))
@@ -170,13 +169,13 @@ def unet_of(sides: list[int], count: int) -> dict[str, Any]:
 
 
 def classifier_of(channels: int, sides: list[int]) -> dict[str, Any]:
-    """An ``ImageClassifier``: colour needs a wider one, and large images more blocks."""
+    """Settings of an ``ImageClassifier``: wider for colour, more blocks for large images."""
     blocks = max(1, min(6, math.floor(math.log2(min(sides) / 2))))
     widths = [64, 128, 256, 256, 256, 256] if channels == 3 else [32, 64, 128, 128, 128, 128]
     return {"channels": widths[: max(blocks, 3) if min(sides) >= 8 else blocks], "residual": channels == 3}
 
 
 def steps_of(sides: list[int], count: int, is_classifier: bool) -> int:
-    """Steps of a training, with the root of the number of images; more for images of more pixels."""
+    """Steps of a training: proportional to the root of the number of images, more for large images."""
     few = 1000 * math.sqrt(count / 1000) * max(1, max(sides) / 32)
     return max(500, round(few / 500) * 500) if not is_classifier else max(300, round(few / 400) * 100)

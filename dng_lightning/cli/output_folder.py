@@ -1,4 +1,4 @@
-"""The folder that a command writes to, and the checks that keep apart what was made with different settings."""
+"""The output folder of a command, and checks that one folder holds output of one set of settings."""
 
 import itertools
 from functools import cached_property
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 # Settings of the model that may differ between runs of `dng test` in one folder.
 FREE = ["guidance", "guidances", "steps", "observer", "noise_conditional_classifier", "retrained_checkpoint", "compile"]
-# For each command, the files by which a folder holds its output, and the settings of the model that may change.
+# For each command, the files that show its output in a folder, and the settings of the model that may change.
 RESULTS = {
     "fit": (("model.ckpt", "model_index.json", "checkpoints/*.ckpt"), ()),
     "predict": (("records",), ()),
@@ -114,7 +114,7 @@ class OutputFolder:
             return ""
         before = inputs_of(folder)
         changed = [name for name, value in self._inputs.items() if before.get(name, value) != value]
-        return f"the {changed[0]} was made anew since" if changed else ""
+        return f"the {changed[0]} has changed since" if changed else ""
 
     @cached_property
     def _inputs(self) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The parser of the command line, and three corrections of jsonargparse."""
+"""The parser of the command line, and three changes to jsonargparse."""
 
 from pathlib import Path
 from typing import Any, NoReturn
@@ -13,20 +13,20 @@ from dng_lightning.errors import SettingError
 
 
 def _discard_init_args(parser: Any, before: Any, now: Any) -> None:
-    """Forget the settings of a class that another class replaces.
+    """Discard the settings of a class that another class replaces.
 
-    jsonargparse keeps those whose names the new class knows as well: `--model.guidance NegativePrompting` would take
-    the scale of the method in the configuration, whose scale means something else.
+    jsonargparse keeps settings that both classes have: `--model.guidance NegativePrompting` would get the scale of the
+    method in the configuration, which has another meaning.
     """
     if before and "init_args" in before and before["class_path"].split(".")[-1] != now["class_path"].split(".")[-1]:
         before["init_args"] = Namespace()  # type: ignore[no-untyped-call]
 
 
 def _leave_text(value: Any, **settings: Any) -> tuple[Any, Any]:
-    """Leave the text that is given for a setting of a class to that setting's own type: `a: b` may be a prompt.
+    """Parse the text of a setting by the type of the setting only: `a: b` may be a prompt.
 
-    jsonargparse reads it as YAML first, and hands on what it takes for a mapping or a number. Of a file that the text
-    names it reads the content, which is right for a configuration and not for a checkpoint.
+    jsonargparse parses the text as YAML first, and reads the content of a file with this name, which is right for a
+    configuration and wrong for a checkpoint.
     """
     if isinstance(value, NestedArg) and isinstance(value.val, str) and value.key != "init_args":
         return value, None
@@ -59,7 +59,7 @@ _typehints.parse_value_or_config = _leave_text  # type: ignore[assignment, attr-
 
 
 class Parser(LightningArgumentParser):
-    """Says what is wrong in one line, in place of the usage of a hundred options and a tree of alternatives."""
+    """Reports an error in one line, without the usage of all options."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise a SettingError; see ``ArgumentParser.error``."""

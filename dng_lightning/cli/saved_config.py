@@ -15,14 +15,14 @@ INPUTS = "inputs.json"  # hashes of the weights and other files that the setting
 
 
 class SaveConfig(SaveConfigCallback):
-    """Saves ``config.yaml`` to ``default_root_dir``, whatever the logger, once nothing can be refused any more.
+    """Saves ``config.yaml`` to ``default_root_dir``, with any logger, after all checks.
 
-    It says how to do it again anywhere: the logger's folder and the checkpoint that a training went on from are not
-    part of it. For what is drawn, ``inputs.json`` says which weights it was drawn with.
+    The file reproduces the run anywhere: it does not contain the logger's folder and the checkpoint of a resumed
+    training. For a sampling, ``inputs.json`` holds hashes of the weights.
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Nothing yet: the checks of other callbacks and of the module are still to come."""
+        """Save nothing yet: other callbacks and the module have not been checked."""
 
     def _save(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero:
@@ -38,7 +38,7 @@ class SaveConfig(SaveConfigCallback):
                 write_whole(folder / INPUTS, json.dumps(before | now, indent=1).encode())
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Keep what is refused from leaving a checkpoint of an interrupted training."""
+        """Do not write a checkpoint of a training that was refused."""
         for keeper in trainer.checkpoint_callbacks if isinstance(exception, SettingError) else ():
             keeper.save_on_exception = False  # type: ignore[attr-defined]  # looked at later, as they come last
 

@@ -61,7 +61,7 @@ def all_fitted(images: Tensor, size: Size, fit: Fit) -> Tensor:
 
 
 def random_windows(images: Tensor, size: Size) -> Tensor:
-    """A random crop of each image (B, C, H, W), drawn from torch's global generator; (B, C, *size)."""
+    """A random crop of each image (B, C, H, W), by torch's global generator; (B, C, *size)."""
     batch, channels, *full = images.shape
     draws = (torch.randint(outer - inner + 1, (batch, 1)) for outer, inner in zip(full, size, strict=True))
     rows, columns = ((start + torch.arange(side)).to(images.device) for start, side in zip(draws, size, strict=True))

@@ -20,7 +20,7 @@ class Seeds(LightningDataModule):
     Args:
         num_samples: number of images, at least 1.
         first_seed: seed of the first image, at least 0; first_seed + num_samples is at most 2^32.
-        batch_size: images drawn together, at least 1.
+        batch_size: images sampled together, at least 1.
         reference_data: real images of the reference statistics in ``test``; None for the statistics in the checkpoint's
             folder.
     """

@@ -57,7 +57,7 @@ class Evaluator:
         label: labels images (B, C, H, W) in [-1, 1].
         extractor: feature extractor of the distances; None to leave out the measures that need real images.
         reference: reference statistics in these features; None to leave out the measures that need them.
-        unguided: run of the unguided images; None if they are not drawn.
+        unguided: run of the unguided images; None if they are not sampled.
         trackers: posteriors that are tracked passively on the unguided images: settings to short name.
         about: common settings of the TensorBoard runs, such as the model.
         board: loggers that get the measures of each row, the table and the figures.
@@ -81,7 +81,7 @@ class Evaluator:
         board: Board | None = None,
     ) -> None:
         if not label_space.retained:
-            raise SettingError("model.forbidden names every class: leave one to be drawn")
+            raise SettingError("model.forbidden names every class: leave one class")
         if extractor is not None and len(seeds) < LEAST:
             raise SettingError(f"precision and recall need {LEAST} images; got {len(seeds)}: raise data.num_samples")
         self.folder, self.seeds, self.label_space, self.label = folder, seeds, label_space, label

@@ -30,7 +30,7 @@ class SampleStore:
 
     @property
     def is_complete(self) -> bool:
-        """Whether all images are drawn and merged."""
+        """Whether all images are sampled and merged."""
         return (self.folder / "complete").exists()
 
     def write(self, seeds: Sequence[int], **arrays: Tensor) -> None:

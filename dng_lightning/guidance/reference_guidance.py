@@ -1,7 +1,7 @@
 """Guidance away from reference images, which take the place of a model of the forbidden class.
 
 The methods change the denoised prediction D. The releases of Safe Denoiser and SGF then add fresh noise to the changed
-D; here x_s is drawn from the reverse kernel q(x_s | x_t, D) of the changed D.
+D; here x_s is sampled from the reverse kernel q(x_s | x_t, D) of the changed D.
 """
 
 from abc import abstractmethod

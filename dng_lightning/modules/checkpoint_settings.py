@@ -34,10 +34,9 @@ def load_settings(guidance: G, folder: Path, probe_folder: Path | None = None) -
     """The guidance with the calibrations of the checkpoints, and with its reference images.
 
     Args:
-        guidance: the method.
+        guidance: guidance method.
         folder: folder of the model's checkpoint.
-        probe_folder: folder of the probe's; None without a probe.
-
+        probe_folder: folder of the probe's checkpoint; None without a probe.
 
     Raises:
         SettingError: a file is damaged, or there are no such images.
@@ -66,7 +65,7 @@ def _calibrated(posterior: CalibratedPosterior, folder: Path) -> Posterior:
 
 
 def _rows(folder: Path, instead: str, setting: str) -> Rows | None:
-    """The rows of the folder's file; None, said in a line, where there is none."""
+    """The rows of the folder's calibration; None, after a message, if there is none."""
     path = folder / CALIBRATION
     if not path.exists():
         rank_zero_info(

@@ -141,7 +141,7 @@ class ImageSampler(LightningModule, ABC):
         """The networks by the names of their settings; None for a setting without a network."""
 
     def inputs(self, calibration: bool) -> dict[str, str]:
-        """Hashes of the files named by the settings, by which images of different files are told apart.
+        """Hashes of the files named by the settings, to detect images that were sampled with other files.
 
         Args:
             calibration: include the calibration of ``guidance``; the rows of ``dng test`` contain their own.

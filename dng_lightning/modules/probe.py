@@ -80,7 +80,7 @@ class ProbeModule(TrainedModule):
     def output_shape(self, image: Tensor) -> tuple[Sequence[int], Sequence[int]]:
         """See ``TrainedModule.output_shape``."""
         if tuple(self._model.image_shape) != tuple(image.shape[1:]):
-            raise SettingError(f"the diffusion model draws images of another shape, {self._model.image_shape}")
+            raise SettingError(f"the diffusion model has images of another shape, {self._model.image_shape}")
         features, timesteps, _ = self._read(image, Generator(image.device).manual_seed(0))
         return self(features, timesteps).shape, (1, len(self.class_names))
 

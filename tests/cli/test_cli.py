@@ -587,7 +587,7 @@ def test_images_of_a_model_that_was_trained_or_calibrated_anew_are_others(
     calibration = {"calibration": [[-5.0, 1.0, -2.0], [5.0, 1.0, -1.0]]}
     guidance = {"init_args": {"posterior": {"init_args": calibration}}}
     Path("model/calibration.yaml").write_text(yaml.safe_dump({"model": {"init_args": {"guidance": guidance}}}))
-    assert "(the calibration was made anew since)" in refused(dng, capsys, "predict", *settings, here[0])
+    assert "(the calibration has changed since)" in refused(dng, capsys, "predict", *settings, here[0])
     dng("predict", *settings)  # the default folder is another one then
     assert len(list(Path("samples").iterdir())) == 2
     dng("test", *compared, here[1])  # another row
@@ -597,4 +597,4 @@ def test_images_of_a_model_that_was_trained_or_calibrated_anew_are_others(
     stored["state_dict"]["net.stem.bias"] += 0.1
     torch.save(stored, "model/model.ckpt")
     for command, folder, given in (("predict", here[0], settings), ("test", here[1], compared)):
-        assert "(the checkpoint was made anew since)" in refused(dng, capsys, command, *given, folder)
+        assert "(the checkpoint has changed since)" in refused(dng, capsys, command, *given, folder)
