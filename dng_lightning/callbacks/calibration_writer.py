@@ -17,8 +17,10 @@ from dng_lightning.data.pixels import to_float, to_uint8
 from dng_lightning.errors import SettingError
 from dng_lightning.evaluation import study_figures
 from dng_lightning.evaluation.class_balance import posterior_quality
+from dng_lightning.evaluation.posterior_metrics import class_entropy, decisive_steps
 from dng_lightning.evaluation.sample_store import SampleStore
 from dng_lightning.guidance import DynamicNegativeGuidance
+from dng_lightning.kernel import NoiseLevel
 from dng_lightning.modules.compatibility import check_classes, check_negatives
 from dng_lightning.modules.guided_sampler import GuidedSampler
 from dng_lightning.posterior import CalibratedPosterior, ProbePosterior
@@ -38,8 +40,9 @@ class CalibrationWriter(DrawingCallback):
     Draws unguided images at the data's seeds, sums the log ratios of each of the sampler's forbidden classes, and fits
     slope and shift at every tenth of the levels by maximum likelihood, for all classes together, on one half of the
     images. ``calibration.json`` and ``calibration.png`` evaluate the posterior before and after calibration on the
-    other half. If the sampler has a probe, its log odds are calibrated instead, at a single evaluation a step, and the
-    folder is that of the probe's checkpoint.
+    other half. ``entropy.png`` shows where along the chain the class is decided: a choice for ``LimitedInterval``. If
+    the sampler has a probe, its log odds are calibrated instead, at a single evaluation a step, and the folder is that
+    of the probe's checkpoint.
 
     Args:
         guidance_shift_weight: setting in the overlay, see ``CalibratedPosterior``.
@@ -115,7 +118,8 @@ class CalibrationWriter(DrawingCallback):
             "uncalibrated": [at_most(log_p, posterior.p_max).exp() for log_p in before.unbind(1)],
             "calibrated": [posterior.read(unseen[:, i], level).exp() for i, level in enumerate(levels)],
         }
-        said = self._judge(posteriors, became_unseen, [schedule.fraction(level) for level in levels])
+        times = [schedule.fraction(level) for level in levels]
+        said = [*self._judge(posteriors, became_unseen, times), self._interval(posteriors["calibrated"], levels, times)]
 
         # Write the overlay
         settings: dict[str, Any] = {"calibration": posterior.calibration}
@@ -136,6 +140,14 @@ class CalibrationWriter(DrawingCallback):
         for path in paths:
             path.write_text(text)
         print("\n".join([*said, *(f"written to {path}" for path in paths)]))  # last, as the output may be closed
+
+    def _interval(self, posterior: list[Tensor], levels: list[NoiseLevel], times: list[float]) -> str:
+        """Draw the class entropy, and say between which noise levels the class is decided."""
+        entropy = class_entropy(torch.stack(posterior, 1))
+        decisive = decisive_steps(entropy)
+        study_figures.class_entropy(times, entropy, decisive).savefig(self.folder / "entropy.png", dpi=120)
+        high, low = (math.exp(-levels[step].log_snr / 2) for step in decisive)
+        return f"the class is decided at noise levels sigma / alpha of {high:.3g} to {low:.3g} (LimitedInterval)"
 
     def _judge(self, posteriors: dict[str, list[Tensor]], became: Tensor, times: list[float]) -> list[str]:
         """Evaluate posteriors at every tenth of the steps, for all classes together; returns a line for each."""

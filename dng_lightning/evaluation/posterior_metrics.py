@@ -1,9 +1,10 @@
-"""Brier score and ROC-AUC of passively tracked posteriors against the final labels of unguided images."""
+"""Passively tracked posteriors of unguided images: Brier score and ROC-AUC against the final labels, class entropy."""
 
 import json
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from dng_lightning.evaluation.class_balance import PosteriorQuality, posterior_quality
@@ -51,3 +52,24 @@ def posterior_rows(
             rows.append({"tracker": name, "t/T": time, "n": len(became), **scores})
         ends.append(quality)
     return rows, ends
+
+
+def class_entropy(posteriors: Tensor) -> Tensor:
+    """Mean entropy of the classes, and of none of them, in nats, (S,), from posteriors (N, S, K) before S steps."""
+    rest = (1 - posteriors.sum(2, keepdim=True)).clamp(min=0)
+    shares = torch.cat([posteriors, rest], 2)
+    entropy: Tensor = torch.special.entr(shares / shares.sum(2, keepdim=True)).sum(2).mean(0)
+    return entropy
+
+
+def decisive_steps(entropy: Tensor, share: float = 0.9) -> tuple[int, int]:
+    """The first and the last step of those that decide the class (the idea of arXiv 2506.10433).
+
+    Args:
+        entropy: class entropy before each step, (S,).
+        share: share of the fall of the entropy over these steps, in (0, 1); the rest is cut off at both ends alike.
+    """
+    fallen = (entropy[0] - entropy).cummax(0).values
+    fallen = fallen / fallen[-1]
+    before, until = (int((fallen < bound).sum()) for bound in ((1 - share) / 2, (1 + share) / 2))
+    return max(before - 1, 0), min(until, len(entropy) - 1)

@@ -2,6 +2,7 @@
 
 import textwrap
 from collections.abc import Collection, Mapping, Sequence
+from itertools import pairwise
 
 import torch
 from matplotlib.axes import Axes
@@ -147,6 +148,28 @@ def calibration(qualities: Mapping[str, PosteriorQuality]) -> Figure:
     axes.set_ylabel("share that became forbidden, 95 % interval")
     axes.grid(alpha=0.3)
     figure.legend(loc="outside lower center", fontsize="x-small")
+    return figure
+
+
+def class_entropy(times: Sequence[float], entropy: Tensor, decisive: tuple[int, int]) -> Figure:
+    """Class entropy and its rate along the chain.
+
+    Args:
+        times: t / T of each step, falling, (S,).
+        entropy: in nats, (S,).
+        decisive: the first and the last of the steps that decide the class.
+    """
+    figure = Figure(figsize=(5.4, 4.0), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(times, entropy, color="C0", label="class entropy, nats")
+    falls = zip(pairwise(entropy.tolist()), pairwise(times), strict=True)
+    axes.plot(times[:-1], [(a - b) / (t - s) for (a, b), (t, s) in falls], color="C1", label="its fall per unit of t/T")
+    first, last = (times[step] for step in decisive)
+    axes.axvspan(last, first, alpha=0.15, color="grey", label=f"90 % of the fall: t/T of {first:.2g} to {last:.2g}")
+    axes.invert_xaxis()
+    axes.set_xlabel("t/T, from noise to image")
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside lower center", fontsize="small")
     return figure
 
 

@@ -116,8 +116,8 @@ def test_a_fitted_posterior_predicts_better(written: Path):
     judged = json.loads((written / "calibration.json").read_text())
     brier = {name: sum(at["brier"] for at in judged[name].values()) for name in ("uncalibrated", "calibrated")}
     assert brier["calibrated"] < brier["uncalibrated"]
-    figure = from_png(written / "calibration.png")
-    assert figure.float().std() > 10
+    for figure in ("calibration", "entropy"):
+        assert from_png(written / f"{figure}.png").float().std() > 10
 
 
 def test_the_batches_do_not_matter(written: Path, model: str, dng: Dng, tmp_path: Path):

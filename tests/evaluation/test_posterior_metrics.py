@@ -1,9 +1,16 @@
 import json
+import math
 
 import pytest
 import torch
 
-from dng_lightning.evaluation.posterior_metrics import halfway, halfway_and_end, posterior_rows
+from dng_lightning.evaluation.posterior_metrics import (
+    class_entropy,
+    decisive_steps,
+    halfway,
+    halfway_and_end,
+    posterior_rows,
+)
 
 
 @pytest.mark.parametrize(
@@ -37,3 +44,18 @@ def test_each_tracker_is_judged_halfway_and_at_the_end():
     curve = json.loads(rows[1]["curve"])
     assert [bin for point in curve for bin in point] == pytest.approx([0.1, 0, 2, 0.9, 1, 2])
     assert {row["n"] for row in rows} == {4}
+
+
+def test_the_class_entropy_counts_what_is_none_of_the_classes():
+    """Undecided between two classes and neither, between two, decided; the mean over images of each."""
+    first, second, third = [1 / 3, 1 / 3], [0.5, 0.5], [1.0, 0.0]
+    entropy = class_entropy(torch.tensor([[first, second, third], [first, first, second]]))
+    three, two = math.log(3), math.log(2)
+    torch.testing.assert_close(entropy, torch.tensor([three, (two + three) / 2, two / 2]))
+
+
+def test_the_decisive_steps_leave_out_as_much_of_the_fall_at_either_end():
+    entropy = torch.tensor([2.0, 2.0, 1.99, 1.5, 1.6, 0.5, 0.02, 0.0, 0.0])
+    assert decisive_steps(entropy) == (2, 6)
+    assert decisive_steps(entropy, share=0.5) == (2, 5)
+    assert decisive_steps(torch.tensor([1.0, 0.0])) == (0, 1)
