@@ -1,6 +1,6 @@
 """What the self-filter leaves of each class of a model, from one set of unguided chains for all classes.
 
-usage: python scripts/self_filter_classes.py [--probe mnist-probe] [--early 0.3] [--end 0.03] [--num_samples 400]
+usage: python scripts/self_filter_classes.py [--probe mnist-probe] [--early 0.3] [--end 0.05] [--num_samples 400]
 
 A chain is kept where p(c | x_t) of the probe is at most `early` at t/T = .4 and at most `end` at the last step. The
 filter replaces each other chain by further chains until one is kept, so that the shares among the kept chains estimate
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--probe", default="mnist-probe")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--early", type=float, default=0.3)
-    parser.add_argument("--end", type=float, default=0.03)
+    parser.add_argument("--end", type=float, default=0.05)
     parser.add_argument("--num_samples", type=int, default=400)
     given = parser.parse_args()
     sampler = GuidedSampler(given.checkpoint, [], Unguided(), steps=given.steps, probe=given.probe)

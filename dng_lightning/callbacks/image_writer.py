@@ -136,12 +136,12 @@ class ImageWriter(DrawingCallback):
         names = self.module.label_space.names
         with (self.folder / "labels.csv").open("w", newline="") as file:
             writer = csv.writer(file)
-            writer.writerow(["seed", "label", "confidence", "posterior", "class_label"])
+            writer.writerow(["seed", "file", "label", "confidence", "posterior", "class_label"])
             for record in records:
                 pairs = ((names, record.get("label")), (self.module.class_names, record["class_label"]))
                 label, requested = ("" if number is None else known[number] for known, number in pairs)
-                numbers = record.get("confidence", ""), record.get("posterior", "")
-                writer.writerow([record["seed"], label, *numbers, requested])
+                seed, *numbers = record["seed"], record.get("confidence", ""), record.get("posterior", "")
+                writer.writerow([seed, f"{seed:08d}.png", label, *numbers, requested])
 
     def _write_figures(self, columns: dict[str, Records]) -> None:
         """Draw the images of all methods side by side, and the trajectories of the module's guidance, the last one."""

@@ -13,15 +13,16 @@ from torch import nn
 
 from dng_lightning.__main__ import run
 from dng_lightning.data import Digits
-from dng_lightning.data.pixels import to_float, to_uint8
+from dng_lightning.data.pixels import to_float, to_png, to_uint8
 from dng_lightning.errors import SettingError
+from dng_lightning.evaluation.class_balance import posterior_quality
 from dng_lightning.guidance import DynamicNegativeGuidance, Unguided
 from dng_lightning.interfaces import NO_PREDICTIONS
 from dng_lightning.modules import DiffusionModule, GuidedSampler, ProbeModule
 from dng_lightning.networks import FeatureProbe, UNet
 from dng_lightning.networks.features import features_only
 from dng_lightning.posterior import ClassifierPosterior, ProbePosterior
-from dng_lightning.sampling import PassiveTracking, Sampler
+from dng_lightning.sampling import PassiveTracking, Sampler, SelfFilter
 from dng_lightning.schedule import LinearSchedule
 from dng_lightning.storage import resources
 
@@ -128,26 +129,39 @@ def test_a_probe_reads_images_and_tokens_alike():
 # --- training and use ---
 
 
+def fit(folder: Path, *data: str) -> Path:
+    """Train a probe of the shipped model of digits for a moment."""
+    quiet = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.accelerator=cpu"]
+    model = ["--model.diffusion_checkpoint=digits", "--model.net.channels=64", "--model.shift=0"]
+    settings = ["--trainer.precision=32", "--data.batch_size=32", "--model.scheduler.max_lr=0.01"]
+    run(["fit", f"--config={CONFIG}", *data, *quiet, *model, *settings, f"--trainer.default_root_dir={folder}"])
+    return folder
+
+
 @pytest.fixture(scope="module")
 def probe_of_digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A probe of the shipped model of digits, trained for a moment."""
-    folder = tmp_path_factory.mktemp("probe")
-    quiet = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.accelerator=cpu"]
-    data = ["--data=Digits", "--model.diffusion_checkpoint=digits", "--model.net.channels=64", "--trainer.precision=32"]
-    run(
-        [
-            "fit",
-            f"--config={CONFIG}",
-            *quiet,
-            *data,
-            "--trainer.max_epochs=6",
-            "--data.batch_size=32",
-            "--model.scheduler.max_lr=0.01",
-            "--model.shift=0",
-            f"--trainer.default_root_dir={folder}",
-        ]
-    )
-    return folder
+    return fit(tmp_path_factory.mktemp("probe"), "--data=Digits", "--trainer.max_epochs=6")
+
+
+def test_two_folders_of_examples_are_enough(tmp_path: Path):
+    """Fifty zeros and fifty other digits tell the probe which images are zeros."""
+    data = Digits()
+    data.setup()
+    images, labels = data.part("train").images, data.part("train").labels
+    for name, own in (("0", images[labels == 0]), ("other", images[labels != 0])):
+        (tmp_path / "examples" / name).mkdir(parents=True)
+        for number, image in enumerate(own[:50]):
+            (tmp_path / "examples" / name / f"{number}.png").write_bytes(to_png(image))
+    examples = ["--data=ImageFolder", f"--data.root={tmp_path / 'examples'}", "--model.net.num_classes=2"]
+    probe = ProbeModule.load(str(fit(tmp_path / "probe", *examples, "--trainer.max_epochs=40")))
+    assert probe.class_names == ("0", "other")
+    guidance = SelfFilter(posterior=ProbePosterior())
+    settings = {"checkpoint": "digits", "classifier": "digits-classifier", "forbidden": "0", "guidance": guidance}
+    sampler = GuidedSampler(**settings, steps=20, probe=str(tmp_path / "probe"))
+    assert sampler.judge is not None
+    tracking = PassiveTracking([ProbePosterior()])
+    became = sampler.judge.label(sampler.draw(range(100), Unguided(), [tracking]).images.clamp(-1, 1)).labels == 0
+    assert posterior_quality(tracking.log_prob[:, -1, 0, 0].exp(), became).auc > 0.9
 
 
 def test_it_learns_and_its_checkpoint_holds_the_head_alone(probe_of_digits: Path):
