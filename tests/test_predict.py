@@ -90,8 +90,9 @@ def test_what_is_written_is_what_was_drawn(dng: Dng, from_tiny: list[str], tmp_p
     guidance = DynamicNegativeGuidance(**given | {"posterior": CalibratedPosterior(**given["posterior"]["init_args"])})
     twin = GuidedSampler(**settings["model"]["init_args"] | {"guidance": guidance})
     rows = list(csv.DictReader((tmp_path / "labels.csv").open(newline="")))
-    assert list(rows[0]) == ["seed", "label", "confidence", "posterior", "class_label"]
+    assert list(rows[0]) == ["seed", "file", "label", "confidence", "posterior", "class_label"]
     assert [row["seed"] for row in rows] == ["7", "8", "9", "10", "11"]
+    assert all((tmp_path / row["file"]).is_file() for row in rows)
     for batch in ([7, 8], [9, 10], [11]):
         drawn, unguided = twin.draw(batch), twin.draw(batch, Unguided())
         assert torch.equal(pixels(tmp_path, batch), to_uint8(drawn.images))
