@@ -6,7 +6,7 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Generator, Tensor
 
-from dng_lightning.errors import check_0_to_1
+from dng_lightning.errors import check_0_to_1, check_in
 from dng_lightning.parametrization import Prediction
 from dng_lightning.schedule import NoiseSchedule
 from dng_lightning.text_to_image.optional_deps import libraries
@@ -31,6 +31,8 @@ class PixelTransformerModule(TextToImageTraining):
         transformer: settings of diffusers' ``PRXTransformer2DModel``, besides its channels.
         text_encoder: settings of transformers' ``CLIPTextConfig``, besides those of the tokenizer.
         caption_dropout: share of the images that are trained with the empty caption, in [0, 1].
+        shift: of the noise levels, which are trained and sampled at shift t / (1 + (shift - 1) t) for even t (Esser et
+            al., 2024, equation 23): what a caption says shows at much noise alone, where even levels are too few.
         optimizer: makes the optimiser from the parameters of transformer and text encoder.
         scheduler: makes the learning-rate schedule, stepped at each training step; None for a constant rate.
         compile: compile the transformer for training (needs a C++ compiler on CPUs).
@@ -52,6 +54,7 @@ class PixelTransformerModule(TextToImageTraining):
         transformer: dict[str, Any],
         text_encoder: dict[str, Any],
         caption_dropout: float = 0.1,
+        shift: float = 4.0,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         scheduler: LRSchedulerCallable | None = None,
         compile: bool = False,
@@ -59,8 +62,10 @@ class PixelTransformerModule(TextToImageTraining):
         super().__init__()
         self.keep_hyperparameters("optimizer", "scheduler")
         check_0_to_1(caption_dropout=caption_dropout)
-        u = torch.arange(1, LEVELS + 1, dtype=torch.double) / LEVELS
-        self.schedule = NoiseSchedule(1 - u, u, timesteps=torch.arange(LEVELS + 1) / LEVELS)
+        check_in("(0, inf)", shift=shift)
+        even = torch.arange(LEVELS + 1, dtype=torch.double) / LEVELS
+        u = shift * even / (1 + (shift - 1) * even)
+        self.schedule, self.shift = NoiseSchedule(1 - u[1:], u[1:], timesteps=u.float()), shift
         self.prediction: Prediction = "x0"
         self.snr_gamma, self.caption_dropout = None, caption_dropout
         self.optimizer, self.scheduler, self.compile_net = optimizer, scheduler, compile
@@ -97,7 +102,7 @@ class PixelTransformerModule(TextToImageTraining):
         diffusers, _ = libraries()
         return diffusers.PRXPixelPipeline(
             self.net,
-            diffusers.FlowMatchEulerDiscreteScheduler(num_train_timesteps=LEVELS),
+            diffusers.FlowMatchEulerDiscreteScheduler(num_train_timesteps=LEVELS, shift=self.shift),
             self.text_encoder,
             self.tokenizer,
             default_sample_size=self.image_shape[1],
