@@ -16,7 +16,7 @@ import pytest
 import torch
 import yaml
 from browser import Page, chromium, slowness
-from running import QUIET, Dng, DngProcess, Fitted, fit_settings
+from running import OVERLAYS, QUIET, Dng, DngProcess, Fitted, fit_settings
 from tiny_diffusion import tiny
 from tiny_vision_language import tiny_vision_language
 
@@ -216,7 +216,8 @@ def fitted(dng: Dng, fake_mnist: Path) -> Fitted:
             shutil.copytree(fit("mnist"), place / "mnist", dirs_exist_ok=True)
         epochs = max(2, trainer.get("check_val_every_n_epoch", 1))  # as many as it takes to come to a validation
         with contextlib.chdir(place):
-            dng("fit", f"--config={name}.yaml", *fit_settings(name), f"--trainer.max_steps={epochs}")
+            configs = [f"--config={part}.yaml" for part in OVERLAYS.get(name, [name])]
+            dng("fit", *configs, *fit_settings(name), f"--trainer.max_steps={epochs}")
         return folder
 
     return fit

@@ -43,12 +43,12 @@ def fit_settings(config: str) -> list[str]:
     if "classifier" not in config and "probe" not in config:
         large = "mnist" in config or "cifar10" in config
         settings += ["--model.compile=false"] + (["--model.net.patch=4"] if large else [])
-    return settings + (few_samples(config) if config in CONFIGS else [])
+    return settings + (few_samples(config) if "callbacks" in EVERY.get(config, {}).get("trainer", {}) else [])
 
 
 def few_samples(config: str) -> list[str]:
     """The callbacks of a shipped training; those that sample draw few images in few steps."""
-    callbacks = CONFIGS[config]["trainer"]["callbacks"]
+    callbacks = EVERY[config]["trainer"]["callbacks"]
     few = {"GuidedSampling": {"num_samples": 4, "steps": 3}, "PromptSampling": {"num_samples": 1, "steps": 3}}
     shown = [
         callback | {"init_args": callback["init_args"] | few[kind]}

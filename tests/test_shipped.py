@@ -1,12 +1,14 @@
 """Paths win over names, names are found in a wheel and in a checkout, and a miss says what there is."""
 
 import csv
+from functools import reduce
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from running import EVERY, OVERLAYS
 
 from dng_lightning import guidance, posterior, sampling
 from dng_lightning.errors import SettingError
@@ -152,10 +154,17 @@ def differences(said: object, made: object, place: str = "") -> list[str]:
     return [] if said == made or short else [f"{place[1:]}: {said!r}, made with {made!r}"]
 
 
+def merged(base: Any, top: Any) -> Any:
+    """The settings of an overlay on those of its base."""
+    if not (isinstance(base, dict) and isinstance(top, dict)):
+        return top
+    return base | {name: merged(base.get(name), value) for name, value in top.items()}
+
+
 @pytest.mark.parametrize("name", sorted(path.parent.name for path in CHECKPOINTS.glob("*/metrics.json")))
 def test_the_committed_configuration_is_the_one_that_made_the_checkpoint(name):
-    config = resources.config(OTHER_CONFIG.get(name, name).replace("-", "_"))
-    said = yaml.safe_load(config.read_text())
+    config = OTHER_CONFIG.get(name, name).replace("-", "_")
+    said = reduce(merged, (EVERY[part] for part in OVERLAYS.get(config, [config])))
     assert differences(said, yaml.safe_load((CHECKPOINTS / name / "config.yaml").read_text())) == []
 
 
