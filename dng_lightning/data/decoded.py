@@ -61,7 +61,8 @@ class DecodedImages(FoundImages):
             self._decode(items, self._shape(1, 8, 8) if not self.size else (1, *self.size))  # raises
         low, high = (("x".join(map(str, size))) for size in (min(sizes), max(sizes)))
         if not self.size and len(sizes) > 1:
-            raise SettingError(f"{self.title} has images of {len(sizes)} sizes, {low} to {high}: set data.image_size")
+            found = f"{self.title} has images of {len(sizes)} sizes, {low} to {high}"
+            raise SettingError(f"{found}: set data.image_size, such as 32")
         shape = self._shape(self.channels or channels, *max(sizes))
         if {tuple(shape[1:])} != sizes:
             how = {"crop": "resized and cropped in the middle", "pad": "padded with black"}[self.fit]
