@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 from classifiers import small_net
-from lightning.pytorch import Trainer
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
+from training import trainer
 
 from dng_lightning.__main__ import run
 from dng_lightning.data import CIFAR10, MNIST, Digits
@@ -20,11 +20,6 @@ from dng_lightning.schedule import LinearSchedule
 from dng_lightning.storage import resources
 
 CONFIG = str(resources.config("digits_classifier"))
-
-
-def trainer(folder: Path, **settings: object) -> Trainer:
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
-    return Trainer(default_root_dir=folder, enable_checkpointing=False, **(quiet | settings))  # type: ignore[arg-type]
 
 
 def fit_by_command_line(folder: Path, *settings: str) -> Path:
