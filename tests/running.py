@@ -87,7 +87,7 @@ def command_of(name: str) -> str:
 
 def its_models(name: str, request: pytest.FixtureRequest) -> None:
     """Tiny models of the family that a shipped configuration is of, beside those of `place`."""
-    for family in ("cifar10", "captioned"):
+    for family in ("cifar10", "captioned", "portraits"):
         if name.startswith(family):
             request.getfixturevalue(f"{family}_place")
 

@@ -8,7 +8,7 @@ from torch.nn import functional
 from dng_lightning.modules.base_module import TrainedModule
 
 
-class SharedClassifier(TrainedModule):
+class SharedClassifierModule(TrainedModule):
     """Cross-entropy training of a classifier of all attributes, on data whose label is `each`.
 
     The network's outputs are the logits of the values of the first attribute, then those of the second, and so on.
@@ -38,14 +38,15 @@ class SharedClassifier(TrainedModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """The mean cross-entropy of all attributes."""
-        losses = [functional.cross_entropy(*each) for each in self._heads(batch)]
-        loss = torch.stack(losses).mean()
+        loss = self._loss(self._heads(batch))
         self.log("train/loss", loss, prog_bar=True)
         return loss
 
     def evaluate(self, stage: str, batch: tuple[Tensor, Tensor], generator: Generator) -> None:
-        """Log the accuracy of each attribute."""
-        for name, (logits, labels) in zip(self._values(), self._heads(batch), strict=True):
+        """Log the loss and the accuracy of each attribute."""
+        heads = self._heads(batch)
+        self.log(f"{stage}/loss", self._loss(heads), batch_size=len(batch[1]), sync_dist=True, prog_bar=True)
+        for name, (logits, labels) in zip(self._values(), heads, strict=True):
             accuracy = (logits.argmax(1) == labels).float().mean()
             self.log(f"{stage}/accuracy_{name}", accuracy, batch_size=len(labels), sync_dist=True)
 
@@ -74,6 +75,10 @@ class SharedClassifier(TrainedModule):
         images, labels = batch
         logits = self.net(images).split([*self._values().values()], dim=1)
         return list(zip(logits, labels.unbind(1), strict=True))
+
+    @staticmethod
+    def _loss(heads: list[tuple[Tensor, Tensor]]) -> Tensor:
+        return torch.stack([functional.cross_entropy(*head) for head in heads]).mean()
 
     def _values(self) -> dict[str, int]:
         """The number of values of each attribute."""

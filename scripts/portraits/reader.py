@@ -1,7 +1,7 @@
 """Reads portraits by what their prompts ask for and avoid."""
 
 from scripts.captioned_images.reader import AttributeReader
-from scripts.captioned_images.shared_classifier import SharedClassifier
+from scripts.captioned_images.shared_classifier import SharedClassifierModule
 from scripts.portraits.data import CaptionedPortraits
 
 
@@ -9,7 +9,7 @@ class PortraitReader(AttributeReader):
     """See ``AttributeReader``.
 
     Args:
-        classifiers: checkpoint of a ``SharedClassifier``.
+        classifiers: checkpoint of a ``SharedClassifierModule``.
 
     Raises:
         SettingError: there is none, or it cannot be used.
@@ -21,6 +21,6 @@ class PortraitReader(AttributeReader):
         super().__init__(classifiers)
 
     @classmethod
-    def load(cls, name: str) -> SharedClassifier:
-        """See ``SharedClassifier.load``."""
-        return SharedClassifier.load(name)
+    def load(cls, name: str) -> SharedClassifierModule:
+        """See ``SharedClassifierModule.load``."""
+        return SharedClassifierModule.load(name)

@@ -195,6 +195,8 @@ def test_every_comparison_runs(name: str, dng: Dng, in_place: Path, request: pyt
     its_models(name, request)
     if "reference_data" in CONFIGS[name]["data"]["init_args"]:
         settings.append("--data.reference_data.val_size=20")
+    if name.startswith("portraits"):
+        settings += ["--data.reference_data.train_size=64", "--data.reference_data.test_size=8"]
     model, (writer,) = CONFIGS[name]["model"]["init_args"], CONFIGS[name]["trainer"]["callbacks"]
     guidances = list({guidance["class_path"]: guidance for guidance in model["guidances"]}.values())  # one of each
     settings.append(f"--model.guidances={json.dumps(guidances)}")

@@ -7,7 +7,7 @@ from running import Dng
 
 from dng_lightning.errors import SettingError
 from dng_lightning.networks import ImageClassifier
-from scripts.portraits import CaptionedPortraits, PortraitReader, SharedClassifier
+from scripts.portraits import CaptionedPortraits, PortraitReader, SharedClassifierModule
 from scripts.portraits.attributes import PortraitAttributes
 
 VALUES = PortraitAttributes.values
@@ -26,7 +26,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, dng: Dng) -> Path:
 
 
 def test_a_head_for_each_attribute(folder: Path):
-    classifier = SharedClassifier.load(str(folder))
+    classifier = SharedClassifierModule.load(str(folder))
     probabilities = classifier.probabilities(torch.rand(3, 3, 64, 64))
     assert [p.shape for p in probabilities] == [(3, len(values)) for values in VALUES.values()]
     assert all(torch.allclose(p.sum(1), torch.ones(3)) for p in probabilities)
