@@ -41,7 +41,7 @@ SLOW = """
     test_flow_schedulers test_second_order test_solver_schedulers
     test_judges_of_commands test_pretrained_classifiers test_other_models
     test_next_command test_front_door test_edm test_classifier_training test_diffusion_networks
-    test_classifier_files
+    test_classifier_files test_decoded_images
 """.split()  # noqa: SIM905  # one a line would be a page
 
 

@@ -98,9 +98,9 @@ class ImageWriter(DrawingCallback):
 
     def _pixels(self, name: str, samples: Samples) -> Tensor:
         """The pixels on the CPU; stops the clock of the method and adds its cost."""
-        pixels, drawn = to_uint8(samples.images).cpu(), len(samples.seeds)
+        pixels, count = to_uint8(samples.images).cpu(), len(samples.seeds)
         images, nfe, seconds = self.costs.get(name, (0, 0.0, 0.0))
-        self.costs[name] = images + drawn, nfe + drawn * samples.nfe, seconds + time.perf_counter() - self.began
+        self.costs[name] = images + count, nfe + count * samples.nfe, seconds + time.perf_counter() - self.began
         return pixels
 
     def _write(

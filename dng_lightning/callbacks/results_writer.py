@@ -150,7 +150,7 @@ class ResultsWriter(DrawingCallback):
             self.clock.start()
             self.clock.stop(module.draw(samples.seeds, draw.guidance))
         cost = self.clock.cost(trainer)
-        trainer.strategy.barrier("drawn")
+        trainer.strategy.barrier("samples")
         if trainer.is_global_zero:
             self.evaluator.finish(draw.run, cost)
             self._write_figures(is_last=draw is module.draws[-1])
@@ -223,9 +223,9 @@ class _Clock:
 
     def cost(self, trainer: Trainer) -> Cost:
         """Cost over all processes: mean NFE of all images, and the sum of the speeds without the first batches."""
-        drawn, nfe, _ = map(sum, zip(*self.batches, strict=True))
+        count, nfe, _ = map(sum, zip(*self.batches, strict=True))
         timed, _, seconds = map(sum, zip(*(self.batches[1:] or self.batches), strict=True))
-        sums = torch.tensor([drawn, nfe, timed / seconds], dtype=torch.float32, device=self.device)
+        sums = torch.tensor([count, nfe, timed / seconds], dtype=torch.float32, device=self.device)
         images, evaluations, speed = trainer.strategy.reduce(sums, reduce_op="sum").tolist()
         cuda = self.device.type == "cuda"
         return Cost(evaluations / images, speed, torch.cuda.max_memory_allocated(self.device) / 2**20 if cuda else None)

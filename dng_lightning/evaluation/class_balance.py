@@ -61,8 +61,8 @@ def kl_interval(
         SettingError: there is no image.
     """
     check_count("the divergence's interval", sum(counts), 1)
-    drawn = _redrawn(counts, draws, np.random.default_rng(seed))
-    return bootstrap_interval([kl_divergence(row, forbidden) for row in drawn], kl_divergence(counts, forbidden))
+    resampled = _redrawn(counts, draws, np.random.default_rng(seed))
+    return bootstrap_interval([kl_divergence(row, forbidden) for row in resampled], kl_divergence(counts, forbidden))
 
 
 def kl_to_interval(
@@ -77,8 +77,8 @@ def kl_to_interval(
     """
     check_count("the divergence's interval", min(sum(counts), sum(target)), 1)
     generator = np.random.default_rng(seed)
-    drawn = zip(_redrawn(counts, draws, generator), _redrawn(target, draws, generator), strict=True)
-    return bootstrap_interval([kl_to(own, theirs) for own, theirs in drawn], kl_to(counts, target))
+    resampled = zip(_redrawn(counts, draws, generator), _redrawn(target, draws, generator), strict=True)
+    return bootstrap_interval([kl_to(own, theirs) for own, theirs in resampled], kl_to(counts, target))
 
 
 def _redrawn(counts: Sequence[int], draws: int, generator: np.random.Generator) -> list[list[int]]:

@@ -19,10 +19,10 @@ def class_table(labels: dict[str, list[int]], class_names: Sequence[str], forbid
     """
     table = [["", *labels]]
     for label, name in enumerate(class_names):
-        counts = [(drawn.count(label), len(drawn)) for drawn in labels.values()]
+        counts = [(own.count(label), len(own)) for own in labels.values()]
         shares = [f"{'█' * min(9, round(36 * n / total))}{n:6d} {n / total:6.1%}" for n, total in counts]
         table.append([name + (" ✗" if label in forbidden else ""), *shares])
-    hits = [(sum(label in forbidden for label in drawn), len(drawn)) for drawn in labels.values()]
+    hits = [(sum(label in forbidden for label in own), len(own)) for own in labels.values()]
     return _aligned([*table, ["forbidden", *(share_with_interval(n, total) for n, total in hits)]])
 
 

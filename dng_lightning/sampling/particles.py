@@ -6,7 +6,7 @@ The weight of a step
 
 corrects chains of any guidance, or of none, to samples of the model's images that are not forbidden. p is the
 posterior, and the ratio of the kernels follows from their means, so that a chain needs no further evaluation. At some
-levels the chains are resampled by their weights, and at the end one chain is drawn by weight for each image.
+levels the chains are resampled by their weights, and at the end one chain is sampled by weight for each image.
 
 Del Moral, Doucet & Jasra, "Sequential Monte Carlo samplers" (2006); Skreta et al., "Feynman-Kac correctors in
 diffusion" (ICML 2025, arXiv 2503.02819) for the kernels' part. Systematic resampling: Kitagawa (1996).

@@ -54,7 +54,7 @@ class TextToImageSampler(ImageSampler):
         width: the same.
         precision: of the denoiser and the text encoders, "fp32" or "bf16".
         save_memory: attend in slices, decode images one by one and in tiles; slower.
-        observer: looks at the images for a guidance that needs an observer; None for the ``reader``, if there is one.
+        observer: observer of the denoised images, for a guidance that needs one; None for the ``reader``, if there is one.
         reader: labels the images of one prompt by what its negative prompts name, or, without negative prompts,
             measures which images show what their prompt asks for; None for no labels.
         compile: compile the denoiser (needs a C++ compiler on CPUs); pays from some hundred images on.
@@ -125,7 +125,7 @@ class TextToImageSampler(ImageSampler):
         if len(set(map(display_name_with_scale, self.baselines))) < len(self.baselines):
             raise SettingError("baselines names a method twice: give them other scales, which tell them apart")
 
-        # The texts, and who looks at the images
+        # The texts, the observer and the reader
         self.prompts = self.model.encode(prompts, negatives)
         self.class_names, self.forbidden = (*prompts, *negatives, ""), self.prompts.forbidden
         self.class_labels = list(range(len(prompts)))

@@ -4,9 +4,11 @@ import hashlib
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from image_files import write
 from mnist_files import mnist_root, write_idx  # noqa: F401  # a fixture of these tests
 from torchvision import datasets
 
@@ -58,3 +60,31 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
         raise socket.gaierror(-2, "Name or service not known")
 
     monkeypatch.setattr(socket, "getaddrinfo", fail)
+
+
+@pytest.fixture
+def classes(tmp_path: Path) -> Path:
+    """Sixty images of three classes, each of another level, which the name says."""
+    for number in range(60):
+        write(tmp_path / "photos" / ("cat", "dog", "wild horse")[number % 3] / f"{number:02}.png", number)
+    return tmp_path / "photos"
+
+
+@pytest.fixture
+def tabled(tmp_path: Path) -> tuple[Path, list[dict[str, Any]]]:
+    rows = []
+    for number in range(30):
+        name = f"images/{number}.png"
+        write(tmp_path / name, number)
+        kind = {"colour": ("red", "blue")[number % 2], "shape": ("ring", "bar", "cross")[number % 3]}
+        rows.append({"text": f"a {kind['colour']}, {kind['shape']}", "file_name": name, **kind})
+    return tmp_path, rows
+
+
+@pytest.fixture
+def damaged(classes: Path) -> Path:
+    content = (classes / "cat" / "00.png").read_bytes()
+    (classes / "cat" / "cut.png").write_bytes(content[:-30])
+    (classes / "dog" / "empty.jpg").write_bytes(b"")
+    (classes / "dog" / "text.png").write_text("hello")
+    return classes
