@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from string import ascii_lowercase
 from typing import Any, ClassVar
 
@@ -358,3 +359,57 @@ FAMILIES = {
         embeds=("prompt_embeds",),
     ),
 }  # fmt: skip
+
+
+def t5_tokenizer() -> Any:
+    """Of single letters, that can be saved."""
+    import transformers
+
+    letters = [
+        ("<pad>", 0.0),
+        ("</s>", 0.0),
+        ("<unk>", 0.0),
+        ("▁", -1.0),
+        *((letter, -2.0) for letter in ascii_lowercase),
+    ]
+    return transformers.T5Tokenizer(vocab=letters, extra_ids=0, model_max_length=24)
+
+
+def qwen_tokenizer() -> Any:
+    """Of single letters, that can be saved."""
+    import transformers
+
+    letters = {letter: number for number, letter in enumerate(["<|endoftext|>", "Ġ", *ascii_lowercase])}
+    return transformers.Qwen2Tokenizer(vocab=letters, merges=[])
+
+
+def save(name: str, folder: Path, distilled: bool = False) -> Path:
+    """Save a pipeline with random weights, tokenizers of letters, and the scheduler of the published folders."""
+    import diffusers
+
+    torch.manual_seed(0)
+    pipeline = flux(distilled) if name == "FluxPipeline" else FAMILIES[name].build()
+    for part, tokens in pipeline.components.items():
+        if isinstance(tokens, LetterTokenizer):
+            pipeline.register_modules(**{part: qwen_tokenizer() if "Qwen" in name else t5_tokenizer()})
+    if name == "StableDiffusion3Pipeline":  # a folder has all parts
+        pipeline.register_modules(text_encoder_3=t5(), tokenizer_3=t5_tokenizer())
+    if "PixArt" in name:
+        pipeline.scheduler = diffusers.DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
+    else:
+        pipeline.scheduler = diffusers.FlowMatchEulerDiscreteScheduler.from_config(pipeline.scheduler.config)
+    for part in pipeline.components.values():
+        if isinstance(part, torch.nn.Module):
+            enlarge(part)
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+def enlarge(module: torch.nn.Module) -> None:
+    """Random weights say little of the text; these are large enough for a posterior that moves."""
+    with torch.no_grad():
+        for name, weight in module.named_parameters():
+            if weight.ndim < 2:
+                weight.add_(0.1 * torch.randn_like(weight))
+            elif "proj_out" in name or "linear" in name or "context" in name:
+                weight.add_(0.2 * torch.randn_like(weight))

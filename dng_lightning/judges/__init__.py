@@ -8,6 +8,7 @@ from dng_lightning.judges.timm import TimmClassifier
 from dng_lightning.judges.torchscript import TorchScriptClassifier
 from dng_lightning.judges.torchvision import TorchvisionClassifier
 from dng_lightning.judges.transformers import TransformersClassifier
+from dng_lightning.judges.zero_shot import ZeroShotClassifier
 
 __all__ = [
     "ModuleClassifier",
@@ -18,4 +19,5 @@ __all__ = [
     "TorchScriptClassifier",
     "TorchvisionClassifier",
     "TransformersClassifier",
+    "ZeroShotClassifier",
 ]

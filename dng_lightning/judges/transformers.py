@@ -44,11 +44,11 @@ class TransformersClassifier(PretrainedClassifier):
         if class_names is not None:
             own_names = names_of(class_names, model)
         channels = getattr(net.config, "num_channels", 3)
-        super().__init__(f"transformers-{Path(model).name}", net, own_names, classes, _Processor(processor), channels)
+        super().__init__(f"transformers-{Path(model).name}", net, own_names, classes, Processor(processor), channels)
         self.watch_head(head)
 
 
-class _Processor:
+class Processor:
     """Applies an image processor, which reads pixels in 0..255, to a batch in [0, 1]."""
 
     def __init__(self, processor: Any) -> None:
@@ -58,5 +58,6 @@ class _Processor:
         return repr(self.processor)
 
     def __call__(self, x: Tensor) -> Tensor:
+        """The network's input, of images (B, C, H, W) in [0, 1]."""
         pixels: Tensor = self.processor(images=list(255 * x), return_tensors="pt")["pixel_values"]
         return pixels.to(x.device)

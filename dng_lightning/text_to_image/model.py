@@ -13,6 +13,7 @@ from dng_lightning.kernel import NoiseLevel
 from dng_lightning.parametrization import Prediction, denoised_of
 from dng_lightning.pretrained import diffusers_format
 from dng_lightning.schedule import NoiseSchedule
+from dng_lightning.text_to_image.layouts import LAYOUTS
 from dng_lightning.text_to_image.optional_deps import PIPELINES, inform, libraries, quiet
 from dng_lightning.text_to_image.prompts import Prompts
 from dng_lightning.text_to_image.text_embeddings import TextEmbeddings
@@ -78,7 +79,8 @@ class TextToImageModel(nn.Module, ABC):
         try:
             kind = diffusers.DiffusionPipeline.load_config(folder).get("_class_name")
             if kind not in PIPELINES:
-                raise ValueError(f"it is a {kind}, not a {' or a '.join(PIPELINES)}")
+                other = "; class_path PipelineSampler samples from it (sd3.yaml)" if kind in LAYOUTS else ""
+                raise ValueError(f"it is a {kind}, not a {' or a '.join(PIPELINES)}{other}")
             settings = {"low_cpu_mem_usage": False, "dtype": DTYPES[precision]}  # True warns of a missing library
             unused = {"safety_checker": None, "requires_safety_checker": False} if kind == PIPELINES[0] else {}
             with quiet():

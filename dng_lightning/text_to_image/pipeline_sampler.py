@@ -1,5 +1,6 @@
 """Sampling with any diffusers pipeline that ``guided`` supports, away from negative prompts."""
 
+import hashlib
 import inspect
 import json
 from collections.abc import Mapping, Sequence
@@ -54,6 +55,7 @@ class PipelineSampler(ImageSampler):
         height: height of the images in pixels.
         width: width of the images in pixels.
         precision: precision of all networks, "fp32" or "bf16".
+        save_memory: keep only the network that computes on the GPU, and decode images one by one in tiles; slower.
         call: further arguments of the pipeline's call, such as ``true_cfg_scale``.
         classifier: classifier that labels the images; see ``GuidedSampler``; None for no labels.
         forbidden: the classes of ``classifier`` that count as forbidden, by name or number.
@@ -63,6 +65,8 @@ class PipelineSampler(ImageSampler):
     """
 
     tracks_passively = False
+    offloads = False
+    parts: nn.ModuleList
     folder: Path = Path()
     classifier: AnyClassifier | None
 
@@ -82,11 +86,14 @@ class PipelineSampler(ImageSampler):
         height: int = 1024,
         width: int = 1024,
         precision: Precision = "bf16",
+        save_memory: bool = False,
         call: dict[str, Any] | None = None,
         classifier: PretrainedClassifier | str | None = None,
         forbidden: str | int | list[str | int] | None = None,
     ) -> None:
         super().__init__(Sampler(steps, eta))
+        if eta not in (0, 1):
+            raise SettingError(f"eta must be 0, the pipeline's own scheduler, or 1, an ancestral one; got {eta}")
         texts, negatives = texts_of(prompt, negative_prompt)
         self.rows = read_prompts(prompts, negatives) if prompts else [PromptRow(t, tuple(negatives)) for t in texts]
         self.has_file, self.checkpoint, self.call = prompts is not None, checkpoint, dict(call or {})
@@ -95,7 +102,13 @@ class PipelineSampler(ImageSampler):
         self.pipeline, self.folder = open_pipeline(checkpoint, precision)
         if eta == 1:
             self.pipeline.scheduler = ancestral(self.pipeline.scheduler)
-        self.parts = nn.ModuleList(p for p in self.pipeline.components.values() if isinstance(p, nn.Module))
+        self.save_memory = save_memory
+        if save_memory:
+            self.pipeline.vae.enable_slicing()
+            self.pipeline.vae.enable_tiling()
+        parts = nn.ModuleList(p for p in self.pipeline.components.values() if isinstance(p, nn.Module))
+        self.keep_apart(parts=parts)  # moved by the pipeline
+        self._check_call()
         self.schedule = kind_of(self.pipeline.scheduler, None, tracks=False).levels.schedule
         self.image_shape = self.chain_shape = (3, height, width)
 
@@ -135,6 +148,11 @@ class PipelineSampler(ImageSampler):
     def networks(self) -> dict[str, nn.Module | None]:
         """See ``ImageSampler.networks``."""
         return {"checkpoint": self.parts, "classifier": self.classifier}
+
+    def inputs(self, calibration: bool) -> dict[str, str]:
+        """See ``ImageSampler.inputs``; also the rows of the file of prompts."""
+        rows = {"file of prompts": hashlib.sha256(repr(self.rows).encode()).hexdigest()[:12]} if self.has_file else {}
+        return super().inputs(calibration) | rows
 
     def predictor(self, guidance: Guidance, class_labels: Tensor | None = None) -> NoReturn:
         """Not available: the pipeline calls its networks.
@@ -177,6 +195,24 @@ class PipelineSampler(ImageSampler):
             sum(part.nfe * len(part.seeds) for part in parts) / len(seeds),
         )
 
+    def _place(self) -> None:
+        """Move the networks to the module's device, all or, to save memory, one after the other."""
+        self.pipeline.set_progress_bar_config(disable=True)
+        if not self.save_memory or self.device.type == "cpu":
+            self.pipeline.to(self.device)
+        elif not self.offloads:
+            self.pipeline.enable_model_cpu_offload(device=self.device)
+            self.offloads = True
+
+    def _check_call(self) -> None:
+        known = inspect.signature(type(self.pipeline).__call__).parameters
+        own = ("prompt", "generator", "num_inference_steps", "height", "width", "output_type", "return_dict")
+        for name in self.call:
+            if name not in known:
+                raise SettingError(f"call: {type(self.pipeline).__name__} has no argument {name}")
+            if name in own or name.startswith("negative_prompt"):
+                raise SettingError(f"call: {name} follows from the other settings of the PipelineSampler")
+
     def _call(
         self, numbers: Sequence[int], negatives: Sequence[str], guidance: Guidance, recorders: Sequence[Recorder]
     ) -> Samples:
@@ -192,10 +228,15 @@ class PipelineSampler(ImageSampler):
             "width": width,
             "output_type": "pt",
         }
-        self.pipeline.set_progress_bar_config(disable=True)
+        self._place()
         every = [*self.recorders, *recorders]
         with torch.no_grad(), guided(self.pipeline, guidance, None, list(negatives), every) as hosted:
-            images = self.pipeline(**given, **self.call).images
+            try:
+                images = self.pipeline(**given, **self.call).images
+            except SettingError:
+                raise
+            except (TypeError, ValueError) as error:  # what a pipeline says of its arguments, such as a size
+                raise SettingError(f"{type(self.pipeline).__name__}: {reason(error)}") from error
         found = hosted.trajectories
         times = [self.schedule.fraction(level) for level in found.levels]
         return Samples(numbers, 2 * images.float() - 1, times, found.scale, found.posterior, hosted.nfe / len(numbers))
@@ -220,7 +261,9 @@ def open_pipeline(name: str, precision: Precision) -> tuple[Any, Path]:
     folder = diffusers_format.find(name, "DiffusionPipeline", UNUSED).parent
     try:
         kind = diffusers.DiffusionPipeline.load_config(folder).get("_class_name")
-        if kind not in LAYOUTS or kind == "WanPipeline":
+        if kind == "WanPipeline":
+            raise ValueError("a WanPipeline makes videos: call it in Python, in guided(pipeline, guidance)")
+        if kind not in LAYOUTS:
             images = [own for own in LAYOUTS if own != "WanPipeline"]
             raise ValueError(f"it is a {kind}, not a {' or a '.join(images)}")
         index = json.loads((folder / diffusers_format.INDEX).read_text())
@@ -236,5 +279,5 @@ def open_pipeline(name: str, precision: Precision) -> tuple[Any, Path]:
         raise SettingError(f"{folder} has no pipeline of images that can be guided: {reason(error)}") from error
     for part in pipeline.components.values():
         if isinstance(part, nn.Module):
-            part.eval().requires_grad_(False)
+            part.to(DTYPES[precision]).eval().requires_grad_(False)  # without accelerate some are loaded in fp32
     return pipeline, folder

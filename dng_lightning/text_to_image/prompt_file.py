@@ -31,11 +31,11 @@ def read_prompts(path: str | Path, negatives: Sequence[str] = ()) -> list[Prompt
     """Read a file with a column ``prompt``, and optionally ``negative_prompt`` and ``seed``.
 
     Args:
-        path: a ``.csv`` or a ``.jsonl`` file; in the latter ``negative_prompt`` may be a list.
+        path: a ``.csv`` or a ``.jsonl`` file; several negative prompts are a list, in CSV in the notation of JSON.
         negatives: negative prompts of all rows, for a file without that column.
 
     Raises:
-        SettingError: the file is missing or damaged, or a row lacks a text or has a wrong seed.
+        SettingError: the file is missing or damaged, or a row lacks a text, or has a wrong seed or that of another.
     """
     path = Path(path)
     try:
@@ -53,6 +53,10 @@ def read_prompts(path: str | Path, negatives: Sequence[str] = ()) -> list[Prompt
     found = [_row(f"prompts {path}, row {number}", row, negatives) for number, row in enumerate(rows, 1)]
     if len({len(row.negatives) for row in found}) > 1:
         raise SettingError(f"prompts {path}: all rows must have the same number of negative prompts")
+    first: dict[int, int] = {}
+    for number, row in enumerate(found, 1):
+        if row.seed is not None and (other := first.setdefault(row.seed, number)) != number:
+            raise SettingError(f"prompts {path}, row {number}: seed {row.seed} is that of row {other} too")
     return found
 
 
@@ -60,11 +64,22 @@ def _row(where: str, row: Any, negatives: Sequence[str]) -> PromptRow:
     if not isinstance(row, Mapping) or not isinstance(row.get("prompt"), str):
         columns = ", ".join(map(str, row)) if isinstance(row, Mapping) else type(row).__name__
         raise SettingError(f"{where} has no prompt; its columns are {columns}")
+    if not row["prompt"].strip():
+        raise SettingError(f"{where}: prompt is empty")
     own = row["negative_prompt"] if "negative_prompt" in row else list(negatives)
+    try:
+        own = json.loads(own) if isinstance(own, str) and own.lstrip().startswith("[") else own
+    except json.JSONDecodeError as error:
+        raise SettingError(f"{where}: negative_prompt is no JSON list: {reason(error)}") from error
+    texts = [own] if own is None or isinstance(own, str) else own
+    if not isinstance(texts, list) or not all(text is None or isinstance(text, str) for text in texts):
+        raise SettingError(f"{where}: negative_prompt must be a text or a list of texts; got {own!r}")
     try:
         _, found = texts_of(row["prompt"], [""] if own in ("", None) else own)
     except SettingError as error:
         raise SettingError(f"{where}: {error}") from error
+    if "negative_prompt" in row and not found:
+        raise SettingError(f"{where}: negative_prompt is empty: say what to avoid, or leave the column out")
     seed = row.get("seed")
     if seed in (None, ""):
         return PromptRow(row["prompt"], tuple(found))

@@ -231,33 +231,45 @@ def _dpm_solver(scheduler: Any, eta: float | None) -> SchedulerKind:
     return SchedulerKind(levels, 1.0 if sde else 0.0, order=config.solver_order)
 
 
+def _noisy(scheduler: Any) -> tuple[str, dict[str, Any]]:
+    """A class with noise of the levels of a ``scheduler``, and its settings besides those of the ``scheduler``."""
+    name, config = type(scheduler).__name__, scheduler.config
+    if name == "DPMSolverMultistepScheduler":
+        return name, {"algorithm_type": "sde-dpmsolver++"}
+    if name == "EulerDiscreteScheduler":
+        return "EulerAncestralDiscreteScheduler", {}
+    if name.startswith("FlowMatch"):
+        return "FlowMatchAncestralScheduler", {}
+    if config.get("use_flow_sigmas"):
+        return "FlowMatchAncestralScheduler", {"shift": config.get("flow_shift", 1.0)}
+    return "DDPMScheduler", {}
+
+
 def ancestral(scheduler: Any) -> Any:
     """An ancestral scheduler with the noise levels of a ``scheduler``; itself, if it is one of ``KINDS`` with eta 1."""
-    from diffusers import DDPMScheduler  # slow to import
+    import diffusers  # slow to import
 
     from dng_lightning.text_to_image.flow_match_ancestral import FlowMatchAncestralScheduler
 
-    name, config = type(scheduler).__name__, scheduler.config
-    if name != "DDIMScheduler" and name in KINDS and KINDS[name](scheduler, None).eta == 1:
+    own = type(scheduler).__name__
+    if own != "DDIMScheduler" and own in KINDS and KINDS[own](scheduler, None).eta == 1:
         return scheduler
-    if name.startswith("FlowMatch"):
-        return FlowMatchAncestralScheduler.from_config(config)
-    if config.get("use_flow_sigmas"):
-        return FlowMatchAncestralScheduler(shift=config.get("flow_shift", 1.0))
-    settings: dict[str, Any] = {"variance_type": "fixed_small", "clip_sample": False, "thresholding": False}
-    return DDPMScheduler.from_config(config, **settings)  # type: ignore[no-untyped-call]
+    name, settings = _noisy(scheduler)
+    if "shift" in settings:
+        return FlowMatchAncestralScheduler(**settings)
+    if name == "DDPMScheduler":
+        settings = {"variance_type": "fixed_small", "clip_sample": False, "thresholding": False}
+    kind: Any = FlowMatchAncestralScheduler if name.startswith("FlowMatch") else getattr(diffusers, name)
+    return kind.from_config(scheduler.config, **settings)
 
 
 def _instead(scheduler: Any) -> str:
     """The scheduler that replaces one that is not supported, for the message."""
-    if type(scheduler).__name__ == "DPMSolverMultistepScheduler":
-        return 'DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config, algorithm_type="sde-dpmsolver++")'
-    if type(scheduler).__name__ == "EulerDiscreteScheduler":
-        return "EulerAncestralDiscreteScheduler.from_config(pipeline.scheduler.config)"
-    if scheduler.config.get("use_flow_sigmas"):
-        return f"FlowMatchAncestralScheduler(shift={scheduler.config.get('flow_shift', 1.0):g})"
-    flow = type(scheduler).__name__.startswith("FlowMatch")
-    return ANCESTRAL_FLOW if flow else "DDPMScheduler.from_config(pipeline.scheduler.config)"
+    name, settings = _noisy(scheduler)
+    if "shift" in settings:
+        return f"{name}(shift={settings['shift']:g})"
+    more = [f'{setting}="{value}"' for setting, value in settings.items()]
+    return f"{name}.from_config({', '.join(['pipeline.scheduler.config', *more])})"
 
 
 KINDS: dict[str, Callable[[Any, float | None], SchedulerKind]] = {

@@ -29,7 +29,7 @@ from dng_lightning.text_to_image import guided
 pytest.importorskip("diffusers", reason="diffusers is not installed (extra text-to-image)")
 pytest.importorskip("transformers", reason="transformers is not installed (extra text-to-image)")
 
-from tiny_pipelines import FAMILIES, Family, flux
+from tiny_pipelines import FAMILIES, Family, enlarge, flux
 
 STEPS, SEEDS = 4, [3, 14]
 PROMPTS, NEGATIVES = ["a red seven", "a green one"], ["blue", "dark"]
@@ -54,16 +54,6 @@ def opened() -> dict[str, Any]:
             return self[name]
 
     return Opened(made)
-
-
-def enlarge(module: torch.nn.Module) -> None:
-    """Random weights say little of the text; these are large enough for a posterior that moves."""
-    with torch.no_grad():
-        for name, weight in module.named_parameters():
-            if weight.ndim < 2:
-                weight.add_(0.1 * torch.randn_like(weight))
-            elif "proj_out" in name or "linear" in name or "context" in name:
-                weight.add_(0.2 * torch.randn_like(weight))
 
 
 def start(family: Family) -> tuple[Tensor, list[torch.Generator]]:
