@@ -54,7 +54,7 @@ class TextToImageSampler(ImageSampler):
         width: the same.
         precision: of the denoiser and the text encoders, "fp32" or "bf16".
         save_memory: attend in slices, decode images one by one and in tiles; slower.
-        observer: observer of the denoised images, for a guidance that needs one; None for the ``reader``, if there is one.
+        observer: observer of the denoised images, for a guidance that needs one; None for the ``reader``, if any.
         reader: labels the images of one prompt by what its negative prompts name, or, without negative prompts,
             measures which images show what their prompt asks for; None for no labels.
         compile: compile the denoiser (needs a C++ compiler on CPUs); pays from some hundred images on.
