@@ -302,7 +302,10 @@ def test_images_that_were_not_shown_before_can_be_shown_now(dng: Dng, from_tiny:
     assert all(state(tmp_path)[name] == before[name] for name in ("00000000.png", "00000001.png"))
 
 
-@pytest.mark.parametrize("other", ["--model.steps=4", "--model.forbidden=1", "--model.guidance=NegativePrompting"])
+@pytest.mark.parametrize(
+    "other",
+    ["--model.steps=4", "--model.forbidden=1", "--model.guidance=NegativePrompting", "--trainer.precision=bf16-mixed"],
+)
 def test_other_settings_in_the_same_folder_are_refused(
     other: str, dng: Dng, from_tiny: list[str], tmp_path: Path, capsys
 ):
@@ -313,7 +316,7 @@ def test_other_settings_in_the_same_folder_are_refused(
     with pytest.raises(SystemExit) as ended:
         dng(*settings, other)
     assert ended.value.code == 2
-    assert "made with other model settings" in capsys.readouterr().err
+    assert "made with other settings" in capsys.readouterr().err
     assert state(tmp_path) == before
     assert (tmp_path / "config.yaml").read_bytes() == config
 

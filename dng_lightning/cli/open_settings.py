@@ -16,6 +16,7 @@ from torch import nn
 
 from dng_lightning.data.base import ImageDataModule
 from dng_lightning.errors import SettingError
+from dng_lightning.networks.precision import FP32, fastest_precision
 
 FEW_IMAGES = 5000  # fewer images need dropout against overfitting
 COARSEST = 8  # approximate side of the lowest resolution of a network, in pixels
@@ -69,7 +70,7 @@ def close(settings: Namespace, data: ImageDataModule, make: Make) -> str:
         batch_size = batch_of(sides, count, device)
         named["data.batch_size"] = data.batch_size = settings.data.init_args.batch_size = batch_size
     if trainer.precision is None:
-        named["trainer.precision"] = trainer.precision = precision_of(device)
+        named["trainer.precision"] = trainer.precision = fastest_precision(device)
 
     # Length: the usual number of steps, or as many as the time allows, with a narrower network if they are few
     if trainer.max_steps == -1 and trainer.max_epochs is None:
@@ -111,11 +112,6 @@ def batch_of(sides: list[int], count: int, device: torch.device) -> int:
     return max(1, min(most, 1 << math.floor(math.log2(max(count / 4, 1)))))
 
 
-def precision_of(device: torch.device) -> str:
-    """bfloat16 if the CUDA device supports it, else single precision."""
-    return "bf16-mixed" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "32-true"
-
-
 def seconds_of(max_time: Any) -> float:
     """The seconds of a trainer's ``max_time``, 0 for None.
 
@@ -139,7 +135,7 @@ def seconds_a_step(net: nn.Module, batch: tuple[int, ...], is_classifier: bool, 
     began = 0.0
     for step in range(1 + TIMED):
         began = time.perf_counter() if step == 1 else began
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision_of(device) != "32-true"):
+        with torch.autocast(device.type, torch.bfloat16, enabled=fastest_precision(device) != FP32):
             output = net(images) if is_classifier else net(images, t)
         output.float().square().mean().backward()
         if device.type == "cuda":

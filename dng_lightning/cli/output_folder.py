@@ -1,15 +1,17 @@
 """The output folder of a command, and checks that one folder holds output of one set of settings."""
 
 import itertools
+from collections.abc import Collection
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from dng_lightning.cli.saved_config import difference, inputs_of
 from dng_lightning.errors import SettingError
 from dng_lightning.modules.image_sampler import ImageSampler
+from dng_lightning.networks.precision import FP32
 from dng_lightning.storage import resources
 from dng_lightning.storage.files import file_name
 
@@ -73,17 +75,14 @@ class OutputFolder:
             again = command == self.command == "fit"
             if held is None or (again and self._resumes(folder)) or not (again or config.exists()):
                 continue
-            now = yaml.safe_load(self.cli.parser.dump(self.cli.config, skip_none=False))[self.command]["model"]
+            now = yaml.safe_load(self.cli.parser.dump(self.cli.config, skip_none=False))[self.command]
             try:
-                before = yaml.safe_load(config.read_text())["model"]
-                for settings in (before, now):
-                    fixed = {name: value for name, value in settings["init_args"].items() if name not in free}
-                    settings["init_args"] = fixed
-                different = difference(before, now, "model") or self._changed_input(folder)
+                before = yaml.safe_load(config.read_text())
+                different = difference(_fixed(before, free), _fixed(now, free), "") or self._changed_input(folder)
             except (OSError, yaml.YAMLError, UnicodeDecodeError, LookupError, TypeError, AttributeError):
                 different = "its config.yaml is missing or damaged"  # an interrupted write, or a foreign file
             if different or again:
-                settings = f"other model settings ({different})" if different else "these model settings"
+                settings = f"other settings ({different})" if different else "these model settings"
                 return f"{held.relative_to(folder)} made with {settings}"
         return ""
 
@@ -120,3 +119,10 @@ class OutputFolder:
     def _inputs(self) -> dict[str, str]:
         hashes: dict[str, str] = self.cli.model.inputs(calibration=self.command == "predict")
         return hashes
+
+
+def _fixed(config: dict[str, Any], free: Collection[str]) -> dict[str, Any]:
+    """The settings that all output in a folder shares: those of the model without ``free``, and the precision."""
+    model = config["model"]
+    arguments = {name: value for name, value in model["init_args"].items() if name not in free}
+    return {"model": model | {"init_args": arguments}, "trainer.precision": config["trainer"]["precision"] or FP32}

@@ -57,7 +57,9 @@ def difference(before: Any, now: Any, name: str) -> str:
     if not (isinstance(before, dict) and isinstance(now, dict)):
         return "" if before == now else f"{name} {json.dumps(before)} instead of {json.dumps(now)}"
     inside = (
-        difference(before.get(key), now.get(key), name if key in ("class_path", "init_args") else f"{name}.{key}")
+        difference(
+            before.get(key), now.get(key), name if key in ("class_path", "init_args") else f"{name}.{key}".lstrip(".")
+        )
         for key in {**before, **now}
     )
     return next(filter(None, inside), "")

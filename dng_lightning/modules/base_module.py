@@ -22,6 +22,7 @@ from torch.optim import Optimizer
 from dng_lightning.errors import SettingError, reason
 from dng_lightning.modules.first_batch import FACTS, facts_of_a_batch
 from dng_lightning.modules.resuming import PLATEAU, check_same_network, keep_settings
+from dng_lightning.networks.precision import set_memory_format
 from dng_lightning.storage import resources, safe_checkpoint
 
 
@@ -96,6 +97,7 @@ class TrainedModule(LightningModule):
             raise SettingError(
                 f"the network has {classes} classes, the data have {len(self.class_names)}: set its num_classes"
             )
+        set_memory_format(self.net, self.trainer.strategy.root_device, str(self.trainer.precision))
         if stage == "fit":
             self._try_network()
 

@@ -478,7 +478,7 @@ def test_a_second_training_in_the_same_folder_is_refused(tiny_fit: Path, dng: Dn
     before = content(tiny_fit)
     again = ["fit", *TINY_FIT, "--trainer.default_root_dir=a"]
     line = refused(dng, capsys, *again, "--model.net.channels=[16]")
-    assert "a holds model.ckpt made with other model settings (model.net.channels [8] instead of [16])" in line
+    assert "a holds model.ckpt made with other settings (model.net.channels [8] instead of [16])" in line
     assert "resume it with --ckpt_path last, name another --trainer.default_root_dir, or remove it" in line
     assert "made with these model settings" in refused(dng, capsys, *again)
     dng("fit", *TINY_FIT, "--trainer.default_root_dir=b")
@@ -493,7 +493,7 @@ def test_a_second_training_in_the_same_folder_is_refused(tiny_fit: Path, dng: Dn
 def test_images_are_not_drawn_into_the_folder_of_a_training(tiny_fit: Path, dng: Dng, from_tiny: list[str], capsys):
     before = content(tiny_fit)
     line = refused(dng, capsys, "predict", *from_tiny, "--trainer.default_root_dir=a")
-    assert "a holds model.ckpt made with other model settings" in line
+    assert "a holds model.ckpt made with other settings" in line
     assert content(tiny_fit) == before
 
 
@@ -552,7 +552,7 @@ def test_whatever_the_logger_results_of_two_settings_do_not_mix(dng: Dng, from_t
     ]
     dng(*settings)
     line = refused(dng, capsys, *settings, "--model.guidance=NegativePrompting")
-    assert "records made with other model settings (model.guidance" in line
+    assert "records made with other settings (model.guidance" in line
     line = refused(dng, capsys, *settings, "--model.steps=2")
     assert "(model.steps 3 instead of 2)" in line
 

@@ -6,12 +6,14 @@ import shlex
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from mixed_photos import CLASSES, mixed_photos
 from running import Dng
 
 from dng_lightning.data import ImageFolder
 from dng_lightning.data.pixels import from_png
+from dng_lightning.networks.precision import fastest_precision
 
 SHORT = ["--trainer.max_steps=20", "--data.batch_size=4"]
 FEW = ["--data.num_samples=6", "--model.steps=2"]
@@ -32,7 +34,8 @@ def test_from_a_folder_to_a_guided_grid(
         dng("fit", "--config=image_folder_classifier.yaml", "--data.root=photos", *SHORT)
     chosen = re.findall(r"For 2,000 images of 3x64x64 in 10 classes on cpu: (.*)", caplog.text)
     assert len(chosen) == 2
-    assert all("trainer.precision 32-true" in line for line in chosen)
+    precision = fastest_precision(torch.device("cpu"))
+    assert all(f"trainer.precision {precision}" in line for line in chosen)
     capsys.readouterr()
 
     dng("predict", "--model.checkpoint=logs/image-folder", "--model.forbidden=two words", *FEW)
@@ -51,7 +54,7 @@ def test_from_a_folder_to_a_guided_grid(
     assert {"Unguided", "NegativePrompting", "DynamicNegativeGuidance"} <= {row["method"] for row in rows}
     assert all(float(row["fd_retained"]) > 0 for row in rows if row["method"] == "NegativePrompting")
     config = yaml.safe_load(Path("logs/image-folder/config.yaml").read_text())
-    assert config["trainer"]["precision"] == "32-true"
+    assert config["trainer"]["precision"] == precision
 
 
 def rows_of(table: Path) -> list[dict[str, str]]:
