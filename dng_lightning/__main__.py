@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING
 from dng_lightning import __version__
 from dng_lightning.errors import SettingError
 from dng_lightning.storage import resources
+from dng_lightning.storage.files import check_yaml
 
 if TYPE_CHECKING:
     from lightning.pytorch.cli import LightningCLI
@@ -42,6 +43,8 @@ HELP = ("-h", "--help", "--version", "--print_config")
 NOISE = ("`isinstance(treespec, LeafSpec)`", "Total length of `DataLoader` across ranks", "`torch.jit.script` is depr")
 # Lightning's errors about settings without an error class: an unknown metric, a logger that is not installed.
 COMPLAINTS = ("Early stopping conditioned on metric", "Requirement '")
+NO_MEMORY = "DefaultCPUAllocator: "  # torch's error on CPUs
+LONGEST = 385  # characters of an error
 ALWAYS_FIRST = ("predict",)  # overlays extend this command's default; configurations of other commands are complete
 
 
@@ -59,10 +62,10 @@ def main(args: Sequence[str] | None = None) -> None:
             else:
                 run(_with_configs(argv))
     except Exception as error:
-        mendable = _setting_error(error)
+        mendable = setting_error(error)
         if mendable is None or "JSONARGPARSE_DEBUG" in os.environ:
             raise
-        print(f"dng: error: {mendable}", file=sys.stderr)
+        print(f"dng: error: {complaint(mendable)}", file=sys.stderr)
         sys.exit(2)
 
 
@@ -93,12 +96,20 @@ def run(argv: Sequence[str]) -> "LightningCLI":
     return DNGCLI(args=list(argv))
 
 
-def _setting_error(error: BaseException | None) -> SettingError | None:
+def complaint(error: SettingError) -> str:
+    """The message in one line, without the middle where a setting in it is long."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 105]} ... {text[-100:]}"
+
+
+def setting_error(error: BaseException | None) -> SettingError | None:
     """The SettingError that ``error`` is or wraps (jsonargparse wraps the errors of constructors).
 
     Lightning's own errors about settings count, by their first line.
     """
     while error is not None and not isinstance(error, SettingError):
+        if isinstance(error, MemoryError) or NO_MEMORY in str(error):
+            return SettingError(f"not enough memory: lower data.batch_size, or make the network smaller ({error})")
         text, is_setting = str(error).strip(), type(error).__name__ == "MisconfigurationException"  # slow to import
         if is_setting or text.startswith(COMPLAINTS):
             return SettingError(text.splitlines()[0])
@@ -113,15 +124,21 @@ def _with_configs(argv: list[str]) -> list[str]:
     for before, arg in zip([command, *rest], rest, strict=False):
         flag, equals, value = arg.partition("=")
         if before in ("-c", "--config"):
-            found.append(str(resources.config(arg)))
+            found.append(_config(arg))
         elif flag == "--config" and equals:
-            found.append(f"--config={resources.config(value)}")
+            found.append(f"--config={_config(value)}")
         else:
             found.append(arg)
         named |= flag in ("-c", "--config")
     if command in DEFAULT_CONFIGS and (command in ALWAYS_FIRST or not named):
         found[1:1] = ["--config", str(resources.config(DEFAULT_CONFIGS[command]))]
     return found
+
+
+def _config(name: str) -> str:
+    """The path of a configuration that can be read."""
+    check_yaml(path := resources.config(name))
+    return str(path)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ import importlib
 from textwrap import shorten
 from typing import Any
 
+LARGEST = 3.4e38  # about the largest number in single precision, in which networks and guidance compute
+
 
 class SettingError(ValueError):
     """A setting that the user can correct; the command line prints it as one line and exits with 2."""
@@ -16,7 +18,7 @@ def check_at_least(least: float, **settings: float | None) -> None:
         SettingError: one is; the message names the first.
     """
     for name, value in settings.items():
-        if value is not None and not least <= value < float("inf"):
+        if value is not None and not least <= value <= LARGEST:
             finite = "" if isinstance(value, int) else " and finite"
             raise SettingError(f"{name} must be at least {least}{finite}; got {value}")
 
@@ -46,7 +48,7 @@ def check_in(interval: str, **settings: float | None) -> None:
     low, high = (float(end) for end in interval[1:-1].split(","))
     excluded = {end for end, bracket in ((low, interval[0]), (high, interval[-1])) if bracket in "()"}
     for name, value in settings.items():
-        if value is not None and (not low <= value <= high or value in excluded):
+        if value is not None and (not low <= value <= min(high, LARGEST) or value in excluded):
             raise SettingError(f"{name} must be in {interval}; got {value}")
 
 

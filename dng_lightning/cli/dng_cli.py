@@ -18,7 +18,7 @@ from dng_lightning.cli import next_command, open_settings
 from dng_lightning.cli.output_folder import AVOIDED, OutputFolder
 from dng_lightning.cli.parser import Parser
 from dng_lightning.cli.saved_config import SaveConfig
-from dng_lightning.errors import SettingError, require
+from dng_lightning.errors import SettingError, reason, require
 from dng_lightning.evaluation.tensorboard import RunLogger
 from dng_lightning.modules.base_module import TrainedModule, reading
 from dng_lightning.storage import resources
@@ -75,7 +75,12 @@ class DNGCLI(LightningCLI):
         folder = settings["default_root_dir"] = given.default_root_dir
         if given.logger is None:
             settings["logger"] = RunLogger(folder, name="", version="", default_hp_metric=False)
-        trainer: Any = super().instantiate_trainer(**settings)
+        try:
+            trainer: Any = super().instantiate_trainer(**settings)
+        except SettingError:
+            raise
+        except Exception as error:  # Lightning refuses devices, strategies and nodes in many ways
+            raise SettingError(f"trainer: {reason(error)}") from error
         for callback in (own := self.model_checkpoints(trainer)):
             callback.dirpath = callback.dirpath or str(Path(folder, "checkpoints"))  # else it follows the logger
         if trainer.fast_dev_run:  # Lightning's own writes a last.ckpt all the same

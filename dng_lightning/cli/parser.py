@@ -1,7 +1,7 @@
 """The parser of the command line, and three changes to jsonargparse."""
 
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 from jsonargparse import Namespace, _completions, _typehints
 from jsonargparse._completions import add_subactions_and_get_subclass_choices
@@ -60,6 +60,15 @@ _typehints.parse_value_or_config = _leave_text  # type: ignore[assignment, attr-
 
 class Parser(LightningArgumentParser):
     """Reports an error in one line, without the usage of all options."""
+
+    def validate(self, cfg: Namespace, **settings: Any) -> None:
+        """Refuse null for settings that have another default and no such type; jsonargparse takes it for all."""
+        super().validate(cfg, **settings)
+        for action in self._actions:
+            hint, key = getattr(action, "_typehint", None), action.dest
+            takes_null = hint in (None, Any) or type(None) in get_args(hint) or action.default is None
+            if not takes_null and key in cfg and cfg[key] is None:
+                raise TypeError(f'Parser key "{key}": it cannot be null')
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise a SettingError; see ``ArgumentParser.error``."""

@@ -14,6 +14,7 @@ import torch
 from lightning import Callback, LightningModule
 from torch import Tensor, nn
 
+from dng_lightning.errors import SettingError
 from dng_lightning.evaluation.features import Judge, fingerprint
 from dng_lightning.evaluation.label_space import LabelSpace
 from dng_lightning.evaluation.runs import EvaluationRun, Samples
@@ -26,6 +27,7 @@ from dng_lightning.guidance.serialization import (
     scale_of,
     settings_json,
 )
+from dng_lightning.networks.precision import set_memory_format
 from dng_lightning.sampling import ImageNoise, Predictor, Recorder, Sampler, Trajectories, sample
 from dng_lightning.schedule import NoiseSchedule
 
@@ -140,6 +142,10 @@ class ImageSampler(LightningModule, ABC):
     def networks(self) -> dict[str, nn.Module | None]:
         """The networks by the names of their settings; None for a setting without a network."""
 
+    def setup(self, stage: str) -> None:
+        """Set the networks' memory format for the device and the trainer's precision."""
+        set_memory_format(self, self.trainer.strategy.root_device, str(self.trainer.precision))
+
     def inputs(self, calibration: bool) -> dict[str, str]:
         """Hashes of the files named by the settings, to detect images that were sampled with other files.
 
@@ -223,10 +229,15 @@ def draw_samples(
         shape: (C, H, W) of the states of the chain.
         recorders: called at each step.
         decode: decodes the end of the chain to images.
+
+    Raises:
+        SettingError: an image is not finite.
     """
     noise, seen = ImageNoise(seeds, shape, module.device), Trajectories()
     precision = nullcontext() if module._trainer is None else module.trainer.precision_plugin.forward_context()
     with precision:
         images = decode(sample(predictor, guidance, module.schedule, noise, sampler, [seen, *recorders]))
+    if not images.isfinite().all():
+        raise SettingError(f"the images of seeds {seeds[0]} to {seeds[-1]} are not finite: lower the guidance's scale")
     times = [module.schedule.fraction(level) for level in seen.levels]
     return Samples(list(seeds), images, times, seen.scale, seen.posterior, predictor.nfe / len(seeds))

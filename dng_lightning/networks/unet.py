@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dng_lightning.errors import SettingError
+from dng_lightning.errors import SettingError, check_at_least, check_in
 
 OPEN = "null for image_channels, num_classes or channels is only for the configuration of dng fit, which fills it in"
 
@@ -120,6 +120,9 @@ class UNet(nn.Module):
         super().__init__()
         if image_channels is None or num_classes is None or channels is None:
             raise SettingError(f"UNet: {OPEN}")
+        check_in("[0, 1)", dropout=dropout)
+        check_at_least(1, image_channels=image_channels, patch=patch, blocks=blocks, channels=min(channels, default=0))
+        check_at_least(0, num_classes=num_classes)
         self.num_classes = num_classes
         self.patch = patch
         self.multiple = patch * 2 ** (len(channels) - 1)

@@ -4,6 +4,12 @@ import os
 import re
 from pathlib import Path
 
+import yaml
+
+from dng_lightning.errors import SettingError
+
+MOST_NODES = 100_000  # mappings, lists and values of a configuration; the largest that ships has some hundreds
+
 
 def file_name(text: str | int) -> str:
     """A class, a method or a prompt as part of a file's name."""
@@ -15,3 +21,36 @@ def write_whole(path: Path, content: bytes | memoryview) -> None:
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     part.write_bytes(content)
     part.replace(path)
+
+
+def check_yaml(path: Path) -> None:
+    """Refuse what a parser of settings cannot read, or not in finite time; its syntax is left to the parser.
+
+    Raises:
+        SettingError: it is no text, is nested too deeply, sets a key twice, or its aliases expand without end.
+    """
+    try:
+        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        if root is not None and _nodes(root, {}) > MOST_NODES:
+            raise SettingError(f"its aliases expand to more than {MOST_NODES:,} values")
+    except SettingError as error:
+        raise SettingError(f"{path}: {error}") from error
+    except UnicodeDecodeError as error:
+        raise SettingError(f"{path} is no text in UTF-8") from error
+    except RecursionError as error:
+        raise SettingError(f"{path} is nested too deeply") from error
+    except yaml.YAMLError:
+        return
+
+
+def _nodes(node: yaml.Node, counted: dict[int, float]) -> float:
+    """The number of nodes with all aliases expanded; infinite for an alias inside its own anchor."""
+    if id(node) not in counted:
+        counted[id(node)] = float("inf")
+        keys = [str(key.value) for key, _ in node.value] if isinstance(node, yaml.MappingNode) else []
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            raise SettingError(f"{twice[0]} is set twice in the mapping of line {node.start_mark.line + 1}")
+        entries = [] if isinstance(node, yaml.ScalarNode) else node.value
+        inside = [part for entry in entries for part in (entry if isinstance(entry, tuple) else (entry,))]
+        counted[id(node)] = 1 + sum(_nodes(part, counted) for part in inside)
+    return counted[id(node)]

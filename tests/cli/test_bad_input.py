@@ -16,6 +16,7 @@ from lightning.pytorch.loggers import MLFlowLogger, WandbLogger
 from lightning_utilities.core.imports import RequirementCache
 from running import Dng, DngProcess, closed_pipe
 
+from dng_lightning.__main__ import main
 from dng_lightning.data import Digits
 from dng_lightning.evaluation.features import ClassifierFeatures
 from dng_lightning.evaluation.reference_statistics import ReferenceStatistics
@@ -520,3 +521,55 @@ def test_our_own_mistakes_are_not_hidden(dng: Dng, from_tiny: list[str], monkeyp
     monkeypatch.setattr(DiffusionModule, "forward", broken)
     with pytest.raises(ZeroDivisionError):
         dng("predict", *from_tiny, "--data.num_samples=1")
+
+
+# --- kinds that scripts/fuzz.py found ---
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("--model.guidance.scale=null", "it cannot be null"),
+        ("--model.guidance.scale=1e308", "scale must be at least 0"),
+        ("--model.guidance.scale=1e30", "not finite: lower the guidance's scale"),
+        ("--trainer.accelerator=abacus", "trainer: "),
+        ("--trainer.strategy=no_such", "trainer: "),
+        ("--trainer.devices=-7", "trainer: "),
+        ("--trainer.num_nodes=0", "trainer: "),
+        (f"--model.steps={'x' * 5000}", "Got value: xxx"),
+    ],
+)
+def test_settings_that_other_libraries_complain_of(setting: str, message: str, dng: Dng, from_tiny: list[str], capsys):
+    guidance = "--model.guidance=NegativePrompting"
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        main(["predict", *from_tiny, guidance, "--data.num_samples=1", "--trainer.logger=false", setting])
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert ended.value.code == 2
+    assert message in line
+    assert len(line) <= 400
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("model: {}".encode("utf-16"), "is no text in UTF-8"),
+        (b"a: &a [*a]", "aliases expand"),
+        (b"a: &a [1,1]\n" + b"".join(b"%c: &%c [*%c,*%c]\n" % (c + 1, c + 1, c, c) for c in range(97, 120)), "aliases"),
+        (b"model:\n  steps: 1\n  steps: 2", "steps is set twice in the mapping of line 2"),
+        (b"[" * 5000, "nested too deeply"),
+    ],
+)
+def test_configurations_that_no_parser_reads(content: bytes, message: str, dng: Dng, capsys):
+    Path("case.yaml").write_bytes(content)
+    assert message in complaint(dng, capsys, "predict", "--config=case.yaml")
+
+
+def test_a_network_that_does_not_fit_into_memory(monkeypatch: pytest.MonkeyPatch, capsys):
+    def no_memory(*args: object) -> None:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: not enough memory")
+
+    monkeypatch.setattr("dng_lightning.__main__.run", no_memory)
+    with pytest.raises(SystemExit):
+        main(["predict"])
+    assert "dng: error: not enough memory: lower data.batch_size" in capsys.readouterr().err
