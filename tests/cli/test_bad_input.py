@@ -529,7 +529,7 @@ def test_our_own_mistakes_are_not_hidden(dng: Dng, from_tiny: list[str], monkeyp
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("--model.guidance.scale=null", "it cannot be null"),
+        ("--model.guidance.scale=null", "Got value: None"),
         ("--model.guidance.scale=1e308", "scale must be at least 0"),
         ("--model.guidance.scale=1e30", "not finite: lower the guidance's scale"),
         ("--trainer.accelerator=abacus", "trainer: "),
@@ -558,6 +558,10 @@ def test_settings_that_other_libraries_complain_of(setting: str, message: str, d
         (b"a: &a [1,1]\n" + b"".join(b"%c: &%c [*%c,*%c]\n" % (c + 1, c + 1, c, c) for c in range(97, 120)), "aliases"),
         (b"model:\n  steps: 1\n  steps: 2", "steps is set twice in the mapping of line 2"),
         (b"[" * 5000, "nested too deeply"),
+        (
+            b"model: {init_args: {guidance: {class_path: NegativePrompting, init_args: {scale: null}}}}",
+            "cannot be null",
+        ),
     ],
 )
 def test_configurations_that_no_parser_reads(content: bytes, message: str, dng: Dng, capsys):
