@@ -26,7 +26,5 @@ def load_features(features: PretrainedClassifier | str, weights: str | None = No
         classifier = load_classifier(features)
     except SettingError as error:
         names = ", ".join(torch_fidelity.NAMES)
-        raise SettingError(
-            f"features {features}: {error}, nor are they classifier, inception, {names} or null"
-        ) from error
+        raise SettingError(f"features {features} are not classifier, inception, {names} or null: {error}") from error
     return ClassifierFeatures(classifier, classifier_name(classifier, features))

@@ -443,8 +443,8 @@ def test_features_that_there_are_not(dng: Dng, digits_here: list[str], monkeypat
         return complaint(dng, capsys, "test", *digits_here, "--data.reference_data=Digits", *settings)
 
     line = refused("--trainer.callbacks.features=nonsense")
-    assert "features nonsense: No checkpoint 'nonsense'" in line
-    assert "nor are they classifier, inception, dinov2-vit-s-14, " in line
+    assert "features nonsense are not classifier, inception, dinov2-vit-s-14, " in line
+    assert "or null: No checkpoint 'nonsense'" in line
     inception = "--trainer.callbacks.features=inception"
     line = refused(inception, "--trainer.callbacks.feature_weights=nowhere.pth")
     assert "no Inception weights from nowhere.pth, name a file that holds them" in line
