@@ -39,13 +39,7 @@ def trainer(folder: Path, device: torch.device | None = None, data: object = Non
     strategy = SimpleNamespace(root_device=device or torch.device("cpu"), barrier=lambda name: None)
     data = Seeds() if data is None else data
     where = {"default_root_dir": str(folder), "is_global_zero": True, "fast_dev_run": False, "world_size": 1}
-        "default_root_dir": str(folder),
-        "is_global_zero": True,
-        "fast_dev_run": False,
-        "world_size": 1,
-        "loggers": [],
-    }
-    return SimpleNamespace(strategy=strategy, datamodule=data, **where)
+    return SimpleNamespace(strategy=strategy, datamodule=data, loggers=[], **where)
 
 
 @pytest.mark.parametrize("features", ["classifier", "inception"])
