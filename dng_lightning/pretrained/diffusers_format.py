@@ -24,13 +24,12 @@ TRANSFORMERS = ("DiTTransformer2DModel", "Transformer2DModel")  # the second one
 PREDICTIONS: dict[str, Prediction] = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 
 
-def find(name: str, pipeline: str = "DiffusionPipeline", without: Sequence[str] = ()) -> Path:
+def find(name: str, without: Sequence[str] = ()) -> Path:
     """The file of a checkpoint of this package, or the `model_index.json` of a model in diffusers' format.
 
     Args:
         name: see ``resources.checkpoint``; or a Hugging Face model, `owner/model`, which is downloaded if the cache
             lacks it. A local file or folder takes precedence.
-        pipeline: diffusers' class for the download.
         without: components that are not downloaded.
 
     Raises:
@@ -44,7 +43,7 @@ def find(name: str, pipeline: str = "DiffusionPipeline", without: Sequence[str] 
     where = f"{name} is not a checkpoint here, and"
     diffusers = require("diffusers", f"{where} a model of the Hugging Face hub", "diffusers")
     try:
-        return Path(getattr(diffusers, pipeline).download(name, **dict.fromkeys(without))) / INDEX
+        return Path(diffusers.DiffusionPipeline.download(name, **dict.fromkeys(without))) / INDEX
     except Exception as error:  # no connection, no such model, a gated one, not a pipeline
         raise SettingError(f"{where} cannot be downloaded from the Hugging Face hub: {reason(error)}") from error
 

@@ -69,7 +69,7 @@ class TextToImageModel(nn.Module, ABC):
         if precision not in DTYPES:
             raise SettingError(f"precision must be fp32 or bf16; got {precision}")
         diffusers, _ = libraries()
-        index = diffusers_format.find(name, "DiffusionPipeline", UNUSED)
+        index = diffusers_format.find(name, UNUSED)
         if Path(name).is_file() and index.name != diffusers_format.INDEX:
             raise SettingError(
                 f"{name} is a single file: make a folder of it once, by diffusers' StableDiffusionPipeline."

@@ -258,7 +258,7 @@ def open_pipeline(name: str, precision: Precision) -> tuple[Any, Path]:
     if precision not in DTYPES:
         raise SettingError(f"precision must be fp32 or bf16; got {precision}")
     diffusers, _ = libraries()
-    folder = diffusers_format.find(name, "DiffusionPipeline", UNUSED).parent
+    folder = diffusers_format.find(name, UNUSED).parent
     try:
         kind = diffusers.DiffusionPipeline.load_config(folder).get("_class_name")
         if kind == "WanPipeline":

@@ -93,7 +93,7 @@ class TextToImageSampler(ImageSampler):
 
         # The model
         self.model = TextToImageModel.load(checkpoint, precision)
-        self.checkpoint, self.folder = checkpoint, diffusers_format.find(checkpoint, "DiffusionPipeline").parent
+        self.checkpoint, self.folder = checkpoint, diffusers_format.find(checkpoint).parent
         self.schedule, self.chain_shape = self.model.schedule, self.model.latent_shape(height, width)
         self.schedule.levels(steps)  # refuses too many steps now, not after minutes
         h, w = (self.model.pixels * side for side in self.chain_shape[1:])
