@@ -102,13 +102,9 @@ def weights(folder: Path) -> Mapping[str, torch.Tensor]:
     return torch.load(folder / "model.ckpt", weights_only=True)["state_dict"]  # type: ignore[no-any-return]
 
 
-def images(*folders: Path) -> dict[str, bytes]:
-    """The images that a prediction wrote to folders, by name."""
-    found: dict[str, bytes] = {}
-    for folder in folders:
-        for path in folder.glob("0*.png"):
-            found[path.name] = path.read_bytes()
-    return found
+def images(folder: Path) -> dict[str, bytes]:
+    """The images that a prediction wrote, by name."""
+    return {path.name: path.read_bytes() for path in folder.glob("0*.png")}
 
 
 def rates(folder: Path) -> list[tuple[str, str]]:
@@ -134,31 +130,19 @@ def compare(to: Path) -> None:
         print(f"{launcher}: fit has the weights of two processes on one node: {same}", flush=True)
         assert same
 
-        job += 1
-        shared = [f"--trainer.default_root_dir={to / launcher / 'predict'}"]
-        done = on_two(launcher, job, nodes, [*PREDICT, *shared])
-        assert not any(process.returncode for process in done), done
-        same = images(to / "one-predict" / "out") == images(to / launcher / "predict")
-        print(f"{launcher}: predict to a shared folder has the images of one process: {same}", flush=True)
-        assert same
+        for name, command, result in (("predict", PREDICT, images), ("test", TEST, rates)):
+            job += 1
+            done = on_two(launcher, job, nodes, [*command, f"--trainer.default_root_dir={to / launcher / name}"])
+            assert not any(process.returncode for process in done), done
+            same = result(to / f"one-{name}" / "out") == result(to / launcher / name)
+            print(f"{launcher}: {name} to a shared folder is that of one process: {same}", flush=True)
+            assert same
 
-        job += 1
-        done = on_two(launcher, job, nodes, [*PREDICT, "--trainer.default_root_dir=predict"])
-        print(f"{launcher}: predict to two folders: {last(done[0])}", flush=True)
-        assert all(process.returncode for process in done), done
-        assert not images(*(node / "predict" for node in nodes))
-
-        job += 1
-        done = on_two(launcher, job, nodes, [*TEST, f"--trainer.default_root_dir={to / launcher / 'test'}"])
-        assert not any(process.returncode for process in done), done
-        same = rates(to / "one-test" / "out") == rates(to / launcher / "test")
-        print(f"{launcher}: test to a shared folder has the rows of one process: {same}", flush=True)
-        assert same
-
-        job += 1
-        done = on_two(launcher, job, nodes, [*TEST, "--trainer.default_root_dir=test"])
-        print(f"{launcher}: test to two folders: {last(done[0])}", flush=True)
-        assert all(process.returncode for process in done), done
+            job += 1
+            done = on_two(launcher, job, nodes, [*command, f"--trainer.default_root_dir={name}"])
+            print(f"{launcher}: {name} to two folders: {last(done[0])}", flush=True)
+            assert all(process.returncode for process in done), done
+            assert not any(path.suffix == ".png" for node in nodes for path in (node / name).rglob("*"))
 
 
 def last(done: subprocess.CompletedProcess[str]) -> str:
