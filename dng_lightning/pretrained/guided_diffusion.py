@@ -1,5 +1,6 @@
 """Models of OpenAI's improved-diffusion and guided-diffusion, loaded into diffusers' `UNet2DModel`."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,17 @@ from dng_lightning.schedule import LinearSchedule, NoiseSchedule
 from dng_lightning.storage import weights
 
 GROUPS = 32  # of every group norm
-RESNET = {
+BLOCK = re.compile(r"(input|middle|output)_blocks?\.(?:(\d+)\.)?(\d+)\.(.+)")  # side, block, its part, layer
+ATTENTION = {"norm": "group_norm", "qkv": "to_{}", "proj_out": "to_out.0"}
+LAYERS = ATTENTION | {
     "in_layers.0": "norm1",
     "in_layers.2": "conv1",
     "emb_layers.1": "time_emb_proj",
     "out_layers.0": "norm2",
     "out_layers.3": "conv2",
     "skip_connection": "conv_shortcut",
+    "op": "conv",
+    "conv": "conv",
 }
 ENDS = {
     "time_embed.0": "time_embedding.linear_1",
@@ -88,7 +93,7 @@ class GuidedDiffusionModel(PretrainedModel):
         weights.fit(net, converted, self.path)
         for attention in (part for part in net.modules() if hasattr(part, "to_q")):
             width = attention.to_q.out_features
-            attention.heads = self.heads or width // (self.head_channels or width)
+            attention.heads = self._heads(width)
             attention.scale = (width // attention.heads) ** -0.5
         classes = classes_of(config["num_class_embeds"] or 0, len(self.class_names), self.null_class, self.path)
         wrapped = DiffusersNetwork(net.eval(), *classes, config["out_channels"] == 2 * config["in_channels"])
@@ -104,10 +109,7 @@ class GuidedDiffusionModel(PretrainedModel):
         attends = [f"input_blocks.{place}.1.qkv.weight" in state for place in first]
         if state["time_embed.0.weight"].shape[1] != widths[0]:
             raise SettingError(f"{self.path}: its time embedding and its first block differ in width: not supported")
-        kinds = (
-            "ResnetDownsampleBlock2D" if updown else "DownBlock2D",
-            "ResnetUpsampleBlock2D" if updown else "UpBlock2D",
-        )
+        down, up = ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D") if updown else ("DownBlock2D", "UpBlock2D")
         scaled = state["input_blocks.1.0.emb_layers.1.weight"].shape[0] == 2 * widths[0]
         return {
             "sample_size": self.image_size,
@@ -115,8 +117,8 @@ class GuidedDiffusionModel(PretrainedModel):
             "out_channels": state["out.2.weight"].shape[0],
             "layers_per_block": blocks,
             "block_out_channels": widths,
-            "down_block_types": ["AttnDownBlock2D" if attend else kinds[0] for attend in attends],
-            "up_block_types": ["AttnUpBlock2D" if attend else kinds[1] for attend in reversed(attends)],
+            "down_block_types": ["AttnDownBlock2D" if attend else down for attend in attends],
+            "up_block_types": ["AttnUpBlock2D" if attend else up for attend in reversed(attends)],
             "downsample_type": "resnet" if updown else "conv",
             "upsample_type": "resnet" if updown else "conv",
             "resnet_time_scale_shift": "scale_shift" if scaled else "default",
@@ -128,60 +130,43 @@ class GuidedDiffusionModel(PretrainedModel):
 
     def _converted(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """The weights, renamed to those of `UNet2DModel`."""
-        levels, blocks, _ = _layout(state)
+        _, blocks, _ = _layout(state)
         found: dict[str, Tensor] = {}
-
-        def move(source: str, target: str) -> None:
-            found.update({target + end: state[source + end] for end in (".weight", ".bias") if source + end in state})
-
-        def resnet(source: str, target: str) -> None:
-            for theirs, ours in RESNET.items():
-                move(f"{source}.{theirs}", f"{target}.{ours}")
-
-        def attention(source: str, target: str) -> None:
-            if f"{source}.qkv.weight" not in state:
-                return
-            move(f"{source}.norm", f"{target}.group_norm")
-            for end in (".weight", ".bias"):
-                parts = self._split(state[f"{source}.qkv{end}"])
-                found.update({f"{target}.to_{part}{end}": value for part, value in zip("qkv", parts, strict=True)})
-                found[f"{target}.to_out.0{end}"] = state[f"{source}.proj_out{end}"].flatten(
-                    1 if end == ".weight" else 0
-                )
-
-        def sampler(source: str, target: str) -> None:
-            for theirs in ("op", "conv"):
-                move(f"{source}.{theirs}", f"{target}.conv")
-            resnet(source, target)
-
-        for theirs, ours in ENDS.items():
-            move(theirs, ours)
-        for place, part in enumerate(("resnets.0", "attentions.0", "resnets.1")):
-            (attention if place == 1 else resnet)(f"middle_block.{place}", f"mid_block.{part}")
-        for level in range(levels):
-            for block in range(blocks + 1):
-                down, up = (f"{name}_blocks.{level}" for name in ("down", "up"))
-                before = f"input_blocks.{1 + level * (blocks + 1) + block}"
-                after = f"output_blocks.{level * (blocks + 1) + block}"
-                if block < blocks:
-                    resnet(f"{before}.0", f"{down}.resnets.{block}")
-                    attention(f"{before}.1", f"{down}.attentions.{block}")
-                elif level < levels - 1:
-                    sampler(f"{before}.0", f"{down}.downsamplers.0")
-                resnet(f"{after}.0", f"{up}.resnets.{block}")
-                attention(f"{after}.1", f"{up}.attentions.{block}")
-                if block == blocks and level < levels - 1:
-                    sampler(f"{after}.{2 if f'{after}.1.qkv.weight' in state else 1}", f"{up}.upsamplers.0")
+        for name, weight in state.items():
+            module, _, end = name.rpartition(".")
+            target = f"{ENDS.get(module) or _renamed(module, blocks)}.{end}"
+            if module.endswith("proj_out"):  # a convolution of width 1
+                weight = weight.reshape(len(weight), *weight.shape[1:2])
+            parts = zip("qkv", self._split(weight), strict=True) if module.endswith("qkv") else [("", weight)]
+            found |= {target.format(part): value for part, value in parts}
         return found
 
     def _split(self, qkv: Tensor) -> tuple[Tensor, ...]:
         """The weights of queries, keys and values, (width, width), or their biases (width,)."""
         width = len(qkv) // 3
-        heads = self.heads or width // (self.head_channels or width)
-        if self.new_attention_order:
-            return qkv.reshape(3, width, -1).squeeze(2).unbind() if qkv.ndim == 1 else qkv.flatten(1).chunk(3)
-        each = qkv.reshape(heads, 3, width // heads, -1).transpose(0, 1).reshape(3, width, -1)
-        return each.squeeze(2).unbind() if qkv.ndim == 1 else each.unbind()
+        groups = 1 if self.new_attention_order else self._heads(width)
+        parts = qkv.reshape(groups, 3, width // groups, -1).transpose(0, 1).reshape(3, width, -1)
+        return parts.squeeze(2).unbind()  # of a bias
+
+    def _heads(self, width: int) -> int:
+        return self.heads or width // (self.head_channels or width)
+
+
+def _renamed(module: str, blocks: int) -> str:
+    """The name in `UNet2DModel` of a layer of a block, with ``blocks`` residual blocks at each resolution."""
+    match = BLOCK.fullmatch(module)
+    if match is None or match[4] not in LAYERS:
+        raise ValueError(f"{module} is no layer of it")
+    side, place, part, layer = match[1], int(match[2] or 0), int(match[3]), match[4]
+    if side == "middle":
+        return f"mid_block.{('resnets.0', 'attentions.0', 'resnets.1')[part]}.{LAYERS[layer]}"
+    level, block = divmod(place - 1 if side == "input" else place, blocks + 1)
+    kind = f"attentions.{block}" if layer in ATTENTION else f"resnets.{block}"
+    if side == "input" and block == blocks:
+        kind = "downsamplers.0"
+    if side == "output" and part > 0 and layer not in ATTENTION:
+        kind = "upsamplers.0"
+    return f"{'down' if side == 'input' else 'up'}_blocks.{level}.{kind}.{LAYERS[layer]}"
 
 
 def _layout(state: dict[str, Tensor]) -> tuple[int, int, bool]:

@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import wraps
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,14 +14,12 @@ from dng_lightning.guidance.base import Guidance
 from dng_lightning.guidance.serialization import display_name
 from dng_lightning.kernel import NoiseLevel
 from dng_lightning.parametrization import denoised_of
-from dng_lightning.text_to_image.attention import ForbiddenTexts
-from dng_lightning.text_to_image.layouts import Layout, NetworkCall
-from dng_lightning.text_to_image.layouts.layout import Texts
+from dng_lightning.text_to_image.attention import ForbiddenTexts, replaced
+from dng_lightning.text_to_image.layouts import Layout, Texts, refusal
+from dng_lightning.text_to_image.network_call import NetworkCall
 from dng_lightning.text_to_image.predictor import AttentionPredictor
 from dng_lightning.text_to_image.scheduler_bridge import PipelineGuidance
 from dng_lightning.text_to_image.text_embeddings import check_negatives
-
-ENCODER_SETTINGS = ("clean_caption", "lora_scale", "max_sequence_length", "text_encoder_out_layers")
 
 
 class PipelineTexts:
@@ -39,9 +37,9 @@ class PipelineTexts:
 
     def __init__(self, pipeline: Any, layout: Layout, guidance: Guidance, negatives: Sequence[str]) -> None:
         self.pipeline, self.layout, self.texts = pipeline, layout, list(negatives)
-        self.encode: Callable[..., Any] = pipeline.encode_prompt
+        self.encoder: Callable[..., Any] = pipeline.encode_prompt
         self.settings: dict[str, Any] = {}
-        self.encoded: tuple[list[Texts], list[Texts]] | None = None
+        self._encoded: tuple[list[Texts], list[Texts]] | None = None
         self.readable = getattr(pipeline, "text_encoder", None) is not None
         if not self.readable and (negatives or guidance.needs().null):
             what = "the negative prompt" if negatives else "the empty prompt"
@@ -49,17 +47,10 @@ class PipelineTexts:
                 f"{display_name(guidance)} reads {what}: give the pipeline its text_encoder (it may be freed later)"
             )
 
-    @property
-    def noted(self) -> Callable[..., Any]:
-        """The pipeline's ``encode_prompt``; a call of it records its settings."""
-        signature = inspect.signature(self.encode)
-
-        @wraps(self.encode)
-        def encode(*args: Any, **kwargs: Any) -> Any:
-            self.settings, self.encoded = signature.bind(*args, **kwargs).arguments, None
-            return self.encode(*args, **kwargs)
-
-        return encode
+    def encode_prompt(self, *args: Any, **kwargs: Any) -> Any:
+        """The pipeline's ``encode_prompt``; also records the settings of the call."""
+        self.settings, self._encoded = inspect.signature(self.encoder).bind(*args, **kwargs).arguments, None
+        return self.encoder(*args, **kwargs)
 
     @property
     def branches(self) -> int:
@@ -67,36 +58,24 @@ class PipelineTexts:
         both = getattr(self.pipeline, "do_classifier_free_guidance", None)
         return 2 if (self.settings.get("do_classifier_free_guidance") if both is None else both) else 1
 
-    def negatives(self) -> list[Texts]:
-        """The encoded negative prompts of all images."""
-        return self._encoded()[1]
+    @property
+    def encoded(self) -> tuple[list[Texts], list[Texts]]:
+        """The texts that count as no negative prompt, see ``Layout.empties``, and the negative prompts of all images.
+
+        They are encoded once for each call of the pipeline; both are empty without a text encoder.
+        """
+        if self._encoded is None and self.readable:
+            encode = partial(self.layout.encode, self.pipeline, self.encoder, settings=self.settings)
+            self._encoded = self.layout.empties(self.pipeline, encode("")), [encode(text) for text in self.texts]
+        return self._encoded or ([], [])
 
     def forbidden(self) -> ForbiddenTexts:
         """The negative prompts for the attention of the network."""
-        tokens, encoded = self.layout.tokens, self.negatives()
-        assert tokens is not None
-        rows = [text[self.layout.text][0] for text in encoded]
-        paddings = [tokens.padding(self.pipeline, text, len(own)) for text, own in zip(self.texts, rows, strict=True)]
-        masks = [] if tokens.mask is None else [text[tokens.mask][0] for text in encoded]
-        return ForbiddenTexts(rows, paddings, tokens.place, masks)
-
-    def empties(self) -> list[Texts]:
-        """Texts that count as no negative prompt, the unconditional one first; empty without a text encoder."""
-        return self._encoded()[0]
-
-    def _encoded(self) -> tuple[list[Texts], list[Texts]]:
-        """Both lists, encoded once for each call of the pipeline."""
-        if self.encoded is None and self.readable:
-            own = inspect.signature(self.encode).parameters
-            settings = {name: self.settings[name] for name in ENCODER_SETTINGS if name in self.settings and name in own}
-            before, after = self.settings, self.pipeline.encode_prompt
-            self.pipeline.encode_prompt = self.encode
-            try:
-                negatives = [self.layout.encode(self.pipeline, text, settings) for text in self.texts]
-                self.encoded = self.layout.no_negatives(self.pipeline, settings), negatives
-            finally:
-                self.pipeline.encode_prompt, self.settings = after, before
-        return self.encoded or ([], [])
+        layout, (_, encoded) = self.layout, self.encoded
+        rows = [text[layout.text][0] for text in encoded]
+        paddings = [layout.padding(self.pipeline, text, len(own)) for text, own in zip(self.texts, rows, strict=True)]
+        masks = [text[layout.mask][0] for text in encoded] if layout.mask else []
+        return ForbiddenTexts(rows, paddings, layout.place or "apart", masks)
 
 
 class GuidedForward:
@@ -126,7 +105,7 @@ class GuidedForward:
 
     def __enter__(self) -> "GuidedForward":
         self.install()
-        self.watch = self.module.register_forward_pre_hook(self._check)
+        self.watch = self.module.register_forward_pre_hook(self._check_installed)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -135,17 +114,14 @@ class GuidedForward:
 
     def install(self) -> None:
         """Replace the network's forward."""
-        self.before, self.network = vars(self.module).get("forward"), self.module.forward
-        self.module.forward = self
+        self.network, self.forward = self.module.forward, replaced(self.module, "forward", self)
+        self.forward.__enter__()
 
     def remove(self) -> None:
         """Restore the network's forward."""
-        if self.module.forward is self:
-            del self.module.forward
-            if self.before is not None:
-                self.module.forward = self.before
+        self.forward.__exit__(None, None, None)
 
-    def _check(self, *call: Any) -> None:
+    def _check_installed(self, *call: Any) -> None:
         if self.module.forward is not self:
             raise SettingError(
                 "another library replaced the network's forward: call the pipeline in a new guided context"
@@ -170,10 +146,9 @@ class GuidedForward:
         """
         arguments = self.signature.bind(None, *args, **kwargs).arguments
         arguments = {name: value for name, value in arguments.items() if name not in ("self", "return_dict")}
-        line = self.layout.refuse(self.pipeline, arguments)
-        if line:
+        call = NetworkCall.of(self.layout, arguments)
+        if line := refusal(self.pipeline, call.arguments):
             raise SettingError(line)
-        call = NetworkCall(self.layout, arguments)
         self._check_distilled(call)
         return (self._together(call) if self.layout.together else self._one_by_one(call),)
 
@@ -188,8 +163,7 @@ class GuidedForward:
 
     def _one_by_one(self, call: NetworkCall) -> Tensor:
         """The output for the prompts, or for the negative prompts."""
-        latents = self.layout.latents
-        if self.first is not None and self.first[0].arguments[latents] is call.arguments[latents]:
+        if self.first is not None and self.first[0].latents is call.latents:
             (prompts, output), self.first = self.first, None
             if self.unfilled:
                 output.copy_(self._output(call, self._guided(prompts, call)))
@@ -205,14 +179,14 @@ class GuidedForward:
 
     def _guided(self, prompts: NetworkCall, negatives: NetworkCall | None) -> Tensor:
         """The guided output, (B, ...) fp32."""
-        empties, needs = self.texts.empties(), self.guidance.needs()
+        (empties, own_negatives), needs = self.texts.encoded, self.guidance.needs()
         if negatives is None and needs.negatives and not self.texts.texts:
             raise SettingError(f"{self.name} needs a negative prompt: call the pipeline with a {self.layout.switch}")
         self._check_negatives(negatives)
-        away = [prompts.with_text(text) for text in self.texts.negatives()] or [negatives or prompts]
+        away = [prompts.with_text(text) for text in own_negatives] or [negatives or prompts]
         calls = [prompts, *away, *(prompts.with_text(text) for text in empties[:1])]
         x_t = prompts.x_t
-        rows, own = torch.arange(len(x_t), device=x_t.device), list[Tensor]()
+        rows, outputs = torch.arange(len(x_t), device=x_t.device), list[Tensor]()
 
         def denoiser(x_t: Tensor, level: NoiseLevel, labels: Tensor | None) -> Tensor:
             """A label encodes a text and an image: text * B + image."""
@@ -222,7 +196,7 @@ class GuidedForward:
             of_texts = [calls[number] for number in which.tolist()]
             parts = [call.take(i).with_latents(x) for call, i, x in zip(of_texts, images, latents, strict=True)]
             output = self.layout.sign * self._evaluate(parts, predictor).float()
-            own.append(output[: len(rows)])  # the base images come first
+            outputs.append(output)
             return denoised_of(output, x_t, level.alpha, level.sigma, self.hosted.prediction)
 
         null = rows + (len(calls) - 1) * len(rows)
@@ -231,8 +205,8 @@ class GuidedForward:
         predictor = AttentionPredictor(denoiser, null, forbidden, rows, self.module, texts)
         timestep = prompts.arguments[self.layout.rows[1]] / self.module.config.get("timestep_scale", 1.0)
         guided = self.hosted.guide(predictor, x_t, timestep)
-        # without a push this equals the network's own output, bit for bit
-        return self.layout.sign * (own[-1] + (guided - self.hosted.plain))
+        # the base images come first; without a push this equals the network's own output, bit for bit
+        return self.layout.sign * (outputs[0][: len(rows)] + (guided - self.hosted.plain))
 
     def _evaluate(self, calls: Sequence[NetworkCall], predictor: AttentionPredictor) -> Tensor:
         """The network's outputs without the channels of a learned variance, which pipelines discard."""
@@ -245,7 +219,7 @@ class GuidedForward:
                 editing = predictor.editing(call.text.shape[1])
                 call = call.with_forbidden(predictor.texts)
             with editing:
-                (output,) = self.network(**call.arguments, return_dict=False)
+                (output,) = self.network(**call.inputs, return_dict=False)
             output = torch.stack(output) if isinstance(output, list) else output
             self.width = output.shape[1]
             outputs.append(output[:, : call.x_t.shape[1]])
@@ -256,10 +230,10 @@ class GuidedForward:
         guided = guided.to(call.x_t.dtype)
         more = guided.new_zeros(len(guided), self.width - guided.shape[1], *guided.shape[2:])
         output = torch.cat([guided, more], 1)
-        return list(output) if isinstance(call.arguments[self.layout.latents], list) else output
+        return list(output) if isinstance(call.latents, list) else output
 
     def _check_negatives(self, negatives: NetworkCall | None) -> None:
-        empties = [text[self.layout.text] for text in self.texts.empties()]
+        empties = [text[self.layout.text] for text in self.texts.encoded[0]]
         check_negatives(self.guidance, None if negatives is None else negatives.text, empties, bool(self.texts.texts))
 
     def _check_distilled(self, call: NetworkCall) -> None:

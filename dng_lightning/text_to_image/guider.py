@@ -28,7 +28,7 @@ from dng_lightning.interfaces import Needs
 from dng_lightning.parametrization import denoised_of
 from dng_lightning.sampling.predictors import ClassConditionalPredictor
 from dng_lightning.text_to_image.scheduler_bridge import PipelineGuidance
-from dng_lightning.text_to_image.text_embeddings import NullEmbedding
+from dng_lightning.text_to_image.text_embeddings import check_negatives
 
 try:
     import transformers  # noqa: F401  # what diffusers' text encoders are
@@ -74,7 +74,8 @@ class Guider(BaseGuidance):
         config = {"guidance": json.loads(settings_json(guidance)), "eta": eta}  # informative only
         self.register_to_config(**config)  # type: ignore[no-untyped-call]
         with torch.no_grad():
-            self.empty = NullEmbedding(StableDiffusionXLTextEncoderStep.encode_prompt(pipeline, ""))
+            empty, null, _, pooled = StableDiffusionXLTextEncoderStep.encode_prompt(pipeline, "")
+        self.empties, self.null = [empty, null], {"prompt_embeds": null, "text_embeds": pooled}
 
     @property
     def needs(self) -> Needs:
@@ -106,12 +107,12 @@ class Guider(BaseGuidance):
         needs, (prompts, negatives) = self.needs, data["prompt_embeds"]
         batches = [self._prepare_batch(data, 0, "pred_cond")]
         if self._enabled:
-            self.empty.check(self.hosted.guidance, negatives)
+            check_negatives(self.hosted.guidance, negatives, self.empties)
         if needs.negatives:
             batches.append(self._prepare_batch(data, 1, "pred_uncond"))
         if needs.null:
-            null = self.empty.null[torch.zeros(len(prompts), dtype=torch.long, device=prompts.device)]
-            nulls = {"prompt_embeds": (null.tokens,) * 2, "text_embeds": (null.pooled,) * 2}
+            count = len(prompts)
+            nulls = {name: (text.expand(count, *text.shape[1:]),) * 2 for name, text in self.null.items()}
             batches.append(self._prepare_batch(data | nulls, 1, "pred_null"))
         return batches
 

@@ -65,8 +65,8 @@ def guided(
         raise SettingError(f"guided needs a {' or a '.join(LAYOUTS)}; got a {kind}")
     layout, (_, negatives) = LAYOUTS[kind], texts_of("", negative_prompt)
     if guidance.needs().attention is not None:
-        name, those = display_name(guidance), [own for own in LAYOUTS if LAYOUTS[own].tokens is not None]
-        if layout.tokens is None:
+        name, those = display_name(guidance), [own for own in LAYOUTS if LAYOUTS[own].place]
+        if layout.place is None:
             raise SettingError(f"{name} acts inside the attention, which goes with a {' or a '.join(those)}")
         if not negatives:
             raise SettingError(f"{name} reads its negative prompts itself: guided(..., negative_prompt=...)")
@@ -75,7 +75,7 @@ def guided(
     networks = [getattr(pipeline, name) for name in layout.networks if getattr(pipeline, name, None) is not None]
     forwards = [GuidedForward(pipeline, layout, hosted, texts, network) for network in networks]
     with ExitStack() as stack:
-        stack.enter_context(replaced(pipeline, "encode_prompt", texts.noted))
+        stack.enter_context(replaced(pipeline, "encode_prompt", texts.encode_prompt))
         for forward in forwards:
             stack.enter_context(forward)
         stack.enter_context(replaced(pipeline, "maybe_free_model_hooks", offloaded(pipeline, forwards)))

@@ -11,7 +11,7 @@ from dng_lightning.interfaces import Needs, Predictions
 from dng_lightning.kernel import NoiseLevel
 from dng_lightning.sampling.predictors import ALL, ClassConditionalPredictor, Denoiser, Label, active_tensor
 from dng_lightning.text_to_image.attention import ForbiddenTexts, edited_attention
-from dng_lightning.text_to_image.layouts.unets import TOKENS
+from dng_lightning.text_to_image.layouts import U_NET
 from dng_lightning.text_to_image.model import TextToImageModel
 from dng_lightning.text_to_image.prompts import Prompts
 
@@ -93,8 +93,6 @@ class TextPredictor(AttentionPredictor):
 
 
 def _forbidden(model: TextToImageModel, prompts: Prompts) -> ForbiddenTexts:
-    tokens = list(prompts.texts.tokens[prompts.forbidden])
-    paddings = [
-        TOKENS.padding(model.encoders[0], text, len(own)) for text, own in zip(prompts.negatives, tokens, strict=True)
-    ]
-    return ForbiddenTexts(tokens, paddings, TOKENS.place)
+    tokens, (pipeline,) = list(prompts.texts.tokens[prompts.forbidden]), model.encoders
+    paddings = [U_NET.padding(pipeline, text, len(own)) for text, own in zip(prompts.negatives, tokens, strict=True)]
+    return ForbiddenTexts(tokens, paddings)

@@ -48,27 +48,6 @@ class TextEmbeddings:
         return TextEmbeddings(tokens, changed("pooled"), changed("mask"))
 
 
-class NullEmbedding:
-    """The embedding that a pipeline uses without a negative prompt.
-
-    Args:
-        encoded: result of the pipeline's ``encode_prompt`` for the prompt "" without a negative prompt: the tokens of
-            the prompt and the negative prompt, and for SDXL their pooled embeddings.
-
-    Attributes:
-        null: the embedding of the unconditional text.
-    """
-
-    def __init__(self, encoded: Sequence[Tensor]) -> None:
-        text, none, *pooled = encoded
-        self.null = TextEmbeddings(none, pooled[1] if pooled else None)
-        self.forms = (text, none)  # SDXL has zeros in the place of the second
-
-    def check(self, guidance: Guidance, negatives: Tensor | None) -> None:
-        """See ``check_negatives``."""
-        check_negatives(guidance, negatives, list(self.forms))
-
-
 def check_negatives(
     guidance: Guidance, negatives: Sequence[Tensor] | Tensor | None, empties: Sequence[Any], others: bool = False
 ) -> None:
