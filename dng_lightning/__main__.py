@@ -61,6 +61,9 @@ def main(args: Sequence[str] | None = None) -> None:
                 print(__doc__)  # without the parser of the commands, whose import takes seconds
             else:
                 run(_with_configs(argv))
+    except KeyboardInterrupt:
+        print("dng: interrupted", file=sys.stderr)
+        sys.exit(130)
     except Exception as error:
         mendable = setting_error(error)
         if mendable is None or "JSONARGPARSE_DEBUG" in os.environ:

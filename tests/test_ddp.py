@@ -5,6 +5,7 @@ The images may differ by the rounding of the network in batches of other sizes; 
 
 import csv
 import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -105,20 +106,50 @@ DiffusionModule.batch_losses, DiffusionModule.on_validation_end = losses, at_end
 """
 
 
+SAMPLING = "{class_path: GuidedSampling, init_args: {num_samples: 5, steps: 2, classifier: digits-classifier}}"
+FIT = ["fit", "--config=digits.yaml", *QUIET, *TWO, "--model.net.channels=[8]", "--model.net.attention=[]"]
+FIT += [f"--data.batch_size={BATCH}", f"--trainer.max_steps={STEPS}", "--trainer.limit_train_batches=3"]
+FIT += ["--trainer.limit_val_batches=1", "--trainer.check_val_every_n_epoch=1", "--model.prediction=v"]
+FIT += [f"--trainer.callbacks=[{{class_path: EMA}}, {SAMPLING}, {{class_path: Export}}]"]
+
+
 @pytest.fixture(scope="module")
 def fitted(dng_process: DngProcess, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a training by two processes, with EMA, Export and GuidedSampling."""
     folder = tmp_path_factory.mktemp("ddp")
     (folder / "watched.py").write_text(WATCHED)
-    sampling = "{class_path: GuidedSampling, init_args: {num_samples: 5, steps: 2, classifier: digits-classifier}}"
-    settings = ["--model.net.channels=[8]", "--model.net.attention=[]", f"--data.batch_size={BATCH}"]
-    settings += [f"--trainer.max_steps={STEPS}", "--trainer.limit_train_batches=3", "--trainer.limit_val_batches=1"]
-    settings += ["--trainer.check_val_every_n_epoch=1", "--trainer.default_root_dir=out", "--model.prediction=v"]
-    callbacks = f"--trainer.callbacks=[{{class_path: EMA}}, {sampling}, {{class_path: Export}}]"
-    command = ["fit", "--config=digits.yaml", *QUIET, *TWO, *settings, callbacks]
-    done = dng_process(*command, cwd=folder, script=folder / "watched.py")
+    done = dng_process(*FIT, "--trainer.default_root_dir=out", cwd=folder, script=folder / "watched.py")
     assert done.returncode == 0, done.stderr
     return folder
+
+
+# Sends a signal to the second process alone, in the fourth step of a training.
+TERMINATED = """
+import os, signal, sys
+from dng_lightning.__main__ import main
+from dng_lightning.modules import DiffusionModule
+
+step = DiffusionModule.training_step
+
+def terminated(self, *args):
+    if self.global_rank == 1 and self.global_step == 3:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return step(self, *args)
+
+DiffusionModule.training_step = terminated
+main(sys.argv[1:])
+"""
+
+
+def test_a_signal_to_one_process_ends_both(fitted: Path, dng_process: DngProcess, tmp_path: Path):
+    command = [*FIT, "--trainer.default_root_dir=out"]
+    (tmp_path / "terminated.py").write_text(TERMINATED)
+    done = dng_process(*command, cwd=tmp_path, script=tmp_path / "terminated.py")
+    assert done.returncode == 128 + signal.SIGTERM, done.stderr
+    assert "interrupted after 4 steps\ngo on: dng fit" in done.stdout
+    assert dng_process(*command, "--ckpt_path=last", cwd=tmp_path).returncode == 0
+    found, expected = (torch.load(f / "out" / "model.ckpt", weights_only=True) for f in (tmp_path, fitted))
+    assert all(torch.equal(found["state_dict"][name], weight) for name, weight in expected["state_dict"].items())
 
 
 def test_training_is_in_lockstep(fitted: Path):

@@ -4,6 +4,7 @@ import inspect
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import lightning
 import torch
@@ -54,16 +55,29 @@ class Export(Callback):
         """Note that training took place; ``EMA`` may copy the average to the module after this hook."""
         self.has_trained = True
 
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Keep the metrics in the checkpoint, for a training that ends between its last checkpoint and the export."""
+        checkpoint["metrics"] = {name: round(float(value), 6) for name, value in sorted(trainer.callback_metrics.items())}
+
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the files, unless a finished training was resumed: then there are no new weights and no average."""
-        if not (trainer.is_global_zero and self.has_trained):
+        """Write the files, ``metrics.json`` last, unless those of a finished training that was resumed are there.
+
+        Such a training takes no step: its average is in the checkpoint alone.
+        """
+        path = Path(trainer.default_root_dir, "metrics.json")
+        steps: Any = {"steps": trainer.global_step, "epochs": trainer.current_epoch}
+        is_complete = path.exists() and json.loads(path.read_text()).get("steps") == trainer.global_step
+        if not trainer.is_global_zero or (is_complete and not self.has_trained):
             return
-        folder = Path(trainer.default_root_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        self.write(pl_module, folder)
-        metrics = {name: round(float(value), 6) for name, value in sorted(trainer.callback_metrics.items())}
-        metrics |= {"steps": trainer.global_step, "epochs": trainer.current_epoch}
-        (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+        checkpoint: dict[str, Any] = {}
+        if self.has_trained:
+            self.on_save_checkpoint(trainer, pl_module, checkpoint)
+        else:
+            checkpoint = torch.load(str(trainer.ckpt_path), map_location="cpu", weights_only=True)
+            pl_module.load_state_dict(checkpoint["state_dict"])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.write(pl_module, path.parent)
+        write_whole(path, (json.dumps(checkpoint.get("metrics", {}) | steps, indent=2) + "\n").encode())
 
     def write(self, module: LightningModule, folder: Path) -> None:
         """Write the weights and the hyper-parameters to ``folder``."""

@@ -15,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from dng_lightning import callbacks, data, guidance, modules, networks, posterior, schedule
 from dng_lightning.cli import next_command, open_settings
+from dng_lightning.cli.interruption import Interruption
 from dng_lightning.cli.output_folder import AVOIDED, OutputFolder
 from dng_lightning.cli.parser import Parser
 from dng_lightning.cli.saved_config import SaveConfig
@@ -85,6 +86,8 @@ class DNGCLI(LightningCLI):
             callback.dirpath = callback.dirpath or str(Path(folder, "checkpoints"))  # else it follows the logger
         if trainer.fast_dev_run:  # Lightning's own writes a last.ckpt all the same
             trainer.callbacks = [other for other in trainer.callbacks if other not in own]
+        self.interruption = Interruption()
+        trainer.callbacks.append(self.interruption)
         return trainer  # type: ignore[no-any-return]  # its callbacks are no typed attribute
 
     def after_instantiate_classes(self) -> None:
@@ -108,12 +111,13 @@ class DNGCLI(LightningCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run the command and print the next one, also after an interruption."""
-        try:
-            super()._run_subcommand(subcommand)
-        except (KeyboardInterrupt, SystemExit):
-            next_command.say(self, interrupted=True)
-            raise
-        next_command.say(self)
+        with self.interruption.listening(self.trainer):
+            try:
+                super()._run_subcommand(subcommand)
+            except (KeyboardInterrupt, SystemExit):
+                next_command.say(self, interrupted=True)
+                raise
+            next_command.say(self)
 
     def model_checkpoints(self, trainer: Trainer | None = None) -> list[ModelCheckpoint]:
         """The callbacks that write the checkpoints of a training."""

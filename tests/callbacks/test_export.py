@@ -1,6 +1,7 @@
 """The exported file needs no code, holds no optimiser, and predicts what the trained module predicts."""
 
 import json
+import shutil
 from pathlib import Path
 
 import torch
@@ -85,9 +86,18 @@ def test_the_folder_of_a_shipped_checkpoint_is_such_a_folder():
         assert beside & {"model.ckpt", "model_index.json"}, name
 
 
-def test_a_resumed_training_that_had_ended_keeps_the_export(tiny_checkpoint: Path, tmp_path: Path):
+def test_a_resumed_training_that_had_ended_exports_what_is_missing(tiny_checkpoint: Path, tmp_path: Path):
+    """As one does that ends between its last checkpoint and the export; the averaged weights, and once."""
     net = ["--model.net.channels=[16]", "--model.net.attention=[]", "--model.prediction=v", "--trainer.max_steps=60"]
     last = tiny_checkpoint / "checkpoints" / "last.ckpt"
     args = [*net, f"--trainer.default_root_dir={tmp_path}", f"--ckpt_path={last}"]
     run(["fit", f"--config={resources.config('digits')}", *QUIET, *args])
-    assert not (tmp_path / "model.ckpt").exists()
+    found, expected = (torch.load(f / "model.ckpt", weights_only=True)["state_dict"] for f in (tmp_path, tiny_checkpoint))
+    assert all(torch.equal(found[name], weight) for name, weight in expected.items())
+    metrics = [json.loads((folder / "metrics.json").read_text()) for folder in (tmp_path, tiny_checkpoint)]
+    assert metrics[0] == metrics[1]
+    before = (tmp_path / "model.ckpt").stat().st_mtime_ns
+    (tmp_path / "checkpoints").mkdir(exist_ok=True)
+    shutil.copy(last, tmp_path / "checkpoints")
+    run(["fit", f"--config={resources.config('digits')}", *QUIET, *args[:-1], "--ckpt_path=last"])
+    assert (tmp_path / "model.ckpt").stat().st_mtime_ns == before

@@ -438,7 +438,7 @@ TINY_FIT = [
     "--trainer.max_steps=3",
     "--trainer.limit_val_batches=1",
     "--trainer.callbacks=[{class_path: EMA}, {class_path: Export}, {class_path: ModelCheckpoint, init_args: "
-    "{save_last: true, save_on_exception: true}}]",
+    "{save_last: true}}]",
 ]
 
 
