@@ -57,7 +57,8 @@ class Export(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Keep the metrics in the checkpoint, for a training that ends between its last checkpoint and the export."""
-        checkpoint["metrics"] = {name: round(float(value), 6) for name, value in sorted(trainer.callback_metrics.items())}
+        metrics = sorted(trainer.callback_metrics.items())
+        checkpoint["metrics"] = {name: round(float(value), 6) for name, value in metrics}
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the files, ``metrics.json`` last, unless those of a finished training that was resumed are there.

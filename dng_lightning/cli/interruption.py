@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning import LightningModule, Trainer
-from lightning.fabric.plugins.environments import LightningEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 SIGNALS = signal.SIGINT, signal.SIGTERM
@@ -56,7 +56,7 @@ class Interruption(Callback):
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def listen(self, trainer: Trainer, *_: Any) -> None:
+    def listen(self, trainer: Trainer, pl_module: LightningModule | None = None) -> None:
         """Handle the signals from now on, instead of Lightning, whose handlers wait for other processes."""
         process = os.getpid()
 
@@ -69,7 +69,7 @@ class Interruption(Callback):
             signal.alarm(LONGEST)
             self.received = number
             if trainer.strategy.launcher is not None:
-                trainer.strategy.launcher.kill(signal.SIGTERM)  # type: ignore[attr-defined]  # all launchers have it
+                trainer.strategy.launcher.kill(signal.SIGTERM)
             if not self.is_training:
                 raise Interrupted(128 + number)
             if trainer.is_global_zero:

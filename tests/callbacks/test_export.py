@@ -92,9 +92,10 @@ def test_a_resumed_training_that_had_ended_exports_what_is_missing(tiny_checkpoi
     last = tiny_checkpoint / "checkpoints" / "last.ckpt"
     args = [*net, f"--trainer.default_root_dir={tmp_path}", f"--ckpt_path={last}"]
     run(["fit", f"--config={resources.config('digits')}", *QUIET, *args])
-    found, expected = (torch.load(f / "model.ckpt", weights_only=True)["state_dict"] for f in (tmp_path, tiny_checkpoint))
+    folders = tmp_path, tiny_checkpoint
+    found, expected = (torch.load(folder / "model.ckpt", weights_only=True)["state_dict"] for folder in folders)
     assert all(torch.equal(found[name], weight) for name, weight in expected.items())
-    metrics = [json.loads((folder / "metrics.json").read_text()) for folder in (tmp_path, tiny_checkpoint)]
+    metrics = [json.loads((folder / "metrics.json").read_text()) for folder in folders]
     assert metrics[0] == metrics[1]
     before = (tmp_path / "model.ckpt").stat().st_mtime_ns
     (tmp_path / "checkpoints").mkdir(exist_ok=True)
