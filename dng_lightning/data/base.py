@@ -4,8 +4,6 @@ A batch is `(images, labels)`: float32 (B, C, H, W) in [-1, 1] after the transfe
 are the data set's own class indices, also after filtering.
 """
 
-import contextlib
-import io
 import random
 from dataclasses import dataclass
 from functools import cached_property
@@ -57,8 +55,6 @@ class ImageDataModule(LightningDataModule):
         SettingError: a class is unknown, or no class or no image is left.
     """
 
-    source: ClassVar[Any]  # the data set's class in torchvision
-    files: ClassVar[str]  # below ``root``, for messages
     default_val_size: ClassVar[int | None] = 5000  # None for a tenth, 5,000 at most
     default_flip: ClassVar[bool] = False
 
@@ -129,23 +125,6 @@ class ImageDataModule(LightningDataModule):
         self.setup()
         return len(self.part("train"))
 
-    def prepare_data(self) -> None:
-        """Download the files if they are missing.
-
-        Raises:
-            SettingError: the files are missing, and downloading is disabled or fails.
-        """
-        if self._is_there():
-            return
-        if not self.download:
-            raise SettingError(f"{self._missing} (data.download is false)")
-        try:
-            with contextlib.redirect_stdout(io.StringIO()):  # torchvision prints a line per mirror it tried
-                self._fetch()
-        except Exception as error:  # a download can fail in many ways; torchvision's last line gives the reason
-            reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
-            raise SettingError(f"{self._missing} Downloading failed: {reason}") from error
-
     def setup(self, stage: str | None = None) -> None:
         """Read, split and filter the images; the parts do not depend on `stage`.
 
@@ -155,8 +134,6 @@ class ImageDataModule(LightningDataModule):
         self._seed = torch.initial_seed()
         if self._parts:
             return
-        if not self._is_there():
-            raise SettingError(self._missing)
         found = self._read()
         parts = dict(zip(("train", "test"), found, strict=True)) if isinstance(found, tuple) else found
         parts = {name: self._checked(name, part) for name, part in parts.items()}
@@ -279,18 +256,6 @@ class ImageDataModule(LightningDataModule):
     def _finished(self, part: ImageTensors) -> ImageTensors:
         """The part, with the labels of `_read` converted to those in batches."""
         return part
-
-    @property
-    def _missing(self) -> str:
-        where = f"no {self.source.__name__} in {self.folder.absolute()}"
-        return f"{where}: put {self.files} there, or name its folder with --data.root."
-
-    def _is_there(self) -> bool:
-        """Whether the files that `_read` needs exist; damaged files count, so that reading can name them."""
-        return True
-
-    def _fetch(self) -> object:
-        return self.source(self.root, download=True)
 
     def _read(self) -> Parts:
         """The official training and test part, or a dictionary of `train` and, if present, `val` and `test`.

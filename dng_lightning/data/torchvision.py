@@ -7,6 +7,7 @@ import io
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -64,42 +65,58 @@ class TorchvisionDataset(DecodedImages):
 
     @cached_property
     def _found(self) -> Found:
-        made = {part: self._made(arguments) for part, arguments in self.given.items()}
-        labels = {part: as_labels(_labels(data), len(data), self.title) for part, data in made.items()}
-        names = getattr(made["train"], "classes", None)
+        sets = {
+            part: made(self.kind, self.root, self.download, self.arguments | arguments)
+            for part, arguments in self.given.items()
+        }
+        labels = {part: as_labels(_labels(data), len(data), self.title) for part, data in sets.items()}
+        names = getattr(sets["train"], "classes", None)
         names = names and [name if isinstance(name, str) else ", ".join(name) for name in names]
         places = [(part, place) for part, values in labels.items() for place in range(len(values))]
-        images: Any = {part: getattr(data, "data", None) for part, data in made.items()}
+        images: Any = {part: getattr(data, "data", None) for part, data in sets.items()}
         is_array = all(isinstance(array, np.ndarray | Tensor) and array.ndim >= 3 for array in images.values())
         if not is_array or self.channels is not None:
 
             def opened(number: int) -> Image.Image:
                 part, place = places[number]
-                image: Image.Image = made[part][place][0]
+                image: Image.Image = sets[part][place][0]
                 return image
 
             item_names = [f"{part} {place}" for part, place in places]
             images = Items(opened, item_names, f"{self.title} {self.given} {len(places)}")
         return Found(images, [part for part, _ in places], np.concatenate(list(labels.values())), names)
 
-    def _made(self, arguments: dict[str, Any]) -> Any:
-        settings = self.arguments | arguments
+
+def made(kind: Any, root: str, download: bool, settings: dict[str, Any]) -> Any:
+    """A data set of torchvision, downloaded if its files are missing.
+
+    Args:
+        kind: class of the data set.
+        root: folder of its files.
+        download: whether files may be downloaded.
+        settings: other arguments of the class.
+
+    Raises:
+        SettingError: the files are missing or damaged, or the class refuses the arguments.
+    """
+    try:
         try:
-            try:
-                return self.kind(self.root, **settings)
-            except (RuntimeError, FileNotFoundError) as error:  # raised for missing files
-                can_download = "download" in _parameters(self.kind)
-                if not (self.download and can_download):
-                    why = "data.download is false" if can_download else reason(error)
-                    raise SettingError(f"no {self.title} in {self.folder.absolute()} ({why})") from error
-            self.folder.mkdir(parents=True, exist_ok=True)
-            # several processes may download at once
-            with FileLock(self.folder / f".{self.kind.__name__}.lock"), contextlib.redirect_stdout(io.StringIO()):
-                return self.kind(self.root, download=True, **settings)
-        except SettingError:
-            raise
-        except Exception as error:  # a download or a third-party class can fail in any way
-            raise SettingError(f"{self.title} cannot be made with {settings}: {reason(error)}") from error
+            return kind(root, **settings)
+        except (RuntimeError, FileNotFoundError) as error:  # raised for missing files
+            can_download = "download" in _parameters(kind)
+            if not (download and can_download):
+                why = "data.download is false" if can_download else reason(error)
+                where = f"no {kind.__name__} in {Path(root).absolute()} ({why})"
+                raise SettingError(f"{where}: name the folder of its files with --data.root") from error
+        Path(root).mkdir(parents=True, exist_ok=True)
+        # several processes may download at once, and torchvision prints a line for each mirror
+        with FileLock(Path(root, f".{kind.__name__}.lock")), contextlib.redirect_stdout(io.StringIO()):
+            return kind(root, download=True, **settings)
+    except SettingError:
+        raise
+    except Exception as error:  # a download, a damaged file or a third-party class can fail in any way
+        failed = f"{kind.__name__} cannot be made from {Path(root).absolute()} with {settings}: {reason(error)}"
+        raise SettingError(f"{failed}; remove damaged files, or name another folder with --data.root") from error
 
 
 def _class(path: str) -> Any:

@@ -74,8 +74,8 @@ class CaptionedDigits(CaptionedImages, MNIST):
         return caption(mentioned(attributes, draw), draw)
 
     def _read(self) -> tuple[Arrays, Arrays]:
-        train, test = super()._read()
-        return _pictures(*train, "train"), _pictures(*test, "test")
+        (train, train_digits), (test, test_digits) = super()._read()
+        return _pictures(train[:, None], train_digits, "train"), _pictures(test[:, None], test_digits, "test")
 
 
 def _pictures(pixels: Tensor, digits: Tensor, part: str) -> Arrays:

@@ -54,7 +54,7 @@ def test_cifar_pixels_are_channel_row_column(cifar_binary_root: Path):
 
 def test_digits_need_no_files(tmp_path: Path, no_network: None):
     with pytest.raises(SettingError, match="Digits come with scikit-learn"):
-        Digits(str(tmp_path)).prepare_data()  # else a user would take them for what is in the folder
+        Digits(str(tmp_path)).setup()  # else a user would take them for what is in the folder
     data = ready(Digits())
     assert [len(data.part(part)) for part in ("train", "val", "test")] == [1297, 200, 300]
     images = data.part("train").images
