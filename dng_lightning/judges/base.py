@@ -27,7 +27,7 @@ class PretrainedClassifier(nn.Module):
         own_names: names of the judge's classes.
         classes: see ``class_mapping.ClassMapping``; None to match classes by name.
         preprocess: images (B, C, H, W) in [0, 1] -> the network's input.
-        channels: channels of the network's input, 1 or 3; images are converted.
+        channels: channels of the network's input, 1 or 3; images are converted. None for those of ``preprocess``, or 3.
 
     Attributes:
         num_features: width of its features; not set if it has no features.
@@ -51,11 +51,12 @@ class PretrainedClassifier(nn.Module):
         own_names: Sequence[str],
         classes: ClassMapping | None,
         preprocess: Callable[[Tensor], Tensor],
-        channels: int = 3,
+        channels: int | None = None,
     ) -> None:
         super().__init__()
         self.name = re.sub(r"[^\w.-]+", "-", name).strip("-.")  # part of file names
-        self.own_names, self.preprocess, self.channels = tuple(own_names), preprocess, channels
+        self.own_names, self.preprocess = tuple(own_names), preprocess
+        self.channels = channels if channels else int(getattr(preprocess, "channels", 3))
         self.classes = dict(classes or {})
         self.anchor = nn.Parameter(torch.empty(0))  # holds the device, also for a network without parameters
         self.classifier = net.float()

@@ -35,5 +35,5 @@ class ModuleClassifier(PretrainedClassifier):
     ) -> None:
         files.fit(net, files.state_dict(weights), weights)
         name = type(net).__name__
-        super().__init__(name, net, names_of(class_names, name), classes, preprocessing, preprocessing.channels)
+        super().__init__(name, net, names_of(class_names, name), classes, preprocessing)
         self.watch_head(head)

@@ -39,7 +39,7 @@ class ONNXClassifier(PretrainedClassifier):
         features: str | None = None,
     ) -> None:
         network, name = _Network(path), Path(path).stem
-        super().__init__(name, network, names_of(class_names, name), classes, preprocessing, preprocessing.channels)
+        super().__init__(name, network, names_of(class_names, name), classes, preprocessing)
         self.outputs, self.features_output = outputs, features
         if features is not None:
             if features not in network.widths:

@@ -1,6 +1,6 @@
 """Preprocessing for classifiers whose files do not contain it."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor
@@ -28,7 +28,7 @@ class Preprocessing:
     std: list[float]
     size: int | list[int] | None = None
     interpolation: Literal["bilinear", "bicubic", "nearest"] = "bilinear"
-    channels: int = field(default=3)
+    channels: int = 3
 
     def __post_init__(self) -> None:
         if not (len(self.mean) == len(self.std) == self.channels and all(value > 0 for value in self.std)):

@@ -50,7 +50,7 @@ class TimmClassifier(PretrainedClassifier):
         config = timm.data.resolve_model_data_config(net)
         own_names = given or _names(timm, net, name)
         transform = preprocessing or timm.data.create_transform(**config, is_training=False)
-        channels = preprocessing.channels if preprocessing else config["input_size"][0]
+        channels = None if preprocessing else config["input_size"][0]
         super().__init__(name, net, own_names, classes, transform, channels)
         self.watch_head(head)
 

@@ -47,18 +47,15 @@ class TorchScriptClassifier(PretrainedClassifier):
                 "torch.jit.save(torch.jit.trace(network.eval(), images), path), or use ModuleClassifier"
             ) from error
         name = Path(path).stem
-        super().__init__(name, net, names_of(class_names, name), classes, preprocessing, preprocessing.channels)
+        super().__init__(name, net, names_of(class_names, name), classes, preprocessing)
         self.outputs = outputs
-        with torch.no_grad():
-            size = preprocessing.size if preprocessing.size is not None else 32
-            sides = [size, size] if isinstance(size, int) else size
-            try:
-                features = self._run(torch.zeros(1, preprocessing.channels, *sides))[1]
-            except RuntimeError as error:
-                raise SettingError(
-                    f"{path} does not take images of {preprocessing.channels}x{'x'.join(map(str, sides))}: set "
-                    f"preprocessing.size: {reason(error)}"
-                ) from error
+        try:
+            with torch.no_grad():  # resized by the preprocessing
+                features = self._in_chunks(torch.zeros(1, 3, 32, 32))[1]
+        except RuntimeError as error:
+            raise SettingError(
+                f"{path} does not take the preprocessed images: set preprocessing.size: {reason(error)}"
+            ) from error
         if features is not None:
             self.num_features = features.shape[1]
 

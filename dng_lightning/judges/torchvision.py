@@ -39,10 +39,10 @@ class TorchvisionClassifier(PretrainedClassifier):
         if model not in models.list_models(module=models):
             raise SettingError(f"torchvision has no classifier {model!r}: see torchvision.models.list_models()")
         known = models.get_model_weights(model)
-        pretrained = known[weights] if weights in known.__members__ else known["DEFAULT"]
-        name = f"torchvision-{model}"
-        if weights in known.__members__:
-            own_names = tuple(pretrained.meta["categories"])
+        is_known, name = weights in known.__members__, f"torchvision-{model}"
+        pretrained = known[weights if is_known else "DEFAULT"]
+        own_names = tuple(pretrained.meta["categories"])
+        if is_known:
             try:
                 net = models.get_model(model, weights=pretrained)
             except Exception as error:  # no connection, a damaged download
@@ -51,10 +51,9 @@ class TorchvisionClassifier(PretrainedClassifier):
                 ) from error
         else:
             state = files.state_dict(weights)
-            own_names = names_of(class_names, name) if class_names is not None else tuple(pretrained.meta["categories"])
+            own_names = names_of(class_names, name) if class_names is not None else own_names
             settings = {"init_weights": False} if model in ("googlenet", "inception_v3") else {}
             net = models.get_model(model, weights=None, num_classes=len(own_names), **settings)
             files.fit(net, state, weights)
-        channels = preprocessing.channels if preprocessing else 3
-        super().__init__(name, net, own_names, classes, preprocessing or pretrained.transforms(), channels)
+        super().__init__(name, net, own_names, classes, preprocessing or pretrained.transforms())
         self.watch_head(head)

@@ -33,19 +33,32 @@ class TransformersClassifier(PretrainedClassifier):
         classes: ClassMapping | None = None,
         head: str | None = None,
     ) -> None:
-        transformers = require("transformers", f"the classifier {model}", "transformers")
-        try:
-            net = transformers.AutoModelForImageClassification.from_pretrained(model, revision=revision or "main")
-            processor = transformers.AutoImageProcessor.from_pretrained(model, revision=revision or "main")
-        except Exception as error:  # a foreign folder can fail in any way
-            raise SettingError(f"{model} is no image classifier of transformers: {reason(error)}") from error
+        kinds = ("AutoModelForImageClassification", "AutoImageProcessor")
+        net, processor = load(model, revision, "image classifier", *kinds)
         labels = net.config.id2label
-        own_names = tuple(labels[label] for label in sorted(labels))
-        if class_names is not None:
-            own_names = names_of(class_names, model)
+        own_names = [labels[label] for label in sorted(labels)] if class_names is None else names_of(class_names, model)
         channels = getattr(net.config, "num_channels", 3)
         super().__init__(f"transformers-{Path(model).name}", net, own_names, classes, Processor(processor), channels)
         self.watch_head(head)
+
+
+def load(model: str, revision: str | None, what: str, *kinds: str) -> list[Any]:
+    """Load the parts of a model of transformers.
+
+    Args:
+        model: a folder, or a Hugging Face model, `owner/model`.
+        revision: branch, tag or commit on the hub.
+        what: what the model is, for the message.
+        kinds: classes of transformers, one for each part.
+
+    Raises:
+        SettingError: transformers is not installed, or a part is missing.
+    """
+    transformers = require("transformers", f"the classifier {model}", "transformers")
+    try:
+        return [getattr(transformers, kind).from_pretrained(model, revision=revision or "main") for kind in kinds]
+    except Exception as error:  # a foreign folder can fail in any way
+        raise SettingError(f"{model} is no {what} of transformers: {reason(error)}") from error
 
 
 class Processor:

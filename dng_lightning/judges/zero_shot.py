@@ -6,10 +6,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from dng_lightning.class_labels import names_of
-from dng_lightning.errors import SettingError, reason, require
+from dng_lightning.errors import SettingError
 from dng_lightning.judges.base import PretrainedClassifier
 from dng_lightning.judges.class_mapping import ClassMapping
-from dng_lightning.judges.transformers import Processor
+from dng_lightning.judges.transformers import Processor, load
 
 
 class ZeroShotClassifier(PretrainedClassifier):
@@ -36,24 +36,17 @@ class ZeroShotClassifier(PretrainedClassifier):
         revision: str | None = None,
         classes: ClassMapping | None = None,
     ) -> None:
-        names, transformers = (
-            names_of(class_names, model),
-            require("transformers", f"the judge {model}", "transformers"),
-        )
+        names = names_of(class_names, model)
         if len(set(names)) < 2 or len(set(names)) < len(names):
             raise SettingError(f"class_names of {model} must be two or more different classes; got {', '.join(names)}")
         if "{}" not in template:
             raise SettingError(f"template must have {{}} in the place of a class; got {template!r}")
-        try:
-            net = transformers.AutoModel.from_pretrained(model, revision=revision or "main")
-            processor = transformers.AutoImageProcessor.from_pretrained(model, revision=revision or "main")
-            tokenizer = transformers.AutoTokenizer.from_pretrained(model, revision=revision or "main")
-            texts = [template.format(name) for name in names]
-            # SigLIP was trained on texts padded to its length; CLIP does not see the padding
-            tokens = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")
-            described = _Described(net, dict(tokens))
-        except Exception as error:  # a foreign folder can fail in any way
-            raise SettingError(f"{model} is no model of images and texts of transformers: {reason(error)}") from error
+        kinds = ("AutoModel", "AutoImageProcessor", "AutoTokenizer")
+        net, processor, tokenizer = load(model, revision, "model of images and texts", *kinds)
+        texts = [template.format(name) for name in names]
+        # SigLIP was trained on texts padded to its length; CLIP does not see the padding
+        tokens = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")
+        described = _Described(net, dict(tokens))
         super().__init__(f"zero-shot-{Path(model).name}", described, names, classes, Processor(processor))
 
 

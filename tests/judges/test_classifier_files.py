@@ -57,7 +57,7 @@ def test_torchscript_that_is_something_else(tmp_path: Path, net: Net):
     with pytest.raises(SettingError, match=r"is no TorchScript file: .*; write one with"):
         TorchScriptClassifier(weights_of(net, tmp_path / "mine.pt"), list("abcd"), PLAIN)
     torch.jit.save(torch.jit.trace(net, torch.zeros(1, 3, 8, 8)), tmp_path / "whole.pt")
-    with pytest.raises(SettingError, match=r"does not take images of 3x32x32: set preprocessing.size"):
+    with pytest.raises(SettingError, match=r"does not take the preprocessed images: set preprocessing.size"):
         TorchScriptClassifier(str(tmp_path / "whole.pt"), list("abcd"), Preprocessing([0.0] * 3, [1.0] * 3))
 
 
