@@ -15,8 +15,8 @@ from dng_lightning.modules.base_module import TrainedModule
 from dng_lightning.networks.diffusers import LatentDecoder
 from dng_lightning.networks.features import FeatureTap, features_only
 from dng_lightning.parametrization import Prediction, denoised_of, network_input
-from dng_lightning.pretrained import diffusers_format
-from dng_lightning.pretrained.model_parts import ModelParts
+from dng_lightning.pretrained import DiffusersModel, diffusers_format
+from dng_lightning.pretrained.base import ModelParts
 from dng_lightning.schedule import LinearSchedule, NoiseSchedule
 
 
@@ -150,7 +150,7 @@ class DiffusionModule(BaseDiffusionModule):
         path = diffusers_format.find(name)
         if path.name != diffusers_format.INDEX:
             return super().load(name)
-        return cls.of(diffusers_format.read(path.parent))
+        return cls.of(DiffusersModel(str(path.parent)).read())
 
     @classmethod
     def of(cls, parts: ModelParts) -> Self:

@@ -1,10 +1,5 @@
-"""Models in diffusers' format: pixel-space models such as `google/ddpm-cifar10-32`, and class-conditional latent ones.
+"""What folders in diffusers' format have in common: how they are found, their schedules, predictions and classes."""
 
-A folder in this format has a `model_index.json`. A pixel-space network and its scheduler are in the same folder, or in
-`unet` and `scheduler`; a `DiTPipeline` such as `facebook/DiT-XL-2-256` is in `transformer`, `vae` and `scheduler`.
-"""
-
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,14 +8,11 @@ from typing import Any
 import torch
 
 from dng_lightning.errors import SettingError, reason, require
-from dng_lightning.networks.diffusers import DiffusersNetwork, LatentDecoder
 from dng_lightning.parametrization import SIGMA_DATA, Prediction
-from dng_lightning.pretrained.model_parts import ModelParts
 from dng_lightning.schedule import NoiseSchedule
 from dng_lightning.storage import resources
 
 INDEX = "model_index.json"
-TRANSFORMERS = ("DiTTransformer2DModel", "Transformer2DModel")  # the second one in older files
 PREDICTIONS: dict[str, Prediction] = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 
 
@@ -46,82 +38,6 @@ def find(name: str, without: Sequence[str] = ()) -> Path:
         return Path(diffusers.DiffusionPipeline.download(name, **dict.fromkeys(without))) / INDEX
     except Exception as error:  # no connection, no such model, a gated one, not a pipeline
         raise SettingError(f"{where} cannot be downloaded from the Hugging Face hub: {reason(error)}") from error
-
-
-def read(
-    folder: Path,
-    variant: str | None = None,
-    schedule: NoiseSchedule | None = None,
-    prediction: Prediction | None = None,
-    class_names: Sequence[str] = (),
-    null_class: bool | None = None,
-) -> ModelParts:
-    """Read a folder in diffusers' format, of a pipeline or of a pixel-space network alone.
-
-    Args:
-        folder: folder with a `model_index.json`, or with the `config.json` of a `UNet2DModel`.
-        variant: variant of the weight files, such as fp16; the network is converted to fp32.
-        schedule: noise schedule; None for that of the scheduler in the folder, with its timesteps 0..T - 1.
-        prediction: what the network predicts; None for the setting of the scheduler.
-        class_names: class names; empty for those of the pipeline's `id2label`, if it has one.
-        null_class: whether the last class embedding is the null class; None to infer it from the number of
-            ``class_names``. A `DiTPipeline` always has a null class.
-
-    Raises:
-        SettingError: diffusers is not installed, the folder is damaged or holds another kind of model, or a setting is
-            missing.
-    """
-    diffusers = require("diffusers", str(folder), "diffusers")
-    try:
-        index = json.loads((folder / INDEX).read_text()) if (folder / INDEX).exists() else {}
-        latent = _is_latent(index)
-        plain = {"low_cpu_mem_usage": False, "variant": variant}  # True warns if accelerate is missing
-        part, kind = ("transformer", "DiTTransformer2DModel") if latent else ("unet", "UNet2DModel")
-        network = getattr(diffusers, kind).from_pretrained(folder, subfolder=_part(folder, part), **plain)
-        channels, size = network.config.in_channels, network.config.sample_size
-        if network.config.out_channels not in (channels, 2 * channels) or network.config.get("class_embed_type"):
-            raise ValueError("its inputs or outputs are not only images and class labels")
-        if not size:
-            raise ValueError("its network's sample_size, the size of the images, is missing")
-        height, width = (size, size) if isinstance(size, int) else size
-        vae = diffusers.AutoencoderKL.from_pretrained(folder, subfolder="vae", **plain) if latent else None
-        scheduler = _scheduler(diffusers, folder, needed=schedule is None or prediction is None)
-        clip = scheduler.config.clip_sample_range if scheduler and scheduler.config.get("clip_sample") else None
-        if schedule is None or prediction is None:
-            path = flow_or_edm(scheduler)
-            schedule = schedule or (path[0] if path else schedule_of(scheduler))
-            prediction = prediction or (path[1] if path else prediction_of(scheduler))
-        named = index.get("id2label") or {}
-        class_names = tuple(class_names) or tuple(str(named[str(label)]) for label in range(len(named)))
-    except Exception as error:  # a foreign folder can fail in any way
-        message = f"{folder} holds no pixel or latent diffusion model in diffusers' format: {reason(error)}"
-        raise SettingError(message) from error
-    embedded = network.config.num_embeds_ada_norm + 1 if latent else network.config.num_class_embeds or 0
-    classes = classes_of(embedded, len(class_names), True if latent else null_class, str(folder))
-    net = DiffusersNetwork(network.float().eval(), *classes, network.config.out_channels == 2 * channels)
-    decoder, shape = LatentDecoder(vae) if vae else None, (channels, height, width)
-    return ModelParts(net, schedule, prediction, shape, folder, clip, class_names, decoder)
-
-
-def _is_latent(index: dict[str, Any]) -> bool:
-    """Whether a `model_index.json` is that of a `DiTPipeline`; otherwise it is of a pixel-space network, or empty."""
-    parts = {part: kind for part, kind in index.items() if isinstance(kind, list)}
-    if set(parts) == {"transformer", "vae", "scheduler"} and parts["transformer"][1] in TRANSFORMERS:
-        return True
-    if parts and (set(parts) != {"unet", "scheduler"} or parts["unet"] != ["diffusers", "UNet2DModel"]):
-        raise ValueError("it is not a UNet2DModel with a scheduler and nothing else, nor a DiTPipeline")
-    return False
-
-
-def _scheduler(diffusers: Any, folder: Path, needed: bool) -> Any:
-    """The folder's scheduler; None if it is missing and not needed."""
-    place = folder / "scheduler" if (folder / "scheduler").is_dir() else folder
-    config = place / "scheduler_config.json"
-    if not config.exists():
-        if needed:
-            raise ValueError("it has no scheduler: set schedule and prediction (class_path DiffusersModel)")
-        return None
-    return getattr(diffusers, json.loads(config.read_text())["_class_name"]).from_pretrained(place)
 
 
 def classes_of(embedded: int, named: int, null_class: bool | None, folder: str) -> tuple[int, bool]:
@@ -194,7 +110,3 @@ def prediction_of(scheduler: Any) -> Prediction:
     if kind not in PREDICTIONS:
         raise SettingError(f"the prediction_type {kind} of its {type(scheduler).__name__} is not supported")
     return PREDICTIONS[kind]
-
-
-def _part(folder: Path, name: str) -> str | None:
-    return name if (folder / name).is_dir() else None  # Google's models have everything in one folder

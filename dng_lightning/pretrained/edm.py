@@ -7,8 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dng_lightning.class_labels import names_of
-from dng_lightning.pretrained.base import PretrainedModel
-from dng_lightning.pretrained.model_parts import ModelParts
+from dng_lightning.pretrained.base import ModelParts, PretrainedModel
 from dng_lightning.schedule import KarrasSchedule, NoiseSchedule
 from dng_lightning.storage import weights
 

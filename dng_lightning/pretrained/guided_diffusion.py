@@ -10,9 +10,8 @@ from dng_lightning.class_labels import names_of
 from dng_lightning.errors import SettingError, reason, require
 from dng_lightning.networks.diffusers import DiffusersNetwork
 from dng_lightning.parametrization import Prediction
-from dng_lightning.pretrained.base import PretrainedModel
+from dng_lightning.pretrained.base import ModelParts, PretrainedModel
 from dng_lightning.pretrained.diffusers_format import classes_of
-from dng_lightning.pretrained.model_parts import ModelParts
 from dng_lightning.schedule import LinearSchedule, NoiseSchedule
 from dng_lightning.storage import weights
 

@@ -7,8 +7,7 @@ from torch import Tensor, nn
 
 from dng_lightning.errors import SettingError, reason, require
 from dng_lightning.parametrization import Prediction
-from dng_lightning.pretrained.base import PretrainedModel
-from dng_lightning.pretrained.model_parts import ModelParts
+from dng_lightning.pretrained.base import ModelParts, PretrainedModel
 from dng_lightning.schedule import NoiseSchedule
 from dng_lightning.storage import weights
 

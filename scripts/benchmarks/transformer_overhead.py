@@ -23,7 +23,7 @@ from dng_lightning.guidance import (
 )
 from dng_lightning.modules import DiffusionModule
 from dng_lightning.networks import DiffusersNetwork
-from dng_lightning.pretrained.model_parts import ModelParts
+from dng_lightning.pretrained.base import ModelParts
 from dng_lightning.schedule import LinearSchedule
 
 STEPS = 12
