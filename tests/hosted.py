@@ -18,7 +18,7 @@ class Hosted:
 
     def __init__(self, scheduler: Any, guidance: Guidance, dimensions: int = 2) -> None:
         self.scheduler, self.guidance = scheduler, PipelineGuidance(SimpleNamespace(scheduler=scheduler), guidance)
-        self.mixture = GaussianMixture(self.guidance.kind.levels.schedule, across(MEANS, dimensions), 0.3)
+        self.mixture = GaussianMixture(self.guidance.kind.schedule, across(MEANS, dimensions), 0.3)
         self.predictor = self.mixture.predictor(guidance, [0])
 
     def draw(self, x_t: Tensor, generator: Any = None, rounded: torch.dtype = torch.float32) -> Tensor:

@@ -26,7 +26,7 @@ from dng_lightning.modules.compatibility import (
     name_classes,
     own_classifier,
 )
-from dng_lightning.modules.image_sampler import Draw, ImageSampler
+from dng_lightning.modules.image_sampler import ChainSampler, Draw
 from dng_lightning.modules.judges import AnyClassifier, classifier_name, load_classifier, sort_into
 from dng_lightning.modules.models import load_model, path_of
 from dng_lightning.modules.probe import ProbeModule
@@ -45,7 +45,7 @@ from dng_lightning.storage import resources
 Classes = str | int | list[str | int]
 
 
-class GuidedSampler(ImageSampler):
+class GuidedSampler(ChainSampler):
     """Samples from a model without the forbidden classes, for ``dng predict`` and ``dng test``.
 
     Args:
@@ -219,7 +219,7 @@ class GuidedSampler(ImageSampler):
         return {"checkpoint": self.model, "negative_checkpoints": self.negatives} | {n: getattr(self, n) for n in names}
 
     def predictor(self, guidance: Guidance, class_labels: Tensor | None = None) -> Predictor:
-        """See ``ImageSampler.predictor``."""
+        """See ``ChainSampler.predictor``."""
         null = self.model.null_class
         predictor: Predictor = (
             NetworkPairPredictor(self.model, list(self.negatives), null or None, class_labels)
@@ -243,7 +243,7 @@ class GuidedSampler(ImageSampler):
         return observer.probabilities(self.decode(denoised).clamp(-1, 1))[:, self.forbidden]
 
     def decode(self, x_0: Tensor) -> Tensor:
-        """See ``ImageSampler.decode``."""
+        """See ``ChainSampler.decode``."""
         return self.model.decode(x_0)
 
     def all_draws(self) -> list[Draw]:

@@ -79,7 +79,7 @@ class ImageSampler(LightningModule, ABC):
         recorders: called at each sampling step, such as a progress bar.
     """
 
-    tracks_passively = True
+    tracks_passively = False
     guidance: Guidance
     guidances: list[Guidance]
     unguided: Guidance
@@ -130,15 +130,6 @@ class ImageSampler(LightningModule, ABC):
         return None
 
     @abstractmethod
-    def predictor(self, guidance: Guidance, class_labels: Tensor | None = None) -> Predictor:
-        """A predictor with the loaded networks.
-
-        Args:
-            guidance: guidance that uses the predictions.
-            class_labels: class of each image, (B,); None for unconditional images.
-        """
-
-    @abstractmethod
     def networks(self) -> dict[str, nn.Module | None]:
         """The networks by the names of their settings; None for a setting without a network."""
 
@@ -159,20 +150,13 @@ class ImageSampler(LightningModule, ABC):
             found["calibration"] = hashlib.sha256(settings_json(self.guidance).encode()).hexdigest()[:12]
         return found
 
-    def decode(self, x_0: Tensor) -> Tensor:
-        """Decode the end of the chain to images (B, C, H, W) in about [-1, 1]; the identity in pixel space."""
-        return x_0
-
     def class_label(self, seed: int) -> int | None:
         """Class of the image of a ``seed``; None for an unconditional image."""
         return self.class_labels[seed % len(self.class_labels)] if self.class_labels else None
 
+    @abstractmethod
     def draw(
-        self,
-        seeds: Sequence[int],
-        guidance: Guidance | None = None,
-        recorders: Sequence[Recorder] = (),
-        predictor: Predictor | None = None,
+        self, seeds: Sequence[int], guidance: Guidance | None = None, recorders: Sequence[Recorder] = ()
     ) -> Samples:
         """Sample one image for each seed.
 
@@ -180,13 +164,7 @@ class ImageSampler(LightningModule, ABC):
             seeds: seeds >= 0.
             guidance: guidance method; None for the module's.
             recorders: additional recorders of these images.
-            predictor: new predictor of other networks; None for the module's.
         """
-        guidance = guidance or self.guidance
-        labels = torch.tensor([self.class_label(s) for s in seeds], device=self.device) if self.class_labels else None
-        predictor = predictor or self.predictor(guidance, labels)
-        every = [*self.recorders, *recorders]
-        return draw_samples(self, predictor, seeds, guidance, self.sampler, self.chain_shape, every, self.decode)
 
     def all_draws(self) -> list[Draw]:
         """The passes of ``dng test``: the unguided images, and those of each guidance."""
@@ -200,6 +178,39 @@ class ImageSampler(LightningModule, ABC):
     def predict_step(self, batch: Tensor, batch_idx: int) -> Samples:
         """Images of a batch of seeds."""
         return self.draw(batch.tolist())
+
+
+class ChainSampler(ImageSampler):
+    """An ``ImageSampler`` whose chain is that of ``sampling.sample``."""
+
+    tracks_passively = True
+
+    @abstractmethod
+    def predictor(self, guidance: Guidance, class_labels: Tensor | None = None) -> Predictor:
+        """A predictor with the loaded networks.
+
+        Args:
+            guidance: guidance that uses the predictions.
+            class_labels: class of each image, (B,); None for unconditional images.
+        """
+
+    def decode(self, x_0: Tensor) -> Tensor:
+        """Decode the end of the chain to images (B, C, H, W) in about [-1, 1]; the identity in pixel space."""
+        return x_0
+
+    def draw(
+        self,
+        seeds: Sequence[int],
+        guidance: Guidance | None = None,
+        recorders: Sequence[Recorder] = (),
+        predictor: Predictor | None = None,
+    ) -> Samples:
+        """See ``ImageSampler.draw``; ``predictor`` is a new one of other networks, None for the module's."""
+        guidance = guidance or self.guidance
+        labels = torch.tensor([self.class_label(s) for s in seeds], device=self.device) if self.class_labels else None
+        predictor = predictor or self.predictor(guidance, labels)
+        every = [*self.recorders, *recorders]
+        return draw_samples(self, predictor, seeds, guidance, self.sampler, self.chain_shape, every, self.decode)
 
 
 def _note_references(found: dict[str, str], part: Any) -> Any:

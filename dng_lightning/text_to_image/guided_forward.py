@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -18,8 +18,8 @@ from dng_lightning.text_to_image.attention import ForbiddenTexts, replaced
 from dng_lightning.text_to_image.layouts import Layout, Texts, refusal
 from dng_lightning.text_to_image.network_call import NetworkCall
 from dng_lightning.text_to_image.predictor import AttentionPredictor
+from dng_lightning.text_to_image.prompts import check_negatives
 from dng_lightning.text_to_image.scheduler_bridge import PipelineGuidance
-from dng_lightning.text_to_image.text_embeddings import check_negatives
 
 
 class PipelineTexts:
@@ -68,14 +68,6 @@ class PipelineTexts:
             encode = partial(self.layout.encode, self.pipeline, self.encoder, settings=self.settings)
             self._encoded = self.layout.empties(self.pipeline, encode("")), [encode(text) for text in self.texts]
         return self._encoded or ([], [])
-
-    def forbidden(self) -> ForbiddenTexts:
-        """The negative prompts for the attention of the network."""
-        layout, (_, encoded) = self.layout, self.encoded
-        rows = [text[layout.text][0] for text in encoded]
-        paddings = [layout.padding(self.pipeline, text, len(own)) for text, own in zip(self.texts, rows, strict=True)]
-        masks = [text[layout.mask][0] for text in encoded] if layout.mask else []
-        return ForbiddenTexts(rows, paddings, layout.place or "apart", masks)
 
 
 class GuidedForward:
@@ -201,7 +193,9 @@ class GuidedForward:
 
         null = rows + (len(calls) - 1) * len(rows)
         forbidden = [rows + (1 + k) * len(rows) for k in range(len(away))]
-        texts = self.texts.forbidden() if needs.attention else ForbiddenTexts((), ())
+        texts = ForbiddenTexts((), ())
+        if needs.attention:
+            texts = self.layout.forbidden(self.pipeline, self.texts.texts, own_negatives)
         predictor = AttentionPredictor(denoiser, null, forbidden, rows, self.module, texts)
         timestep = prompts.arguments[self.layout.rows[1]] / self.module.config.get("timestep_scale", 1.0)
         guided = self.hosted.guide(predictor, x_t, timestep)
@@ -214,11 +208,9 @@ class GuidedForward:
             calls = [calls[0].joined(calls[1:])]
         outputs = []
         for number, call in enumerate(calls):
-            editing: AbstractContextManager[None] = nullcontext()
-            if number == 0 and predictor.is_edited:  # the base images are in the first call
-                editing = predictor.editing(call.text.shape[1])
-                call = call.with_forbidden(predictor.texts)
-            with editing:
+            edits = number == 0 and predictor.is_edited  # the base images are in the first call
+            with predictor.editing(call.text.shape[1]) if edits else nullcontext():
+                call = call.with_forbidden(predictor.texts) if edits else call
                 (output,) = self.network(**call.inputs, return_dict=False)
             output = torch.stack(output) if isinstance(output, list) else output
             self.width = output.shape[1]

@@ -27,8 +27,8 @@ from dng_lightning.guidance.serialization import display_name, settings_json
 from dng_lightning.interfaces import Needs
 from dng_lightning.parametrization import denoised_of
 from dng_lightning.sampling.predictors import ClassConditionalPredictor
+from dng_lightning.text_to_image.prompts import check_negatives
 from dng_lightning.text_to_image.scheduler_bridge import PipelineGuidance
-from dng_lightning.text_to_image.text_embeddings import check_negatives
 
 try:
     import transformers  # noqa: F401  # what diffusers' text encoders are

@@ -1,14 +1,14 @@
 """How diffusers' pipelines call their networks: one layout for each pipeline class."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dng_lightning.text_to_image.attention import Place
+from dng_lightning.text_to_image.attention import ForbiddenTexts, Place
 
 Texts = dict[str, Any]
 """The arguments of a network call that depend on the text, for one text."""
@@ -87,7 +87,14 @@ class Layout:
             return [empty]
         return [{name: torch.zeros_like(value) for name, value in empty.items()}, empty]
 
-    def padding(self, pipeline: Any, text: str, length: int) -> Tensor | None:
+    def forbidden(self, pipeline: Any, negatives: Sequence[str], encoded: Sequence[Texts]) -> ForbiddenTexts:
+        """The negative prompts for the attention of the network; ``encoded`` are the same."""
+        rows = [text[self.text][0] for text in encoded]
+        paddings = [self._padding(pipeline, text, len(own)) for text, own in zip(negatives, rows, strict=True)]
+        masks = [text[self.mask][0] for text in encoded] if self.mask else []
+        return ForbiddenTexts(rows, paddings, self.place or "apart", masks)
+
+    def _padding(self, pipeline: Any, text: str, length: int) -> Tensor | None:
         """Which of the ``length`` tokens of a text are padding, bool (L,); None where a mask says so."""
         if self.mask is not None:
             return None

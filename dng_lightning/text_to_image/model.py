@@ -2,25 +2,21 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dng_lightning.errors import SettingError, reason, require
+from dng_lightning.errors import SettingError, require
 from dng_lightning.kernel import NoiseLevel
 from dng_lightning.parametrization import Prediction, denoised_of
 from dng_lightning.pretrained import diffusers_format
 from dng_lightning.schedule import NoiseSchedule
-from dng_lightning.text_to_image.layouts import LAYOUTS
-from dng_lightning.text_to_image.optional_deps import PIPELINES, inform, libraries, quiet
-from dng_lightning.text_to_image.prompts import Prompts
-from dng_lightning.text_to_image.text_embeddings import TextEmbeddings
+from dng_lightning.text_to_image.optional_deps import Precision, inform, quiet
+from dng_lightning.text_to_image.pipeline_folder import open_pipeline, unreadable
+from dng_lightning.text_to_image.prompts import Prompts, TextEmbeddings
 
-Precision = Literal["fp32", "bf16"]
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
+PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline", "PRXPixelPipeline")
 
 
 class TextToImageModel(nn.Module, ABC):
@@ -29,13 +25,16 @@ class TextToImageModel(nn.Module, ABC):
     Args:
         pipeline: of diffusers.
         denoiser: its denoising network.
-        frozen: put the networks in evaluation mode, without gradients; else they are left as they are.
 
     Attributes:
         denoiser: the same.
         schedule: its noise levels.
         prediction: what the denoiser predicts.
-        channels: of its images.
+        channels: channels of the images.
+        latent_channels: channels of the latents.
+        pixels: pixels per latent along each side; 1 for a model of pixels.
+        multiple: a side of the images in pixels is a multiple of it.
+        size: side of the images of the training in pixels, or (height, width).
         edits_attention: whether a guidance can edit its attention to the text.
 
     Raises:
@@ -45,14 +44,16 @@ class TextToImageModel(nn.Module, ABC):
     schedule: NoiseSchedule
     prediction: Prediction
     channels: int
+    latent_channels: int
+    pixels: int = 1
+    multiple: int
+    size: int | Sequence[int]
     edits_attention = False
 
-    def __init__(self, pipeline: Any, denoiser: Any, frozen: bool = True) -> None:
+    def __init__(self, pipeline: Any, denoiser: Any) -> None:
         super().__init__()
         self.denoiser = denoiser
         self.encoders = [pipeline]  # in a list, so that the text encoders stay on their device
-        if frozen:
-            self.eval().requires_grad_(False)
 
     @classmethod
     def load(cls, name: str, precision: Precision = "fp32") -> "TextToImageModel":
@@ -66,29 +67,12 @@ class TextToImageModel(nn.Module, ABC):
         Raises:
             SettingError: there is none, it cannot be had, it is something else, or the extra is not installed.
         """
-        if precision not in DTYPES:
-            raise SettingError(f"precision must be fp32 or bf16; got {precision}")
-        diffusers, _ = libraries()
-        index = diffusers_format.find(name, UNUSED)
-        if Path(name).is_file() and index.name != diffusers_format.INDEX:
-            raise SettingError(
-                f"{name} is a single file: make a folder of it once, by diffusers' StableDiffusionPipeline."
-                f"from_single_file({str(index)!r}).save_pretrained(FOLDER), and name that as checkpoint"
-            )
-        folder = index.parent
+        pipeline, folder = open_pipeline(name, precision, PIPELINES)
+        kind = PixelTransformer if type(pipeline).__name__ == "PRXPixelPipeline" else LatentUNet
         try:
-            kind = diffusers.DiffusionPipeline.load_config(folder).get("_class_name")
-            if kind not in PIPELINES:
-                other = "; class_path PipelineSampler samples from it (sd3.yaml)" if kind in LAYOUTS else ""
-                raise ValueError(f"it is a {kind}, not a {' or a '.join(PIPELINES)}{other}")
-            settings = {"low_cpu_mem_usage": False, "dtype": DTYPES[precision]}  # True warns of a missing library
-            unused = {"safety_checker": None, "requires_safety_checker": False} if kind == PIPELINES[0] else {}
-            with quiet():
-                pipeline = getattr(diffusers, kind).from_pretrained(folder, **settings, **unused)
-            return PixelTransformer(pipeline) if kind == "PRXPixelPipeline" else LatentUNet(pipeline)
+            return kind(pipeline)
         except Exception as error:  # a foreign folder can fail in any way
-            message = f"{folder} holds no text-to-image model in diffusers' format: {reason(error)}"
-            raise SettingError(message) from error
+            raise unreadable(folder, error) from error
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str], negatives: Sequence[str] = ()) -> Prompts:
@@ -108,12 +92,6 @@ class TextToImageModel(nn.Module, ABC):
             encoded = pipeline.encode_prompt(texts, device=pipeline.text_encoder.device, **one_each)
         return Prompts(tuple(prompts), tuple(negatives), self._embeddings(encoded))
 
-    @property
-    @abstractmethod
-    def pixels(self) -> int:
-        """Pixels per latent along each side; 1 for a model of pixels."""
-
-    @abstractmethod
     def latent_shape(self, height: int | None = None, width: int | None = None) -> tuple[int, int, int]:
         """(C, H, W) of the latents of an image, by default of the size that the model was trained on.
 
@@ -124,6 +102,11 @@ class TextToImageModel(nn.Module, ABC):
         Raises:
             SettingError: the size is not a multiple of the denoiser's coarsest pixel.
         """
+        for name, side in (("height", height), ("width", width)):
+            if side is not None and (side < self.multiple or side % self.multiple):
+                raise SettingError(f"{name} must be a multiple of {self.multiple} pixels; got {side}")
+        h, w = (self.size, self.size) if isinstance(self.size, int) else self.size
+        return self.latent_channels, (height or h) // self.pixels, (width or w) // self.pixels
 
     @abstractmethod
     def forward(self, x_t: Tensor, level: NoiseLevel, texts: TextEmbeddings) -> Tensor:
@@ -135,26 +118,16 @@ class TextToImageModel(nn.Module, ABC):
             texts: the prompt of each.
         """
 
-    @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:
         """The images of ``latents``, (B, channels, height, width), about [-1, 1], not clamped."""
+        return latents
 
-    @abstractmethod
-    def save_memory(self) -> None:
+    def save_memory(self) -> None:  # a model without a decoder has nothing to save
         """Use less memory where the model can, at the cost of time."""
 
     @abstractmethod
     def _embeddings(self, encoded: Sequence[Tensor]) -> TextEmbeddings:
         """What the pipeline's ``encode_prompt`` returns, the empty prompt last."""
-
-
-def _sides(own: int | Sequence[int], height: int | None, width: int | None, whole: int) -> tuple[int, int]:
-    """Height and width in pixels, by default the model's ``own``; both are multiples of ``whole``."""
-    h, w = (own, own) if isinstance(own, int) else own
-    for name, side in (("height", height), ("width", width)):
-        if side is not None and (side < whole or side % whole):
-            raise SettingError(f"{name} must be a multiple of {whole} pixels; got {side}")
-    return height or h, width or w
 
 
 class LatentUNet(TextToImageModel):
@@ -167,7 +140,6 @@ class LatentUNet(TextToImageModel):
 
     Args:
         pipeline: a ``StableDiffusionPipeline`` or ``StableDiffusionXLPipeline`` of diffusers.
-        frozen: see ``TextToImageModel``.
 
     Attributes:
         vae: the decoder of the latents, in fp32.
@@ -179,32 +151,21 @@ class LatentUNet(TextToImageModel):
 
     edits_attention = True
 
-    def __init__(self, pipeline: Any, frozen: bool = True) -> None:
-        super().__init__(pipeline, pipeline.unet, frozen)
+    def __init__(self, pipeline: Any) -> None:
+        super().__init__(pipeline, pipeline.unet)
         self.vae = pipeline.vae.float()
         self.schedule = diffusers_format.schedule_of(pipeline.scheduler)
         self.prediction = diffusers_format.prediction_of(pipeline.scheduler)
         self.schedule.check(self.prediction)
-        channels, self.channels = self.vae.config.latent_channels, self.vae.config.out_channels
-        if (self.denoiser.config.in_channels, self.denoiser.config.out_channels) != (channels, channels):
+        config, self.channels = self.denoiser.config, self.vae.config.out_channels
+        self.latent_channels = self.vae.config.latent_channels
+        self.pixels = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        self.multiple, own = self.pixels * 2 ** (len(config.block_out_channels) - 1), config.sample_size
+        self.size = self.pixels * own if isinstance(own, int) else [self.pixels * side for side in own]
+        if (config.in_channels, config.out_channels) != (self.latent_channels, self.latent_channels):
             raise SettingError("its U-Net takes or gives more than latents (inpainting, depth, a variance)")
         if pipeline.tokenizer.model_max_length > pipeline.text_encoder.config.max_position_embeddings:
             raise SettingError("its tokenizer is missing, or reads longer texts than its text encoder")
-        if frozen:
-            self.vae.eval().requires_grad_(False)
-
-    @property
-    def pixels(self) -> int:
-        """See ``TextToImageModel``."""
-        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
-
-    def latent_shape(self, height: int | None = None, width: int | None = None) -> tuple[int, int, int]:
-        """See ``TextToImageModel``."""
-        config, pixels = self.denoiser.config, self.pixels
-        own = config.sample_size
-        own = [pixels * side for side in own] if isinstance(own, list | tuple) else pixels * own
-        h, w = _sides(own, height, width, pixels * 2 ** (len(config.block_out_channels) - 1))
-        return self.vae.config.latent_channels, h // pixels, w // pixels
 
     def forward(self, x_t: Tensor, level: NoiseLevel, texts: TextEmbeddings) -> Tensor:
         """See ``TextToImageModel``."""
@@ -248,7 +209,6 @@ class PixelTransformer(TextToImageModel):
 
     Args:
         pipeline: a ``PRXPixelPipeline`` of diffusers.
-        frozen: see ``TextToImageModel``.
 
     Raises:
         SettingError: the scheduler is not a plain flow's, or ftfy, which the pipeline needs, is not installed.
@@ -256,24 +216,16 @@ class PixelTransformer(TextToImageModel):
 
     prediction = "x0"
 
-    def __init__(self, pipeline: Any, frozen: bool = True) -> None:
-        super().__init__(pipeline, pipeline.transformer, frozen)
+    def __init__(self, pipeline: Any) -> None:
+        super().__init__(pipeline, pipeline.transformer)
         require("ftfy", "a PRXPixelPipeline", "portraits")
         found = diffusers_format.flow_or_edm(pipeline.scheduler)
         if found is None or found[1] != "flow":
             raise SettingError(f"its {type(pipeline.scheduler).__name__} is not FlowMatchEulerDiscreteScheduler")
         flow, self._total = found[0], pipeline.scheduler.config.num_train_timesteps
         self.schedule = NoiseSchedule(flow.alpha[1:], flow.sigma[1:] * pipeline.config.noise_scale, flow.timesteps)
-        self.channels, self._own = self.denoiser.config.in_channels, pipeline.config.default_sample_size
-
-    @property
-    def pixels(self) -> int:
-        """1."""
-        return 1
-
-    def latent_shape(self, height: int | None = None, width: int | None = None) -> tuple[int, int, int]:
-        """See ``TextToImageModel``."""
-        return self.channels, *_sides(self._own, height, width, self.denoiser.config.patch_size)
+        self.channels = self.latent_channels = self.denoiser.config.in_channels
+        self.multiple, self.size = self.denoiser.config.patch_size, pipeline.config.default_sample_size
 
     def forward(self, x_t: Tensor, level: NoiseLevel, texts: TextEmbeddings) -> Tensor:
         """See ``TextToImageModel``."""
@@ -282,13 +234,6 @@ class PixelTransformer(TextToImageModel):
         times = torch.full((len(x_t),), level.timestep / self._total, device=x_t.device)
         output: Tensor = self.denoiser(x_t.to(dtype), times, texts.tokens, attention_mask=texts.mask).sample
         return output.float()
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """The same."""
-        return latents
-
-    def save_memory(self) -> None:
-        """There is nothing to save."""
 
     def _embeddings(self, encoded: Sequence[Tensor]) -> TextEmbeddings:
         return TextEmbeddings(encoded[0], mask=encoded[1])

@@ -1,12 +1,25 @@
-"""The libraries of the extra ``text-to-image``, imported when they are needed."""
+"""The libraries of the extra ``text-to-image``, imported when they are needed, and the precision of their networks."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
+
+import torch
 
 from dng_lightning.errors import SettingError
 
-PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline", "PRXPixelPipeline")  # those that are known here
+Precision = Literal["fp32", "bf16"]
+
+
+def dtype_of(precision: Precision) -> torch.dtype:
+    """The dtype of a precision.
+
+    Raises:
+        SettingError: there is no such precision.
+    """
+    if precision not in ("fp32", "bf16"):
+        raise SettingError(f"precision must be fp32 or bf16; got {precision}")
+    return torch.float32 if precision == "fp32" else torch.bfloat16
 
 
 def libraries() -> tuple[Any, Any]:

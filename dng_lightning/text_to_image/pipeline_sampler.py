@@ -1,35 +1,33 @@
 """Sampling with any diffusers pipeline that ``guided`` supports, away from negative prompts."""
 
 import hashlib
-import inspect
-import json
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from dng_lightning.class_labels import labels_of
 from dng_lightning.errors import SettingError, reason
 from dng_lightning.evaluation.label_space import LabelSpace
 from dng_lightning.evaluation.runs import Samples
 from dng_lightning.guidance import ClassifierFreeGuidance, DynamicNegativeGuidance, Guidance, PositiveAndNegative
-from dng_lightning.guidance.serialization import display_name
 from dng_lightning.judges import PretrainedClassifier
-from dng_lightning.modules.checkpoint_settings import load_settings
 from dng_lightning.modules.image_sampler import ImageSampler
 from dng_lightning.modules.judges import AnyClassifier, classifier_name, load_classifier, sort_into
-from dng_lightning.pretrained import diffusers_format
-from dng_lightning.sampling import Predictor, Recorder, Sampler
+from dng_lightning.sampling import Recorder, Sampler
 from dng_lightning.text_to_image.layouts import LAYOUTS
-from dng_lightning.text_to_image.model import DTYPES, UNUSED, Precision
-from dng_lightning.text_to_image.optional_deps import libraries, quiet
+from dng_lightning.text_to_image.methods import check_methods, load_methods
+from dng_lightning.text_to_image.optional_deps import Precision
+from dng_lightning.text_to_image.pipeline_folder import open_pipeline
 from dng_lightning.text_to_image.pipelines import guided
 from dng_lightning.text_to_image.prompt_file import PromptRow, read_prompts
-from dng_lightning.text_to_image.prompts import check_guidance, texts_of
+from dng_lightning.text_to_image.prompts import texts_of
 from dng_lightning.text_to_image.scheduler_kinds import ancestral, kind_of
+
+KINDS = [kind for kind in LAYOUTS if kind != "WanPipeline"]  # those of images
 
 
 class PipelineSampler(ImageSampler):
@@ -64,11 +62,10 @@ class PipelineSampler(ImageSampler):
         SettingError: the checkpoint, the prompts or the classifier cannot be used, or a setting is out of its range.
     """
 
-    tracks_passively = False
     offloads = False
     parts: nn.ModuleList
     folder: Path = Path()
-    classifier: AnyClassifier | None
+    judge: AnyClassifier | None = None
 
     def __init__(
         self,
@@ -99,7 +96,7 @@ class PipelineSampler(ImageSampler):
         self.has_file, self.checkpoint, self.call = prompts is not None, checkpoint, dict(call or {})
 
         # The pipeline and its scheduler
-        self.pipeline, self.folder = open_pipeline(checkpoint, precision)
+        self.pipeline, self.folder = open_pipeline(checkpoint, precision, KINDS)
         if eta == 1:
             self.pipeline.scheduler = ancestral(self.pipeline.scheduler)
         self.save_memory = save_memory
@@ -108,37 +105,26 @@ class PipelineSampler(ImageSampler):
             self.pipeline.vae.enable_tiling()
         parts = nn.ModuleList(p for p in self.pipeline.components.values() if isinstance(p, nn.Module))
         self.keep_apart(parts=parts)  # moved by the pipeline
-        self._check_call()
-        self.schedule = kind_of(self.pipeline.scheduler, None, tracks=False).levels.schedule
+        self.schedule = kind_of(self.pipeline.scheduler, None, tracks=False).schedule
         self.image_shape = self.chain_shape = (3, height, width)
 
         # The guidances
-        self.unguided = unguided or ClassifierFreeGuidance(cfg_scale)
-        avoids = bool(self.rows[0].negatives)
-        default = PositiveAndNegative(DynamicNegativeGuidance(), cfg_scale) if avoids else self.unguided
-        groups = ([guidance or (guidances or [default])[0]], guidances or [], baselines or [])
-        (self.guidance,), others, self.baselines = ([load_settings(m, self.folder) for m in group] for group in groups)
-        self.guidances = others or [self.guidance]
-        for method in (self.guidance, *self.guidances, *self.baselines):
-            check_guidance(method)
-            if method.needs().avoids and not avoids:
-                raise SettingError(f"{display_name(method)} avoids something: set negative_prompt, or guidance to null")
+        conditions, self.unguided = len(self.rows[0].negatives), unguided or ClassifierFreeGuidance(cfg_scale)
+        default = PositiveAndNegative(DynamicNegativeGuidance(), cfg_scale) if conditions else self.unguided
+        methods = load_methods(self.folder, default, guidance, guidances, baselines or [])
+        self.guidance, self.guidances, self.baselines = methods
+        check_methods(self, conditions, (1, 1, 1))
 
         # The classes: prompts to sample, and those of the classifier
         self.class_names = tuple(dict.fromkeys(row.prompt for row in self.rows))
         self.class_labels = [self.class_names.index(row.prompt) for row in self.rows]
         self.judge_name, self.forbidden, judge = "", [], load_classifier(classifier) if classifier else None
-        self.keep_apart(classifier=judge)
+        self.keep_apart(judge=judge)
         if judge is not None:
             self.judge_name = classifier_name(judge, classifier)
             sort_into(judge, judge.class_names, self.image_shape)
             self.forbidden = labels_of(forbidden, judge.class_names, range(len(judge.class_names)))
         self.draws = self.all_draws()
-
-    @property
-    def judge(self) -> AnyClassifier | None:
-        """See ``ImageSampler.judge``."""
-        return self.classifier
 
     @property
     def label_space(self) -> LabelSpace:
@@ -147,20 +133,12 @@ class PipelineSampler(ImageSampler):
 
     def networks(self) -> dict[str, nn.Module | None]:
         """See ``ImageSampler.networks``."""
-        return {"checkpoint": self.parts, "classifier": self.classifier}
+        return {"checkpoint": self.parts, "classifier": self.judge}
 
     def inputs(self, calibration: bool) -> dict[str, str]:
         """See ``ImageSampler.inputs``; also the rows of the file of prompts."""
         rows = {"file of prompts": hashlib.sha256(repr(self.rows).encode()).hexdigest()[:12]} if self.has_file else {}
         return super().inputs(calibration) | rows
-
-    def predictor(self, guidance: Guidance, class_labels: Tensor | None = None) -> NoReturn:
-        """Not available: the pipeline calls its networks.
-
-        Raises:
-            SettingError: always.
-        """
-        raise SettingError("a PipelineSampler has no predictor: take a GuidedSampler or a TextToImageSampler")
 
     def row(self, number: int) -> PromptRow:
         """The texts and the seed of image ``number``.
@@ -173,11 +151,7 @@ class PipelineSampler(ImageSampler):
         return self.rows[number % len(self.rows)]
 
     def draw(
-        self,
-        seeds: Sequence[int],
-        guidance: Guidance | None = None,
-        recorders: Sequence[Recorder] = (),
-        predictor: Predictor | None = None,
+        self, seeds: Sequence[int], guidance: Guidance | None = None, recorders: Sequence[Recorder] = ()
     ) -> Samples:
         """See ``ImageSampler.draw``; images of the same negative prompts share a call of the pipeline."""
         guidance = guidance or self.guidance
@@ -204,15 +178,6 @@ class PipelineSampler(ImageSampler):
             self.pipeline.enable_model_cpu_offload(device=self.device)
             self.offloads = True
 
-    def _check_call(self) -> None:
-        known = inspect.signature(type(self.pipeline).__call__).parameters
-        own = ("prompt", "generator", "num_inference_steps", "height", "width", "output_type", "return_dict")
-        for name in self.call:
-            if name not in known:
-                raise SettingError(f"call: {type(self.pipeline).__name__} has no argument {name}")
-            if name in own or name.startswith("negative_prompt"):
-                raise SettingError(f"call: {name} follows from the other settings of the PipelineSampler")
-
     def _call(
         self, numbers: Sequence[int], negatives: Sequence[str], guidance: Guidance, recorders: Sequence[Recorder]
     ) -> Samples:
@@ -227,7 +192,10 @@ class PipelineSampler(ImageSampler):
             "height": height,
             "width": width,
             "output_type": "pt",
+            "return_dict": True,
         }
+        if own := ", ".join(self.call.keys() & given.keys()):
+            raise SettingError(f"call: {own} follows from the other settings of the PipelineSampler")
         self._place()
         every = [*self.recorders, *recorders]
         with torch.no_grad(), guided(self.pipeline, guidance, None, list(negatives), every) as hosted:
@@ -235,49 +203,8 @@ class PipelineSampler(ImageSampler):
                 images = self.pipeline(**given, **self.call).images
             except SettingError:
                 raise
-            except (TypeError, ValueError) as error:  # what a pipeline says of its arguments, such as a size
+            except (TypeError, ValueError) as error:  # of its arguments: an unknown one, a size
                 raise SettingError(f"{type(self.pipeline).__name__}: {reason(error)}") from error
         found = hosted.trajectories
         times = [self.schedule.fraction(level) for level in found.levels]
         return Samples(numbers, 2 * images.float() - 1, times, found.scale, found.posterior, hosted.nfe / len(numbers))
-
-
-def open_pipeline(name: str, precision: Precision) -> tuple[Any, Path]:
-    """Open a pipeline of a class that ``guided`` supports.
-
-    Args:
-        name: a folder in diffusers' format, or a model of the Hugging Face hub.
-        precision: precision of its networks.
-
-    Returns:
-        the pipeline, and its folder.
-
-    Raises:
-        SettingError: there is none, or it is of another class.
-    """
-    if precision not in DTYPES:
-        raise SettingError(f"precision must be fp32 or bf16; got {precision}")
-    diffusers, _ = libraries()
-    folder = diffusers_format.find(name, UNUSED).parent
-    try:
-        kind = diffusers.DiffusionPipeline.load_config(folder).get("_class_name")
-        if kind == "WanPipeline":
-            raise ValueError("a WanPipeline makes videos: call it in Python, in guided(pipeline, guidance)")
-        if kind not in LAYOUTS:
-            images = [own for own in LAYOUTS if own != "WanPipeline"]
-            raise ValueError(f"it is a {kind}, not a {' or a '.join(images)}")
-        index = json.loads((folder / diffusers_format.INDEX).read_text())
-        parts = inspect.signature(getattr(diffusers, kind)).parameters.values()
-        missing = {
-            part.name: None for part in parts if part.default is part.empty and not any(index.get(part.name, ()))
-        }
-        with quiet():
-            pipeline = getattr(diffusers, kind).from_pretrained(
-                folder, dtype=DTYPES[precision], **dict.fromkeys(missing)
-            )
-    except Exception as error:  # a foreign folder can fail in any way
-        raise SettingError(f"{folder} has no pipeline of images that can be guided: {reason(error)}") from error
-    for part in pipeline.components.values():
-        if isinstance(part, nn.Module):
-            part.to(DTYPES[precision]).eval().requires_grad_(False)  # without accelerate some are loaded in fp32
-    return pipeline, folder

@@ -18,7 +18,6 @@ of one of them.
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import wraps
 from typing import Any
 
 from dng_lightning.errors import SettingError
@@ -74,26 +73,21 @@ def guided(
     texts = PipelineTexts(pipeline, layout, guidance, negatives)
     networks = [getattr(pipeline, name) for name in layout.networks if getattr(pipeline, name, None) is not None]
     forwards = [GuidedForward(pipeline, layout, hosted, texts, network) for network in networks]
-    with ExitStack() as stack:
-        stack.enter_context(replaced(pipeline, "encode_prompt", texts.encode_prompt))
-        for forward in forwards:
-            stack.enter_context(forward)
-        stack.enter_context(replaced(pipeline, "maybe_free_model_hooks", offloaded(pipeline, forwards)))
-        yield hosted
-        for forward in forwards:
-            forward.check_finished()
-
-
-def offloaded(pipeline: Any, forwards: Sequence[GuidedForward]) -> Any:
-    """The pipeline's ``maybe_free_model_hooks``, called with the networks' own forwards: it sets new hooks there."""
     free = pipeline.maybe_free_model_hooks
 
-    @wraps(free)
-    def around() -> None:
+    def free_hooks() -> None:
+        """Between the networks' own forwards: it sets new hooks there."""
         for forward in forwards:
             forward.remove()
         free()
         for forward in forwards:
             forward.install()
 
-    return around
+    with ExitStack() as stack:
+        stack.enter_context(replaced(pipeline, "encode_prompt", texts.encode_prompt))
+        for forward in forwards:
+            stack.enter_context(forward)
+        stack.enter_context(replaced(pipeline, "maybe_free_model_hooks", free_hooks))
+        yield hosted
+        for forward in forwards:
+            forward.check_finished()

@@ -1,7 +1,7 @@
 """From a text-conditioned model to the denoised predictions that a guidance needs."""
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -52,8 +52,9 @@ class AttentionPredictor(ClassConditionalPredictor):
         return self.needs.attention is not None
 
     def editing(self, own: int) -> AbstractContextManager[None]:
-        """Edits the attention of the network to texts of ``own`` tokens."""
-        assert self.needs.attention is not None
+        """Edits the attention of the network to texts of ``own`` tokens, if it ``is_edited``."""
+        if self.needs.attention is None:
+            return nullcontext()
         active = active_tensor(self.needs)
         return edited_attention(self.network, self.needs.attention, self.images, own, self.texts, active)
 
@@ -80,19 +81,16 @@ class TextPredictor(AttentionPredictor):
         def denoiser(x_t: Tensor, level: NoiseLevel, numbers: Tensor | None) -> Tensor:
             assert numbers is not None  # the null class is a prompt
             texts = prompts.texts[numbers]
-            if not self.is_edited:
-                plain: Tensor = model(x_t, level, texts)
-                return plain
-            with self.editing(texts.tokens.shape[1]):
-                edited: Tensor = model(x_t, level, replace(texts, tokens=self.texts.append(texts.tokens)))
-                return edited
+            length = texts.tokens.shape[1]
+            if self.is_edited:
+                texts = replace(texts, tokens=self.texts.append(texts.tokens))
+            with self.editing(length):
+                denoised: Tensor = model(x_t, level, texts)
+            return denoised
 
-        texts = _forbidden(model, prompts) if model.edits_attention else ForbiddenTexts((), ())
+        texts = ForbiddenTexts((), ())
+        if model.edits_attention:
+            rows = [{U_NET.text: tokens[None]} for tokens in prompts.texts.tokens[prompts.forbidden]]
+            texts = U_NET.forbidden(model.encoders[0], prompts.negatives, rows)
         super().__init__(denoiser, prompts.null, prompts.forbidden, class_labels, model.denoiser, texts)
         self.provides = frozenset({"attention"} if model.edits_attention else ())
-
-
-def _forbidden(model: TextToImageModel, prompts: Prompts) -> ForbiddenTexts:
-    tokens, (pipeline,) = list(prompts.texts.tokens[prompts.forbidden]), model.encoders
-    paddings = [U_NET.padding(pipeline, text, len(own)) for text, own in zip(prompts.negatives, tokens, strict=True)]
-    return ForbiddenTexts(tokens, paddings)

@@ -66,20 +66,19 @@ def _row(where: str, row: Any, negatives: Sequence[str]) -> PromptRow:
         raise SettingError(f"{where} has no prompt; its columns are {columns}")
     if not row["prompt"].strip():
         raise SettingError(f"{where}: prompt is empty")
-    own = row["negative_prompt"] if "negative_prompt" in row else list(negatives)
+    texts: list[Any] = list(negatives)
     try:
-        own = json.loads(own) if isinstance(own, str) and own.lstrip().startswith("[") else own
+        if "negative_prompt" in row:
+            own = row["negative_prompt"]
+            own = json.loads(own) if isinstance(own, str) and own.lstrip().startswith("[") else own
+            texts = (own if isinstance(own, list) else [own or ""]) or [""]
+        if not all(isinstance(text, str) for text in texts):
+            raise SettingError(f"negative_prompt must be a text or a list of texts; got {own!r}")
+        _, found = texts_of(row["prompt"], texts)
     except json.JSONDecodeError as error:
         raise SettingError(f"{where}: negative_prompt is no JSON list: {reason(error)}") from error
-    texts = [own] if own is None or isinstance(own, str) else own
-    if not isinstance(texts, list) or not all(text is None or isinstance(text, str) for text in texts):
-        raise SettingError(f"{where}: negative_prompt must be a text or a list of texts; got {own!r}")
-    try:
-        _, found = texts_of(row["prompt"], [""] if own in ("", None) else own)
     except SettingError as error:
         raise SettingError(f"{where}: {error}") from error
-    if "negative_prompt" in row and not found:
-        raise SettingError(f"{where}: negative_prompt is empty: say what to avoid, or leave the column out")
     seed = row.get("seed")
     if seed in (None, ""):
         return PromptRow(row["prompt"], tuple(found))

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from dng_lightning.errors import SettingError
@@ -14,18 +13,17 @@ from dng_lightning.guidance import (
     Guidance,
     PositiveAndNegative,
 )
-from dng_lightning.guidance.serialization import display_name, display_name_with_scale
 from dng_lightning.kernel import Variance
-from dng_lightning.modules.checkpoint_settings import load_settings
-from dng_lightning.modules.image_sampler import ImageSampler
+from dng_lightning.modules.image_sampler import ChainSampler
 from dng_lightning.posterior import TrackedPosterior
 from dng_lightning.pretrained import diffusers_format
 from dng_lightning.sampling import Predictor, Sampler, WithObserver
-from dng_lightning.text_to_image.model import Precision, TextToImageModel
-from dng_lightning.text_to_image.observers import PromptObserver
+from dng_lightning.text_to_image.methods import check_methods, load_methods
+from dng_lightning.text_to_image.model import TextToImageModel
+from dng_lightning.text_to_image.observers import PromptJudge, PromptObserver, PromptReader
+from dng_lightning.text_to_image.optional_deps import Precision
 from dng_lightning.text_to_image.predictor import TextPredictor
-from dng_lightning.text_to_image.prompts import check_guidance, texts_of
-from dng_lightning.text_to_image.readers import PromptJudge, PromptReader
+from dng_lightning.text_to_image.prompts import texts_of
 
 SCALE = 7.5  # of classifier-free guidance, diffusers' default for Stable Diffusion
 
@@ -33,15 +31,16 @@ SCALE = 7.5  # of classifier-free guidance, diffusers' default for Stable Diffus
 AUTHORS = TrackedPosterior(prior=0.01, temperature=0.2, offset=0.004, offset_inside=True, p_min=1e-6)
 
 
-class TextToImageSampler(ImageSampler):
+class TextToImageSampler(ChainSampler):
     """Draws images of a prompt, guided away from the negative prompts; for ``dng predict`` and ``dng test``.
 
     Args:
         checkpoint: the model: a folder in diffusers' format, or one of the Hugging Face hub.
         prompt: what to show; of several, each in turn, by the seed.
         negative_prompt: what to avoid, one text or several; null for nothing.
-        guidance: the method of ``dng predict``; None for Dynamic Negative Guidance with classifier-free guidance on
-            both branches, in the authors' settings, or, without a negative prompt, for ``unguided``.
+        guidance: the method of ``dng predict``; None for the first of ``guidances``, or Dynamic Negative Guidance with
+            classifier-free guidance on both branches, in the authors' settings, or, without a negative prompt,
+            ``unguided``.
         guidances: the methods that ``dng test`` compares on the same seeds; None for ``guidance`` alone.
         unguided: the method without a negative prompt that draws the images to compare with; None for classifier-free
             guidance of scale 7.5.
@@ -103,27 +102,13 @@ class TextToImageSampler(ImageSampler):
         if compile:
             self.model.denoiser.compile()
 
-        # The guidances, with the calibration in the checkpoint's folder
+        # The guidances
         self.unguided = unguided or ClassifierFreeGuidance(SCALE)
-        dynamic = PositiveAndNegative(DynamicNegativeGuidance(27, AUTHORS), SCALE) if negatives else self.unguided
-        usual = [CFGNegativePrompt(SCALE)] if negatives else []
-        given = ([guidance or dynamic], guidances or [], usual if baselines is None else baselines)
-        (self.guidance,), others, self.baselines = ([load_settings(m, self.folder) for m in group] for group in given)
-        self.guidances = others or [self.guidance]
-
-        # Whether all of them go together
-        if self.unguided.needs().avoids:
-            raise SettingError(f"unguided is {display_name(self.unguided)}, which avoids something: name another")
-        groups = {"guidance": [self.guidance], "guidances": self.guidances, "baselines": self.baselines}
-        for setting, methods in (groups | {"unguided": [self.unguided]}).items():
-            for method in methods:
-                check_guidance(method, observer is not None or reader is not None)
-                if method.needs().avoids and not negatives:
-                    name = display_name(method)
-                    raise SettingError(f"{name} avoids something: set negative_prompt, or {setting} to null")
-                method.start(torch.empty(1, *self.chain_shape), len(negatives))  # refuses priors that do not fit
-        if len(set(map(display_name_with_scale, self.baselines))) < len(self.baselines):
-            raise SettingError("baselines names a method twice: give them other scales, which tell them apart")
+        default = PositiveAndNegative(DynamicNegativeGuidance(27, AUTHORS), SCALE) if negatives else self.unguided
+        usual: list[Guidance] = [CFGNegativePrompt(SCALE)] if negatives else []
+        methods = load_methods(self.folder, default, guidance, guidances, usual if baselines is None else baselines)
+        self.guidance, self.guidances, self.baselines = methods
+        check_methods(self, len(negatives), self.chain_shape, observer is not None or reader is not None)
 
         # The texts, the observer and the reader
         self.prompts = self.model.encode(prompts, negatives)
@@ -155,7 +140,7 @@ class TextToImageSampler(ImageSampler):
         return {"checkpoint": self.model, "text encoder": self.model.encoders[0].text_encoder, "reader": reader}
 
     def predictor(self, guidance: Guidance, class_labels: Tensor | None = None) -> Predictor:
-        """See ``ImageSampler.predictor``."""
+        """See ``ChainSampler.predictor``."""
         predictor: Predictor = TextPredictor(self.model, self.prompts.to(self.device), class_labels)
         if guidance.needs().observer is not None and (self.observer or self.judge):
             predictor = WithObserver(predictor, self._observe)

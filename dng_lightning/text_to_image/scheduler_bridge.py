@@ -84,8 +84,8 @@ class PipelineGuidance:
         self.recorders, self.nfe = list(recorders), 0
         self.pipeline, self.scheduler = pipeline, pipeline.scheduler
         self.kind = kind_of(self.scheduler, eta, tracks=guidance.needs().is_biased(0))
-        self.prediction = self.kind.levels.prediction
-        self.guidance = with_schedule(guidance, self.kind.levels.schedule)
+        self.prediction = self.kind.prediction
+        self.guidance = with_schedule(guidance, self.kind.schedule)
         self.guidance.start(torch.empty(1, 1, 1, 1), conditions)  # refuses priors that do not fit
         warn_if_biased(guidance.needs(), self.kind.eta)
         self.trajectories = Trajectories()

@@ -15,9 +15,8 @@ from torch import Tensor
 
 from dng_lightning.data.pixels import to_uint8
 from dng_lightning.errors import SettingError, reason
-from dng_lightning.text_to_image.model import DTYPES, Precision
 from dng_lightning.text_to_image.observers import PromptObserver
-from dng_lightning.text_to_image.optional_deps import libraries, quiet
+from dng_lightning.text_to_image.optional_deps import Precision, dtype_of, libraries, quiet
 
 QUESTION = "Does this image show {}? Answer with one word, yes or no."
 MOST_TOKENS = 8  # of an answer, which is one word
@@ -35,12 +34,12 @@ class VisionLanguageModel:
         self.model, self.processor = model, processor
 
     @classmethod
-    def load(cls, name: str, precision: Precision) -> "VisionLanguageModel":
+    def load(cls, name: str, dtype: torch.dtype) -> "VisionLanguageModel":
         """Load a model.
 
         Args:
             name: a folder, or a Hugging Face model, `owner/model`, which is downloaded if the cache lacks it.
-            precision: precision of the network.
+            dtype: dtype of the network.
 
         Raises:
             SettingError: the model is missing or of another kind, or the extra is not installed.
@@ -48,7 +47,7 @@ class VisionLanguageModel:
         _, transformers = libraries()
         try:
             with quiet():
-                model = transformers.AutoModelForImageTextToText.from_pretrained(name, dtype=DTYPES[precision])
+                model = transformers.AutoModelForImageTextToText.from_pretrained(name, dtype=dtype)
                 processor = transformers.AutoProcessor.from_pretrained(name)
             if not getattr(processor, "chat_template", None):
                 raise ValueError("it has no chat template")
@@ -95,14 +94,12 @@ class VisionLanguageObserver(PromptObserver):
     ) -> None:
         if "{}" not in question:
             raise SettingError(f"question must have {{}} in the place of the negative prompt; got {question!r}")
-        if precision not in DTYPES:
-            raise SettingError(f"precision must be fp32 or bf16; got {precision}")
-        self.name, self.question, self.precision = model, question, precision
+        self.name, self.question, self.dtype = model, question, dtype_of(precision)
 
     @cached_property
     def model(self) -> VisionLanguageModel:
         """The model, loaded when it is first used."""
-        return VisionLanguageModel.load(self.name, self.precision)
+        return VisionLanguageModel.load(self.name, self.dtype)
 
     def probabilities(self, images: Tensor, things: Sequence[str]) -> Tensor:
         """See ``PromptObserver.probabilities``.

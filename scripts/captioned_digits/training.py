@@ -151,7 +151,7 @@ class TextToImageModule(TextToImageTraining):
         Raises:
             SettingError: see ``pipeline``.
         """
-        return LatentUNet(self.pipeline(), frozen=False)
+        return LatentUNet(self.pipeline())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store the scale besides the facts about the data."""

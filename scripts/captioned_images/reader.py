@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from dng_lightning.errors import SettingError
 from dng_lightning.evaluation.label_space import LabelSpace
 from dng_lightning.evaluation.runs import Labels
-from dng_lightning.text_to_image.readers import PromptJudge, PromptReader
+from dng_lightning.text_to_image.observers import PromptJudge, PromptReader
 from scripts.captioned_images.data import CaptionedImages
 from scripts.captioned_images.prompt_adherence import PromptAccuracy, PromptLabelSpace
 

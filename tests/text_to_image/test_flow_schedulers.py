@@ -182,7 +182,9 @@ def test_schedulers_that_cannot_be():
     assert "has eta 1; got eta 0.5" in refused(FlowMatchAncestralScheduler(), eta=0.5)
     assert "s_noise must be 1" in refused(diffusers.LTXEulerAncestralRFScheduler(s_noise=0.5))
     solver = diffusers.UniPCMultistepScheduler(use_flow_sigmas=True, flow_shift=3.0)
-    assert refused(solver).endswith("pipeline.scheduler = FlowMatchAncestralScheduler(shift=3)")
+    assert refused(solver).endswith(
+        "pipeline.scheduler = FlowMatchAncestralScheduler.from_config(pipeline.scheduler.config, shift=3.0)"
+    )
 
 
 def test_steps_that_cannot_be():

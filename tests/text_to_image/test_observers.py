@@ -166,8 +166,8 @@ def test_it_is_read_when_it_is_asked_first_and_once(chat: Path, folder: Path, mo
             asked.append(question)
             return "Yes." if "blue" in question else "no"
 
-    def load(name: str, precision: str) -> Fake:
-        loaded.append((name, precision))
+    def load(name: str, dtype: torch.dtype) -> Fake:
+        loaded.append((name, dtype))
         return Fake()
 
     monkeypatch.setattr(vision_language.VisionLanguageModel, "load", load)
@@ -175,7 +175,7 @@ def test_it_is_read_when_it_is_asked_first_and_once(chat: Path, folder: Path, mo
     module = sampler_of(folder, AdaptiveNegative(SignedNegative(2.0, 7.5), ObserverPosterior(None, [1, 2])), observer)
     assert not loaded
     samples = module.draw(SEEDS)
-    assert loaded == [("somebody/chats", "bf16")]
+    assert loaded == [("somebody/chats", torch.bfloat16)]
     assert asked == ["Is blue there?", "Is green there?"] * 3 * 2
     assert samples.nfe == 2 * 2 + 2 * 3  # one of two negatives at the last two steps
 

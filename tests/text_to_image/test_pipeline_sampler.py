@@ -78,7 +78,7 @@ def test_unguided_with_its_own_scheduler_is_the_pipeline_itself(sd3: Path):
     sampler = PipelineSampler(
         str(sd3), "a red one", unguided=Unguided(), eta=0.0, call={"guidance_scale": 1.0}, **SMALL
     )
-    pipeline, _ = pipeline_sampler.open_pipeline(str(sd3), "fp32")
+    pipeline, _ = pipeline_sampler.open_pipeline(str(sd3), "fp32", ["StableDiffusion3Pipeline"])
     settings = {"height": 16, "width": 16, "num_inference_steps": 3, "guidance_scale": 1.0, "output_type": "pt"}
     images = pipeline("a red one", generator=torch.Generator().manual_seed(5), **settings).images
     drawn = sampler.draw([5], Unguided())
@@ -188,7 +188,7 @@ def test_folders_of_other_pipelines_are_refused(tmp_path: Path):
         (folder / "model_index.json").write_text(index)
         with pytest.raises(
             SettingError,
-            match=r"has no pipeline of images that can be guided: (it is a \w+, not|a WanPipeline makes videos)",
+            match=r"holds no text-to-image model in diffusers' format: (it is a \w+, not|a WanPipeline makes videos)",
         ):
             PipelineSampler(str(folder))
 

@@ -384,7 +384,10 @@ def test_settings_of_schedulers_that_cannot_be(folder: Path):
     assert "eta must be between 0 and 1; got 2" in line("DDIMScheduler", 2)
     assert "the DDIMScheduler clips" in line("DDIMScheduler", clip_sample=True)
     assert "the DDPMScheduler clips" in line("DDPMScheduler", thresholding=True)
-    assert "fixed_large; the DDPMScheduler's is learned_range" in line("DDPMScheduler", variance_type="learned_range")
+    assert (
+        "the DDPMScheduler's variance_type must be fixed_small or fixed_small_log or fixed_large; got learned_range"
+        in line("DDPMScheduler", variance_type="learned_range")
+    )
     assert "the schedule ends in pure noise" in line("DDPMScheduler", rescale_betas_zero_snr=True)
 
 

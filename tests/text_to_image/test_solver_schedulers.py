@@ -52,7 +52,7 @@ def of_kind(name: str, guidance: Guidance) -> tuple[Hosted, Sampler]:
 def test_it_draws_what_our_sampler_draws(name: str, guidance: Guidance):
     hosted, sampler = of_kind(name, guidance)
     hosted.scheduler.set_timesteps(12)
-    levels = hosted.guidance.kind.levels.chain()[::-1]
+    levels = hosted.guidance.kind.levels()[::-1]
     schedule = NoiseSchedule(
         torch.tensor([level.alpha for level in levels[1:]]),
         torch.tensor([level.sigma for level in levels[1:]]),

@@ -1,0 +1,60 @@
+"""The guidances that a sampler of prompts compares."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from dng_lightning.errors import SettingError
+from dng_lightning.guidance import Guidance
+from dng_lightning.guidance.serialization import display_name, display_name_with_scale
+from dng_lightning.modules.checkpoint_settings import load_settings
+from dng_lightning.modules.image_sampler import ImageSampler
+from dng_lightning.text_to_image.prompts import check_guidance
+
+
+def load_methods(
+    folder: Path,
+    default: Guidance,
+    guidance: Guidance | None,
+    guidances: Sequence[Guidance] | None,
+    baselines: Sequence[Guidance],
+) -> tuple[Guidance, list[Guidance], list[Guidance]]:
+    """The guidance of ``dng predict``, those of ``dng test``, and the baselines, with the settings in a folder.
+
+    Args:
+        folder: folder of the model.
+        default: guidance if none is given.
+        guidance: guidance of ``dng predict``; None for the first of ``guidances``.
+        guidances: guidances of ``dng test``; None for ``guidance`` only.
+        baselines: other methods.
+    """
+    first = guidance or (guidances or [default])[0]
+    groups = [[load_settings(method, folder) for method in group] for group in ([first], guidances or [], baselines)]
+    return groups[0][0], groups[1] or groups[0], groups[2]
+
+
+def check_methods(module: ImageSampler, conditions: int, shape: Sequence[int], has_observer: bool = False) -> None:
+    """Check that the methods of a sampler fit its prompts.
+
+    Args:
+        module: the sampler.
+        conditions: number of negative prompts per image.
+        shape: shape of a state of the chain.
+        has_observer: whether there is an observer of the denoised images.
+
+    Raises:
+        SettingError: a method does not fit, or two baselines have one name.
+    """
+    if module.unguided.needs().avoids:
+        raise SettingError(f"unguided is {display_name(module.unguided)}, which avoids something: name another")
+    groups = {"guidance": [module.guidance], "guidances": module.guidances, "baselines": module.baselines}
+    for setting, methods in (groups | {"unguided": [module.unguided]}).items():
+        for method in methods:
+            check_guidance(method, has_observer)
+            if method.needs().avoids and not conditions:
+                name = display_name(method)
+                raise SettingError(f"{name} avoids something: set negative_prompt, or {setting} to null")
+            method.start(torch.empty(1, *shape), conditions)  # raises for priors that do not fit
+    if len(set(map(display_name_with_scale, module.baselines))) < len(module.baselines):
+        raise SettingError("baselines names a method twice: give them other scales, which tell them apart")
