@@ -19,6 +19,7 @@ JSONARGPARSE_DEBUG=true shows the traceback of an error.
 """
 
 import contextlib
+import errno
 import io
 import logging
 import os
@@ -44,6 +45,8 @@ NOISE = ("`isinstance(treespec, LeafSpec)`", "Total length of `DataLoader` acros
 # Lightning's errors about settings without an error class: an unknown metric, a logger that is not installed.
 COMPLAINTS = ("Early stopping conditioned on metric", "Requirement '")
 NO_MEMORY = "DefaultCPUAllocator: "  # torch's error on CPUs
+UNWRITABLE = errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM
+LOST = "Connection closed by peer", "Connection reset by peer", "Broken pipe", "ncclRemoteError"  # in torch's errors
 LONGEST = 385  # characters of an error
 ALWAYS_FIRST = ("predict",)  # overlays extend this command's default; configurations of other commands are complete
 
@@ -79,7 +82,8 @@ def _readers_that_leave() -> Iterator[None]:
         try:
             yield
         finally:
-            sys.stdout.flush()
+            if sys.stdout:  # None if it is closed
+                sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter prints an error at exit
 
@@ -113,6 +117,14 @@ def setting_error(error: BaseException | None) -> SettingError | None:
     while error is not None and not isinstance(error, SettingError):
         if isinstance(error, MemoryError) or NO_MEMORY in str(error):
             return SettingError(f"not enough memory: lower data.batch_size, or make the network smaller ({error})")
+        if isinstance(error, OSError) and error.errno in UNWRITABLE:
+            file = f"cannot write {error.filename or 'a file'}: {error.strerror}"
+            return SettingError(f"{file}; what is finished is kept: mend it and run the same command again")
+        if isinstance(error, RuntimeError) and any(word in str(error) for word in LOST):
+            return SettingError(
+                "another process of this run has ended: run the same command again (dng fit with "
+                "--ckpt_path last); what is finished is kept"
+            )
         text, is_setting = str(error).strip(), type(error).__name__ == "MisconfigurationException"  # slow to import
         if is_setting or text.startswith(COMPLAINTS):
             return SettingError(text.splitlines()[0])

@@ -15,7 +15,7 @@ from dng_lightning.callbacks.drawing import DrawingCallback
 from dng_lightning.callbacks.requirements import is_dry_run
 from dng_lightning.data.pixels import to_float, to_uint8
 from dng_lightning.errors import SettingError
-from dng_lightning.evaluation import study_figures
+from dng_lightning.evaluation import figures, study_figures
 from dng_lightning.evaluation.class_balance import posterior_quality
 from dng_lightning.evaluation.posterior_metrics import class_entropy, decisive_steps
 from dng_lightning.evaluation.sample_store import SampleStore
@@ -28,6 +28,7 @@ from dng_lightning.posterior.base import at_most
 from dng_lightning.posterior.calibration import fit_calibration, log_odds
 from dng_lightning.sampling import PassiveTracking
 from dng_lightning.storage import resources
+from dng_lightning.storage.files import write_whole
 
 KNOTS = 10  # intervals between the levels of the calibration
 UNCALIBRATED = CalibratedPosterior([[0.0, 1.0, 0.0]])  # sums log ratios; its posterior is not used
@@ -138,14 +139,14 @@ class CalibrationWriter(DrawingCallback):
         )
         paths = [folder / "calibration.yaml" for folder in self.folders]
         for path in paths:
-            path.write_text(text)
+            write_whole(path, text.encode())
         print("\n".join([*said, *(f"written to {path}" for path in paths)]))  # last, as the output may be closed
 
     def _interval(self, posterior: list[Tensor], levels: list[NoiseLevel], times: list[float]) -> str:
         """Draw the class entropy, and say between which noise levels the class is decided."""
         entropy = class_entropy(torch.stack(posterior, 1))
         decisive = decisive_steps(entropy)
-        study_figures.class_entropy(times, entropy, decisive).savefig(self.folder / "entropy.png", dpi=120)
+        figures.save(study_figures.class_entropy(times, entropy, decisive), self.folder / "entropy.png", 120)
         high, low = (math.exp(-levels[step].log_snr / 2) for step in decisive)
         return f"the class is decided at noise levels sigma / alpha of {high:.3g} to {low:.3g} (LimitedInterval)"
 
@@ -159,6 +160,6 @@ class CalibrationWriter(DrawingCallback):
             judged[name] = {f"{times[i]:.3g}": {"auc": q.auc, "brier": round(q.brier, 5)} for i, q in found.items()}
             ends[name] = found[places[-1]]
             said.append(f"mean Brier score {name}: {sum(q.brier for q in found.values()) / len(found):.4f}")
-        (self.folder / "calibration.json").write_text(json.dumps(judged, indent=1) + "\n")
-        study_figures.calibration(ends).savefig(self.folder / "calibration.png", dpi=120)
+        write_whole(self.folder / "calibration.json", (json.dumps(judged, indent=1) + "\n").encode())
+        figures.save(study_figures.calibration(ends), self.folder / "calibration.png", 120)
         return said

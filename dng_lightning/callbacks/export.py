@@ -1,7 +1,6 @@
 """Exports a trained model: weights and plain hyper-parameters, which are loaded without running code."""
 
 import inspect
-import io
 import json
 from pathlib import Path
 from typing import Any
@@ -88,9 +87,7 @@ class Export(Callback):
             "pytorch-lightning_version": lightning.__version__,  # otherwise Lightning migrates it as an old file
         }
         module.on_save_checkpoint(checkpoint)
-        file = io.BytesIO()
-        torch.save(checkpoint, file)
-        write_whole(folder / "model.ckpt", file.getbuffer())
+        safe_checkpoint.write_ckpt(checkpoint, folder / "model.ckpt")
         if self.safetensors:
             safe_checkpoint.write(checkpoint, folder / "model.safetensors")
 

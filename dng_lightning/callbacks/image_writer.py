@@ -1,6 +1,7 @@
 """Writes the images of ``dng predict`` batch by batch, and their figures at the end."""
 
 import csv
+import io
 import json
 import time
 from collections.abc import Collection, Sequence
@@ -134,14 +135,14 @@ class ImageWriter(DrawingCallback):
 
     def _write_table(self, records: Records) -> None:
         names = self.module.label_space.names
-        with (self.folder / "labels.csv").open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["seed", "file", "label", "confidence", "posterior", "class_label"])
-            for record in records:
-                pairs = ((names, record.get("label")), (self.module.class_names, record["class_label"]))
-                label, requested = ("" if number is None else known[number] for known, number in pairs)
-                seed, *numbers = record["seed"], record.get("confidence", ""), record.get("posterior", "")
-                writer.writerow([seed, f"{seed:08d}.png", label, *numbers, requested])
+        writer = csv.writer(text := io.StringIO(newline=""))
+        writer.writerow(["seed", "file", "label", "confidence", "posterior", "class_label"])
+        for record in records:
+            pairs = ((names, record.get("label")), (self.module.class_names, record["class_label"]))
+            label, requested = ("" if number is None else known[number] for known, number in pairs)
+            seed, *numbers = record["seed"], record.get("confidence", ""), record.get("posterior", "")
+            writer.writerow([seed, f"{seed:08d}.png", label, *numbers, requested])
+        write_whole(self.folder / "labels.csv", text.getvalue().encode())
 
     def _write_figures(self, columns: dict[str, Records]) -> None:
         """Draw the images of all methods side by side, and the trajectories of the module's guidance, the last one."""
@@ -152,12 +153,12 @@ class ImageWriter(DrawingCallback):
             folder = self.folder if name == self.name else self._folder(name)
             images = [from_png(folder / f"{record['seed']:08d}.png") for record in records]
             panels[name] = figures.framed_grid(torch.stack(images), marked[name])
-        figures.side_by_side(panels).savefig(self.folder / "grid.png", dpi=150)
+        figures.save(figures.side_by_side(panels), self.folder / "grid.png", 150)
         shown = columns[self.name]
         scale, tracked = torch.tensor([record["scales"] for record in shown]), [r["posteriors"] for r in shown]
         posterior = torch.tensor(tracked) if all(tracked) else None
         trajectories = figures.TrajectorySet(shown[0]["times"], scale, posterior, marked[self.name])
-        figures.trajectories(trajectories).savefig(self.folder / "trajectories.png", dpi=150)
+        figures.save(figures.trajectories(trajectories), self.folder / "trajectories.png", 150)
 
     def _print(self, columns: dict[str, Records]) -> None:
         module, label_space, records = self.module, self.module.label_space, columns[self.name]

@@ -153,20 +153,21 @@ class ResultsWriter(DrawingCallback):
         trainer.strategy.barrier("samples")
         if trainer.is_global_zero:
             self.evaluator.finish(draw.run, cost)
-            self._write_figures(is_last=draw is module.draws[-1])
+            began = time.perf_counter()
+            if self.drawing <= DRAWING * (began - self.drawn_at):
+                self.evaluator.write_figures(self.runs)
+                self.drawn_at = time.perf_counter()
+                self.drawing = self.drawn_at - began
         trainer.strategy.barrier("row")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Print the tables."""
-        if trainer.is_global_zero and hasattr(self, "evaluator") and (summary := self.evaluator.summary()):
-            print(summary)
-
-    def _write_figures(self, is_last: bool) -> None:
-        began = time.perf_counter()
-        if is_last or self.drawing <= DRAWING * (began - self.drawn_at):
+        """Write the figures unless they show all rows, and print the tables."""
+        if not trainer.is_global_zero or not hasattr(self, "evaluator"):
+            return
+        if not self.evaluator.is_drawn:
             self.evaluator.write_figures(self.runs)
-            self.drawn_at = time.perf_counter()
-            self.drawing = self.drawn_at - began
+        if summary := self.evaluator.summary():
+            print(summary)
 
     def _extractor(self, module: ImageSampler) -> FeatureExtractor | None:
         """The feature extractor, on the module's device."""

@@ -23,6 +23,7 @@ from dng_lightning.errors import SettingError, reason, require
 from dng_lightning.evaluation.tensorboard import RunLogger
 from dng_lightning.modules.base_module import TrainedModule, reading
 from dng_lightning.storage import resources
+from dng_lightning.storage.checkpoint_io import AtomicCheckpointIO
 from dng_lightning.text_to_image import observers, pipeline_sampler, sampler, vision_language
 
 # Configurations can name imported classes without their module; ``modules`` imports judges and pretrained.
@@ -86,6 +87,7 @@ class DNGCLI(LightningCLI):
             callback.dirpath = callback.dirpath or str(Path(folder, "checkpoints"))  # else it follows the logger
         if trainer.fast_dev_run:  # Lightning's own writes a last.ckpt all the same
             trainer.callbacks = [other for other in trainer.callbacks if other not in own]
+        trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         self.interruption = Interruption()
         trainer.callbacks.append(self.interruption)
         return trainer  # type: ignore[no-any-return]  # its callbacks are no typed attribute

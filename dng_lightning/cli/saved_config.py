@@ -9,7 +9,7 @@ from lightning.pytorch.cli import SaveConfigCallback
 
 from dng_lightning.errors import SettingError
 from dng_lightning.modules.image_sampler import ImageSampler
-from dng_lightning.storage.files import write_whole
+from dng_lightning.storage.files import remove_parts, write_whole
 
 INPUTS = "inputs.json"  # hashes of the weights and other files that the settings name
 
@@ -22,7 +22,9 @@ class SaveConfig(SaveConfigCallback):
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Save nothing yet: other callbacks and the module have not been checked."""
+        """Save nothing yet: other callbacks and the module have not been checked. Tidy up after killed processes."""
+        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]  # a connector's
+            remove_parts(Path(trainer.default_root_dir))
 
     def _save(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dng_lightning.data.pixels import to_float, to_uint8
 from dng_lightning.errors import SettingError
-from dng_lightning.evaluation import posterior_metrics, study_figures, tensorboard
+from dng_lightning.evaluation import figures, posterior_metrics, study_figures, tensorboard
 from dng_lightning.evaluation.boards import Board
 from dng_lightning.evaluation.features import FeatureExtractor
 from dng_lightning.evaluation.figures import TrajectorySet
@@ -27,6 +27,7 @@ from dng_lightning.evaluation.results_file import Table
 from dng_lightning.evaluation.runs import Cost, EvaluationRun, Labels, Samples
 from dng_lightning.evaluation.sample_store import SampleStore
 from dng_lightning.evaluation.tables import results_markdown, results_table, safety_table
+from dng_lightning.storage.files import write_whole
 
 COLUMNS = [
     *("method", "scale", "guidance", "n", "seeds", "steps", "features"),
@@ -175,7 +176,13 @@ class Evaluator:
         if samples:
             self._save("samples", study_figures.sample_rows(samples), 110)
         self.board.add_table("test/results", self.results.columns, rows, len(rows))
-        (self.folder / "results.md").write_text(results_markdown(rows, self._notes()))
+        write_whole(self.folder / "results.md", results_markdown(rows, self._notes()).encode())
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether ``write_figures`` was called after the last row."""
+        table, tables = self.results.path, self.folder / "results.md"
+        return not table.exists() or (tables.exists() and tables.stat().st_mtime_ns >= table.stat().st_mtime_ns)
 
     def summary(self) -> str:
         """The tables for the terminal; empty without a row."""
@@ -195,7 +202,7 @@ class Evaluator:
 
     def _save(self, name: str, figure: Figure, dpi: int) -> None:
         """Save a figure, and log it at the number of rows so far."""
-        figure.savefig(self.folder / f"{name}.png", dpi=dpi)
+        figures.save(figure, self.folder / f"{name}.png", dpi)
         self.board.add_figure(f"test/{name}", figure, len(self.results.rows()))
 
     def _log(self, store: SampleStore, rows: Sequence[dict[str, Any]]) -> None:

@@ -1,7 +1,9 @@
 """Figures: grids of images, bar charts of classes, trajectories of posterior and scale."""
 
+import io
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from matplotlib.axes import Axes
@@ -9,8 +11,16 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torchvision.utils import make_grid
 
+from dng_lightning.storage.files import write_whole
+
 COLOURS = {True: "tab:red", False: "tab:blue"}  # of forbidden and of allowed images
 RED = torch.tensor([214, 39, 40], dtype=torch.uint8)
+
+
+def save(figure: Figure, path: Path, dpi: int) -> None:
+    """Write a figure as PNG, atomically."""
+    figure.savefig(file := io.BytesIO(), dpi=dpi)
+    write_whole(path, file.getbuffer())
 
 
 def framed_grid(images: Tensor, marked: Sequence[bool] | None = None, columns: int = 8) -> Tensor:

@@ -15,6 +15,7 @@ from dng_lightning.data.pixels import to_float
 from dng_lightning.errors import SettingError, reason
 from dng_lightning.evaluation.distribution_metrics import Moments
 from dng_lightning.evaluation.features import FeatureExtractor, Judge
+from dng_lightning.storage import safe_checkpoint
 
 SAMPLES = 500  # most images of a class whose features are stored
 HALF_MAX = torch.finfo(torch.float16).max
@@ -161,7 +162,7 @@ class ReferenceStatistics:
     def save(self, path: str | Path) -> None:
         """Write a ``.pt`` of plain tensors and strings, with the upper triangles of the covariances."""
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        torch.save(self.__dict__ | {"covariances": _upper(self.covariances)}, path)
+        safe_checkpoint.write_ckpt(self.__dict__ | {"covariances": _upper(self.covariances)}, Path(path))
 
     @staticmethod
     def file(extractor: FeatureExtractor) -> str:

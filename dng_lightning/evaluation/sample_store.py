@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dng_lightning.errors import SettingError
+from dng_lightning.storage import safe_checkpoint
 
 BLOCK = 1000  # images in memory at once
 
@@ -38,7 +39,7 @@ class SampleStore:
         parts = self.folder / "parts"
         parts.mkdir(parents=True, exist_ok=True)
         batch = {name: values.cpu() for name, values in arrays.items()}
-        torch.save(batch | {"seeds": torch.tensor(seeds)}, parts / f"{seeds[0]}.pt")
+        safe_checkpoint.write_ckpt(batch | {"seeds": torch.tensor(seeds)}, parts / f"{seeds[0]}.pt")
 
     def merge(self) -> None:
         """Merge all batches in the order of the seeds; call it once, when all processes are done.

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import inspect
+import math
 import pickle
 import warnings
 from collections.abc import Iterator, Sequence
@@ -24,6 +25,10 @@ from dng_lightning.modules.first_batch import FACTS, facts_of_a_batch
 from dng_lightning.modules.resuming import PLATEAU, check_same_network, keep_settings
 from dng_lightning.networks.precision import set_memory_format
 from dng_lightning.storage import resources, safe_checkpoint
+
+DIVERGED = (
+    "lower the optimizer's lr or set trainer.gradient_clip_val, and resume from the last checkpoint (--ckpt_path last)"
+)
 
 
 @contextlib.contextmanager
@@ -235,8 +240,24 @@ class TrainedModule(LightningModule):
                 for _ in range(0 if isinstance(config.scheduler, ReduceLROnPlateau) else self.trainer.global_step):
                     config.scheduler.step()  # type: ignore[call-arg]  # the others need no metric
 
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Check the loss at the steps that are logged.
+
+        Raises:
+            SettingError: it is not finite.
+        """
+        is_logged = self.trainer.global_step % max(self.trainer.log_every_n_steps, 1) == 0  # type: ignore[attr-defined]
+        if is_logged and not math.isfinite(loss := float(outputs["loss"])):
+            raise SettingError(f"the loss is {loss} after {self.trainer.global_step} steps: {DIVERGED}")
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store shape and classes of the training images."""
+        """Store shape and classes of the training images.
+
+        Raises:
+            SettingError: the weights are not finite; an earlier checkpoint is intact.
+        """
+        if not all(bool(torch.isfinite(weight).all()) for weight in self.parameters()):
+            raise SettingError(f"the weights are not finite: {DIVERGED}")
         if hasattr(self, "seen_classes"):
             checkpoint["trained_on"] = {name: list(getattr(self, name)) for name in FACTS}
 

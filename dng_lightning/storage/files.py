@@ -8,6 +8,7 @@ import yaml
 
 from dng_lightning.errors import SettingError
 
+PART = ".dng-part"  # ends the name of a temporary file
 MOST_NODES = 100_000  # mappings, lists and values of a configuration; the largest that ships has some hundreds
 
 
@@ -17,10 +18,26 @@ def file_name(text: str | int) -> str:
 
 
 def write_whole(path: Path, content: bytes | memoryview) -> None:
-    """Write a file atomically: to a temporary file that is then renamed."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_bytes(content)
-    part.replace(path)
+    """Write a file atomically: to a temporary file that is then renamed.
+
+    Raises:
+        OSError: it cannot be written; what was there before is intact.
+    """
+    part = path.with_name(f"{path.name}.{os.getpid()}{PART}")
+    try:
+        part.write_bytes(content)
+        part.replace(path)
+    except OSError as error:
+        error.filename = str(path)  # the system does not name the file that a full disk cuts off
+        raise
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove the temporary files of ``write_whole`` that killed processes have left in a folder."""
+    for part in folder.rglob(f"*{PART}"):
+        part.unlink(missing_ok=True)
 
 
 def check_yaml(path: Path) -> None:

@@ -11,7 +11,9 @@ from typing import IO, Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
+
+from dng_lightning.storage.files import write_whole
 
 SUFFIX = ".safetensors"
 PLAIN = ("hyper_parameters", "trained_on", "pytorch-lightning_version")
@@ -24,9 +26,14 @@ def write(checkpoint: dict[str, Any], path: Path) -> None:
         TypeError: a hyper-parameter is not plain data.
     """
     metadata = {name: json.dumps(checkpoint[name], default=dict) for name in PLAIN if name in checkpoint}
-    part = path.with_name(f"{path.name}.part")
-    save_file(checkpoint["state_dict"], part, {"format": "pt"} | metadata)
-    part.replace(path)
+    write_whole(path, save(checkpoint["state_dict"], {"format": "pt"} | metadata))
+
+
+def write_ckpt(content: Any, path: Path) -> None:
+    """Write what ``torch.save`` writes, atomically."""
+    file = io.BytesIO()
+    torch.save(content, file)
+    write_whole(path, file.getbuffer())
 
 
 def read(path: Path) -> dict[str, Any]:
