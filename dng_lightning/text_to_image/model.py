@@ -1,7 +1,7 @@
 """Text-to-image models in the diffusers format: U-Nets of latents (Stable Diffusion), transformers of pixels (PRX)."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,9 +12,11 @@ from dng_lightning.kernel import NoiseLevel
 from dng_lightning.parametrization import Prediction, denoised_of
 from dng_lightning.pretrained import diffusers_format
 from dng_lightning.schedule import NoiseSchedule
+from dng_lightning.text_to_image.layouts import ADDED, U_NET
+from dng_lightning.text_to_image.network_call import NetworkCall
 from dng_lightning.text_to_image.optional_deps import Precision, inform, quiet
 from dng_lightning.text_to_image.pipeline_folder import open_pipeline, unreadable
-from dng_lightning.text_to_image.prompts import Prompts, TextEmbeddings
+from dng_lightning.text_to_image.prompts import Prompts
 
 PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline", "PRXPixelPipeline")
 
@@ -35,6 +37,7 @@ class TextToImageModel(nn.Module, ABC):
         pixels: pixels per latent along each side; 1 for a model of pixels.
         multiple: a side of the images in pixels is a multiple of it.
         size: side of the images of the training in pixels, or (height, width).
+        encoded: arguments of the denoiser that the pipeline's ``encode_prompt`` returns, see ``Layout``.
         edits_attention: whether a guidance can edit its attention to the text.
 
     Raises:
@@ -49,6 +52,7 @@ class TextToImageModel(nn.Module, ABC):
     multiple: int
     size: int | Sequence[int]
     edits_attention = False
+    encoded: tuple[str | None, ...]
 
     def __init__(self, pipeline: Any, denoiser: Any) -> None:
         super().__init__()
@@ -90,7 +94,11 @@ class TextToImageModel(nn.Module, ABC):
                     inform(f"The prompt {_short(text)!r} is cut after {most} tokens: {_short(cut)!r} is not read.")
             one_each = {"num_images_per_prompt": 1, "do_classifier_free_guidance": False}
             encoded = pipeline.encode_prompt(texts, device=pipeline.text_encoder.device, **one_each)
-        return Prompts(tuple(prompts), tuple(negatives), self._embeddings(encoded))
+        rows = {name: value for name, value in zip(self.encoded, encoded, strict=False) if name}
+        if pipeline.config.get("force_zeros_for_empty_prompt"):  # SDXL
+            for value in rows.values():
+                value[-1] = 0
+        return Prompts(tuple(prompts), tuple(negatives), rows)
 
     def latent_shape(self, height: int | None = None, width: int | None = None) -> tuple[int, int, int]:
         """(C, H, W) of the latents of an image, by default of the size that the model was trained on.
@@ -109,13 +117,13 @@ class TextToImageModel(nn.Module, ABC):
         return self.latent_channels, (height or h) // self.pixels, (width or w) // self.pixels
 
     @abstractmethod
-    def forward(self, x_t: Tensor, level: NoiseLevel, texts: TextEmbeddings) -> Tensor:
+    def forward(self, x_t: Tensor, level: NoiseLevel, texts: Mapping[str, Tensor]) -> Tensor:
         """The denoised prediction, (B, C, H, W) fp32.
 
         Args:
             x_t: noisy latents (B, C, H, W).
             level: their noise level.
-            texts: the prompt of each.
+            texts: arguments of the denoiser with the prompt of each, see ``Prompts``.
         """
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -124,10 +132,6 @@ class TextToImageModel(nn.Module, ABC):
 
     def save_memory(self) -> None:  # a model without a decoder has nothing to save
         """Use less memory where the model can, at the cost of time."""
-
-    @abstractmethod
-    def _embeddings(self, encoded: Sequence[Tensor]) -> TextEmbeddings:
-        """What the pipeline's ``encode_prompt`` returns, the empty prompt last."""
 
 
 class LatentUNet(TextToImageModel):
@@ -150,6 +154,7 @@ class LatentUNet(TextToImageModel):
     """
 
     edits_attention = True
+    encoded = U_NET.encoded
 
     def __init__(self, pipeline: Any) -> None:
         super().__init__(pipeline, pipeline.unet)
@@ -167,14 +172,14 @@ class LatentUNet(TextToImageModel):
         if pipeline.tokenizer.model_max_length > pipeline.text_encoder.config.max_position_embeddings:
             raise SettingError("its tokenizer is missing, or reads longer texts than its text encoder")
 
-    def forward(self, x_t: Tensor, level: NoiseLevel, texts: TextEmbeddings) -> Tensor:
+    def forward(self, x_t: Tensor, level: NoiseLevel, texts: Mapping[str, Tensor]) -> Tensor:
         """See ``TextToImageModel``."""
-        dtype, added = self.denoiser.dtype, None
-        texts = texts.to(dtype)
-        if texts.pooled is not None:
-            added = {"text_embeds": texts.pooled, "time_ids": self._size(x_t).to(dtype)}
+        dtype = self.denoiser.dtype
+        arguments = {name: value.to(dtype) for name, value in texts.items()}
+        if f"{ADDED}text_embeds" in texts:  # SDXL
+            arguments[f"{ADDED}time_ids"] = self._size(x_t).to(dtype)
         timesteps = torch.full((len(x_t),), level.timestep, device=x_t.device)
-        output = self.denoiser(x_t.to(dtype), timesteps, texts.tokens, added_cond_kwargs=added).sample
+        output = self.denoiser(x_t.to(dtype), timesteps, **NetworkCall(U_NET, arguments).inputs).sample
         return denoised_of(output.float(), x_t, level.alpha, level.sigma, self.prediction)
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -187,13 +192,6 @@ class LatentUNet(TextToImageModel):
         self.denoiser.set_attention_slice("auto")
         self.vae.enable_slicing()
         self.vae.enable_tiling()
-
-    def _embeddings(self, encoded: Sequence[Tensor]) -> TextEmbeddings:
-        tokens, _, *others = encoded
-        pooled = others[0] if others else None
-        if pooled is not None and self.encoders[0].config.force_zeros_for_empty_prompt:
-            tokens[-1], pooled[-1] = 0, 0
-        return TextEmbeddings(tokens, pooled)
 
     def _size(self, x_t: Tensor) -> Tensor:
         """SDXL's size conditioning: size of the original, corner of its crop, and target size."""
@@ -215,6 +213,7 @@ class PixelTransformer(TextToImageModel):
     """
 
     prediction = "x0"
+    encoded = (U_NET.text, "attention_mask")
 
     def __init__(self, pipeline: Any) -> None:
         super().__init__(pipeline, pipeline.transformer)
@@ -227,16 +226,13 @@ class PixelTransformer(TextToImageModel):
         self.channels = self.latent_channels = self.denoiser.config.in_channels
         self.multiple, self.size = self.denoiser.config.patch_size, pipeline.config.default_sample_size
 
-    def forward(self, x_t: Tensor, level: NoiseLevel, texts: TextEmbeddings) -> Tensor:
+    def forward(self, x_t: Tensor, level: NoiseLevel, texts: Mapping[str, Tensor]) -> Tensor:
         """See ``TextToImageModel``."""
         dtype = self.denoiser.dtype
-        texts = texts.to(dtype)
+        arguments = {name: value.to(dtype) for name, value in texts.items()}
         times = torch.full((len(x_t),), level.timestep / self._total, device=x_t.device)
-        output: Tensor = self.denoiser(x_t.to(dtype), times, texts.tokens, attention_mask=texts.mask).sample
+        output: Tensor = self.denoiser(x_t.to(dtype), times, **arguments).sample
         return output.float()
-
-    def _embeddings(self, encoded: Sequence[Tensor]) -> TextEmbeddings:
-        return TextEmbeddings(encoded[0], mask=encoded[1])
 
 
 def _short(text: str) -> str:

@@ -80,17 +80,17 @@ class TextPredictor(AttentionPredictor):
     def __init__(self, model: TextToImageModel, prompts: Prompts, class_labels: Tensor | None = None) -> None:
         def denoiser(x_t: Tensor, level: NoiseLevel, numbers: Tensor | None) -> Tensor:
             assert numbers is not None  # the null class is a prompt
-            texts = prompts.texts[numbers]
-            length = texts.tokens.shape[1]
+            texts = prompts.take(numbers)
+            length = texts[U_NET.text].shape[1]
             if self.is_edited:
-                texts = replace(texts, tokens=self.texts.append(texts.tokens))
+                texts[U_NET.text] = self.texts.append(texts[U_NET.text])
             with self.editing(length):
                 denoised: Tensor = model(x_t, level, texts)
             return denoised
 
         texts = ForbiddenTexts((), ())
         if model.edits_attention:
-            rows = [{U_NET.text: tokens[None]} for tokens in prompts.texts.tokens[prompts.forbidden]]
+            rows = [prompts.take([number]) for number in prompts.forbidden]
             texts = U_NET.forbidden(model.encoders[0], prompts.negatives, rows)
         super().__init__(denoiser, prompts.null, prompts.forbidden, class_labels, model.denoiser, texts)
         self.provides = frozenset({"attention"} if model.edits_attention else ())

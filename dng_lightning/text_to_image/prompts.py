@@ -1,6 +1,6 @@
 """Prompts and negative prompts, as text and encoded."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,44 +14,18 @@ from dng_lightning.text_to_image.optional_deps import inform
 
 
 @dataclass(frozen=True)
-class TextEmbeddings:
-    """Embeddings of B texts, as a U-Net takes them.
-
-    Attributes:
-        tokens: (B, length, width).
-        pooled: each text as a whole, (B, width); None for models without it (all but SDXL).
-        mask: which tokens are no padding, (B, length); None for models that attend to all (all but PRX).
-    """
-
-    tokens: Tensor
-    pooled: Tensor | None = None
-    mask: Tensor | None = None
-
-    def __getitem__(self, rows: Tensor | slice) -> "TextEmbeddings":
-        return self._each(lambda part: part[rows])
-
-    def to(self, to: torch.device | torch.dtype) -> "TextEmbeddings":
-        """The same on a device, or of a dtype."""
-        return self._each(lambda part: part.to(to))
-
-    def _each(self, change: Callable[[Tensor], Tensor]) -> "TextEmbeddings":
-        pooled, mask = (None if part is None else change(part) for part in (self.pooled, self.mask))
-        return TextEmbeddings(change(self.tokens), pooled, mask)
-
-
-@dataclass(frozen=True)
 class Prompts:
     """P prompts, K negative prompts and the empty prompt, indexed in this order.
 
     Attributes:
         prompts: the P prompts.
         negatives: the K negative prompts.
-        texts: embeddings of all P + K + 1 texts.
+        texts: arguments of the network with a row for each of the P + K + 1 texts.
     """
 
     prompts: tuple[str, ...]
     negatives: tuple[str, ...]
-    texts: TextEmbeddings
+    texts: Mapping[str, Tensor]
 
     @property
     def null(self) -> int:
@@ -64,8 +38,12 @@ class Prompts:
         return list(range(len(self.prompts), self.null))
 
     def to(self, device: torch.device) -> "Prompts":
-        """The prompts with their embeddings on a device."""
-        return replace(self, texts=self.texts.to(device))
+        """The prompts with their texts on a device."""
+        return replace(self, texts={name: rows.to(device) for name, rows in self.texts.items()})
+
+    def take(self, numbers: Tensor | list[int]) -> dict[str, Tensor]:
+        """The arguments of the network for the texts with these indices, (B,)."""
+        return {name: rows[numbers] for name, rows in self.texts.items()}
 
 
 def texts_of(prompt: str | Sequence[str], negative_prompt: str | Sequence[str] | None) -> tuple[list[str], list[str]]:

@@ -147,8 +147,11 @@ def test_the_base_prediction_is_that_of_the_network_with_each_attention_by_hand(
     predictor, x = TextPredictor(model, prompts, labels), torch.randn(3, *model.latent_shape())
     needs = Needs(negatives=True, null=True)
     found, plain = (predictor.predict(x, level, asked) for asked in (replace(needs, attention=guidance.edit), needs))
-    with torch.no_grad(), all_by_hand(model.denoiser, guidance, prompts.texts.tokens[[2, 3]].double(), 3) as ratios:
-        expected = model(x, level, prompts.texts[labels])
+    with (
+        torch.no_grad(),
+        all_by_hand(model.denoiser, guidance, prompts.texts["encoder_hidden_states"][[2, 3]].double(), 3) as ratios,
+    ):
+        expected = model(x, level, prompts.take(labels))
     torch.testing.assert_close(found.denoised, expected, rtol=0, atol=1e-6)  # given in single precision
     assert (found.denoised - plain.denoised).abs().max() > 1e-3
     assert found.null is not None

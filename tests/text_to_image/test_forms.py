@@ -99,8 +99,8 @@ def test_each_overlay_is_its_formula_of_the_prompts(name: str, negatives: list[s
     module = TextToImageSampler(str(folder), PROMPT, negatives, form, steps=1, eta=0.0)
     x = float(module.schedule.sigma[-1]) * ImageNoise(SEEDS, module.chain_shape)()
     with torch.no_grad():
-        texts, level = module.prompts.texts, module.schedule.level(1000)
-        each = [module.model(x, level, texts[torch.tensor([i, i])]) for i in range(len(texts.tokens))]
+        prompts, level = module.prompts, module.schedule.level(1000)
+        each = [module.model(x, level, prompts.take([i, i])) for i in range(prompts.null + 1)]
         wanted, *away, null = (output_of(denoised, x, level, "eps") for denoised in each)
         eps = by_hand(form, null, wanted, away)
         expected = module.decode((x - level.sigma * eps) / level.alpha)

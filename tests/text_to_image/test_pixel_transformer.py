@@ -68,13 +68,12 @@ def test_the_flow_is_diffusers_own(scale: float, tmp_path: Path):
 
 def test_padding_of_the_texts_has_no_effect(folder: Path):
     model = TextToImageModel.load(str(folder))
-    texts = model.encode(["ab"]).texts
-    assert texts.mask is not None
-    assert texts.mask.sum(1).tolist() == [4, 2]  # begin and end besides
+    prompts = model.encode(["ab"])
+    assert prompts.texts["attention_mask"].sum(1).tolist() == [4, 2]  # begin and end besides
     x, level = torch.randn(1, 3, 16, 16), NoiseLevel(0.5, 0.5, 5.0)
-    before = model(x, level, texts[:1])
-    texts.tokens[:, 4:] = 7.0
-    assert torch.equal(model(x, level, texts[:1]), before)
+    before = model(x, level, prompts.take([0]))
+    prompts.texts["encoder_hidden_states"][:, 4:] = 7.0
+    assert torch.equal(model(x, level, prompts.take([0])), before)
 
 
 def test_guided_from_the_sampler(folder: Path):

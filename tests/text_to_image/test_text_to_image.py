@@ -141,7 +141,7 @@ def test_images_are_what_diffusers_decodes(folder: Path):
 
 def test_all_that_is_asked_for_comes_from_one_forward(model: TextToImageModel):
     prompts = model.encode(["a", "b"], ["c", "d"])
-    assert (prompts.null, prompts.forbidden, len(prompts.texts.tokens)) == (4, [2, 3], 5)
+    assert (prompts.null, prompts.forbidden, len(prompts.texts["encoder_hidden_states"])) == (4, [2, 3], 5)
     predictor, calls = TextPredictor(model, prompts, torch.tensor([1, 0])), []
     x, level = torch.randn(2, *model.latent_shape()), model.schedule.level(600)
     hook = model.denoiser.register_forward_hook(lambda *_: calls.append(1))
@@ -155,7 +155,7 @@ def test_all_that_is_asked_for_comes_from_one_forward(model: TextToImageModel):
             (given.negatives[:, 0], [2, 2]),
             (given.negatives[:, 1], [3, 3]),
         ]:
-            torch.testing.assert_close(found, model(x, level, prompts.texts[torch.tensor(numbers)]))
+            torch.testing.assert_close(found, model(x, level, prompts.take(numbers)))
     active = torch.tensor([[False, True], [False, False]])
     given = predictor.predict(x, level, Needs(negatives=True, active=active))
     assert predictor.nfe == 8 + 3

@@ -79,7 +79,8 @@ def test_a_prompt_that_is_too_long_is_cut_and_said(model: TextToImageModel, capt
     fits, long = "abcdefghijklmnopqrstuv", "abcdefghijklmnopqrstuvwxyz"  # of letters 22 are read, and two marks
     prompts = model.encode([fits, long])
     assert capture_info == [f"The prompt '{long}' is cut after 22 tokens: 'wxyz' is not read."]
-    assert not torch.equal(prompts.texts.tokens[0], prompts.texts.tokens[2])
+    tokens = prompts.texts["encoder_hidden_states"]
+    assert not torch.equal(tokens[0], tokens[2])
 
 
 def test_folders_of_something_else(folder: Path, tmp_path: Path):
