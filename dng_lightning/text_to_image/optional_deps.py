@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import torch
 
-from dng_lightning.errors import SettingError
+from dng_lightning.errors import SettingError, require
 
 Precision = Literal["fp32", "bf16"]
 
@@ -28,12 +28,8 @@ def libraries() -> tuple[Any, Any]:
     Raises:
         SettingError: one of them is not installed.
     """
-    try:
-        import diffusers  # slow to import
-        import transformers
-    except ImportError as error:
-        raise SettingError("text-to-image needs an extra: pip install 'dng-lightning[text-to-image]'") from error
-    return diffusers, transformers
+    extra = "text-to-image"
+    return require("diffusers", extra, extra), require("transformers", extra, extra)
 
 
 @contextmanager

@@ -106,7 +106,7 @@ def test_models_of_another_kind(tmp_path: Path):
 @pytest.mark.parametrize("library", ["diffusers", "transformers"])
 def test_without_the_extra(library: str, folder: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, library, None)
-    assert refused(folder) == "text-to-image needs an extra: pip install 'dng-lightning[text-to-image]'"
+    assert refused(folder) == f"text-to-image needs {library}: pip install 'dng-lightning[text-to-image]'"
 
 
 def test_the_hub_is_asked_for_what_is_used(folder: Path, monkeypatch: pytest.MonkeyPatch):
