@@ -103,6 +103,22 @@ def test_each_family_with_its_configuration(name: str, in_memory: Any):
     torch.testing.assert_close(alone.images[0], seen.images[1], atol=1e-3, rtol=0)
 
 
+@pytest.mark.parametrize("name", ["PixArtAlphaPipeline", "HunyuanDiTPipeline", "SanaPipeline", "ZImagePipeline"])
+def test_each_family_without_a_configuration(name: str, in_memory: Any):
+    family = FAMILIES[name]
+    size = {side: family.call[side] for side in ("height", "width")}
+    call = {setting: value for setting, value in family.call.items() if setting not in size} | {
+        family.scale: family.off
+    }
+    sampler = in_memory(name, prompt="a red one", negative_prompt=["blue", "dark"], call=call, **size)
+    seen = sampler.draw([3, 4], DYNAMIC)
+    assert seen.images.shape == (2, 3, size["height"], size["width"])
+    assert seen.images.isfinite().all()
+    assert seen.posterior is not None
+    assert (seen.posterior.shape, seen.nfe) == ((2, 3, 2), 12)  # prompt, empty prompt and two negatives a step
+    assert (seen.images - sampler.draw([3, 4], sampler.unguided).images).abs().max() > 1e-3
+
+
 def test_a_distilled_model_with_a_negative_inside_the_attention(in_memory: Any):
     given = yaml.safe_load(resources.config("flux").read_text())["model"]["init_args"]
     settings = {"prompt": "a red one", "negative_prompt": "blue", "eta": 0.0, "call": given["call"]}
@@ -194,6 +210,10 @@ def test_folders_of_other_pipelines_are_refused(tmp_path: Path):
 
 
 def test_stable_diffusion_is_one_of_the_families(tmp_path: Path):
-    sampler = PipelineSampler(str(tiny(tmp_path / "sd")), "a red one", "blue", call={"guidance_scale": 1.0}, **SMALL)
+    negatives, call = ["blue", "dark"], {"guidance_scale": 1.0}
+    sampler = PipelineSampler(str(tiny(tmp_path / "sd")), "a red one", negatives, call=call, **SMALL)
     assert type(sampler.pipeline.scheduler).__name__ == "DDPMScheduler"  # draws noise at every step, unlike DDIM at 0
-    assert sampler.draw([1]).images.shape == (1, 3, 16, 16)
+    found = sampler.draw([1], DYNAMIC)
+    assert found.images.shape == (1, 3, 16, 16)
+    assert found.posterior is not None
+    assert (found.posterior.shape, found.nfe) == ((1, 3, 2), 12)
