@@ -1,5 +1,6 @@
 """Writes the images of ``dng predict`` batch by batch, and their figures at the end."""
 
+import contextlib
 import csv
 import io
 import json
@@ -179,10 +180,12 @@ class ImageWriter(DrawingCallback):
 
     def _is_finished(self, seed: int) -> bool:
         """Whether an image is complete; shown ones need baselines and a trajectory, which an earlier run may lack."""
-        if not self._record(seed).exists() or seed not in self.shown_seeds:
-            return self._record(seed).exists()
-        has_twins = all(self._record(seed, self._folder(name)).exists() for name in self.baselines)
-        return has_twins and "times" in json.loads(self._record(seed).read_text())
+        record = _read(self._record(seed))
+        if record is None or seed not in self.shown_seeds:
+            return record is not None
+        twins = [self._folder(name) for name in self.baselines]
+        are_whole = all(_is_image(folder / f"{seed:08d}.png") for folder in (self.folder, *twins))
+        return are_whole and "times" in record and all(_read(self._record(seed, folder)) for folder in twins)
 
     def _folder(self, name: str) -> Path:
         """Folder of the images of a baseline."""
@@ -192,8 +195,25 @@ class ImageWriter(DrawingCallback):
         return (folder or self.folder) / "records" / f"{seed:08d}.json"
 
     def _records(self, seeds: Sequence[int], folder: Path | None = None) -> Records:
-        paths = (self._record(seed, folder) for seed in seeds)
-        return [json.loads(path.read_text()) for path in paths if path.exists()]
+        return [record for seed in seeds if (record := _read(self._record(seed, folder)))]
+
+
+def _is_image(path: Path) -> bool:
+    """Whether an image is there and not damaged."""
+    try:
+        from_png(path)
+    except Exception:  # a damaged file can fail in any way
+        return False
+    return True
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """The record of an image; None if it is missing or damaged, so that the image is sampled again."""
+    with contextlib.suppress(OSError, ValueError):
+        record = json.loads(path.read_bytes())
+        if isinstance(record, dict) and record.get("seed") == int(path.stem):
+            return record
+    return None
 
 
 def _baselines(module: ImageSampler) -> dict[str, Guidance]:

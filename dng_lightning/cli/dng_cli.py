@@ -110,6 +110,9 @@ class DNGCLI(LightningCLI):
             if isinstance(callback, callbacks.GuidedSampling) and hasattr(self.datamodule, "seen_classes"):
                 callback.check(self.model, self.datamodule)
         OutputFolder(self).check(folder)
+        for callback in self.model_checkpoints() if self.config[self.subcommand].ckpt_path == "last" else ():
+            for path in Path(str(callback.dirpath)).glob("last*.ckpt"):
+                _check_resumable(path)
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run the command and print the next one, also after an interruption."""
@@ -167,7 +170,11 @@ class DNGCLI(LightningCLI):
         if self.is_sampling:
             raise SettingError(f"--ckpt_path is not for sampling: use --model.checkpoint {settings.ckpt_path}")
         path = resources.checkpoint(settings.ckpt_path)
-        with reading(path, "a training"):
-            if "pytorch-lightning_version" not in torch.load(path, map_location="cpu", weights_only=True):
-                raise ValueError("Lightning did not write it")
+        _check_resumable(path)
         settings.ckpt_path = str(path)
+
+
+def _check_resumable(path: Path) -> None:
+    with reading(path, "a training"):
+        if "pytorch-lightning_version" not in torch.load(path, map_location="cpu", weights_only=True):
+            raise ValueError("Lightning did not write it")

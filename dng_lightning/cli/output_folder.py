@@ -79,8 +79,10 @@ class OutputFolder:
             try:
                 before = yaml.safe_load(config.read_text())
                 different = difference(_fixed(before, free), _fixed(now, free), "") or self._changed_input(folder)
-            except (OSError, yaml.YAMLError, UnicodeDecodeError, LookupError, TypeError, AttributeError):
-                different = "its config.yaml is missing or damaged"  # an interrupted write, or a foreign file
+            except (OSError, yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError):
+                different = (
+                    "its config.yaml or inputs.json is missing or damaged"  # an interrupted write, or a foreign file
+                )
             if different or again:
                 settings = f"other settings ({different})" if different else "these model settings"
                 return f"{held.relative_to(folder)} made with {settings}"

@@ -1,5 +1,6 @@
 """What a run saves about its settings: ``config.yaml``, and hashes of the files that they name."""
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -48,10 +49,17 @@ class SaveConfig(SaveConfigCallback):
 
 
 def inputs_of(folder: Path) -> dict[str, str]:
-    """The hashes that a folder's ``inputs.json`` holds; empty without one."""
+    """The hashes that a folder's ``inputs.json`` holds; empty without one.
+
+    Raises:
+        SettingError: the file is damaged.
+    """
     path = folder / INPUTS
-    hashes: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
-    return hashes
+    with contextlib.suppress(ValueError):
+        hashes = json.loads(path.read_bytes()) if path.exists() else {}
+        if isinstance(hashes, dict):
+            return hashes
+    raise SettingError(f"{path} is damaged: name another --trainer.default_root_dir, or remove the folder")
 
 
 def difference(before: Any, now: Any, name: str) -> str:

@@ -41,7 +41,7 @@ def read_table(path: Path) -> list[Row]:
                 rows: list[dict[str, object]] = list(csv.DictReader(file))
             else:
                 rows = [json.loads(line) for line in file if line.strip()]
-        columns = list(rows[0])
+        columns = [name for name in rows[0] if name is not None]  # csv names excess cells None
         uneven = next((number for number, row in enumerate(rows, 1) if {*row} != {*columns} or None in row.values()), 0)
     except (OSError, ValueError, IndexError, TypeError, csv.Error) as error:
         raise SettingError(f"{path} is no table of rows: {reason(error)}") from error

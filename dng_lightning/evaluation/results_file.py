@@ -2,12 +2,15 @@
 
 import csv
 import io
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dng_lightning.errors import SettingError
+from dng_lightning.errors import SettingError, reason
 from dng_lightning.storage.files import write_whole
+
+NUMBERS = {"scale", "n", "forbidden_rate", "kl_retained", "kl_all", "kl_unguided", "fd_retained", "fd_all"}  # drawn
 
 
 class Table:
@@ -24,10 +27,7 @@ class Table:
 
     def rows(self) -> list[dict[str, str]]:
         """The rows of the file, in the order of addition; empty without a file."""
-        if not self.path.exists():
-            return []
-        with self.path.open(newline="") as file:
-            return [{name: row.get(name) or "" for name in self.columns} for row in csv.DictReader(file)]
+        return [{name: row.get(name) or "" for name in self.columns} for row in _rows(self.path)]
 
     def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Add rows atomically, floats with six digits; a row replaces an earlier row of the same key.
@@ -59,7 +59,21 @@ def read(path: Path) -> list[dict[str, str]]:
     Raises:
         SettingError: the file is missing, or has no rows.
     """
-    rows = list(csv.DictReader(path.read_text().splitlines())) if path.exists() else []
-    if not rows:
-        raise SettingError(f"no results at {path}: name a folder of dng test")
+    if rows := _rows(path):
+        return rows
+    raise SettingError(f"no results at {path}: name a folder of dng test")
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    if not path.exists():
+        return []
+    try:
+        with path.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        for row in rows:
+            json.loads(row.get("guidance") or "{}")
+            for name in row.keys() & NUMBERS:
+                float(row[name] or 0)
+    except (ValueError, csv.Error) as error:
+        raise SettingError(f"{path} is damaged ({reason(error)}): remove it, and its rows are computed anew") from error
     return rows

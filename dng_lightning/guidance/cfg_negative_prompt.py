@@ -8,7 +8,7 @@ conditions are summed. Without a class or prompt D_+ is the unconditional predic
 
 from dataclasses import dataclass
 
-from dng_lightning.errors import SettingError
+from dng_lightning.errors import check_at_least
 from dng_lightning.guidance.base import Guidance
 from dng_lightning.interfaces import Guided, Predictions, Step
 
@@ -27,8 +27,7 @@ class CFGNegativePrompt(Guidance):
     scale: float = 2.0
 
     def __post_init__(self) -> None:
-        if not 1 <= self.scale < float("inf"):
-            raise SettingError(f"scale must be at least 1 and finite: 1 is no push here; got {self.scale}")
+        check_at_least(1, scale=self.scale)
 
     def guide(self, predictions: Predictions, state: None, step: Step) -> Guided:
         """The base prediction, less the scaled differences."""

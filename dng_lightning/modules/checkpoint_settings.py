@@ -3,7 +3,6 @@
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, TypeVar
 
 import torch
@@ -98,7 +97,7 @@ def read_references(name: str) -> References:
         return References(to_float(_pictures(path)), name)
     try:
         images = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, UnpicklingError) as error:
+    except Exception as error:  # a foreign file can fail in any way
         raise SettingError(f"references {path} is no .pt file of one tensor") from error
     if not isinstance(images, Tensor) or not (images.dtype == torch.uint8 or images.is_floating_point()):
         raise SettingError(f"references {path} must hold one tensor of uint8 pixels, or of floats in [-1, 1]")

@@ -44,11 +44,13 @@ def check_yaml(path: Path) -> None:
     """Refuse what a parser of settings cannot read, or not in finite time; its syntax is left to the parser.
 
     Raises:
-        SettingError: it is no text, is nested too deeply, sets a key twice, or its aliases expand without end.
+        SettingError: it is no text or no mapping, is nested too deeply, sets a key twice, or its aliases do not end.
     """
     try:
         root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-        if root is not None and _nodes(root, {}) > MOST_NODES:
+        if not isinstance(root, yaml.MappingNode):
+            raise SettingError("it holds no settings, as in `model: {...}`")
+        if _nodes(root, {}) > MOST_NODES:
             raise SettingError(f"its aliases expand to more than {MOST_NODES:,} values")
     except SettingError as error:
         raise SettingError(f"{path}: {error}") from error

@@ -183,23 +183,28 @@ def test_unguided_gives_the_base_prediction():
     assert not Unguided().needs().negatives
 
 
-@pytest.mark.parametrize("bad", [-0.1, math.inf, math.nan])
+@pytest.mark.parametrize("bad", [-0.1, 1e308, math.inf, math.nan])
 @pytest.mark.parametrize(
     "method",
     [
         ClassifierFreeGuidance,
         AdaptiveProjectedGuidance,
+        CFGNegativePrompt,
         ClassifierGuidance,
+        ComposableNot,
+        ContrastiveCFG,
         DynamicGeoGuide,
         DynamicNegativeGuidance,
         GeoGuide,
         NegativePrompting,
+        PerpNeg,
         SafeLatentDiffusion,
+        SignedNegative,
         *(partial(method, references="") for method in (DynamicSafeDenoiser, SafeDenoiser, SafetyGuidedFlow)),
         partial(ShieldedDiffusion, references=""),
     ],
     ids=lambda method: getattr(method, "func", method).__name__,
 )
 def test_a_scale_below_0_or_without_end_is_refused(method, bad):
-    with pytest.raises(SettingError, match="scale must be at least 0"):
+    with pytest.raises(SettingError, match=r"scale must be at least [01]"):
         method(scale=bad)
