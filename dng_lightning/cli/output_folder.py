@@ -54,10 +54,10 @@ class OutputFolder:
         if self.command not in RESULTS or not avoided:
             return "logs"
         forbidden = model.init_args[avoided]
-        names = [file_name(name) for name in (forbidden if isinstance(forbidden, list) else [forbidden or "nothing"])]
+        names = file_name("-".join(map(str, forbidden)) if isinstance(forbidden, list) else forbidden or "nothing")
         checkpoint = model.init_args.checkpoint
         name = resources.name_of(checkpoint if isinstance(checkpoint, str) else checkpoint.init_args.path)
-        folder = f"results/{name}-without-{'-'.join(names) or 'nothing'}"
+        folder = f"results/{name:.100}-without-{names or 'nothing'}"
         if self.command == "predict":
             guidance = model.init_args.guidance
             method = f"-{guidance.class_path.rsplit('.', 1)[-1]}" if guidance else ""
