@@ -121,9 +121,12 @@ class ImageDataModule(LightningDataModule):
     @property
     def training_images(self) -> int:
         """Approximate number of training images."""
-        self.prepare_data()
         self.setup()
         return len(self.part("train"))
+
+    def prepare_data(self) -> None:
+        """Read the images, before a training writes anything; see ``setup``."""
+        self.setup()
 
     def setup(self, stage: str | None = None) -> None:
         """Read, split and filter the images; the parts do not depend on `stage`.
