@@ -63,7 +63,7 @@ def main(args: Sequence[str] | None = None) -> None:
             elif not argv or argv[0] in HELP:
                 print(__doc__)  # without the parser of the commands, whose import takes seconds
             else:
-                run(_with_configs(argv))
+                run(_with_configs(argv), argv)
     except KeyboardInterrupt:
         print("dng: interrupted", file=sys.stderr)
         sys.exit(130)
@@ -88,8 +88,13 @@ def _readers_that_leave() -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter prints an error at exit
 
 
-def run(argv: Sequence[str]) -> "LightningCLI":
-    """Run a command with the stock LightningCLI and return it, for use from Python."""
+def run(argv: Sequence[str], given: Sequence[str] | None = None) -> "LightningCLI":
+    """Run a command with the stock LightningCLI and return it, for use from Python.
+
+    Args:
+        argv: the command, with the paths of its configuration files.
+        given: the command as the user gave it, for the command to continue with; None for ``argv``.
+    """
     # Hide advertisements, and warnings that no setting of ours avoids.
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda r: "Tip" not in str(r.msg)[:6])
     for message in NOISE:
@@ -100,7 +105,7 @@ def run(argv: Sequence[str]) -> "LightningCLI":
 
     from dng_lightning.cli import DNGCLI
 
-    return DNGCLI(args=list(argv))
+    return DNGCLI(list(argv), given or argv)
 
 
 def complaint(error: SettingError) -> str:

@@ -34,10 +34,10 @@ NAMED_IN_TEXT_TO_IMAGE = observers, pipeline_sampler, sampler, vision_language
 class DNGCLI(LightningCLI):
     """``dng fit | validate | test | predict``; see ``dng --help``."""
 
-    def __init__(self, args: Sequence[str] | None = None) -> None:
-        self.words = list(sys.argv[1:] if args is None else args)
+    def __init__(self, args: list[str], words: Sequence[str]) -> None:
+        self.words = list(words)  # as the user gave them
         super().__init__(
-            args=self.words,
+            args=args,
             parser_class=Parser,
             seed_everything_default=0,
             save_config_callback=SaveConfig,

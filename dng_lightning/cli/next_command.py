@@ -2,15 +2,13 @@
 
 import os
 import shlex
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from dng_lightning.callbacks import GuidedSampling, ResultsWriter
-from dng_lightning.errors import SettingError
+from dng_lightning.callbacks import ResultsWriter
 from dng_lightning.modules import ClassifierModule, DiffusionModule, GuidedSampler
 from dng_lightning.modules.base_module import TrainedModule
 from dng_lightning.storage import resources
@@ -32,7 +30,7 @@ def say(cli: "DNGCLI", interrupted: bool = False) -> None:
     trainer: Any = cli.trainer
     if not trainer.is_global_zero or trainer.fast_dev_run:
         return
-    folder, words = Path(trainer.default_root_dir), _words(cli.words)
+    folder, words = Path(trainer.default_root_dir), ["dng", *cli.words]
     if interrupted:
         print("\n".join(_interrupted(trainer, words)), flush=True)
         return
@@ -40,20 +38,6 @@ def say(cli: "DNGCLI", interrupted: bool = False) -> None:
     is_training = isinstance(cli.model, TrainedModule)
     following = _after_training(cli, folder, words) if is_training else _after_sampling(cli, folder, words)
     print("\n".join([*made, f"next: {shlex.join(following)}"]), flush=True)
-
-
-def _words(given: Sequence[str]) -> list[str]:
-    """The user's command, with the names of shipped configurations instead of their paths."""
-    words = ["dng", *given]
-    for place, word in enumerate(words):
-        flag, equals, value = word.rpartition("=")
-        path = Path(value)
-        is_shipped = path.suffix == ".yaml" and path.is_absolute() and path.stem in resources.configs()
-        if is_shipped and resources.config(path.stem) == path:
-            words[place] = f"{flag}{equals}{path.name}"
-    if words[1:4] == ["predict", "--config", "predict.yaml"]:  # which main adds
-        del words[2:4]
-    return words
 
 
 def _interrupted(trainer: Trainer, words: list[str]) -> list[str]:
@@ -86,19 +70,11 @@ def _settings(words: list[str], *names: str) -> list[str]:
 
 
 def _made(trainer: Any, folder: Path) -> str:
-    """The folder of a training, its files and its best metric."""
+    """The folder of a training, its files and its last metric."""
     files = ", ".join(name for name in MADE if (folder / name).exists())
-    best = [
-        f"best {keeper.monitor} {float(keeper.best_model_score):.4g}"
-        for keeper in trainer.checkpoint_callbacks
-        if getattr(keeper, "best_model_score", None) is not None
-    ]
-    metrics = [
-        f"{name} {float(trainer.callback_metrics[name]):.4g}"
-        for name in ("val/accuracy", "val/loss")
-        if name in trainer.callback_metrics
-    ]
-    said = ", ".join([*(best or metrics[:1]), f"{trainer.global_step:,} steps"])
+    metrics = trainer.callback_metrics
+    measured = [f"{name} {float(metrics[name]):.4g}" for name in ("val/accuracy", "val/loss") if name in metrics]
+    said = ", ".join([*measured[:1], f"{trainer.global_step:,} steps"])
     return f"written to {folder}: {files or 'checkpoints'} ({said})"
 
 
@@ -106,49 +82,40 @@ def _after_training(cli: "DNGCLI", folder: Path, words: list[str]) -> list[str]:
     """The next command after a training: sampling, or training the classifier or model that is still missing."""
     module: Any = cli.model
     name = os.path.relpath(folder) if folder.is_relative_to(Path.cwd()) else str(folder)
-    if not any((folder / file).exists() for file in resources.MODELS):
+    if not _has_model(folder):
         return ["tensorboard", "--logdir", name]
-    config = next((Path(word.rpartition("=")[2]).stem for word in reversed(words) if word.endswith(".yaml")), "digits")
-    data = _settings(words, "--data")
+    configs = _settings(words, "-c", "--config")
+    config = Path(configs[-1].rpartition("=")[2]).stem if configs else "digits"
+    data, known, predict = _settings(words, "--data"), resources.configs(), ["dng", "predict"]
     if isinstance(module, ClassifierModule):
+        model, trains = name.removesuffix("-classifier"), config.removesuffix("_classifier")
         if module.schedule is not None:
-            settings = ["--model.noise_conditional_classifier", name]
-            return ["dng", "predict", "--config", "classifier_posterior.yaml", *settings]
-        model = name.removesuffix("-classifier")
-        if model != name and _is_checkpoint(model):
-            return ["dng", "predict", "--model.checkpoint", model, *_forbidden(module, cli)]
-        trains = config.removesuffix("_classifier")
-        if trains != config and trains in resources.configs():
+            return [*predict, "--config", "classifier_posterior.yaml", "--model.noise_conditional_classifier", name]
+        if model != name and _has_model(Path(model)):
+            return [*predict, "--model.checkpoint", model, *_forbidden(module)]
+        if trains != config and trains in known:
             return ["dng", "fit", "--config", f"{trains}.yaml", *data]
-        return ["dng", "predict", "--model.classifier", name]
-    if not isinstance(module, DiffusionModule):
-        shown = f"{config}_predict"
-        overlay = ["--config", "stable_diffusion.yaml", "--config", f"{shown}.yaml", "--model.checkpoint", name]
-        return ["dng", "predict", *overlay] if shown in resources.configs() else ["tensorboard", "--logdir", name]
-    sampling = ["dng", "predict", "--model.checkpoint", name]
+        return [*predict, "--model.classifier", name]
+    if not isinstance(module, DiffusionModule):  # of text, whose overlay has the prompts
+        overlay = f"{config}_predict"
+        stable = ["--config", "stable_diffusion.yaml", "--config", f"{overlay}.yaml", "--model.checkpoint", name]
+        return [*predict, *stable] if overlay in known else ["tensorboard", "--logdir", name]
+    if not module.null_class and len(module.seen_classes) == 1 < len(module.class_names):
+        pair = ["--config", "network_pair.yaml", "--model.negative_checkpoints", f"[{name}]"]
+        return [*predict, *pair, *_forbidden(module)]
     if not module.null_class:  # nothing can be avoided with it alone
-        one = ["--config", "network_pair.yaml", "--model.negative_checkpoints", f"[{name}]"]
-        if len(module.seen_classes) == 1 and len(module.class_names) > 1:
-            return ["dng", "predict", *one, *_forbidden(module, cli)]
-        return [*sampling[:2], "--config", "unguided.yaml", *sampling[2:], "--model.forbidden", "null"]
-    judge = f"{config}_classifier"
-    if judge in resources.configs() and resources.classifier_of(name) is None:
-        return ["dng", "fit", "--config", f"{judge}.yaml", *data]
-    return [*sampling, *_forbidden(module, cli)]
+        return [*predict, "--config", "unguided.yaml", "--model.checkpoint", name, "--model.forbidden", "null"]
+    if f"{config}_classifier" in known and resources.classifier_of(name) is None:
+        return ["dng", "fit", "--config", f"{config}_classifier.yaml", *data]
+    return [*predict, "--model.checkpoint", name, *_forbidden(module)]
 
 
-def _is_checkpoint(name: str) -> bool:
-    try:
-        return resources.checkpoint(name).exists()
-    except SettingError:
-        return False
+def _has_model(folder: Path) -> bool:
+    return any((folder / file).exists() for file in resources.MODELS)
 
 
-def _forbidden(module: Any, cli: "DNGCLI") -> list[str]:
-    """The forbidden class of the training's ``GuidedSampling``, else the first class."""
-    for callback in getattr(cli.trainer, "callbacks", []):
-        if isinstance(callback, GuidedSampling) and callback.labels:
-            return ["--model.forbidden", module.class_names[callback.labels[0]]]
+def _forbidden(module: Any) -> list[str]:
+    """Forbid the first class."""
     return ["--model.forbidden", module.class_names[module.seen_classes[0]]]
 
 
