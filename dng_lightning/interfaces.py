@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from dng_lightning.kernel import Kernel, NoiseLevel
+from dng_lightning.kernel import Step
 from dng_lightning.text_attention import AttentionEdit
 
 __all__ = ["Guided", "Needs", "Predictions", "Step"]
@@ -118,40 +118,6 @@ class Predictions:
 
 
 NO_PREDICTIONS = Predictions(torch.empty(0), torch.empty(0))
-
-
-@dataclass(frozen=True)
-class Step:
-    """A step of the reverse chain.
-
-    Attributes:
-        index: number of the step, from 0.
-        count: number of steps.
-        kernel: the ancestral kernel (eta = 1), from which the log ratio of a posterior is computed.
-        sampling_kernel: the sampler's kernel; ``kernel`` itself at eta = 1.
-        extrapolation: factor of the second-order term (``sampling.second_order``); 0 for a first-order step.
-    """
-
-    index: int
-    count: int
-    kernel: Kernel
-    sampling_kernel: Kernel
-    extrapolation: float = 0.0
-
-    @property
-    def level(self) -> NoiseLevel:
-        """Noise level at the start of the step."""
-        return self.kernel.level
-
-    @property
-    def next_level(self) -> NoiseLevel:
-        """Noise level at the end of the step."""
-        return self.kernel.next_level
-
-    @property
-    def eta(self) -> float:
-        """The sampler's eta."""
-        return self.sampling_kernel.eta
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Noise levels, and the Gaussian reverse kernels between two of them."""
+"""Noise levels, the Gaussian reverse kernels between two of them, and the steps of a chain."""
 
 import math
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import Tensor
 
-__all__ = ["Kernel", "NoiseLevel", "Variance"]
+__all__ = ["Kernel", "NoiseLevel", "Step", "Variance"]
 
 Variance = Literal["beta_tilde", "beta"]
 
@@ -112,3 +112,37 @@ class Kernel:
             return self.x_coef * x_t + self.x0_coef * denoised
         eps = x_t - self.level.alpha * renoise  # times sigma_t, by which x_coef is divided
         return self.next_level.alpha * denoised + self.x_coef * eps
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step of the reverse chain.
+
+    Attributes:
+        index: number of the step, from 0.
+        count: number of steps.
+        kernel: the ancestral kernel (eta = 1), from which the log ratio of a posterior is computed.
+        sampling_kernel: the sampler's kernel; ``kernel`` itself at eta = 1.
+        extrapolation: factor of the second-order term (``sampling.second_order``); 0 for a first-order step.
+    """
+
+    index: int
+    count: int
+    kernel: Kernel
+    sampling_kernel: Kernel
+    extrapolation: float = 0.0
+
+    @property
+    def level(self) -> NoiseLevel:
+        """Noise level at the start of the step."""
+        return self.kernel.level
+
+    @property
+    def next_level(self) -> NoiseLevel:
+        """Noise level at the end of the step."""
+        return self.kernel.next_level
+
+    @property
+    def eta(self) -> float:
+        """The sampler's eta."""
+        return self.sampling_kernel.eta

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dng_lightning.errors import SettingError
+from dng_lightning.errors import SettingError, check_at_least
 from dng_lightning.guidance.chain_guidance import ChainGuidance, take
 from dng_lightning.sampling.predictors import Predictor
 from dng_lightning.sampling.recorders import Recorder
@@ -47,10 +47,7 @@ class Particles(ChainGuidance):
     resamplings: int = 10
 
     def __post_init__(self) -> None:
-        if self.particles < 1:
-            raise SettingError(f"particles must be at least 1; got {self.particles}")
-        if self.resamplings < 1:
-            raise SettingError(f"resamplings must be at least 1; got {self.resamplings}")
+        check_at_least(1, particles=self.particles, resamplings=self.resamplings)
 
     def sample(
         self,
@@ -77,11 +74,9 @@ class Particles(ChainGuidance):
             return torch.cat([noise() for _ in range(each)])
 
         x = chain[0].level.sigma * draws()
-        state, watch = (
-            self.guidance.start(x, predictor.conditions),
-            PosteriorWatch(self.posterior, x, predictor.conditions),
-        )
-        noting = FirstOfEach(recorders, count, x, predictor.conditions)
+        state = self.guidance.start(x, predictor.conditions)
+        watch = PosteriorWatch(self.posterior, x, predictor.conditions)
+        noting = FirstOfEach(recorders, x[:count], predictor.conditions)
         of_chains = predictor.only(torch.arange(count, device=x.device).repeat(each))
         before = torch.zeros_like(watch.p)  # p at the last resampling, where all weights are equal
         ends = [round(len(chain) * (i + 1) / self.resamplings) for i in range(self.resamplings)]

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from dng_lightning.errors import SettingError, check_0_to_1
+from dng_lightning.errors import SettingError, check_0_to_1, check_at_least
 from dng_lightning.guidance.base import Guidance
 from dng_lightning.guidance.chain_guidance import ChainGuidance
 from dng_lightning.guidance.serialization import map_settings
@@ -51,8 +51,7 @@ class Sampler:
     order: int = 1
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise SettingError(f"steps must be at least 1; got {self.steps}")
+        check_at_least(1, steps=self.steps)
         check_0_to_1(eta=self.eta)
         if self.variance not in ("beta_tilde", "beta"):
             raise SettingError(f"variance must be beta_tilde or beta; got {self.variance}")

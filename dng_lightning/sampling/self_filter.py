@@ -11,7 +11,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from dng_lightning.errors import SettingError
+from dng_lightning.errors import SettingError, check_at_least
 from dng_lightning.guidance.chain_guidance import ChainGuidance, take
 from dng_lightning.interfaces import Step
 from dng_lightning.sampling.predictors import Predictor
@@ -50,8 +50,7 @@ class SelfFilter(ChainGuidance):
             raise SettingError(f"levels must be fractions of the chain in [0, 1); got {list(self.levels)}")
         if list(self.levels) != sorted(set(self.levels), reverse=True):
             raise SettingError(f"levels must decrease from check to check; got {list(self.levels)}")
-        if self.max_draws < 1:
-            raise SettingError(f"max_draws must be at least 1; got {self.max_draws}")
+        check_at_least(1, max_draws=self.max_draws)
 
     @property
     def thresholds(self) -> list[float]:

@@ -51,21 +51,26 @@ class PosteriorWatch(Recorder):
         self.state, self.p, self.log_unguided = take((self.state, self.p, self.log_unguided), images)
 
 
-class Remaining(Recorder):
-    """Passes the steps of the remaining chains to recorders of the whole batch.
+class OneChainEach(Recorder):
+    """Base class: passes the steps of one chain of each image to recorders.
 
     Args:
-        recorders: recorders of the whole batch.
-        x_T: start of the chains, (B, ...).
+        recorders: recorders of one chain for each image.
+        x_T: start of these chains, (B, ...).
         conditions: number K of forbidden conditions.
     """
 
     def __init__(self, recorders: Sequence[Recorder], x_T: Tensor, conditions: int) -> None:
-        self.recorders, self.images = list(recorders), torch.arange(len(x_T), device=x_T.device)
+        self.recorders, self.images = recorders, torch.arange(len(x_T), device=x_T.device)
         self.needs = reduce(or_, (recorder.needs for recorder in recorders), Needs())
-        self.last: Guided | None = None
         for recorder in recorders:
             recorder.start(x_T, conditions)
+
+
+class Remaining(OneChainEach):
+    """Passes on the steps of the chains that remain of a batch."""
+
+    last: Guided | None = None
 
     def record(self, step: Step, x_t: Tensor, x_s: Tensor, predictions: Predictions, guided: Guided) -> None:
         """Record the step, with the last scale and posterior of the rejected chains."""
@@ -100,24 +105,11 @@ def check_chains(predictor: Predictor, needs: Needs, noise: Any, name: str) -> I
     return noise
 
 
-class FirstOfEach(Recorder):
-    """Passes the steps of the first chain of each image to recorders.
-
-    Args:
-        recorders: recorders of one chain for each image.
-        count: number of images.
-        x_T: start of all chains, the first chain of each image first, (M B, ...).
-        conditions: number K of forbidden conditions.
-    """
-
-    def __init__(self, recorders: Sequence[Recorder], count: int, x_T: Tensor, conditions: int) -> None:
-        self.recorders, self.count = list(recorders), count
-        self.needs = reduce(or_, (recorder.needs for recorder in recorders), Needs())
-        for recorder in recorders:
-            recorder.start(x_T[:count], conditions)
+class FirstOfEach(OneChainEach):
+    """Passes on the steps of the first chain of each image, where these chains come first in the batch."""
 
     def record(self, step: Step, x_t: Tensor, x_s: Tensor, predictions: Predictions, guided: Guided) -> None:
         """Record the step of the first chains."""
-        first = torch.arange(self.count, device=x_t.device)
+        of_first = take((x_t, x_s, predictions, guided), self.images)
         for recorder in self.recorders:
-            recorder.record(step, x_t[first], x_s[first], take(predictions, first), take(guided, first))
+            recorder.record(step, *of_first)
