@@ -37,16 +37,10 @@ class EMA(WeightAveraging):
             raise SettingError("EMA averages no weights of trainer.precision 16-true: take 16-mixed or bf16-true")
         super().setup(trainer, pl_module, stage)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Copy the average to the module, unless no step was taken."""
-        if self._averaged():
-            super().on_train_end(trainer, pl_module)
-
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Validate the average, once there is one."""
-        if self._averaged():
-            super().on_validation_epoch_start(trainer, pl_module)
-            self._validating = True
+        """Validate the average, which is a copy of the weights before the first step."""
+        super().on_validation_epoch_start(trainer, pl_module)
+        self._validating = self._average_model is not None
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Restore the current weights for training."""
@@ -67,9 +61,6 @@ class EMA(WeightAveraging):
         """Restore the average and the current weights when training resumes."""
         if self._average_model is not None:
             super().on_load_checkpoint(trainer, pl_module, checkpoint)
-
-    def _averaged(self) -> bool:
-        return self._average_model is not None and int(self._average_model.n_averaged) > 0
 
 
 def _average(decay: float, averages: list[Tensor], weights: list[Tensor], count: Tensor | int) -> None:

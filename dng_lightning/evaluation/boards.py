@@ -31,24 +31,30 @@ class Board:
         loggers: Lightning's loggers, or others with their interface.
     """
 
-    def __init__(self, loggers: Sequence[Logger]) -> None:
+    def __init__(self, loggers: Sequence[Logger] = ()) -> None:
         self.loggers = loggers
 
     def add_image(self, tag: str, image: Tensor, step: int) -> None:
         """Log an image, uint8 (3, H, W)."""
+        pixels = image.permute(1, 2, 0).cpu().numpy()
+        logger: Any
         for logger in self.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_image(tag, image, step)
+            elif hasattr(logger, "log_image"):
+                logger.log_image(tag, [pixels], step)
+            elif isinstance(logger, MLFlowLogger):
+                logger.experiment.log_image(logger.run_id, pixels, key=tag, step=step)
+            elif hasattr(logger.experiment, "track"):
+                logger.experiment.track(importlib.import_module("aim").Image(pixels), name=tag, step=step)
             else:
-                _log_image(logger, tag, image, step)
+                _write_media(logger, f"{file_name(tag)}-{step:08d}.png", to_png(image))
 
     def add_figure(self, tag: str, figure: Figure, step: int) -> None:
-        """Log a figure, and close it."""
-        for logger in sorted(self.loggers, key=lambda logger: isinstance(logger, TensorBoardLogger)):
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_figure(tag, figure, step)  # last, because it closes the figure
-            else:
-                _log_image(logger, tag, _drawn(figure), step)
+        """Log a figure as an image."""
+        canvas: Any = FigureCanvasAgg(figure)
+        canvas.draw()
+        self.add_image(tag, torch.from_numpy(np.array(canvas.buffer_rgba())[..., :3]).permute(2, 0, 1), step)
 
     def add_counts(self, tag: str, counts: Sequence[int], step: int) -> None:
         """Log how many images each class has, as a histogram with one bar per class."""
@@ -83,8 +89,8 @@ class Board:
                 logger.experiment.log_text(logger.run_id, text.getvalue(), f"{tag}.csv")
             elif hasattr(logger.experiment, "track"):
                 logger.experiment.track(importlib.import_module("aim").Text(text.getvalue()), name=tag, step=step)
-            elif path := _media(logger, f"{file_name(tag)}.csv"):
-                write_whole(path, text.getvalue().encode())
+            else:
+                _write_media(logger, f"{file_name(tag)}.csv", text.getvalue().encode())
 
     def add_settings(self, settings: Mapping[str, Any], measured: Sequence[str]) -> None:
         """Log the settings for the comparison of runs; ``measured`` are the tags of their results."""
@@ -102,39 +108,18 @@ class Board:
                 logger.experiment.flush()
 
 
-def board_of(trainer: Trainer) -> Board | None:
-    """The trainer's loggers; None without loggers, and on all devices but the first."""
-    return Board(trainer.loggers) if trainer.loggers and trainer.is_global_zero else None
+def board_of(trainer: Trainer) -> Board:
+    """The trainer's loggers; none on all devices but the first."""
+    return Board(trainer.loggers if trainer.is_global_zero else [])
 
 
 def _is_wandb(logger: Logger) -> bool:
     return type(logger).__name__ == "WandbLogger"
 
 
-def _log_image(logger: Any, tag: str, image: Tensor, step: int) -> None:
-    """Log an image to a logger that is not TensorBoard's."""
-    pixels = image.permute(1, 2, 0).cpu().numpy()
-    if hasattr(logger, "log_image"):
-        logger.log_image(tag, [pixels], step)
-    elif isinstance(logger, MLFlowLogger):
-        logger.experiment.log_image(logger.run_id, pixels, key=tag, step=step)
-    elif hasattr(logger.experiment, "track"):
-        logger.experiment.track(importlib.import_module("aim").Image(pixels), name=tag, step=step)
-    elif path := _media(logger, f"{file_name(tag)}-{step:08d}.png"):
-        write_whole(path, to_png(image.cpu()))
-
-
-def _media(logger: Any, name: str) -> Path | None:
-    """The path of a file in the ``media`` folder of a logger, which is created; None if it has no folder."""
-    if not (folder := getattr(logger, "log_dir", None) or logger.save_dir):
-        return None
-    path = Path(folder, "media", name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path
-
-
-def _drawn(figure: Figure) -> Tensor:
-    """The pixels of a figure, uint8 (3, H, W)."""
-    canvas: Any = FigureCanvasAgg(figure)
-    canvas.draw()
-    return torch.from_numpy(np.array(canvas.buffer_rgba())[..., :3]).permute(2, 0, 1).contiguous()
+def _write_media(logger: Any, name: str, content: bytes) -> None:
+    """Write a file to the ``media`` folder of a logger, if it has a folder."""
+    if folder := getattr(logger, "log_dir", None) or logger.save_dir:
+        path = Path(folder, "media", name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, content)

@@ -60,7 +60,6 @@ def kl_interval(
     Raises:
         SettingError: there is no image.
     """
-    check_count("the divergence's interval", sum(counts), 1)
     resampled = _redrawn(counts, draws, np.random.default_rng(seed))
     return bootstrap_interval([kl_divergence(row, forbidden) for row in resampled], kl_divergence(counts, forbidden))
 
@@ -75,13 +74,13 @@ def kl_to_interval(
     Raises:
         SettingError: there is no image in one of them.
     """
-    check_count("the divergence's interval", min(sum(counts), sum(target)), 1)
     generator = np.random.default_rng(seed)
     resampled = zip(_redrawn(counts, draws, generator), _redrawn(target, draws, generator), strict=True)
     return bootstrap_interval([kl_to(own, theirs) for own, theirs in resampled], kl_to(counts, target))
 
 
 def _redrawn(counts: Sequence[int], draws: int, generator: np.random.Generator) -> list[list[int]]:
+    check_count("the divergence's interval", sum(counts), 1)
     rows: list[list[int]] = generator.multinomial(sum(counts), np.array(counts) / sum(counts), draws).tolist()
     return rows
 
@@ -112,10 +111,8 @@ def check_count(what: str, n: int, least: int) -> None:
 
 def total_variation(counts: Sequence[int], forbidden: Collection[int] = ()) -> float:
     """Half the L1 distance of the class distribution to the uniform one over the retained classes, in [0, 1]."""
-    retained = len(counts) - len(set(forbidden))
-    total = sum(counts)
-    target = [0.0 if label in forbidden else 1 / retained for label in range(len(counts))]
-    return sum(abs(count / total - share) for count, share in zip(counts, target, strict=True)) / 2
+    total, share = sum(counts), 1 / (len(counts) - len(set(forbidden)))
+    return sum(abs(n / total - (0.0 if label in forbidden else share)) for label, n in enumerate(counts)) / 2
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from torchmetrics.image.kid import poly_kernel
 
-from dng_lightning.errors import SettingError
 from dng_lightning.evaluation.class_balance import bootstrap_interval, check_count
 
 BLOCK = 1024  # rows at a time, which bounds a block of a distance matrix to 80 MB for 10,000 images
@@ -31,11 +30,7 @@ class Moments:
         self.scatter = torch.zeros((), dtype=torch.float64)
 
     def update(self, features: Tensor) -> None:
-        """Add features (B, d) of any precision and device.
-
-        Raises:
-            SettingError: d differs from that of earlier features.
-        """
+        """Add features (B, d) of any precision and device."""
         if not len(features):
             return
         features = _double(features)
@@ -45,8 +40,6 @@ class Moments:
 
     def merge(self, n: int, mean: Tensor, scatter: Tensor) -> None:
         """Add the moments of ``n`` >= 1 images."""
-        if self.n:
-            _check_width(self.mean, mean)
         total = self.n + n
         delta = mean - self.mean
         self.scatter = self.scatter + scatter + delta.outer(delta) * (self.n * n / total)
@@ -80,11 +73,7 @@ def frechet_distance(mean_1: Tensor, cov_1: Tensor, mean_2: Tensor, cov_2: Tenso
 
     Returns:
         >= 0. Exact up to 1e-6 of the traces if a covariance is singular.
-
-    Raises:
-        SettingError: the dimensions differ.
     """
-    _check_width(mean_1, mean_2)
     return _distance(_double(mean_1), _root(_double(cov_1)), _double(mean_2), _double(cov_2))
 
 
@@ -104,27 +93,17 @@ def frechet_interval(
         seed: seed of the resampling.
 
     Raises:
-        SettingError: there are fewer than two images, or the dimensions differ.
+        SettingError: there are fewer than two images.
     """
     check_count("the Fréchet distance's interval", len(features), 2)
-    _check_width(features, real_mean)
-    features, mean, covariance = _double(features), _double(real_mean), _double(real_cov)
-    n, width = features.shape
-    root = _root(covariance) if n > width else None
+    features, mean, root = _double(features), _double(real_mean), _root(_double(real_cov))
 
     def distance(generated: Tensor) -> float:
-        if root is not None:
-            return _distance(mean, root, generated.mean(dim=0), generated.T.cov())
-        # Fewer images than dimensions: a smaller matrix (n, n) has the same non-zero eigenvalues.
-        centred = (generated - generated.mean(dim=0)) / (n - 1) ** 0.5
-        spectrum = torch.linalg.eigvalsh(centred @ covariance @ centred.T).clamp(min=0)
-        traces = covariance.trace() + centred.square().sum() - 2 * spectrum.sqrt().sum()
-        return max(0.0, float((mean - generated.mean(dim=0)).square().sum() + traces))
+        return _distance(mean, root, generated.mean(dim=0), generated.T.cov())
 
-    generator = torch.Generator().manual_seed(seed)
+    n, generator = len(features), torch.Generator().manual_seed(seed)
     values = [distance(features[torch.randint(n, (n,), generator=generator)]) for _ in range(draws)]
-    point = distance(features)
-    return bootstrap_interval(values, point)
+    return bootstrap_interval(values, distance(features))
 
 
 def kernel_distance(real: Tensor, generated: Tensor) -> float:
@@ -141,10 +120,9 @@ def kernel_distance(real: Tensor, generated: Tensor) -> float:
         The distance; for images of the same distribution it is negative about as often as positive.
 
     Raises:
-        SettingError: there are fewer than two real or generated images, or the dimensions differ.
+        SettingError: there are fewer than two real or generated images.
     """
     check_count("the kernel distance", min(len(real), len(generated)), 2)
-    _check_width(real, generated)
     real, generated = _double(real), _double(generated)
     return _kernel_mean(real) + _kernel_mean(generated) - 2 * _kernel_mean(real, generated)
 
@@ -165,10 +143,9 @@ def precision_recall(real: Tensor, generated: Tensor, k: int = 3) -> tuple[float
         in the manifold of the generated ones.
 
     Raises:
-        SettingError: a set has no more than k images, or the dimensions differ.
+        SettingError: a set has no more than k images.
     """
     check_count("precision and recall", min(len(real), len(generated)), k + 1)
-    _check_width(real, generated)
     real, generated = _double(real), _double(generated)
     return _share_inside(generated, real, k), _share_inside(real, generated, k)
 
@@ -203,11 +180,3 @@ def _share_inside(images: Tensor, others: Tensor, k: int) -> float:
 
 def _double(values: Tensor) -> Tensor:
     return values.detach().cpu().double()
-
-
-def _check_width(first: Tensor, second: Tensor) -> None:
-    if first.shape[-1] != second.shape[-1]:
-        raise SettingError(
-            f"features of {first.shape[-1]} and of {second.shape[-1]} dimensions cannot be compared: "
-            "use one extractor for both"
-        )

@@ -7,6 +7,7 @@ disk, so that any number of processes may add images and an interrupted evaluati
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ UNGUIDED = EvaluationRun.reference("Unguided")
 REJECTION = EvaluationRun.reference("Rejection")
 
 
+@dataclass
 class Evaluator:
     """Stores the images of evaluation runs and computes the measures.
 
@@ -67,32 +69,29 @@ class Evaluator:
         SettingError: all classes are forbidden, or there are too few images for the measures.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        seeds: range,
-        steps: int,
-        label_space: LabelSpace,
-        label: Callable[[Tensor], Labels],
-        extractor: FeatureExtractor | None = None,
-        reference: ReferenceStatistics | None = None,
-        unguided: EvaluationRun | None = UNGUIDED,
-        trackers: Mapping[str, str] | None = None,
-        about: Mapping[str, Any] | None = None,
-        board: Board | None = None,
-    ) -> None:
-        if not label_space.retained:
+    folder: Path
+    seeds: range
+    steps: int
+    label_space: LabelSpace
+    label: Callable[[Tensor], Labels]
+    extractor: FeatureExtractor | None = None
+    reference: ReferenceStatistics | None = None
+    unguided: EvaluationRun | None = UNGUIDED
+    trackers: dict[str, str] = field(default_factory=dict)
+    about: dict[str, Any] = field(default_factory=dict)
+    board: Board = field(default_factory=Board)
+
+    def __post_init__(self) -> None:
+        if not self.label_space.retained:
             raise SettingError("model.forbidden names every class: leave one class")
-        if extractor is not None and len(seeds) < LEAST:
-            raise SettingError(f"precision and recall need {LEAST} images; got {len(seeds)}: raise data.num_samples")
-        self.folder, self.seeds, self.label_space, self.label = folder, seeds, label_space, label
-        self.extractor, self.reference, self.unguided = extractor, reference, unguided
-        self.trackers, self.about, self.times = dict(trackers or {}), dict(about or {}), [1.0]
-        self.board = board or Board([])
-        self.drawing = {"seeds": f"{seeds.start}-{seeds.stop - 1}", "steps": str(steps)}
-        self.results = Table(folder / "results.csv", [*COLUMNS, *label_space.columns], KEY)
-        self.classes = Table(folder / "classes.csv", CLASS_COLUMNS, [*KEY, "class"])
-        self.posteriors = Table(folder / "posterior.csv", posterior_metrics.COLUMNS, posterior_metrics.KEY)
+        if self.extractor is not None and len(self.seeds) < LEAST:
+            found = f"got {len(self.seeds)}: raise data.num_samples"
+            raise SettingError(f"precision and recall need {LEAST} images; {found}")
+        self.times = [1.0]
+        self.drawing = {"seeds": f"{self.seeds.start}-{self.seeds.stop - 1}", "steps": str(self.steps)}
+        self.results = Table(self.folder / "results.csv", [*COLUMNS, *self.label_space.columns], KEY)
+        self.classes = Table(self.folder / "classes.csv", CLASS_COLUMNS, [*KEY, "class"])
+        self.posteriors = Table(self.folder / "posterior.csv", posterior_metrics.COLUMNS, posterior_metrics.KEY)
 
     def identity(self, run: EvaluationRun) -> dict[str, str]:
         """The values of ``KEY``, which identify a row."""

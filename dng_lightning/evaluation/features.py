@@ -8,12 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from dng_lightning.data.pixels import to_float
-from dng_lightning.errors import SettingError, reason
+from dng_lightning.errors import SettingError
 from dng_lightning.evaluation.runs import Labels
 
 
 class Judge(Protocol):
     """Interface of classifiers that label images, such as ``ClassifierModule``."""
+
+    @property
+    def name(self) -> str:
+        """Name of the classifier and of distances in its features."""
 
     @property
     def net(self) -> nn.Module:
@@ -85,13 +89,14 @@ class ClassifierFeatures(FeatureExtractor):
 
     Args:
         module: classifier whose ``net`` has ``features(x)`` and ``num_features``, like `ImageClassifier`.
-        name: name of its checkpoint.
+        name: name of its checkpoint; None for its own.
 
     Raises:
         SettingError: ``net`` lacks these.
     """
 
-    def __init__(self, module: Judge, name: str) -> None:
+    def __init__(self, module: Judge, name: str | None = None) -> None:
+        name = module.name if name is None else name
         if not (hasattr(module.net, "features") and hasattr(module.net, "num_features")):
             kind = type(module.net).__name__
             own = isinstance(module, nn.Module) and module.net is module  # a network of another library
@@ -101,43 +106,6 @@ class ClassifierFeatures(FeatureExtractor):
 
     def _extract(self, pixels: Tensor, dtype: torch.dtype) -> Tensor:
         features: Tensor = self.net.features(to_float(pixels).to(dtype))  # type: ignore[operator]  # checked above
-        return features
-
-
-class InceptionFeatures(FeatureExtractor):
-    """The 2,048 pooled features of Inception v3 that define FID (Heusel et al., 2017), from torch-fidelity.
-
-    Weights and resizing are those of the original TensorFlow graph; grey images are repeated to three channels.
-
-    Args:
-        weights: torch-fidelity's file of weights; None to take it from torch.hub's cache or to download it (95 MB).
-
-    Raises:
-        SettingError: torch-fidelity is not installed, or the weights are missing, cannot be downloaded, or are not
-            Inception's.
-    """
-
-    def __init__(self, weights: str | None = None) -> None:
-        try:
-            from torch_fidelity import feature_extractor_inceptionv3 as inception  # an extra, and slow to import
-        except ImportError as error:
-            raise SettingError("Inception features need torch-fidelity: pip install torch-fidelity") from error
-        try:
-            # torch-fidelity would run code in the file; reading it here first refuses such a file
-            if weights is None:
-                torch.hub.load_state_dict_from_url(inception.URL_INCEPTION_V3, map_location="cpu", weights_only=True)
-            else:
-                torch.load(weights, map_location="cpu", weights_only=True)
-            net = inception.FeatureExtractorInceptionV3("inception", ["2048"], weights)
-        except Exception as error:  # no file, no connection, no state dict, or that of another network
-            source = weights or inception.URL_INCEPTION_V3
-            raise SettingError(
-                f"no Inception weights from {source}, name a file that holds them: {reason(error)}"
-            ) from error
-        super().__init__("inception-2048", net, 2048)
-
-    def _extract(self, pixels: Tensor, dtype: torch.dtype) -> Tensor:
-        features: Tensor = self.net(pixels.expand(-1, 3, -1, -1))[0]
         return features
 
 

@@ -81,8 +81,10 @@ def measure(
         measures |= _quality(store, kept, reference, sorted(label_space.retained))
     if unguided is not None:
         fine = ~label_space.are_forbidden(unguided.all("labels"))
-        if not reject:  # rejection of unguided images gives this balance itself
-            measures |= _own_balance(counts, torch.bincount(unguided.all("labels")[fine], minlength=classes).tolist())
+        balance = torch.bincount(unguided.all("labels")[fine], minlength=classes).tolist()
+        if any(balance) and not reject:  # rejection of unguided images gives this balance itself
+            measures["kl_unguided"] = kl_to(counts, balance)
+            measures |= _interval("kl_unguided", kl_to_interval(counts, balance))
         measures |= _distance_to_unguided(store, unguided, fine)
     return measures
 
@@ -132,13 +134,6 @@ def per_class(
             row |= _neighbours(real, own) if min(len(own), len(real)) >= LEAST else {}
         rows.append(row)
     return rows
-
-
-def _own_balance(counts: list[int], unguided: list[int]) -> dict[str, float]:
-    """KL(unguided images that are not forbidden || generated), and its interval."""
-    if not any(unguided):
-        return {}
-    return {"kl_unguided": kl_to(counts, unguided), **_interval("kl_unguided", kl_to_interval(counts, unguided))}
 
 
 def _distance_to_unguided(store: SampleStore, unguided: SampleStore, fine: Tensor) -> dict[str, float]:

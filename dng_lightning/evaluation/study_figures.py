@@ -3,6 +3,7 @@
 import textwrap
 from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from matplotlib.axes import Axes
@@ -77,24 +78,29 @@ def _curve(axes: Axes, rows: Rows, measure: str, method: str, place: int | None)
         return
     rows = sorted(rows, key=lambda row: float(row["forbidden_rate"]))
     x, y = ([float(row[name]) for row in rows] for name in ("forbidden_rate", measure))
-    x_errors, y_errors = errors(rows, "forbidden_rate"), errors(rows, measure)
     if place is None:
-        mark, line, size, colour = MARKS[rows[0]["method"]], "none", 9, "black"
+        style = {"marker": MARKS[rows[0]["method"]], "ms": 9, "ls": "none", "color": "black"}
     else:
-        mark, line, size, colour = "o", ("-", "--", ":")[place // 10 % 3], 4, f"C{place % 10}"
-    bars = axes.errorbar(
-        x, y, y_errors, x_errors, marker=mark, ls=line, ms=size, color=colour, label=method, elinewidth=0.7
-    )
-    for ends in bars.lines[2]:
-        ends.set_alpha(0.45)  # so that the points stand out
+        style = _style(place)
+    _with_bars(axes, x, y, errors(rows, measure), errors(rows, "forbidden_rate"), label=method, **style)
+
+
+def _style(place: int) -> dict[str, Any]:
+    """The line and the points of the curve at an index."""
+    return {"marker": "o", "ms": 4, "ls": ("-", "--", ":")[place // 10 % 3], "color": f"C{place % 10}"}
+
+
+def _with_bars(axes: Axes, *values: Any, **style: Any) -> None:
+    """``Axes.errorbar`` with faint bars, so that the points stand out."""
+    for ends in axes.errorbar(*values, elinewidth=0.7, **style).lines[2]:
+        ends.set_alpha(0.45)
 
 
 def errors(rows: Rows, measure: str) -> list[list[float]]:
     """Lengths of a measure's intervals below and above its values; 0 for rows without an interval."""
-    middle = [float(row[measure]) for row in rows]
-    below = [max(0.0, m - float(row[f"{measure}_low"] or m)) for m, row in zip(middle, rows, strict=True)]
-    above = [max(0.0, float(row[f"{measure}_high"] or m) - m) for m, row in zip(middle, rows, strict=True)]
-    return [below, above]
+    names = (f"{measure}_low", measure, f"{measure}_high")
+    low, middle, high = ([float(row[name] or row[measure]) for row in rows] for name in names)
+    return [[max(0.0, b - a) for a, b in zip(*ends, strict=True)] for ends in ((low, middle), (middle, high))]
 
 
 def class_histograms(rows: Rows, class_names: Sequence[str], forbidden: Collection[int]) -> Figure:
@@ -133,16 +139,11 @@ def calibration(qualities: Mapping[str, PosteriorQuality]) -> Figure:
     axes.plot([0, 1], [0, 1], color="grey", lw=0.8, ls=":", label="calibrated")
     for place, (name, quality) in enumerate(qualities.items()):
         predicted, shares, sizes = zip(*quality.curve, strict=True)
-        bounds = [wilson_interval(round(share * size), size) for share, size in zip(shares, sizes, strict=True)]
-        errors = [
-            [max(0.0, share - low) for share, (low, _) in zip(shares, bounds, strict=True)],
-            [max(0.0, high - share) for share, (_, high) in zip(shares, bounds, strict=True)],
-        ]
-        line, colour = ("-", "--", ":")[place // 10 % 3], f"C{place % 10}"
-        bars = axes.errorbar(predicted, shares, errors, marker="o", ms=4, ls=line, color=colour, elinewidth=0.7)
-        bars.set_label(textwrap.fill(f"{name}, {sum(sizes):,} images", 60))  # the settings of a posterior may be long
-        for ends in bars.lines[2]:
-            ends.set_alpha(0.45)
+        pairs = list(zip(shares, sizes, strict=True))
+        bounds = torch.tensor([wilson_interval(round(share * size), size) for share, size in pairs]).T
+        bars = (bounds - torch.tensor(shares)).abs().tolist()
+        label = textwrap.fill(f"{name}, {sum(sizes):,} images", 60)  # the settings of a posterior may be long
+        _with_bars(axes, predicted, shares, bars, label=label, **_style(place))
     axes.set_aspect("equal")
     axes.set_xlabel("posterior of the forbidden, tracked to the end")
     axes.set_ylabel("share that became forbidden, 95 % interval")

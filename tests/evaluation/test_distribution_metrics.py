@@ -178,18 +178,3 @@ def test_too_few_images(least: int, measure: Callable[[Tensor], object]):
         SettingError, match=rf"needs at least {least} images of a kind; got {least - 1}: raise data.num_samples"
     ):
         measure(gaussian(9, 3))
-
-
-@pytest.mark.parametrize(
-    "measure",
-    [
-        lambda one, other: moments(one, other),
-        lambda one, other: frechet_distance(one[0], one.T.cov(), other[0], other.T.cov()),
-        lambda one, other: frechet_interval(one, other[0], other.T.cov()),
-        kernel_distance,
-        precision_recall,
-    ],
-)
-def test_features_of_different_dimension(measure: Callable[[Tensor, Tensor], object]):
-    with pytest.raises(SettingError, match=r"^features of \d and of \d dimensions cannot be compared: use one extract"):
-        measure(gaussian(9, 3), gaussian(9, 4))

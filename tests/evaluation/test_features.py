@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from dng_lightning.data.pixels import to_float
 from dng_lightning.errors import SettingError
-from dng_lightning.evaluation.features import ClassifierFeatures, InceptionFeatures, fingerprint
+from dng_lightning.evaluation.features import ClassifierFeatures, fingerprint
 from dng_lightning.modules.classifier import ClassifierModule
-from dng_lightning.modules.features import load_features
+from dng_lightning.modules.judges import load_features
 from dng_lightning.networks.classifier import ImageClassifier
 
 PIXELS = torch.randint(256, (6, 1, 8, 8), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
@@ -79,7 +79,7 @@ def test_a_classifier_without_features():
 
 
 def test_inception_features(inception_weights: Path):
-    extractor = InceptionFeatures(str(inception_weights))
+    extractor = load_features("inception", str(inception_weights))
     features = extractor(PIXELS[:2])
     assert (extractor.name, extractor.num_features) == ("inception-2048", 2048)
     assert (features.shape, features.dtype) == ((2, 2048), torch.float32)
@@ -96,14 +96,14 @@ class Code:
 
 def test_weights_that_are_none(inception_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     file = tmp_path / "other.pth"
-    with pytest.raises(SettingError, match=r"^no Inception weights from .*other.pth, name a file .*No such file"):
-        InceptionFeatures(str(file))
+    with pytest.raises(SettingError, match=r"^no weights of inception from .*other.pth: .*No such file"):
+        load_features("inception", str(file))
     torch.save(nn.Linear(2, 1).state_dict(), file)
-    with pytest.raises(SettingError, match=r"^no Inception weights from .*other.pth"):
-        InceptionFeatures(str(file))
+    with pytest.raises(SettingError, match=r"^no weights of inception from .*other.pth"):
+        load_features("inception", str(file))
     torch.save({"weight": Code()}, file)
-    with pytest.raises(SettingError, match=r"^no Inception weights from .*other.pth"):
-        InceptionFeatures(str(file))
+    with pytest.raises(SettingError, match=r"^no weights of inception from .*other.pth"):
+        load_features("inception", str(file))
     assert "this code ran" not in capsys.readouterr().out
 
 
@@ -113,14 +113,14 @@ def test_weights_that_cannot_be_downloaded(inception_weights: Path, monkeypatch:
 
     monkeypatch.setattr("torch.hub.urlopen", fail)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    with pytest.raises(SettingError, match=r"^no Inception weights from https://.*, name a file .*no route to host"):
-        InceptionFeatures()
+    with pytest.raises(SettingError, match=r"^no weights of inception in torch.hub's cache, .*no route to host"):
+        load_features("inception")
 
 
 def test_inception_needs_torch_fidelity(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)
-    with pytest.raises(SettingError, match=r"^Inception features need torch-fidelity: pip install torch-fidelity$"):
-        InceptionFeatures()
+    with pytest.raises(SettingError, match=r"^the features inception needs torch_fidelity: pip install"):
+        load_features("inception")
 
 
 # --- DINOv2, CLIP and classifiers ---
