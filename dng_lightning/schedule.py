@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from dng_lightning.errors import SettingError
 from dng_lightning.kernel import NoiseLevel
@@ -101,6 +101,12 @@ class NoiseSchedule:
         """Sample x_t from q(x_t | x_0); ``x_0`` and ``noise`` (B, ...), ``t`` (B,) in 1..T."""
         alpha, sigma = self.coefficients(t, x_0)
         return alpha * x_0 + sigma * noise
+
+    def noised(self, x_0: Tensor, generator: Generator | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Noisy images at random levels, uniform in 1..T: x_t and the noise, (B, ...), and the levels, (B,)."""
+        t = torch.randint(1, self.T + 1, (len(x_0),), device=x_0.device, generator=generator)
+        noise = torch.randn(x_0.shape, dtype=x_0.dtype, device=x_0.device, generator=generator)
+        return self.add_noise(x_0, t, noise), noise, t
 
     def target(self, x_0: Tensor, t: Tensor, noise: Tensor, prediction: Prediction) -> Tensor:
         """Training target of a network of this ``prediction``, (B, ...); for the arguments see ``add_noise``."""

@@ -63,7 +63,8 @@ class CalibrationWriter(DrawingCallback):
         module = self.module
         if module.judge is None or not isinstance(module, GuidedSampler):
             raise SettingError("a calibration needs a GuidedSampler and its classifier: set model.classifier")
-        self.uncalibrated = PROBE if module.probe else UNCALIBRATED
+        self.probe = module.probe
+        self.uncalibrated = PROBE if self.probe else UNCALIBRATED
         tracked = [DynamicNegativeGuidance(posterior=self.uncalibrated)]
         negatives: list[Any] = list(module.negatives)
         check_negatives(negatives, module.model, module.checkpoint, module.forbidden, tracked)
@@ -73,7 +74,7 @@ class CalibrationWriter(DrawingCallback):
             return
         self.check_shared(trainer)
         module.draws, self.data.passes = module.all_draws()[:1], 1
-        self.folder, own = Path(trainer.default_root_dir), module.probe_folder or module.calibration_checkpoint.parent
+        self.folder, own = Path(trainer.default_root_dir), (module.probe or module.tracked[0]).folder
         # also the folder from which `calibration: checkpoint` is read, unless the model is shipped
         self.folders = [self.folder] if resources.ships(own) else [self.folder, own]
         self.store, self.label = SampleStore(self.folder / "sample_cache", self.data.seeds), module.judge.label
@@ -91,7 +92,7 @@ class CalibrationWriter(DrawingCallback):
         samples = outputs["samples"]
         pixels = to_uint8(samples.images)
         labels = self.label(to_float(pixels)).labels  # of the stored pixels
-        evidence = log_odds(self.tracking.log_prob[:, :, 0]) if self.module.probe else self.tracking.state(0)
+        evidence = log_odds(self.tracking.log_prob[:, :, 0]) if self.probe else self.tracking.state(0)
         self.store.write(samples.seeds, pixels=pixels, labels=labels, evidence=evidence)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -114,7 +115,7 @@ class CalibrationWriter(DrawingCallback):
 
         # Evaluate, on the other half
         tracked = became_fitted.double().mean().log() + unseen
-        before = functional.logsigmoid(unseen) if self.module.probe else tracked
+        before = functional.logsigmoid(unseen) if self.probe else tracked
         posteriors = {
             "uncalibrated": [at_most(log_p, posterior.p_max).exp() for log_p in before.unbind(1)],
             "calibrated": [posterior.read(unseen[:, i], level).exp() for i, level in enumerate(levels)],
@@ -124,13 +125,13 @@ class CalibrationWriter(DrawingCallback):
 
         # Write the overlay
         settings: dict[str, Any] = {"calibration": posterior.calibration}
-        if not self.module.probe:
+        if not self.probe:
             settings["guidance_shift_weight"] = self.guidance_shift_weight
-        name = "ProbePosterior" if self.module.probe else "CalibratedPosterior"
+        name = "ProbePosterior" if self.probe else "CalibratedPosterior"
         guidance = {"scale": self.scale, "posterior": {"class_path": name, "init_args": settings}}
         overlay: dict[str, Any] = {"guidance": {"class_path": "DynamicNegativeGuidance", "init_args": guidance}}
-        if self.module.probe:
-            overlay["probe"] = self.module.probe_name
+        if self.probe:
+            overlay["probe"] = self.probe.name
         text = yaml.safe_dump(
             {"model": {"class_path": "GuidedSampler", "init_args": overlay}},
             sort_keys=False,

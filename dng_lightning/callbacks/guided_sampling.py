@@ -23,7 +23,7 @@ from dng_lightning.guidance.serialization import display_name, scale_of
 from dng_lightning.judges import PretrainedClassifier
 from dng_lightning.modules.diffusion import DiffusionModule
 from dng_lightning.modules.image_sampler import draw_samples
-from dng_lightning.modules.judges import classifier_name, load_classifier, sort_into
+from dng_lightning.modules.judges import load_classifier, sort_into
 from dng_lightning.sampling import ClassConditionalPredictor, Sampler
 
 
@@ -67,7 +67,7 @@ class GuidedSampling(ValidationSampling):
         self.labels: list[int] = []
         self.features: ClassifierFeatures | None = None
         if self.classifier is not None and hasattr(self.classifier.net, "num_features"):
-            self.features = ClassifierFeatures(self.classifier, classifier_name(self.classifier, classifier))
+            self.features = ClassifierFeatures(self.classifier)
         self.real: dict[str, Moments] = {}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -122,7 +122,7 @@ class GuidedSampling(ValidationSampling):
                 module.log(f"metrics/{metric}_{name}", value, batch_size=self.num_samples)
 
             # Images: on the first device
-            if board is None:
+            if not board.loggers:
                 continue
             board.add_image(f"samples/{name}", figures.framed_grid(pixels.cpu(), forbidden), step)
             if name in counts:
@@ -130,10 +130,9 @@ class GuidedSampling(ValidationSampling):
             if guidance is self.guidance:
                 shown = figures.TrajectorySet(samples.times, samples.scale, posterior, forbidden)
                 board.add_figure("trajectories/scale_and_posterior", figures.trajectory_bands(shown), step)
-        if board is not None:
-            if counts:
-                tensorboard.class_bars(board, counts, module.class_names, self.labels, step)
-            board.flush()
+        if counts and board.loggers:
+            tensorboard.class_bars(board, counts, module.class_names, self.labels, step)
+        board.flush()
 
     def settings(self, module: LightningModule) -> dict[str, Any]:
         """Settings of the guidance for the HPARAMS tab; empty without a forbidden class."""

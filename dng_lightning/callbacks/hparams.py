@@ -24,7 +24,7 @@ class HParams(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the settings and the metrics."""
-        if self.has_trained and (board := boards.board_of(trainer)):
+        if self.has_trained and (board := boards.board_of(trainer)).loggers:
             measured = sorted(name for name in trainer.callback_metrics if name.startswith(("val/", "metrics/")))
             board.add_settings(settings(trainer, pl_module), measured)
 

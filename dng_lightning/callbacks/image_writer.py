@@ -106,14 +106,9 @@ class ImageWriter(DrawingCallback):
         return pixels
 
     def _write(
-        self,
-        folder: Path,
-        samples: Samples,
-        pixels: Tensor,
-        new: Collection[int],
-        with_trajectory: Collection[int] = (),
+        self, folder: Path, samples: Samples, pixels: Tensor, new: Collection[int], followed: Collection[int] = ()
     ) -> None:
-        """Write the images of the ``new`` seeds; the others are repeats that fill a device's batch."""
+        """Write the images of the ``new`` seeds, some with their trajectories; the others fill a device's batch."""
         (folder / "records").mkdir(parents=True, exist_ok=True)
         module, images = self.module, to_float(pixels).to(samples.images.device)  # of the written pixels
         found = module.judge.label(images) if module.judge else None
@@ -129,7 +124,7 @@ class ImageWriter(DrawingCallback):
             posteriors = None if samples.posterior is None else samples.posterior[i].sum(1).tolist()
             if posteriors:
                 record["posterior"] = posteriors[-1]
-            if seed in with_trajectory:
+            if seed in followed:
                 record |= {"times": samples.times, "scales": samples.scale[i].tolist(), "posteriors": posteriors}
             write_whole(folder / f"{seed:08d}.png", to_png(pixels[i]))
             write_whole(self._record(seed, folder), json.dumps(record).encode())

@@ -19,8 +19,9 @@ from dng_lightning.evaluation.measures import LEAST
 from dng_lightning.evaluation.reference_statistics import ReferenceStatistics
 from dng_lightning.evaluation.runs import Cost, Samples
 from dng_lightning.judges import PretrainedClassifier
-from dng_lightning.modules.features import load_features
+from dng_lightning.modules.classifier import ClassifierModule
 from dng_lightning.modules.image_sampler import ImageSampler
+from dng_lightning.modules.judges import load_features
 from dng_lightning.sampling import PassiveTracking
 from dng_lightning.sampling.sampler import with_schedule
 from dng_lightning.storage import resources
@@ -46,7 +47,7 @@ class ResultsWriter(DrawingCallback):
     Args:
         features: features for the distances: the penultimate layer of the model's ``classifier``; ``inception`` (the
             Fréchet distance is then FID); ``dinov2-vit-b-14``, ``clip-vit-b-32`` or others of torch-fidelity; or those
-            of another classifier, see ``modules.features.load_features``; None to leave out the measures that need real
+            of another classifier, see ``modules.judges.load_features``; None to leave out the measures that need real
             images.
         feature_weights: file with the weights of Inception or CLIP; None to download them.
         unguided: draw the unguided images too. Without them there is no Rejection row, no RMSE to unguided and no
@@ -130,13 +131,7 @@ class ResultsWriter(DrawingCallback):
         self.clock.start()
 
     def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Store the images; after a guidance's last batch, write its row and redraw the figures."""
         module, samples = self.module, outputs["samples"]
@@ -174,7 +169,7 @@ class ResultsWriter(DrawingCallback):
         if self.features is None or module.judge is None:
             return None
         if self.features == "classifier":
-            return ClassifierFeatures(module.judge, module.judge_name).to(module.device)
+            return ClassifierFeatures(module.judge).to(module.device)
         return load_features(self.features, self.feature_weights).to(module.device)
 
     def _reference(
@@ -194,7 +189,8 @@ class ResultsWriter(DrawingCallback):
                 path = folder / ReferenceStatistics.file(extractor)
                 ReferenceStatistics.cached(path, real, extractor, module.judge).save(path)
             trainer.strategy.barrier("real images")
-        reference = ReferenceStatistics.find([folder, *filter(None, [module.judge_folder]), module.folder], extractor)
+        own = [module.judge.folder] if isinstance(module.judge, ClassifierModule) else []
+        reference = ReferenceStatistics.find([folder, *own, module.folder], extractor)
         reference.check(label_space.names, module.image_shape, extractor)
         if len(reference.features(label_space.retained)) < LEAST:
             raise SettingError(

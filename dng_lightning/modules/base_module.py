@@ -53,6 +53,8 @@ class TrainedModule(LightningModule):
         optimizer: makes the optimiser from the parameters.
         scheduler: makes the learning-rate schedule, stepped at each training step; None for a constant rate.
         for_training: settings that only training uses, which ``load`` leaves out.
+        name: name of a loaded checkpoint.
+        folder: folder of a loaded checkpoint.
     """
 
     net: nn.Module
@@ -62,6 +64,8 @@ class TrainedModule(LightningModule):
     optimizer: OptimizerCallable
     scheduler: LRSchedulerCallable | None
     for_training: ClassVar[tuple[str, ...]] = ()
+    name: str = ""
+    folder: Path
 
     def keep_hyperparameters(self, *objects: str) -> None:
         """Store the constructor's arguments; call it from there.
@@ -307,4 +311,5 @@ class TrainedModule(LightningModule):
             module = cls.load_from_checkpoint(file, map_location="cpu", weights_only=True, **without)
         if not hasattr(module, "seen_classes"):
             raise SettingError(f"{path} does not say what it was trained on; train it with a dng_lightning datamodule")
+        module.name, module.folder = resources.name_of(name), path.parent
         return module.eval().requires_grad_(False)

@@ -12,6 +12,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
+from dng_lightning.data.resize import random_windows
 from dng_lightning.errors import SettingError
 from dng_lightning.evaluation.runs import Labels
 from dng_lightning.kernel import NoiseLevel
@@ -154,9 +155,8 @@ class ClassifierModule(TrainedModule):
         """Noisy images, their random levels and timesteps (B,); the images themselves without a schedule."""
         if not self.schedule:
             return x, None, None
-        t = torch.randint(1, self.schedule.T + 1, (len(x),), device=x.device, generator=generator)
-        noise = torch.randn(x.shape, dtype=x.dtype, device=x.device, generator=generator)
-        return self.schedule.add_noise(x, t, noise), t, self.schedule.timestep(t)
+        x_t, _, t = self.schedule.noised(x, generator)
+        return x_t, t, self.schedule.timestep(t)
 
 
 def random_shift(images: Tensor, pixels: int) -> Tensor:
@@ -171,14 +171,8 @@ def random_shift(images: Tensor, pixels: int) -> Tensor:
     """
     if pixels == 0:
         return images
-    batch, _, height, width = images.shape
     padded = functional.pad(images, [pixels] * 4, value=-1.0)
-    start = torch.randint(2 * pixels + 1, (2, batch, 1), device=images.device)
-    rows = start[0] + torch.arange(height, device=images.device)  # (B, H)
-    columns = start[1] + torch.arange(width, device=images.device)  # (B, W)
-    image = torch.arange(batch, device=images.device)[:, None, None]
-    # advanced indices around a slice put the indexed dimensions first: (B, H, W, C)
-    return padded[image, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    return random_windows(padded, (images.shape[2], images.shape[3]))
 
 
 def random_cutout(images: Tensor, side: int) -> Tensor:

@@ -108,9 +108,9 @@ def check_classes(forbidden: Sequence[int], class_labels: Sequence[int], guidanc
 
 
 def check_probe(
-    name: str, probe: ProbeModule, model_name: str, model: DiffusionModule, forbidden: Sequence[int], labelled: bool
+    name: str, probe: ProbeModule, model_name: str, model: DiffusionModule, forbidden: Sequence[int]
 ) -> None:
-    """Check that a probe belongs to the model, knows the ``forbidden`` classes, and that no classes are requested.
+    """Check that a probe belongs to the model, and knows the ``forbidden`` classes.
 
     Raises:
         SettingError: it does not.
@@ -124,29 +124,6 @@ def check_probe(
     if unknown := [each for each in names if each not in probe.class_names]:
         known = ", ".join(probe.class_names)
         raise SettingError(f"{name} does not know the class {unknown[0]}: it knows {known}")
-    if labelled:
-        raise SettingError(f"{name} reads the unconditional prediction: leave out class_labels, or the probe")
-
-
-def check_needs(
-    guidance: Guidance, observer: bool, noise_conditional_classifier: bool, probe: bool, class_labels: bool
-) -> None:
-    """Check that there are the networks, class labels or texts that a guidance needs.
-
-    Raises:
-        SettingError: one is missing.
-    """
-    needs, name = guidance.needs(), display_name(guidance)
-    if needs.attention is not None:
-        raise SettingError(f"{name} acts in the attention to a text: it is for the TextToImageSampler")
-    if needs.classifier and not noise_conditional_classifier:
-        raise SettingError(f"{name} needs a noise_conditional_classifier: name its checkpoint")
-    if needs.probe and not probe:
-        raise SettingError(f"{name} needs a probe: name its checkpoint")
-    if needs.observer is not None and not observer:
-        raise SettingError(f"{name} needs a classifier of the denoised images: name one as observer")
-    if needs.class_labels and not class_labels:
-        raise SettingError(f'{name} guides toward a class: set class_labels to one, or to "all"')
 
 
 def check_null_class(
@@ -179,7 +156,7 @@ def own_classifier(name: str, model: DiffusionModule) -> str | None:
     """
     if own := resources.classifier_of(name):
         return own
-    is_mnist = getattr(model, "class_names", ()) == MNIST.class_names and tuple(model.image_shape) == MNIST.image_shape
+    is_mnist = (model.class_names, tuple(model.image_shape)) == (MNIST.class_names, MNIST.image_shape)
     if not is_mnist:
         rank_zero_info(f"There is no {resources.name_of(name)}-classifier: no image is labelled. See model.classifier.")
     return "mnist-classifier" if is_mnist else None

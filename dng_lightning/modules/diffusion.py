@@ -2,7 +2,6 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -62,12 +61,9 @@ class BaseDiffusionModule(TrainedModule, ABC):
             x_t and the network's target, (B, C, H, W); the levels t in 1..T, (B,); and which images are without
             condition, bool (B,).
         """
-        batch, device = len(x_0), x_0.device
-        t = torch.randint(1, self.schedule.T + 1, (batch,), device=device, generator=generator)
-        noise = torch.randn(x_0.shape, dtype=x_0.dtype, device=device, generator=generator)
-        dropped = torch.rand(batch, device=device, generator=generator) < dropout
-        target = self.schedule.target(x_0, t, noise, self.prediction)
-        return self.schedule.add_noise(x_0, t, noise), target, t, dropped
+        x_t, noise, t = self.schedule.noised(x_0, generator)
+        dropped = torch.rand(len(x_0), device=x_0.device, generator=generator) < dropout
+        return x_t, self.schedule.target(x_0, t, noise, self.prediction), t, dropped
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """One step of the loss, weighted by level if ``snr_gamma`` is set."""
@@ -103,12 +99,10 @@ class DiffusionModule(BaseDiffusionModule):
 
     Attributes:
         clip: bound on the denoised prediction, from a checkpoint in diffusers' format; None for none.
-        folder: folder of a model of another library.
         decoder: makes images of the latents that the network denoises; None for a network of pixels.
     """
 
     clip: float | None = None
-    folder: Path
 
     def __init__(
         self,

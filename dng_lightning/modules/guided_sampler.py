@@ -1,6 +1,5 @@
 """Sampling from a trained model without the forbidden classes."""
 
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -10,6 +9,7 @@ from dng_lightning.class_labels import labels_of
 from dng_lightning.errors import SettingError
 from dng_lightning.evaluation.runs import EvaluationRun, Samples
 from dng_lightning.guidance import DynamicNegativeGuidance, Guidance, Unguided
+from dng_lightning.guidance.serialization import display_name
 from dng_lightning.judges import PretrainedClassifier
 from dng_lightning.kernel import Variance
 from dng_lightning.modules.base_module import TrainedModule
@@ -18,7 +18,6 @@ from dng_lightning.modules.classifier import ClassifierModule
 from dng_lightning.modules.compatibility import (
     DIFFERENCES,
     check_classes,
-    check_needs,
     check_negatives,
     check_null_class,
     check_probe,
@@ -27,8 +26,8 @@ from dng_lightning.modules.compatibility import (
     own_classifier,
 )
 from dng_lightning.modules.image_sampler import ChainSampler, Draw
-from dng_lightning.modules.judges import AnyClassifier, classifier_name, load_classifier, sort_into
-from dng_lightning.modules.models import load_model, path_of
+from dng_lightning.modules.judges import AnyClassifier, load_classifier, sort_into
+from dng_lightning.modules.models import load_model
 from dng_lightning.modules.probe import ProbeModule
 from dng_lightning.pretrained import PretrainedModel
 from dng_lightning.sampling import (
@@ -40,7 +39,6 @@ from dng_lightning.sampling import (
     WithObserver,
     WithProbe,
 )
-from dng_lightning.storage import resources
 
 Classes = str | int | list[str | int]
 
@@ -77,8 +75,7 @@ class GuidedSampler(ChainSampler):
         probe: checkpoint of a probe of the features of ``checkpoint``, for a ``ProbePosterior``; None for none.
 
     Attributes:
-        calibration_checkpoint: checkpoint whose folder has the calibration of tracked posteriors.
-        probe_folder: folder that has the calibration of the probe; None without a probe.
+        tracked: models whose predictions a posterior tracks; the folder of the first has its calibration.
         classifier: labels the images.
         observer: classifies the denoised images.
         noise_conditional_classifier: gives p(c | x_t).
@@ -113,7 +110,7 @@ class GuidedSampler(ChainSampler):
         compile: bool = False,
         order: int = 1,
     ) -> None:
-        model, given_checkpoint = load_model(checkpoint), checkpoint
+        model = load_model(checkpoint)
         checkpoint = checkpoint.path if isinstance(checkpoint, PretrainedModel) else checkpoint
         super().__init__(Sampler(steps, eta, variance, model.clip if clip is None else clip, order))
 
@@ -133,22 +130,12 @@ class GuidedSampler(ChainSampler):
             else None,
             probe=ProbeModule.load(probe) if probe else None,
         )
-        self.classifier_name = classifier
-        self.judge_name = classifier_name(self.classifier, classifier)
-        self.observer_name = classifier_name(self.observer, observer)
-        self.noise_conditional_classifier_name, self.probe_name, self.retrained_name = (
-            resources.name_of(name) if name else ""
-            for name in (noise_conditional_classifier, probe, retrained_checkpoint)
-        )
+        self.keep_apart(judge=self.classifier)
 
         # The guidances, with the calibration in the checkpoint's folder and their reference images
-        self.path = path_of(given_checkpoint, model)
-        self.calibration_checkpoint = (
-            path_of(negative_checkpoints[0], negatives[0]) if negative_checkpoints else self.path
-        )
-        self.probe_folder = resources.checkpoint(probe).parent if probe else None
+        self.folder, self.tracked = model.folder, negatives or [model]
         given = [guidance or (guidances or [DynamicNegativeGuidance()])[0], *(guidances or [])]
-        folders = (self.calibration_checkpoint.parent, self.probe_folder)
+        folders = self.tracked[0].folder, self.probe.folder if self.probe else None
         self.guidance, *others = (load_settings(method, *folders) for method in given)
         self.unguided, self.guidances = Unguided(), others or [self.guidance]
 
@@ -161,57 +148,35 @@ class GuidedSampler(ChainSampler):
         self.class_labels = list(seen) if class_labels == "all" else labels_of(class_labels, self.class_names, seen)
 
         # Check that networks, classes and guidances fit together
-        check_negatives(negatives, self.model, checkpoint, self.forbidden, [self.guidance, *self.guidances])
-        for method in [self.guidance, *self.guidances]:
-            noisy = self.noise_conditional_classifier is not None
-            check_needs(method, bool(judges), noisy, self.probe is not None, bool(self.class_labels))
+        methods = [self.guidance, *self.guidances]
+        check_negatives(negatives, self.model, checkpoint, self.forbidden, methods)
+        if self.probe:
+            check_probe(f"probe {probe}", self.probe, checkpoint, self.model, self.forbidden)
+            self.model.tap(self.probe.module)
+        for method in methods:
+            labels = torch.tensor(self.class_labels) if self.class_labels else None
+            self.predictor(method, labels).check(method.needs(), display_name(method))
             method.start(torch.empty(1, *self.chain_shape), len(self.forbidden))  # raises for a wrong number of priors
-        check_classes(self.forbidden, self.class_labels, [self.guidance, *self.guidances])
-        check_null_class(self.model, checkpoint, self.class_labels, [self.guidance, *self.guidances])
+        check_classes(self.forbidden, self.class_labels, methods)
+        check_null_class(self.model, checkpoint, self.class_labels, methods)
         if self.class_labels and not self.model.null_class:
             raise SettingError(f"{checkpoint} is unconditional: it takes no class_labels")
         for judge in judges:
             sort_into(judge, self.class_names, self.image_shape)
-        loaded = {
-            f"classifier {self.judge_name or classifier}": self.classifier,
-            f"observer {self.observer_name or observer}": self.observer,
-            f"noise_conditional_classifier {noise_conditional_classifier}": self.noise_conditional_classifier,
-            f"retrained_checkpoint {retrained_checkpoint}": self.retrained,
-        }
-        for name, other in loaded.items():
-            if isinstance(other, TrainedModule):
-                attributes = (
-                    DIFFERENCES if other is self.noise_conditional_classifier else ("class_names", "image_shape")
-                )
+        for name in ("classifier", "observer", "noise_conditional_classifier", "retrained"):
+            if isinstance(other := getattr(self, name), TrainedModule):
+                noisy = name == "noise_conditional_classifier"
+                attributes = DIFFERENCES if noisy else ("class_names", "image_shape")
                 reference = self if other in judges else self.model  # judges classify images, not latents
-                check_same(name, other, checkpoint, reference, *attributes)
+                check_same(f"{name} {other.name}", other, checkpoint, reference, *attributes)
         if self.retrained and set(self.retrained.seen_classes) & set(self.forbidden):
             name = f"retrained_checkpoint {retrained_checkpoint}"
             raise SettingError(f"{name} was trained with a forbidden class: name another, or null")
-        if self.probe:
-            check_probe(f"probe {probe}", self.probe, checkpoint, self.model, self.forbidden, bool(self.class_labels))
-            self.model.tap(self.probe.module)
         if compile:
             for network in (self.model, self.retrained, *negatives):
                 if network is not None:
                     network.net.compile()
         self.draws = self.all_draws()
-
-    @property
-    def folder(self) -> Path:
-        """See ``ImageSampler.folder``."""
-        return self.path.parent
-
-    @property
-    def judge_folder(self) -> Path | None:
-        """See ``ImageSampler.judge_folder``."""
-        is_checkpoint = isinstance(self.classifier, ClassifierModule)
-        return resources.checkpoint(str(self.classifier_name)).parent if is_checkpoint else None
-
-    @property
-    def judge(self) -> AnyClassifier | None:
-        """See ``ImageSampler.judge``."""
-        return self.classifier
 
     def networks(self) -> dict[str, torch.nn.Module | None]:
         """See ``ImageSampler.networks``."""
@@ -232,15 +197,13 @@ class GuidedSampler(ChainSampler):
         if self.probe:
             known = [self.probe.class_names.index(self.class_names[label]) for label in self.forbidden]
             predictor = WithProbe(predictor, self.probe.log_posterior, self.probe.module, known)
-        if needs.observer is not None:
-            predictor = WithObserver(predictor, self._observe)
-        return predictor
+        if needs.observer is not None and (observer := self.observer or self.classifier):
 
-    def _observe(self, denoised: Tensor) -> Tensor:
-        """The observer's probabilities of the forbidden classes, (B, K)."""
-        observer = self.observer or self.classifier
-        assert observer  # as the constructor checked
-        return observer.probabilities(self.decode(denoised).clamp(-1, 1))[:, self.forbidden]
+            def observe(denoised: Tensor) -> Tensor:
+                return observer.probabilities(self.decode(denoised).clamp(-1, 1))[:, self.forbidden]
+
+            predictor = WithObserver(predictor, observe)
+        return predictor
 
     def decode(self, x_0: Tensor) -> Tensor:
         """See ``ChainSampler.decode``."""
@@ -252,12 +215,13 @@ class GuidedSampler(ChainSampler):
         for guidance in self.guidances:
             if not isinstance(guidance, Unguided):
                 needs = guidance.needs()
-                noisy = self.noise_conditional_classifier_name if needs.classifier else ""
-                observer = self.observer_name if needs.observer is not None else ""
-                probe = self.probe_name if needs.probe else ""
-                draws.append(Draw.of(guidance, checkpoint=noisy, observer=observer, probe=probe))
+                noisy = self.noise_conditional_classifier if needs.classifier else None
+                observer = self.observer if needs.observer is not None else None
+                probe = self.probe if needs.probe else None
+                own = {"checkpoint": noisy, "observer": observer, "probe": probe}
+                draws.append(Draw.of(guidance, **{key: network.name for key, network in own.items() if network}))
         if self.retrained:
-            run = EvaluationRun.reference("Retrained", checkpoint=self.retrained_name)
+            run = EvaluationRun.reference("Retrained", checkpoint=self.retrained.name)
             draws.append(Draw(run, Unguided(), retrained=True))
         return draws
 

@@ -47,10 +47,10 @@ class Draw:
     retrained: bool = False
 
     @classmethod
-    def of(cls, guidance: Guidance, **networks: str | None) -> "Draw":
+    def of(cls, guidance: Guidance, **networks: str) -> "Draw":
         """The pass of a guidance; ``networks`` are the names of the networks that only it needs."""
         own = json.loads(non_default_settings(settings_json(guidance)))
-        settings = json.dumps(own | {name: value for name, value in networks.items() if value}, sort_keys=True)
+        settings = json.dumps(own | networks, sort_keys=True)
         return cls(EvaluationRun(display_name(guidance), settings, scale_of(guidance)), guidance)
 
 
@@ -73,7 +73,8 @@ class ImageSampler(LightningModule, ABC):
         forbidden: forbidden labels.
         class_labels: labels to condition on, which the images take in turn; empty for none.
         checkpoint: name of the model.
-        judge_name: name of the features of ``judge``.
+        folder: folder of the model, with its calibration and statistics.
+        judge: the classifier that labels the images; None for no labels.
         draws: passes of ``dng test``, one for each data loader.
         draws_owner: callback that chooses ``draws``.
         recorders: called at each sampling step, such as a progress bar.
@@ -90,7 +91,8 @@ class ImageSampler(LightningModule, ABC):
     forbidden: list[int]
     class_labels: list[int]
     checkpoint: str
-    judge_name: str
+    folder: Path
+    judge: Judge | None = None
 
     def __init__(self, sampler: Sampler) -> None:
         super().__init__()
@@ -106,24 +108,9 @@ class ImageSampler(LightningModule, ABC):
             object.__setattr__(self, name, network)
 
     @property
-    @abstractmethod
-    def folder(self) -> Path:
-        """Folder of the model, with its calibration and statistics."""
-
-    @property
     def label_space(self) -> LabelSpace:
         """Labels of the images; by default the classes of the model."""
         return LabelSpace.of_classes(self.class_names, self.forbidden)
-
-    @property
-    def judge(self) -> Judge | None:
-        """The classifier that labels the images; None for no labels."""
-        return None
-
-    @property
-    def judge_folder(self) -> Path | None:
-        """Folder of the judge, with its reference statistics; None if it has none."""
-        return None
 
     def read(self, images: Tensor) -> Tensor | None:
         """Attributes read from ``images`` (B, C, H, W) in [-1, 1] without a judge, (B, ...); None for none."""

@@ -1,4 +1,4 @@
-"""Loads classifiers by name: checkpoints of the package, and those of other libraries."""
+"""Loads classifiers and feature extractors by name: checkpoints of the package, and those of other libraries."""
 
 import json
 import re
@@ -8,6 +8,8 @@ from pathlib import Path
 from torchvision import models
 
 from dng_lightning.errors import SettingError
+from dng_lightning.evaluation import torch_fidelity
+from dng_lightning.evaluation.features import ClassifierFeatures, FeatureExtractor
 from dng_lightning.judges import PretrainedClassifier, TimmClassifier, TorchvisionClassifier, TransformersClassifier
 from dng_lightning.modules.classifier import ClassifierModule
 from dng_lightning.storage import resources
@@ -60,11 +62,24 @@ def load_classifier(given: PretrainedClassifier | str) -> AnyClassifier:
     return ClassifierModule.load(given)
 
 
-def classifier_name(classifier: AnyClassifier | None, given: PretrainedClassifier | str | None) -> str:
-    """Name of a classifier and of distances in its features; empty without a classifier."""
-    if isinstance(classifier, PretrainedClassifier):
-        return classifier.name
-    return resources.name_of(given) if isinstance(given, str) and given else ""
+def load_features(features: PretrainedClassifier | str, weights: str | None = None) -> FeatureExtractor:
+    """Load the feature extractor of a setting.
+
+    Args:
+        features: ``inception``; a name of torch-fidelity, such as ``dinov2-vit-b-14`` or ``clip-vit-b-32``; or a
+            classifier, see ``load_classifier``.
+        weights: file with the weights of Inception or CLIP; None to download them.
+
+    Raises:
+        SettingError: there is no such extractor, or its weights cannot be read.
+    """
+    if isinstance(features, str) and features in torch_fidelity.NAMES:
+        return torch_fidelity.TorchFidelityFeatures(features, weights)
+    try:
+        return ClassifierFeatures(load_classifier(features))
+    except SettingError as error:
+        names = ", ".join(torch_fidelity.NAMES)
+        raise SettingError(f"features {features} are not classifier, {names} or null: {error}") from error
 
 
 def sort_into(classifier: AnyClassifier, class_names: Sequence[str], image_shape: Sequence[int]) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from dng_lightning.errors import SettingError
 from dng_lightning.modules.diffusion import DiffusionModule
-from dng_lightning.pretrained import PretrainedModel, diffusers_format
+from dng_lightning.pretrained import PretrainedModel
 from dng_lightning.storage import weights
 
 AnyModel = PretrainedModel | str
@@ -38,10 +38,3 @@ def load_model(given: AnyModel) -> DiffusionModule:
             "docs/how-to/your-model.md"
         )
     return DiffusionModule.load(given)
-
-
-def path_of(given: AnyModel, model: DiffusionModule) -> Path:
-    """A path in the folder of a loaded model, where its calibration and statistics are."""
-    if isinstance(given, PretrainedModel):
-        return model.folder / Path(given.path).name
-    return diffusers_format.find(given)

@@ -120,7 +120,5 @@ class ProbeModule(TrainedModule):
         model, schedule = self._model, self._model.schedule
         if next(model.parameters()).device != x_0.device:
             model.to(x_0.device)
-        t = torch.randint(1, schedule.T + 1, (len(x_0),), device=x_0.device, generator=generator)
-        noise = torch.randn(x_0.shape, dtype=x_0.dtype, device=x_0.device, generator=generator)
-        x_t = schedule.add_noise(x_0, t, noise)
+        x_t, _, t = schedule.noised(x_0, generator)
         return model.features(x_t, t, self.module), schedule.timestep(t), t

@@ -22,6 +22,13 @@ Label = int | Tensor
 
 ALL = Needs(negatives=True)
 
+MISSING = {  # what a predictor may lack, by its name in ``Needs``, and its settings of a ``GuidedSampler``
+    "classifier": "needs p(c | x_t): wrap the predictor in WithClassifier (setting noise_conditional_classifier)",
+    "probe": "needs p(c | x_t) of a probe: wrap the predictor in WithProbe (setting probe)",
+    "observer": "needs an observer: wrap the predictor in WithObserver (setting observer)",
+    "attention": "acts in the attention to a text: it needs a TextPredictor, that of a TextToImageSampler",
+}
+
 
 class Predictor(ABC):
     """Makes the base prediction and those of the forbidden conditions.
@@ -61,17 +68,11 @@ class Predictor(ABC):
         Raises:
             SettingError: something is missing.
         """
-        missing = {
-            "needs p(c | x_t): wrap the predictor in WithClassifier": needs.classifier and "classifier",
-            "needs p(c | x_t) of a probe: wrap the predictor in WithProbe": needs.probe and "probe",
-            "needs an observer: wrap the predictor in WithObserver": needs.observer is not None and "observer",
-            "acts in the attention to a text: it needs a TextPredictor": needs.attention and "attention",
-        }
-        for words, part in missing.items():
-            if part and part not in self.provides:
-                raise SettingError(f"{name} {words}")
+        for part, missing in MISSING.items():
+            if getattr(needs, part) not in (None, False) and part not in self.provides:
+                raise SettingError(f"{name} {missing}")
         if needs.class_labels and self.class_labels is None:
-            raise SettingError(f"{name} guides toward a class: give the predictor its class_labels")
+            raise SettingError(f'{name} guides toward a class: set class_labels to one, or to "all"')
 
 
 class ClassConditionalPredictor(Predictor):

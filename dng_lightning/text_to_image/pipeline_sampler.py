@@ -16,7 +16,7 @@ from dng_lightning.evaluation.runs import Samples
 from dng_lightning.guidance import ClassifierFreeGuidance, DynamicNegativeGuidance, Guidance, PositiveAndNegative
 from dng_lightning.judges import PretrainedClassifier
 from dng_lightning.modules.image_sampler import ImageSampler
-from dng_lightning.modules.judges import AnyClassifier, classifier_name, load_classifier, sort_into
+from dng_lightning.modules.judges import AnyClassifier, load_classifier, sort_into
 from dng_lightning.sampling import Recorder, Sampler
 from dng_lightning.text_to_image.layouts import LAYOUTS
 from dng_lightning.text_to_image.methods import check_methods, load_methods
@@ -118,10 +118,9 @@ class PipelineSampler(ImageSampler):
         # The classes: prompts to sample, and those of the classifier
         self.class_names = tuple(dict.fromkeys(row.prompt for row in self.rows))
         self.class_labels = [self.class_names.index(row.prompt) for row in self.rows]
-        self.judge_name, self.forbidden, judge = "", [], load_classifier(classifier) if classifier else None
+        self.forbidden, judge = [], load_classifier(classifier) if classifier else None
         self.keep_apart(judge=judge)
         if judge is not None:
-            self.judge_name = classifier_name(judge, classifier)
             sort_into(judge, judge.class_names, self.image_shape)
             self.forbidden = labels_of(forbidden, judge.class_names, range(len(judge.class_names)))
         self.draws = self.all_draws()

@@ -121,7 +121,6 @@ class TextToImageSampler(ChainSampler):
             if self.image_shape != reader.image_shape:
                 raise SettingError(f"a reader knows images of {reader.image_shape}, not {self.image_shape}")
             self.prompt_label_space, judge = reader.understand(prompts, negatives)
-            self.judge_name = reader.name
             self.keep_apart(judge=judge)
         self.draws = self.all_draws()
 

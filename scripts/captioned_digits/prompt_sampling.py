@@ -76,7 +76,7 @@ class PromptSampling(ValidationSampling):
         obeyed = self._obeyed(images)
         if obeyed:
             module.log("metrics/obeyed", sum(obeyed) / len(obeyed), batch_size=len(obeyed))
-        if (writer := boards.board_of(trainer)) is not None:
+        if (writer := boards.board_of(trainer)).loggers:
             grid = figures.framed_grid(images.cpu(), [not right for right in obeyed] or None, self.num_samples)
             writer.add_image("samples/prompts", grid, trainer.global_step)
             writer.flush()

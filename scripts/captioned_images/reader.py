@@ -56,7 +56,7 @@ class AttributeReader(PromptReader):
         if len(prompts) > 1:
             raise SettingError("a reader judges what is avoided by one prompt: give one, or set reader to null")
         label_space = PromptLabelSpace.in_words(self.of, prompts[0], negatives)
-        return label_space, PromptClassifier(self.net, label_space)
+        return label_space, PromptClassifier(self.net, label_space, self.name)
 
     def read(self, images: Tensor) -> Tensor:
         """See ``PromptReader.read``."""
@@ -70,6 +70,7 @@ class PromptClassifier(nn.Module):
     Args:
         net: classifies the attributes.
         label_space: what the prompt asks for and what is avoided.
+        name: name of the features of ``net`` in tables.
 
     Attributes:
         net: the same; images are compared by its features.
@@ -78,9 +79,9 @@ class PromptClassifier(nn.Module):
 
     net: Any  # a module, and an AttributeJudge
 
-    def __init__(self, net: Any, label_space: PromptLabelSpace) -> None:
+    def __init__(self, net: Any, label_space: PromptLabelSpace, name: str) -> None:
         super().__init__()
-        self.net, self.label_space = net, label_space
+        self.net, self.label_space, self.name = net, label_space, name
         self.class_names = label_space.names
 
     def label(self, x: Tensor) -> Labels:

@@ -14,15 +14,15 @@ from dng_lightning.callbacks import CalibrationWriter, ImageWriter, ResultsWrite
 from dng_lightning.data import Digits, Seeds
 from dng_lightning.errors import SettingError
 from dng_lightning.evaluation import features as evaluated
+from dng_lightning.evaluation import torch_fidelity
 from dng_lightning.evaluation.features import FeatureExtractor
 from dng_lightning.modules import ClassifierModule, GuidedSampler
-from dng_lightning.modules import features as named_features
 
 ELSEWHERE = torch.device("meta")  # a device that every machine has
 
 
 class Inception(FeatureExtractor):
-    def __init__(self, weights: str | None) -> None:
+    def __init__(self, name: str, weights: str | None) -> None:
         super().__init__("inception-2048", nn.Linear(1, 1), 1)
 
     def _extract(self, pixels: Tensor, dtype: torch.dtype) -> Tensor:
@@ -52,7 +52,7 @@ def test_real_images_are_looked_at_on_the_trainer_s_device(
     def look(self: ResultsWriter, trainer: Trainer, module: GuidedSampler, data: Seeds, by: FeatureExtractor) -> None:
         seen.extend([by.device, next(module.parameters()).device])
 
-    monkeypatch.setattr(named_features, "InceptionFeatures", Inception)
+    monkeypatch.setattr(torch_fidelity, "TorchFidelityFeatures", Inception)
     monkeypatch.setattr(ResultsWriter, "_reference", look)
     monkeypatch.setattr(evaluated, "fingerprint", lambda net: "")  # of weights that this device does not hold
     ResultsWriter(features).setup(trainer(tmp_path, ELSEWHERE), sampler, "test")
@@ -97,5 +97,5 @@ def test_classifiers_in_folders_have_names_of_their_own(digits: Path, tmp_path: 
         source = Path(str(digits)).parent / "digits-classifier" / "model.ckpt"
         (tmp_path / name / "model.ckpt").write_bytes(source.read_bytes())
         named = GuidedSampler(str(digits), classifier=str(tmp_path / name / "model.ckpt"), steps=2)
-        names.append(named.judge_name)
+        names.append(named.judge.name)
     assert names == ["classifier-v1.5", "classifier-v1.6"]

@@ -21,11 +21,13 @@ from dng_lightning.data.pixels import from_png, to_float, to_uint8
 from dng_lightning.evaluation.class_balance import kl_divergence, posterior_quality, wilson_interval
 from dng_lightning.evaluation.distribution_metrics import kernel_distance, precision_recall
 from dng_lightning.evaluation.evaluator import Evaluator
-from dng_lightning.evaluation.features import ClassifierFeatures, InceptionFeatures
+from dng_lightning.evaluation.features import ClassifierFeatures
 from dng_lightning.evaluation.reference_statistics import ReferenceStatistics
 from dng_lightning.evaluation.runs import Samples
+from dng_lightning.evaluation.torch_fidelity import TorchFidelityFeatures
 from dng_lightning.guidance import DynamicNegativeGuidance, Guidance, NegativePrompting, Unguided
 from dng_lightning.modules import ClassifierModule, DiffusionModule, GuidedSampler
+from dng_lightning.modules.judges import load_features
 from dng_lightning.posterior import TrackedPosterior
 from dng_lightning.sampling import NetworkPairPredictor, PassiveTracking
 
@@ -649,7 +651,7 @@ def test_fid_with_inception_s_weights_from_a_file(dng: Dng, digits: Path, incept
     dng("test", *model, *few, *features, guidances)
     rows = list(csv.DictReader((tmp_path / "results.csv").open(newline="")))
     assert [row["method"] for row in rows if row["fd_all"]] == ["NegativePrompting"]
-    extractor, data = InceptionFeatures(str(inception_weights)), Digits(val_size=1450)
+    extractor, data = load_features("inception", str(inception_weights)), Digits(val_size=1450)
     data.setup()
     real = ReferenceStatistics.load(tmp_path / "real-inception-2048.pt")
     found = extractor(data.part("train").images).double()
@@ -659,6 +661,6 @@ def test_fid_with_inception_s_weights_from_a_file(dng: Dng, digits: Path, incept
     torch.testing.assert_close(covariance, found.T.cov(), rtol=1e-3, atol=1e-5)
     seen: list[int] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(InceptionFeatures, "_extract", lambda self, pixels, dtype: seen.append(len(pixels)))
+        patch.setattr(TorchFidelityFeatures, "_extract", lambda self, pixels, dtype: seen.append(len(pixels)))
         dng("test", *model, *few, *features, guidances)
     assert not seen

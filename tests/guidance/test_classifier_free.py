@@ -80,7 +80,7 @@ def test_cfg_plus_plus_at_0_is_unconditional():
 @pytest.mark.parametrize("guidance", [ClassifierFreeGuidance(), CFGPlusPlus()])
 def test_without_a_class_nothing_is_drawn(guidance):
     predictor = FOUR.shared([0])
-    with pytest.raises(SettingError, match="guides toward a class: give the predictor its class_labels"):
+    with pytest.raises(SettingError, match="guides toward a class: set class_labels to one"):
         sample(predictor, guidance, LINEAR, BatchNoise((2, 2)))
     assert predictor.nfe == 0
     assert guidance.needs() == Needs(null=True, class_labels=True)

@@ -115,7 +115,7 @@ def test_so_are_an_unknown_rule_and_source():
 )
 def test_the_goal_class_without_a_class_is_refused_before_anything_is_evaluated(guidance):
     predictor = FOUR.predictor(guidance, [0])
-    with pytest.raises(SettingError, match=r"(ClassifierGuidance|GeoGuide) guides toward a class: give the predictor"):
+    with pytest.raises(SettingError, match=r"(ClassifierGuidance|GeoGuide) guides toward a class: set class_labels"):
         sample(predictor, guidance, LINEAR, BatchNoise((8, 2)), Sampler(10))
     assert predictor.nfe == 0
     given = replace(predicted(guidance, states(400), 400, [0]), null=None)

@@ -45,7 +45,7 @@ def test_it_judges_as_the_same_network_in_a_checkpoint_does(digits: Path, weight
     assert ours.judge is not None
     assert theirs.judge is not None
     assert torch.equal(ours.judge.label(images).labels, theirs.judge.label(images).labels)
-    assert theirs.judge_name == "ImageClassifier"
+    assert theirs.judge.name == "ImageClassifier"
     with pytest.raises(SettingError, match=r"there is no class 'zer0'; ImageClassifier, whose classes"):
         GuidedSampler(str(digits), classifier=judge_of(weights, {"0": "zer0"}), steps=2)
 

@@ -23,7 +23,7 @@ from dng_lightning.judges import (
     TorchvisionClassifier,
     TransformersClassifier,
 )
-from dng_lightning.modules.judges import classifier_name, load_classifier
+from dng_lightning.modules.judges import load_classifier
 
 
 def judge_of(net: nn.Module, names: str = "abcd", **settings: object) -> PretrainedClassifier:
@@ -152,7 +152,7 @@ def test_torchvision_by_name(torch_home: Path, shufflenet: nn.Module):
     assert isinstance(judge, TorchvisionClassifier)
     shown = torchvision.models.ShuffleNet_V2_X0_5_Weights.DEFAULT.transforms()(PIXELS)
     assert torch.allclose(judge(IMAGES), shufflenet(shown), atol=0.02)  # theirs rounds to whole pixels after resizing
-    assert (judge.num_features, judge.own_names[404], classifier_name(judge, None)) == (
+    assert (judge.num_features, judge.own_names[404], judge.name) == (
         1024,
         "airliner",
         "torchvision-shufflenet_v2_x0_5",

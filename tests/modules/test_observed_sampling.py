@@ -62,14 +62,14 @@ def test_another_classifier_can_be_the_observer_and_the_row_names_it(tiny_checkp
 
 def test_without_an_observer_one_line_says_so(tiny_checkpoint: Path):
     guidance = observed([0.25])
-    with pytest.raises(SettingError, match=r"Dynamic.*, observer needs a classifier of the denoised images"):
+    with pytest.raises(SettingError, match=r"Dynamic.*, observer needs an observer: .*setting observer"):
         GuidedSampler(str(tiny_checkpoint), guidance=guidance, classifier=None)
     with pytest.raises(SettingError, match=r"GuidedSampling has no .* observer: Dynamic"):
         GuidedSampling(guidance=guidance)
 
 
 def test_where_there_is_no_text_one_line_says_so(tiny_checkpoint: Path):
-    with pytest.raises(SettingError, match=r"NormalizedAttention\(Unguided\) acts in .* is for the TextToImageSampler"):
+    with pytest.raises(SettingError, match=r"NormalizedAttention\(Unguided\) acts in .* of a TextToImageSampler"):
         GuidedSampler(str(tiny_checkpoint), guidance=NAG, classifier=None)
     with pytest.raises(SettingError, match=r"GuidedSampling has no .*text.*: NormalizedAttention is not for it"):
         GuidedSampling(guidance=NAG)

@@ -237,7 +237,7 @@ def bare() -> Predictor:
         (ClassifierGuidance(), r"^ClassifierGuidance needs p\(c \| x_t\)"),
         (DynamicNegativeGuidance(posterior=ObserverPosterior()), "needs an observer: wrap the predictor in With"),
         (NormalizedAttention(Unguided()), "it needs a TextPredictor"),
-        (ClassifierFreeGuidance(), "guides toward a class: give the predictor its class_labels"),
+        (ClassifierFreeGuidance(), "guides toward a class: set class_labels to one"),
     ],
 )
 def test_what_a_predictor_cannot_serve_is_refused_before_any_network_is_called(guidance, reason):
