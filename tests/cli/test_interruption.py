@@ -126,7 +126,7 @@ def test_what_is_sampled_is_kept(
 
 
 def test_before_the_command_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    def interrupted(_: object) -> None:
+    def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("dng_lightning.__main__.run", interrupted)
