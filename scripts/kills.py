@@ -172,7 +172,7 @@ def trial(name: str, to: Path, number: int, total: float, each: int, tally: Tall
     folder, log, command = to / f"{name}-{number}", to / f"{name}-{number}.log", COMMANDS[name]
     for _ in range(each):
         again = ["--ckpt_path=last"] if name == "fit" else []
-        moment = random.uniform(0.02, 1) * total
+        moment = random.uniform(0.02, 0.98) * total
         before = written(folder)
         killed, seconds = run([*command, *again], folder, log, moment)
         tally.faults += [f"{number}: {path} was written again" for path in changed(before, folder)]

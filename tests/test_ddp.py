@@ -6,6 +6,7 @@ The images may differ by the rounding of the network in batches of other sizes; 
 import csv
 import json
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -123,33 +124,44 @@ def fitted(dng_process: DngProcess, tmp_path_factory: pytest.TempPathFactory) ->
     return folder
 
 
-# Sends a signal to the second process alone, in the fourth step of a training.
+# A process sends itself a signal in the fourth step of a training: process and signal are the first arguments.
 TERMINATED = """
-import os, signal, sys
+import os, sys
 from dng_lightning.__main__ import main
 from dng_lightning.modules import DiffusionModule
 
-step = DiffusionModule.training_step
+step, rank, number = DiffusionModule.training_step, int(sys.argv[1]), int(sys.argv[2])
 
 def terminated(self, *args):
-    if self.global_rank == 1 and self.global_step == 3:
-        os.kill(os.getpid(), signal.SIGTERM)
+    if self.global_rank == rank and self.global_step == 3:
+        open("sent", "w").close()
+        os.kill(os.getpid(), number)
     return step(self, *args)
 
 DiffusionModule.training_step = terminated
-main(sys.argv[1:])
+main(sys.argv[3:])
 """
 
 
 def test_a_signal_to_one_process_ends_both(fitted: Path, dng_process: DngProcess, tmp_path: Path):
     command = [*FIT, "--trainer.default_root_dir=out"]
     (tmp_path / "terminated.py").write_text(TERMINATED)
-    done = dng_process(*command, cwd=tmp_path, script=tmp_path / "terminated.py")
+    done = dng_process(1, signal.SIGTERM.value, *command, cwd=tmp_path, script=tmp_path / "terminated.py")
     assert done.returncode == 128 + signal.SIGTERM, done.stderr
     assert "interrupted after 4 steps\ngo on: dng fit" in done.stdout
     assert dng_process(*command, "--ckpt_path=last", cwd=tmp_path).returncode == 0
     found, expected = (torch.load(f / "out" / "model.ckpt", weights_only=True) for f in (tmp_path, fitted))
     assert all(torch.equal(found["state_dict"][name], weight) for name, weight in expected["state_dict"].items())
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_is_killed_ends_the_other(rank: int, dng_process: DngProcess, tmp_path: Path):
+    """At once by the closed connection, or within five seconds by Lightning; this waits for both, who share a pipe."""
+    (tmp_path / "killed.py").write_text(TERMINATED)
+    command = [rank, signal.SIGKILL.value, *FIT, "--trainer.default_root_dir=out"]
+    done = dng_process(*command, cwd=tmp_path, script=tmp_path / "killed.py")
+    assert time.time() - (tmp_path / "sent").stat().st_mtime < 60  # on a busy machine
+    assert done.returncode == -signal.SIGKILL or "another process of this run has ended" in done.stderr
 
 
 def test_training_is_in_lockstep(fitted: Path):

@@ -13,6 +13,8 @@ from lightning import LightningModule, Trainer
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
+from dng_lightning.errors import SettingError
+
 SIGNALS = signal.SIGINT, signal.SIGTERM
 LONGEST = 300  # seconds from a signal to the end of a process, whatever blocks it
 
@@ -32,6 +34,7 @@ class Interruption(Callback):
     def __init__(self) -> None:
         self.received: int | None = None
         self.is_training = False
+        self.parent = os.getppid()
 
     @contextlib.contextmanager
     def listening(self, trainer: Trainer) -> Iterator[None]:
@@ -44,8 +47,7 @@ class Interruption(Callback):
         try:
             yield
         except Interrupted:
-            environment = getattr(trainer.strategy, "cluster_environment", None)
-            if isinstance(environment, LightningEnvironment) and environment.local_rank():
+            if _is_started_by_another(trainer):
                 raise SystemExit(0) from None  # else Lightning kills the process that started this one
             for process in getattr(trainer.strategy.launcher, "procs", []):
                 with contextlib.suppress(subprocess.TimeoutExpired):
@@ -86,6 +88,15 @@ class Interruption(Callback):
         self.listen(trainer)
         self.is_training = True
 
+    def on_predict_batch_end(self, trainer: Trainer, *_: Any, **__: Any) -> None:
+        """End if the process that started this one is gone; a training and a test find out by their exchange.
+
+        Raises:
+            SettingError: it is.
+        """
+        if _is_started_by_another(trainer) and os.getppid() != self.parent:
+            raise SettingError("another process of this run has ended: run the same command again")
+
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """End if a process has received a signal."""
         if trainer.strategy.reduce_boolean_decision(self.received is not None, all=False):
@@ -110,3 +121,9 @@ class Interruption(Callback):
         path = keepers[0].last_model_path or str(Path(str(keepers[0].dirpath), "last.ckpt"))
         keepers[0].last_model_path = path  # replaced by the next one of the resumed training
         trainer.save_checkpoint(path, weights_only=False)
+
+
+def _is_started_by_another(trainer: Trainer) -> bool:
+    """Whether Lightning has started this process, from the first one of the node."""
+    environment = getattr(trainer.strategy, "cluster_environment", None)
+    return isinstance(environment, LightningEnvironment) and environment.local_rank() != 0

@@ -1,4 +1,4 @@
-"""What a run saves about its settings: ``config.yaml``, and hashes of the files that they name."""
+"""What a run saves about its origin: ``config.yaml``, ``environment.json``, and hashes of the files that it reads."""
 
 import contextlib
 import json
@@ -8,10 +8,12 @@ from typing import Any
 from lightning import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 
+from dng_lightning.cli import environment
 from dng_lightning.errors import SettingError
 from dng_lightning.modules.image_sampler import ImageSampler
 from dng_lightning.storage.files import remove_parts, write_whole
 
+ENVIRONMENT = "environment.json"
 INPUTS = "inputs.json"  # hashes of the weights and other files that the settings name
 
 
@@ -19,7 +21,8 @@ class SaveConfig(SaveConfigCallback):
     """Saves ``config.yaml`` to ``default_root_dir``, with any logger, after all checks.
 
     The file reproduces the run anywhere: it does not contain the logger's folder and the checkpoint of a resumed
-    training. For a sampling, ``inputs.json`` holds hashes of the weights.
+    training. ``environment.json`` lists what else the output depends on, an entry for each environment in which the
+    folder was written; for a sampling, ``inputs.json`` holds hashes of the weights.
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -35,6 +38,10 @@ class SaveConfig(SaveConfigCallback):
         config.ckpt_path = None
         text = self.parser.dump(config, skip_none=False)
         write_whole(folder / "config.yaml", text.encode())
+        path, entry = folder / ENVIRONMENT, environment.describe(trainer, config.get("seed_everything"))
+        entries = json.loads(path.read_text()) if path.exists() else []
+        if entry not in entries:
+            write_whole(path, json.dumps([*entries, entry], indent=1).encode())
         if isinstance(pl_module, ImageSampler):
             before, now = inputs_of(folder), pl_module.inputs(calibration=trainer.predicting)
             if not now.items() <= before.items():
