@@ -79,7 +79,7 @@ def test_a_full_disk_keeps_what_is_finished(
 def test_a_full_disk_keeps_the_last_checkpoint(dng: Dng, tmp_path: Path, monkeypatch: Any, capsys: Any):
     words = ["fit", *FIT, f"--trainer.default_root_dir={tmp_path}"]
     with monkeypatch.context() as patch:
-        fills_up(patch, 2)  # config.yaml, and the checkpoint of step 5
+        fills_up(patch, 3)  # config.yaml, environment.json, and the checkpoint of step 5
         assert "last.ckpt: No space left on device" in refused(capsys, dng, *words)
     assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 5
     dng(*words, "--ckpt_path=last")
