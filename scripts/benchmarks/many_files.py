@@ -1,25 +1,27 @@
 """Reading a folder of many small files: start-up, waiting for data, and memory above the in-memory limit.
 
-    nice -n 10 python scripts/benchmarks/many_files.py --files 100000
+    nice -n 10 python scripts/benchmarks/many_files.py [--quick] [--to FILE]
 
-Prints seconds until the first batch, of the first run and of the next; the share of a training step that waits for
-data; and the peak of the process's own memory at two sizes of the folder, over that of the imported libraries. All with
-the decoded images in a mapped file. Its own memory is what Linux calls anonymous, RssAnon: the pages of the mapped file
-are not part of it, because the system takes them back where memory is short.
+For 25,000 and 100,000 files, the first run and the next, each in a process of its own: seconds until the first batch,
+the share of a training step that waits for data, and the peak of the process's own memory over that of the imported
+libraries. All with the decoded images in a mapped file. Its own memory is what Linux calls anonymous, RssAnon: the
+pages of the mapped file are not part of it, because the system takes them back where memory is short.
 """
 
-import argparse
 import io
+import json
 import shutil
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
+from measuring import Measurement, run
 from PIL import Image
 
 from dng_lightning.cli import open_settings
@@ -63,7 +65,7 @@ class OwnMemory(threading.Thread):
         return int(line.split()[1]) / 1024
 
 
-def start(root: Path) -> None:
+def start(root: Path) -> dict[str, float]:
     """What one run sees: until the first batch, its steps, and its memory."""
     torch.set_num_threads(1)
     memory = OwnMemory()
@@ -73,8 +75,11 @@ def start(root: Path) -> None:
     data.setup()
     batches = iter(data.train_dataloader())
     next(batches)
-    wall, cpu = time.perf_counter() - began, time.process_time() - used
-    reading = memory.peak
+    found = {
+        "s to the first batch": time.perf_counter() - began,
+        "s of CPU to the first batch": time.process_time() - used,
+    }
+    found["MiB of own memory to the first batch"] = memory.peak
     net = UNet(3, 10, **open_settings.unet_of([SIDE, SIDE], 100_000))
     waited = stepped = 0.0
     for _ in range(STEPS):
@@ -83,31 +88,27 @@ def start(root: Path) -> None:
         fetched = time.perf_counter()
         net(data.on_after_batch_transfer((images, labels), 0)[0], torch.zeros(BATCH).long()).square().mean().backward()
         waited, stepped = waited + fetched - began, stepped + time.perf_counter() - began
-    share = waited / stepped
-    print(f"{wall:.1f} s ({cpu:.1f} s of CPU) to the first batch, {share:.2%} of a step waits")
-    print(f"own memory: {reading:.0f} MiB to the first batch, {memory.peak:.0f} MiB with the training steps")
+    found["% of a step that waits for data"] = 100 * waited / stepped
+    return found | {"MiB of own memory with the steps": memory.peak}
 
 
-def main() -> None:
+def measure(quick: bool) -> Iterator[Measurement]:
     """Both sizes, each started twice."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--files", type=int, default=100_000)
-    parser.add_argument("--folder", type=Path, help="measure one run on this folder alone")
-    given = parser.parse_args()
-    if given.folder:
-        start(given.folder)
-        return
     root = Path(tempfile.mkdtemp())
     try:
-        for count in (given.files // 4, given.files):
+        for count in [1000] if quick else [25_000, 100_000]:
             make(root / str(count), count)
-            for run in ("first", "next"):
-                command = [sys.executable, __file__, "--folder", str(root / str(count))]
-                done = subprocess.run(command, capture_output=True, text=True, check=True)
-                print(f"{count:,} files, {run} run: {done.stdout.strip()}", flush=True)
+            for name in ("first", "next"):
+                command = [sys.executable, __file__, str(root / str(count))]
+                done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+                for unit, value in json.loads(done.stdout.splitlines()[-1]).items():
+                    yield Measurement(f"{count:,} files, {name} run", unit, [value])
     finally:
         shutil.rmtree(root)
 
 
 if __name__ == "__main__":
-    main()
+    if len(sys.argv) == 2 and Path(sys.argv[1]).is_dir():  # a run of it
+        print(json.dumps(start(Path(sys.argv[1]))))
+    else:
+        run(__doc__, measure)

@@ -1,16 +1,14 @@
-"""Time of a guided step over its bare network: python scripts/benchmarks/sampling_overhead.py [BATCH ...]
+"""Time of a guided step over its bare network: python scripts/benchmarks/sampling_overhead.py [--quick] [--to FILE]
 
 Times whole steps of the sampler (predictions, guidance, posterior, noise) against the bare forward pass of the same
-network on a batch of the same size, in turn within one run, and prints the median of the ratios step by step.
+network on a batch of the same size, in turn within one run: the ratios step by step.
 """
 
-import statistics
-import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 
 import torch
+from measuring import DEVICE, Measurement, run, seconds
 
 from dng_lightning.guidance import (
     AdaptiveProjectedGuidance,
@@ -73,7 +71,8 @@ class Stopwatch(Recorder):
 
     def __init__(self, model: DiffusionModule, batch: int, clock: Clock) -> None:
         self.model, self.clock, self.marks = model, clock, list[float]()
-        self.x, self.labels = torch.randn(batch, *model.image_shape), torch.arange(batch) % 10
+        self.x = torch.randn(batch, *model.image_shape, device=DEVICE)
+        self.labels = torch.arange(batch, device=DEVICE) % 10
 
     def mark(self) -> None:
         """Note the time before and after a forward pass."""
@@ -92,35 +91,39 @@ class Stopwatch(Recorder):
 
 
 def overhead(
-    model: DiffusionModule, guidance: Guidance, batch: int, steps: int = STEPS, clock: Clock = time.perf_counter
-) -> float:
-    """Median over the steps of: a whole step's time over that of the bare forward pass before it."""
+    model: DiffusionModule, guidance: Guidance, batch: int, steps: int = STEPS, clock: Clock = seconds
+) -> list[float]:
+    """For each step but the first two: its time over that of the bare forward pass before it."""
     needs = guidance.needs()
     is_toward_class = (
         needs.class_labels or (needs.null and not needs.negatives) or "Positive" in type(guidance).__name__
     )
-    labels = torch.ones(batch, dtype=torch.int64) if is_toward_class else None
+    labels = torch.ones(batch, dtype=torch.int64, device=DEVICE) if is_toward_class else None
     branches = 1 + bool(needs.negatives) + bool(needs.null and labels is not None)
     stopwatch = Stopwatch(model, branches * batch, clock)
     predictor = ClassConditionalPredictor(model, model.null_class, [0], labels)
-    noise = ImageNoise(range(batch), model.image_shape)
+    noise = ImageNoise(range(batch), model.image_shape, DEVICE)
     sample(predictor, guidance, model.schedule, noise, Sampler(steps), [stopwatch])
     assert predictor.nfe == branches * batch * steps, "the bare forward is of another batch"
     times = [later - earlier for earlier, later in pairwise(stopwatch.marks)]  # forward, step, forward, ..., forward
-    return statistics.median(step / forward for forward, step in zip(times[4:-1:2], times[5::2], strict=True))
+    return [step / forward for forward, step in zip(times[4:-1:2], times[5::2], strict=True)]
 
 
-def main() -> None:
-    """Print a line a method."""
-    batches = [int(argument) for argument in sys.argv[1:]] or [1, 128]
-    model = DiffusionModule.load("mnist")
-    print(
-        f"| step / bare forward | {' | '.join(f'batch {batch}' for batch in batches)} |\n|{'---|' * (1 + len(batches))}"
-    )
-    for name, guidance in METHODS.items():
-        cells = (f"{overhead(model, guidance, batch):.3f}" for batch in batches)
-        print(f"| {name} | {' | '.join(cells)} |", flush=True)
+def overheads(
+    model: DiffusionModule, methods: Mapping[str, Guidance], batches: Sequence[int], steps: int
+) -> Iterator[Measurement]:
+    """A measurement for each method and batch size."""
+    model.to(DEVICE)
+    for name, guidance in methods.items():
+        for batch in batches:
+            ratios = overhead(model, guidance, batch, steps)
+            yield Measurement(f"{name}, batch {batch}", "step / bare forward", ratios)
+
+
+def measure(quick: bool) -> Iterator[Measurement]:
+    """The network of MNIST."""
+    return overheads(DiffusionModule.load("mnist"), METHODS, [1] if quick else [1, 128], 5 if quick else STEPS)
 
 
 if __name__ == "__main__":
-    main()
+    run(__doc__, measure)

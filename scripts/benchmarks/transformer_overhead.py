@@ -1,17 +1,16 @@
-"""A guided step over a transformer's bare forward: python scripts/benchmarks/transformer_overhead.py [BATCH ...]
+"""A guided step over a transformer's bare forward: python scripts/benchmarks/transformer_overhead.py [--quick]
 
 As sampling_overhead.py, on DiT-S/2 (Peebles & Xie, 2023): 12 layers of width 384, latents of 4x32x32, ten classes,
-random weights. Both are timed in turn within one run, on a batch of the same size; on a CPU in its own seconds, so that
-other work on the machine does not count.
+random weights (35.2 M).
 """
 
-import sys
-import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import diffusers
 import torch
-from sampling_overhead import overhead
+from measuring import Measurement, run
+from sampling_overhead import overheads
 
 from dng_lightning.guidance import (
     ConceptRemovalGuidance,
@@ -47,18 +46,11 @@ def dit_s_2() -> DiffusionModule:
     return DiffusionModule.of(ModelParts(net, LinearSchedule(), "eps", (4, 32, 32), Path()))
 
 
-def main() -> None:
-    """Print a line a method."""
-    batches = [int(argument) for argument in sys.argv[1:]] or [4]
-    model = dit_s_2()
-    print(f"{sum(weight.numel() for weight in model.parameters()) / 1e6:.1f} M parameters", flush=True)
-    print(
-        f"| step / bare forward | {' | '.join(f'batch {batch}' for batch in batches)} |\n|{'---|' * (1 + len(batches))}"
-    )
-    for name, guidance in METHODS.items():
-        cells = (f"{overhead(model, guidance, batch, STEPS, time.process_time):.3f}" for batch in batches)
-        print(f"| {name} | {' | '.join(cells)} |", flush=True)
+def measure(quick: bool) -> Iterator[Measurement]:
+    """The transformer."""
+    methods = dict(list(METHODS.items())[-1:]) if quick else METHODS
+    return overheads(dit_s_2(), methods, [1] if quick else [4], 4 if quick else STEPS)
 
 
 if __name__ == "__main__":
-    main()
+    run(__doc__, measure)
