@@ -19,7 +19,10 @@ from dng_lightning.modules.image_sampler import Draw
 from dng_lightning.storage import resources
 
 OTHER_FORMAT = "in-words/model_index.json"  # diffusers'
-OTHER_CONFIG = {"captioned-digits-digit": "captioned_digits_classifier"}  # the rest have that of their own name
+OTHER_CONFIG = {
+    "captioned-digits-digit": "captioned_digits_classifier",
+    "portraits-attributes": "portraits_classifier",
+}  # the rest have that of their own name
 
 
 def write(path: Path) -> Path:
@@ -200,6 +203,7 @@ STUDIES = {
     "captioned_digits_several": "captioned-digits/several",
     "captioned_digits_contradictory": "captioned-digits/contradictory",
     "captioned_digits_search": "captioned-digits/search",
+    "portraits_related": "portraits/related",
 }
 BELOW = {"cifar10": "cifar10_tradeoff", "captioned": "captioned_digits_related"}  # what their overlays go on top of
 
@@ -229,8 +233,8 @@ def table(name: str) -> list[dict[str, str]]:
 def test_a_finished_study_that_is_started_again_redoes_nothing(config: str):
     model, rows = model_of(config), table(STUDIES[config])
     folder = CHECKPOINTS / (model.get("negative_checkpoints") or [model["checkpoint"]])[0]
-    in_words = config.startswith("captioned")
-    features = "captioned-digits-reader" if in_words else model["classifier"]
+    in_words = "reader" in model
+    features = f"{model['reader']['init_args']['classifiers']}-reader" if in_words else model["classifier"]
     groups = {(row.get("removed"), row["seeds"], row["steps"]) for row in rows}
     columns = ("method", "guidance", "features", "removed", "seeds", "steps")
     found = {tuple(row.get(name) for name in columns) for row in rows}
