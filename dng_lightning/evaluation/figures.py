@@ -46,14 +46,16 @@ def framed_grid(images: Tensor, marked: Sequence[bool] | None = None, columns: i
 
 
 def side_by_side(panels: dict[str, Tensor]) -> Figure:
-    """Grids, uint8 (3, h, w), side by side under their titles."""
+    """Grids, uint8 (3, h, w), under their titles: side by side, or one below the other if they are long rows."""
     ratio = max(grid.shape[1] / grid.shape[2] for grid in panels.values())
     width = max(4.2, min(8, max(grid.shape[2] for grid in panels.values()) / 150))  # large images need more room
-    figure = Figure(figsize=(width * len(panels), width * ratio + 0.5), layout="constrained")
-    for axes, (title, grid) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
-        axes.imshow(grid.permute(1, 2, 0).numpy(), interpolation="nearest")
-        axes.set_title(title)
-        axes.set_axis_off()
+    rows, columns = (len(panels), 1) if ratio < 0.3 else (1, len(panels))
+    figure = Figure(figsize=(width * columns, (width * ratio + 0.5) * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).flat
+    for panel, (title, grid) in zip(axes, panels.items(), strict=True):
+        panel.imshow(grid.permute(1, 2, 0).numpy(), interpolation="nearest")
+        panel.set_title(title)
+        panel.set_axis_off()
     return figure
 
 
