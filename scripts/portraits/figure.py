@@ -3,7 +3,7 @@
 usage: python scripts/portraits/figure.py SAMPLES RESULTS.csv OUTPUT.png
 
 SAMPLES is the folder that `dng predict --config portraits_predict.yaml` writes, RESULTS.csv the table of
-`dng test --config portraits_related.yaml`, whose first row of each method has the same settings.
+`dng test --config portraits_related.yaml`, which has the same settings among its rows.
 """
 
 import csv
@@ -23,11 +23,11 @@ from dng_lightning.evaluation.figures import framed_grid
 from scripts.portraits.attributes import PortraitAttributes
 from scripts.portraits.drawing import COLOURS
 
-# method in the table, folder of its images, title
+# method and scale in the table, folder of its images, title
 METHODS = (
-    ("Unguided", "unguided", "no guidance"),
-    ("PositiveAndNegative(NegativePrompting)", "*NegativePrompting*", "negative prompting"),
-    ("PositiveAndNegative(DynamicNegativeGuidance)", ".", "Dynamic Negative Guidance (DNG)"),
+    ("Unguided", "", "unguided", "no guidance"),
+    ("PositiveAndNegative(NegativePrompting)", "0.75", "*NegativePrompting*", "negative prompting"),
+    ("PositiveAndNegative(DynamicNegativeGuidance)", "3", ".", "Dynamic Negative Guidance (DNG)"),
 )
 SHOWN, FORBIDDEN = 8, PortraitAttributes.values["eyes"].index("sunglasses")
 
@@ -39,14 +39,16 @@ def portraits_figure(samples: Path, table: Sequence[dict[str, str]]) -> Figure:
         samples: folder of the images.
         table: rows of ``results.csv``.
     """
-    rows = [next(row for row in table if row["method"] == method) for method, *_ in METHODS]
+    rows = [
+        next(row for row in table if (row["method"], row["scale"]) == (method, scale)) for method, scale, *_ in METHODS
+    ]
     titles = [
         f"{title}: {100 * float(row['forbidden_rate']):.1f} % sunglasses"
         for (*_, title), row in zip(METHODS, rows, strict=True)
     ]
     figure = Figure(figsize=(8, 6.4), layout="constrained")
     *panels, bars = figure.subplots(4, height_ratios=[1, 1, 1, 1.7])
-    for axes, (_, pattern, _), title in zip(panels, METHODS, titles, strict=True):
+    for axes, (*_, pattern, _), title in zip(panels, METHODS, titles, strict=True):
         (folder,) = samples.glob(pattern) if pattern != "." else [samples]
         records = [json.loads(path.read_text()) for path in sorted((folder / "records").glob("*.json"))[:SHOWN]]
         images = torch.stack([from_png(folder / f"{record['seed']:08d}.png") for record in records])
