@@ -48,8 +48,10 @@ def framed_grid(images: Tensor, marked: Sequence[bool] | None = None, columns: i
 def side_by_side(panels: dict[str, Tensor]) -> Figure:
     """Grids, uint8 (3, h, w), under their titles: side by side, or one below the other if they are long rows."""
     ratio = max(grid.shape[1] / grid.shape[2] for grid in panels.values())
-    width = max(4.2, min(8, max(grid.shape[2] for grid in panels.values()) / 150))  # large images need more room
-    rows, columns = (len(panels), 1) if ratio < 0.3 else (1, len(panels))
+    stacked = ratio < 0.3
+    rows, columns = (len(panels), 1) if stacked else (1, len(panels))
+    largest = max(grid.shape[2] for grid in panels.values())
+    width = 8 if stacked else max(4.2, min(8, largest / 150))  # large images need more room
     figure = Figure(figsize=(width * columns, (width * ratio + 0.5) * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).flat
     for panel, (title, grid) in zip(axes, panels.items(), strict=True):

@@ -57,9 +57,10 @@ def open_pipeline(name: str, precision: Precision, kinds: Sequence[str]) -> tupl
             pipeline = getattr(diffusers, kind).from_pretrained(folder, dtype=dtype, **without)
     except Exception as error:  # a foreign folder can fail in any way
         raise unreadable(folder, error) from error
-    for network in pipeline.components.values():
-        if isinstance(network, nn.Module):
-            network.to(dtype).eval().requires_grad_(False)  # without accelerate some are loaded in fp32
+    with quiet():
+        for network in pipeline.components.values():
+            if isinstance(network, nn.Module):
+                network.to(dtype).eval().requires_grad_(False)  # without accelerate some are loaded in fp32
     return pipeline, folder
 
 
