@@ -233,8 +233,7 @@ def test_configurations_that_are_named_exist():
 def test_python_examples_run(page: Path, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     shutil.copytree(place / "mnist", tmp_path / "mnist")
     save_files(tmp_path)
-    (tmp_path / "docs").mkdir()
-    monkeypatch.chdir(tmp_path / "docs")
+    monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     for text in blocks(page, "python"):
         if "from diffusers" in text:

@@ -246,7 +246,7 @@ def test_a_finished_study_that_is_started_again_redoes_nothing(config: str):
             "observer": model.get("observer") if needs.observer is not None and not in_words else None,
             "probe": model.get("probe") if needs.probe else None,
         }
-        run = Draw.of(method, **networks).run
+        run = Draw.of(method, **{part: name for part, name in networks.items() if name}).run
         assert (run.method, run.settings, features, *group) in found
 
 
