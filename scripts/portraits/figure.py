@@ -11,6 +11,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -69,7 +70,13 @@ def skin_bars(axes: Axes, rows: Sequence[dict[str, str]]) -> None:
         ends = [wilson_interval(round(share * n), n) for share, n in zip(shares, counts, strict=True)]
         errors = np.abs(np.array(ends).T - shares)
         colour = [part / 255 for part in COLOURS["skin"][tone]]
-        bars = {"color": colour, "edgecolor": "black", "linewidth": 0.6, "yerr": errors, "ecolor": "grey"}
+        bars: dict[str, Any] = {
+            "color": colour,
+            "edgecolor": "black",
+            "linewidth": 0.6,
+            "yerr": errors,
+            "ecolor": "grey",
+        }
         axes.bar(places + 0.2 * (number - 1.5), shares, 0.2, label=tone, **bars)
     axes.set_xticks(places, [title for *_, title in METHODS])
     axes.set_ylabel("share of the people")
