@@ -334,7 +334,7 @@ def test_a_folder_whose_configuration_is_damaged_is_refused_in_one_line(
     assert ended.value.code == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("dng: error:")]
     assert f"{tmp_path} holds {result} made with other" in line
-    assert "config.yaml is missing or damaged" in line
+    assert "config.yaml or inputs.json is missing or damaged" in line
     assert (tmp_path / "config.yaml").read_bytes() == damaged
 
 
