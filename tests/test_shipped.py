@@ -52,6 +52,14 @@ def test_a_bare_config_name_is_found_with_and_without_its_folder_and_suffix(root
     assert resources.config(name) == root / "configs" / "train" / "mnist.yaml"
 
 
+def test_a_config_in_the_working_directory_is_found_where_none_ships(root):
+    """As those of the examples in a checkout, with the wheel installed."""
+    write(Path("configs/study/people.yaml"))
+    write(Path("configs/study/mnist.yaml"))
+    assert resources.config("people.yaml") == Path("configs/study/people.yaml")
+    assert resources.config("mnist") == root / "configs" / "train" / "mnist.yaml"
+
+
 @pytest.mark.parametrize("name", ["prompts/feast", "prompts/feast.yaml", Path("prompts/feast")])
 def test_a_config_in_a_folder_is_found_with_its_folder(root, name):
     assert resources.config(name) == root / "configs" / "text_to_image" / "prompts" / "feast.yaml"

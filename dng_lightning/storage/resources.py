@@ -20,8 +20,8 @@ def config(name: str | Path) -> Path:
     """Finds a config.
 
     Args:
-        name: A path to a YAML file, or the name of a shipped one, with or without its folder: `mnist`, `mnist.yaml`,
-            `train/mnist.yaml`. An existing path takes precedence.
+        name: A path to a YAML file, or the name of a shipped one or of one in `configs` here, with or without its
+            folder: `mnist`, `mnist.yaml`, `train/mnist.yaml`. An existing path takes precedence, then a shipped one.
 
     Returns:
         The path of the file.
@@ -30,7 +30,8 @@ def config(name: str | Path) -> Path:
         SettingError: There is no such file and no such name.
     """
     names = (Path(name), Path(f"{name}.yaml"))
-    shipped = [path for path in _config_files() if any(str(path).endswith(f"/{own}") for own in names)]
+    files = [*_config_files(), *Path("configs").rglob("*.yaml")]  # the latter: examples that a wheel lacks
+    shipped = [path for path in files if any(str(path).endswith(f"/{own}") for own in names)]
     return _find("config", name, [Path(name)], shipped, configs())
 
 
