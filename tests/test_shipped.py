@@ -141,6 +141,7 @@ def test_of_many_names_the_nearest_three_are_listed():
 
 def test_a_miss_where_nothing_ships_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(resources, "PACKAGE", tmp_path / "dng_lightning")
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(SettingError, match="nor among the 0 in"):
         resources.config("mnist")
 
