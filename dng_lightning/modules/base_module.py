@@ -14,14 +14,13 @@ from typing import Any, ClassVar, Self
 import torch
 from lightning import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
-from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Generator, Tensor, nn
 from torch.nn.functional import cross_entropy
-from torch.optim import Optimizer
 
 from dng_lightning.errors import SettingError, reason
 from dng_lightning.modules.first_batch import FACTS, facts_of_a_batch
+from dng_lightning.modules.learning_rate import learning_rate_schedule
 from dng_lightning.modules.resuming import PLATEAU, check_same_network, keep_settings
 from dng_lightning.networks.precision import set_memory_format
 from dng_lightning.storage import resources, safe_checkpoint
@@ -199,7 +198,8 @@ class TrainedModule(LightningModule):
         optimizer = self.optimizer([weight for weight in self.parameters() if weight.requires_grad])
         for group in optimizer.param_groups:
             group["initial_lr"] = group["lr"]
-        schedule = self._schedule(optimizer) if self.scheduler else None
+        steps = self.trainer.estimated_stepping_batches
+        schedule = learning_rate_schedule(self.scheduler, optimizer, steps) if self.scheduler else None
         is_plateau = isinstance(schedule, ReduceLROnPlateau)
         optimizer.register_load_state_dict_pre_hook(partial(keep_settings, is_plateau))
         if schedule is None:
@@ -209,30 +209,6 @@ class TrainedModule(LightningModule):
         )
         named = {"scheduler": schedule, "name": "train/learning_rate", **when}  # for LearningRateMonitor
         return {"optimizer": optimizer, "lr_scheduler": named}  # type: ignore[return-value]
-
-    def _schedule(self, optimizer: Optimizer) -> Any:
-        assert self.scheduler
-        steps = self.trainer.estimated_stepping_batches
-        given = getattr(self.scheduler, "keywords", {})  # the command line makes a functools.partial
-        is_open = all(given.get(name) is None for name in ("total_steps", "epochs"))
-        if is_open and "total_steps" in {*given, *inspect.signature(self.scheduler).parameters}:
-            if not isinstance(steps, int):
-                raise SettingError("the scheduler's total_steps is open and the run has no end: set trainer.max_epochs")
-            try:
-                schedule = self.scheduler(optimizer, total_steps=steps)  # type: ignore[call-arg]
-            except ZeroDivisionError:  # OneCycleLR, where pct_start * total_steps is 1
-                schedule = self.scheduler(optimizer, total_steps=steps + 1)  # type: ignore[call-arg]
-        else:
-            schedule = self.scheduler(optimizer)
-        if (planned := getattr(schedule, "total_steps", None) or steps) < steps:
-            raise SettingError(
-                f"the learning-rate schedule has {planned} steps and the run {steps}: set the scheduler's total_steps "
-                "to null, or to as many as the run has"
-            )
-        peak, rate = optimizer.param_groups[0].get("max_lr"), optimizer.defaults.get("lr")
-        if peak not in (None, rate):
-            rank_zero_info(f"The learning rate follows the scheduler's max_lr {peak}, not the optimizer's lr {rate}.")
-        return schedule
 
     def on_train_start(self) -> None:
         """Advance a resumed run's learning-rate schedule to the current step.
