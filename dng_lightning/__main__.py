@@ -43,6 +43,7 @@ HELP = ("-h", "--help", "--version", "--print_config")
 # Warnings that no setting of ours avoids; the last one is about torch's own forward mode.
 NOISE = ("`isinstance(treespec, LeafSpec)`", "Total length of `DataLoader` across ranks", "`torch.jit.script` is depr")
 # Lightning's errors about settings without an error class: an unknown metric, a logger that is not installed.
+LOGGERS = ("wandb", "mlflow", "aim", "comet_ml")  # libraries of loggers, whose errors are about their settings
 COMPLAINTS = ("Early stopping conditioned on metric", "Requirement '")
 NO_MEMORY = "DefaultCPUAllocator: "  # torch's error on CPUs
 UNWRITABLE = errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM
@@ -130,6 +131,8 @@ def setting_error(error: BaseException | None) -> SettingError | None:
                 "another process of this run has ended: run the same command again (dng fit with "
                 "--ckpt_path last); what is finished is kept"
             )
+        if type(error).__module__.split(".")[0] in LOGGERS:
+            return SettingError(f"trainer.logger: {str(error).strip().splitlines()[0]}")
         text, is_setting = str(error).strip(), type(error).__name__ == "MisconfigurationException"  # slow to import
         if is_setting or text.startswith(COMPLAINTS):
             return SettingError(text.splitlines()[0])

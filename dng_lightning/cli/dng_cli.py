@@ -22,8 +22,10 @@ from dng_lightning.cli.saved_config import SaveConfig
 from dng_lightning.errors import SettingError, reason, require
 from dng_lightning.evaluation.tensorboard import RunLogger
 from dng_lightning.modules.base_module import TrainedModule, reading
+from dng_lightning.modules.resuming import WEIGHTS_ALONE
 from dng_lightning.storage import resources
 from dng_lightning.storage.checkpoint_io import AtomicCheckpointIO
+from dng_lightning.storage.files import check_is_checkpoint
 from dng_lightning.text_to_image import observers, pipeline_sampler, sampler, vision_language
 
 # Configurations can name imported classes without their module; ``modules`` imports judges and pretrained.
@@ -112,7 +114,7 @@ class DNGCLI(LightningCLI):
         OutputFolder(self).check(folder)
         for callback in self.model_checkpoints() if self.config[self.subcommand].ckpt_path == "last" else ():
             for path in Path(str(callback.dirpath)).glob("last*.ckpt"):
-                _check_resumable(path)
+                _check_resumable(path, self.subcommand == "fit")
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run the command and print the next one, also after an interruption."""
@@ -170,11 +172,14 @@ class DNGCLI(LightningCLI):
         if self.is_sampling:
             raise SettingError(f"--ckpt_path is not for sampling: use --model.checkpoint {settings.ckpt_path}")
         path = resources.checkpoint(settings.ckpt_path)
-        _check_resumable(path)
+        _check_resumable(path, self.subcommand == "fit")
         settings.ckpt_path = str(path)
 
 
-def _check_resumable(path: Path) -> None:
+def _check_resumable(path: Path, trains: bool) -> None:
     with reading(path, "a training"):
-        if "pytorch-lightning_version" not in torch.load(path, map_location="cpu", weights_only=True):
+        check_is_checkpoint(path)
+        if "pytorch-lightning_version" not in (content := torch.load(path, map_location="cpu", weights_only=True)):
             raise ValueError("Lightning did not write it")
+        if trains and "optimizer_states" not in content:
+            raise SettingError(WEIGHTS_ALONE)

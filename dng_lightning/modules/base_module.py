@@ -21,7 +21,7 @@ from torch.nn.functional import cross_entropy
 from dng_lightning.errors import SettingError, reason
 from dng_lightning.modules.first_batch import FACTS, facts_of_a_batch
 from dng_lightning.modules.learning_rate import learning_rate_schedule
-from dng_lightning.modules.resuming import PLATEAU, check_same_network, keep_settings
+from dng_lightning.modules.resuming import PLATEAU, WEIGHTS_ALONE, check_same_network, keep_settings
 from dng_lightning.networks.precision import set_memory_format
 from dng_lightning.storage import resources, safe_checkpoint
 
@@ -35,6 +35,8 @@ def reading(path: Path, what: str) -> Iterator[None]:
     """Report any failure to read a checkpoint of ``what`` as a ``SettingError``."""
     try:
         yield
+    except SettingError:
+        raise
     except pickle.UnpicklingError as error:
         raise SettingError(f"{path} is refused: it is no weights-only checkpoint, or carries code") from error
     except Exception as error:  # a foreign file can fail in any way
@@ -252,7 +254,7 @@ class TrainedModule(LightningModule):
         if self._trainer is None:
             return
         if self.trainer.state.fn == "fit" and "optimizer_states" not in checkpoint:
-            raise SettingError("the checkpoint holds weights alone: start a new run from them with --weights")
+            raise SettingError(WEIGHTS_ALONE)
         states = checkpoint.get("lr_schedulers", [])
         checkpoint["lr_schedulers"] = [{n: s[n] for n in PLATEAU} for s in states if s.keys() >= PLATEAU]
         check_same_network(checkpoint["state_dict"], self.state_dict())

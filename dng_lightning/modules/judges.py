@@ -13,6 +13,8 @@ from dng_lightning.evaluation.features import ClassifierFeatures, FeatureExtract
 from dng_lightning.judges import PretrainedClassifier, TimmClassifier, TorchvisionClassifier, TransformersClassifier
 from dng_lightning.modules.classifier import ClassifierModule
 from dng_lightning.storage import resources
+from dng_lightning.storage.files import check_is_checkpoint
+from dng_lightning.storage.safe_checkpoint import is_own
 
 AnyClassifier = ClassifierModule | PretrainedClassifier
 
@@ -41,7 +43,8 @@ def load_classifier(given: PretrainedClassifier | str) -> AnyClassifier:
     if isinstance(given, PretrainedClassifier):
         return given
     path = Path(given)
-    if path.is_file() and path.suffix in NEEDS_SETTINGS:
+    if path.is_file() and path.suffix in NEEDS_SETTINGS and not is_own(path):
+        check_is_checkpoint(path)
         kind = NEEDS_SETTINGS[path.suffix]
         raise SettingError(
             f"{given} does not say its classes and preprocessing: name it by class_path {kind} with class_names and "

@@ -6,6 +6,7 @@ from dng_lightning.errors import SettingError
 from dng_lightning.modules.diffusion import DiffusionModule
 from dng_lightning.pretrained import PretrainedModel
 from dng_lightning.storage import weights
+from dng_lightning.storage.safe_checkpoint import is_own
 
 AnyModel = PretrainedModel | str
 
@@ -28,7 +29,8 @@ def load_model(given: AnyModel) -> DiffusionModule:
     """
     if isinstance(given, PretrainedModel):
         return DiffusionModule.of(given.read())
-    if (path := Path(given)).is_file() and path.suffix in (".pt", ".pth", ".pkl", ".safetensors", ".bin"):
+    path = Path(given)
+    if path.is_file() and not is_own(path) and path.suffix in (".pt", ".pth", ".pkl", ".safetensors", ".bin"):
         content = weights.read(path)
         ema = content.get("ema")
         nested = ema if isinstance(ema, dict) else content

@@ -8,6 +8,7 @@ from torch.optim import Optimizer
 
 from dng_lightning.errors import SettingError
 
+WEIGHTS_ALONE = "the checkpoint holds weights alone: start a new run from them with --weights"
 PLATEAU = {"best", "cooldown_counter", "num_bad_epochs"}  # state of a ReduceLROnPlateau
 
 

@@ -12,6 +12,7 @@ from dng_lightning.class_labels import names_of
 from dng_lightning.errors import SettingError, reason, require
 from dng_lightning.networks.diffusers import DiffusersNetwork, LatentDecoder
 from dng_lightning.parametrization import Prediction
+from dng_lightning.pretrained import diffusers_format
 from dng_lightning.pretrained.base import ModelParts, PretrainedModel
 from dng_lightning.pretrained.diffusers_format import INDEX, classes_of, flow_or_edm, prediction_of, schedule_of
 from dng_lightning.schedule import NoiseSchedule
@@ -27,7 +28,7 @@ class DiffusersModel(PretrainedModel):
         path: a folder, or a Hugging Face model, `owner/model`, which is downloaded if the cache lacks it.
         revision: branch, tag or commit on the hub.
         subfolder: subfolder with the pipeline, or with the network alone.
-        variant: variant of the weight files, such as fp16.
+        variant: variant of the weight files, such as fp16; None for the files without one, or the only variant.
         schedule: noise schedule; None for that of the model's scheduler.
         prediction: what the network predicts: eps, x0, v, flow or edm; None for the setting of its scheduler.
         class_names: class names of a class-conditional model, a list or a text file with one name per line; None for
@@ -68,7 +69,8 @@ class DiffusersModel(PretrainedModel):
                 raise ValueError("its network's sample_size, the size of the images, is missing")
             decoder = LatentDecoder(self._network(folder, "vae", diffusers.AutoencoderKL)) if latent else None
             scheduler = _scheduler(diffusers, folder, needed=schedule is None or prediction is None)
-            clip = scheduler.config.clip_sample_range if scheduler and scheduler.config.get("clip_sample") else None
+            is_clipped = scheduler is not None and scheduler.config.get("clip_sample")
+            clip = scheduler.config.clip_sample_range if is_clipped else None
             if schedule is None or prediction is None:
                 path = flow_or_edm(scheduler)
                 schedule = schedule or (path[0] if path else schedule_of(scheduler))
@@ -87,8 +89,9 @@ class DiffusersModel(PretrainedModel):
     def _network(self, folder: Path, part: str, kind: Any) -> Any:
         """A network in its subfolder, or, as in Google's models, in the folder itself."""
         subfolder = part if (folder / part).is_dir() else None
-        settings = {"low_cpu_mem_usage": False, "variant": self.variant}  # True warns if accelerate is missing
-        return kind.from_pretrained(folder, subfolder=subfolder, **settings)
+        settings = {"low_cpu_mem_usage": False}  # True warns if accelerate is missing
+        variant = self.variant or diffusers_format.variant_of(folder / (subfolder or ""))
+        return kind.from_pretrained(folder, subfolder=subfolder, variant=variant, **settings)
 
     def _folder(self) -> Path:
         if Path(self.path).is_dir():

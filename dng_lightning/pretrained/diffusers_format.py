@@ -40,6 +40,13 @@ def find(name: str, without: Sequence[str] = ()) -> Path:
         raise SettingError(f"{where} cannot be downloaded from the Hugging Face hub: {reason(error)}") from error
 
 
+def variant_of(folder: Path) -> str | None:
+    """The variant, such as fp16, that all weight files in a folder and its subfolders have; None for no or several."""
+    files = [path.name for path in folder.rglob("*") if path.suffix in (".safetensors", ".bin")]
+    variants = {re.search(r"(?:\.(\w+?))?(?:-\d+-of-\d+)?\.\w+$", name)[1] for name in files}  # type: ignore[index]
+    return variants.pop() if len(variants) == 1 else None
+
+
 def classes_of(embedded: int, named: int, null_class: bool | None, folder: str) -> tuple[int, bool]:
     """The number of classes, and whether there is an embedding of the null class."""
     if null_class is None and embedded and named not in (embedded, embedded - 1):

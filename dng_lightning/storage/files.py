@@ -34,6 +34,22 @@ def write_whole(path: Path, content: bytes | memoryview) -> None:
         part.unlink(missing_ok=True)
 
 
+def check_is_checkpoint(path: Path) -> None:
+    """Refuse what downloads leave in the place of a file of weights.
+
+    Raises:
+        SettingError: the file is empty, a pointer of Git LFS, or a web page.
+    """
+    with path.open("rb") as file:
+        start = file.read(100).lstrip().lower()
+    pointer, page = "a pointer of Git LFS: run git lfs pull", "a web page, not the file itself"
+    for first, kind in ((b"version https://git-lfs", pointer), (b"<", page)):
+        if start.startswith(first):
+            raise SettingError(f"{path} is {kind}")
+    if not start:
+        raise SettingError(f"{path} is empty")
+
+
 def remove_parts(folder: Path) -> None:
     """Remove the temporary files of ``write_whole`` that killed processes have left in a folder."""
     for part in folder.rglob(f"*{PART}"):

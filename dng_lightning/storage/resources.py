@@ -139,6 +139,12 @@ def _find(what: str, name: str | Path, local: list[Path], shipped: list[Path], n
     for path in local + (shipped if is_inside else []):
         if path.is_file():
             return path
+    if what == "checkpoint" and Path(name).is_dir():
+        held = ", ".join(sorted(path.name for path in Path(name).iterdir())[:5]) or "nothing"
+        raise SettingError(
+            f"folder {name} holds no {' or '.join(MODELS)} but {held}: name a file in it, or a network of diffusers "
+            "alone by class_path DiffusersModel (docs/how-to/your-model.md)"
+        )
     nearest = get_close_matches(Path(name).stem, names, n=3, cutoff=0.3) or names[:3]
     raise SettingError(
         f"No {what} {str(name)!r}: not at {Path(name).absolute()}, nor among the {len(names)} in {_folder(f'{what}s')}"

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dng_lightning.errors import SettingError, reason
+from dng_lightning.storage.files import check_is_checkpoint
 
 NESTED = ("state_dict", "model_state_dict", "model")  # keys of the network's weights in checkpoints of a training
 
@@ -24,6 +25,7 @@ def read(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise SettingError(f"no file of weights at {path.absolute()}")
+    check_is_checkpoint(path)
     try:
         if path.suffix == ".safetensors":
             return dict(load_file(path))

@@ -53,6 +53,7 @@ def open_pipeline(name: str, precision: Precision, kinds: Sequence[str]) -> tupl
             if part in UNUSED or (parameter.default is parameter.empty and not any(config.get(part, ())))
         }
         without |= {"requires_safety_checker": False} if "requires_safety_checker" in parts else {}
+        without["variant"] = diffusers_format.variant_of(folder)
         with quiet():
             pipeline = getattr(diffusers, kind).from_pretrained(folder, dtype=dtype, **without)
     except Exception as error:  # a foreign folder can fail in any way

@@ -189,6 +189,27 @@ def test_damaged_checkpoints(kind: str, dng: Dng, from_tiny: list[str], tiny_che
     assert "damaged.ckpt is " in complaint(dng, capsys, "fit", "--ckpt_path=damaged.ckpt")
 
 
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 123\n",
+            "a pointer of Git LFS: run git lfs",
+        ),
+        (b"\n<!DOCTYPE html><html><body>404</body></html>", "a web page, not the file itself"),
+        (b"", "empty"),
+    ],
+)
+def test_what_a_download_leaves_in_the_place_of_weights(
+    content: bytes, kind: str, dng: Dng, from_tiny: list[str], capsys
+):
+    for name in ("file.ckpt", "file.safetensors", "file.pt"):
+        Path(name).write_bytes(content)
+        for setting in ("checkpoint", "classifier"):
+            assert f"{name} is {kind}" in complaint(dng, capsys, "predict", *from_tiny, f"--model.{setting}={name}")
+    assert f"file.ckpt is {kind}" in complaint(dng, capsys, "fit", "--ckpt_path=file.ckpt")
+
+
 @pytest.mark.parametrize("content", [{}, {"state_dict": {}}, [1, 2], torch.zeros(3), {"hyper_parameters": {"net": 1}}])
 def test_foreign_checkpoints(content: object, dng: Dng, from_tiny: list[str], capsys):
     torch.save(content, "foreign.ckpt")
@@ -363,6 +384,18 @@ def test_a_logger_that_is_not_installed(logger: str, library: str, dng: Dng, cap
         monkeypatch.setattr(module, name, missing, raising=False)
     line = complaint(dng, capsys, "fit", f"--trainer.logger={logger}")
     assert f"dng: error: Requirement '{library}" in line
+
+
+@pytest.mark.parametrize("library", ["wandb", "mlflow"])
+def test_what_a_logger_s_library_complains_of(library: str, dng: Dng, capsys, monkeypatch):
+    """No account, an unknown server, a backend of the past."""
+    mistake = type("UsageError", (Exception,), {"__module__": f"{library}.errors"})
+
+    def refused(*args: object) -> None:
+        raise mistake("No API key configured.\nUse `login`")
+
+    monkeypatch.setattr("dng_lightning.__main__.run", refused)
+    assert complaint(dng, capsys, "fit") == "dng: error: trainer.logger: No API key configured."
 
 
 # --- comparisons ---

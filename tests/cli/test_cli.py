@@ -422,6 +422,10 @@ def test_what_cannot_be_resumed_is_refused_in_one_line(tiny_fit: Path, dng: Dng,
         return refused(dng, capsys, "fit", *TINY_FIT, "--trainer.default_root_dir=a", *args)
 
     assert "holds weights alone: start a new run from them with --weights" in line("--ckpt_path=a")
+    exported = torch.load("a/model.ckpt", weights_only=True)
+    torch.save(exported | {"pytorch-lightning_version": "1.5.10"}, "old.ckpt")
+    before = content(Path())
+    assert "holds weights alone" in line("--ckpt_path=old.ckpt")
     assert "--ckpt_path best" in line("--ckpt_path=best")
     assert "foreign.ckpt is no checkpoint of a training: Lightning did not write it" in line("--ckpt_path=foreign.ckpt")
     other = ["--model.net.channels=[16]", "--trainer.max_steps=9"]

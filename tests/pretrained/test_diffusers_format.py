@@ -191,6 +191,13 @@ def test_folders_of_something_else(tiny: Path, tmp_path: Path):
         assert "holds no pixel or latent" in refused(tiny)
 
 
+def test_a_folder_without_an_index_says_what_it_holds(tiny: Path, tmp_path: Path):
+    (tmp_path / "some").mkdir()
+    assert "some holds no model.ckpt or model.safetensors or model_index.json but nothing" in refused(tmp_path / "some")
+    line = refused(tiny / "unet")
+    assert "but config.json, diffusion_pytorch_model.safetensors: name a file in it, or a network of diffusers" in line
+
+
 @pytest.mark.parametrize("setting", [{"out_channels": 3}, {"class_embed_type": "timestep"}])
 def test_networks_of_another_kind(setting: dict[str, object], tmp_path: Path):
     saved(tmp_path, TINY | setting)
@@ -200,7 +207,7 @@ def test_networks_of_another_kind(setting: dict[str, object], tmp_path: Path):
 # --- what its scheduler says ---
 
 INTERCHANGEABLE = ["DDIM", "PNDM", "EulerDiscrete", "HeunDiscrete", "DPMSolverMultistep", "UniPCMultistep"]
-OTHERS = ["ScoreSdeVe", "CMStochasticIterative", "LCM"]
+OTHERS = ["ScoreSdeVe", "CMStochasticIterative", "LCM", "DDPMWuerstchen"]
 
 
 def with_scheduler(folder: Path, scheduler: Any) -> Path:

@@ -15,10 +15,14 @@ from torch import Tensor
 from dng_lightning.errors import SettingError
 from dng_lightning.guidance import ClassifierFreeGuidance, Unguided
 from dng_lightning.modules import DiffusionModule, GuidedSampler
+from dng_lightning.modules.base_module import TrainedModule
+from dng_lightning.modules.judges import load_classifier
 from dng_lightning.modules.models import load_model
 from dng_lightning.parametrization import denoised_of
 from dng_lightning.pretrained import DiffusersModel, LucidrainsModel
+from dng_lightning.pretrained.diffusers_format import variant_of
 from dng_lightning.schedule import RectifiedFlowSchedule
+from dng_lightning.storage import safe_checkpoint
 
 TINY = {
     "sample_size": 8, "in_channels": 1, "out_channels": 1, "layers_per_block": 1, "norm_num_groups": 4,
@@ -86,11 +90,8 @@ def test_variants_subfolders_and_networks_alone(diffusers: Any, tmp_path: Path):
     x_t = torch.randn(2, 1, 8, 8)
     assert torch.equal(module(x_t, module.schedule.level(500)), expected(module, net, x_t, None))
     assert next(module.parameters()).dtype == torch.float32
-    with pytest.raises(
-        SettingError,
-        match=r"mine holds no pixel or latent diffusion model in diffusers' format: .*diffusion_pytorch_model",
-    ):
-        load_model(DiffusersModel(str(tmp_path), subfolder="models/mine"))
+    only = load_model(str(tmp_path / "models" / "mine"))  # its files have no other variant
+    assert torch.equal(only(x_t, only.schedule.level(500)), expected(module, net, x_t, None))
     alone = tmp_path / "models" / "mine" / "unet"
     with pytest.raises(SettingError, match=r"it has no scheduler: set schedule and prediction"):
         load_model(DiffusersModel(str(alone), variant="fp16"))
@@ -98,6 +99,24 @@ def test_variants_subfolders_and_networks_alone(diffusers: Any, tmp_path: Path):
         DiffusersModel(str(alone), variant="fp16", schedule=RectifiedFlowSchedule(100), prediction="flow")
     )
     assert (flow.prediction, flow.schedule.T) == ("flow", 100)
+
+
+@pytest.mark.parametrize(
+    ("files", "variant"),
+    [
+        (["a.fp16.safetensors", "b/c.fp16-00001-of-00002.safetensors", "b/c.safetensors.index.fp16.json"], "fp16"),
+        (["a.fp16.bin", "b/c-00001-of-00002.fp16.bin"], "fp16"),
+        (["a.fp16.safetensors", "a.safetensors"], None),
+        (["a.fp16.safetensors", "a.non_ema.safetensors"], None),
+        (["a-00001-of-00002.safetensors"], None),
+        ([], None),
+    ],
+)
+def test_the_only_variant_of_a_folder(files: list[str], variant: str | None, tmp_path: Path):
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert variant_of(tmp_path) == variant
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])
@@ -264,6 +283,40 @@ def test_a_checkpoint_of_another_version(digits: Path, tmp_path: Path):
     x_t, now = torch.randn(1, 1, 8, 8), DiffusionModule.load(str(digits))
     level = now.schedule.level(300)
     assert torch.equal(DiffusionModule.load(str(tmp_path / "old.ckpt"))(x_t, level), now(x_t, level))
+
+
+def test_a_file_of_safetensors_by_name(digits: Path, tmp_path: Path):
+    """Like the folder that it is in."""
+    for name, load in (("digits", load_model), ("digits-classifier", load_classifier)):
+        stored = torch.load(digits.parent / name / "model.ckpt", weights_only=True)
+        safe_checkpoint.write(stored, tmp_path / "model.safetensors")
+        found = load(str(tmp_path / "model.safetensors"))
+        assert isinstance(found, TrainedModule)
+        assert all(torch.equal(found.state_dict()[key], value) for key, value in stored["state_dict"].items())
+
+
+def test_weights_alone_are_no_model(digits: Path, tmp_path: Path):
+    stored = torch.load(digits / "model.ckpt", weights_only=True)
+    torch.save({"state_dict": stored["state_dict"]}, tmp_path / "alone.ckpt")
+    with pytest.raises(SettingError, match=r"alone\.ckpt is no .*: it holds weights without the settings of their net"):
+        load_model(str(tmp_path / "alone.ckpt"))
+
+
+@pytest.mark.parametrize("version", ["1.5.10", "3.0.0", None])
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "net._orig_mod."])
+def test_a_checkpoint_of_any_lightning_compiled_or_of_several_devices(
+    version: str | None, prefix: str, digits: Path, tmp_path: Path
+):
+    stored = torch.load(digits / "model.ckpt", weights_only=True)
+    stored["pytorch-lightning_version"] = version
+    stored = {name: value for name, value in stored.items() if value is not None}
+    inner = "net." if prefix.startswith("net.") else ""
+    stored["state_dict"] = {prefix + name.removeprefix(inner): value for name, value in stored["state_dict"].items()}
+    torch.save(stored, tmp_path / "other.ckpt")
+    now, other = DiffusionModule.load(str(digits)), DiffusionModule.load(str(tmp_path / "other.ckpt"))
+    for name, value in now.state_dict().items():
+        assert torch.equal(other.state_dict()[name], value)
+    now.start_from(str(tmp_path / "other.ckpt"))
 
 
 def test_a_checkpoint_whose_classes_were_renamed_since(digits: Path, tmp_path: Path):
