@@ -55,6 +55,11 @@ def wrapped(guidance: Guidance) -> list[Guidance]:
     return [value for value in _fields(guidance).values() if isinstance(value, Guidance)]
 
 
+def contains(guidance: Guidance, kind: type[Guidance]) -> bool:
+    """Whether it is of this kind, or a guidance that it wraps is."""
+    return isinstance(guidance, kind) or any(contains(inner, kind) for inner in wrapped(guidance))
+
+
 def map_settings(value: T, function: Callable[[Any], Any]) -> T:
     """A guidance with ``function`` applied to each nested guidance and posterior, innermost first, and to itself."""
     inner = {name: v for name, v in _fields(value).items() if isinstance(v, Guidance | Posterior)}

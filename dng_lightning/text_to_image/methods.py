@@ -34,7 +34,9 @@ def load_methods(
     return groups[0][0], groups[1] or groups[0], groups[2]
 
 
-def check_methods(module: ImageSampler, conditions: int, shape: Sequence[int], has_observer: bool = False) -> None:
+def check_methods(
+    module: ImageSampler, conditions: int, shape: Sequence[int], has_observer: bool = False, in_pipeline: bool = False
+) -> None:
     """Check that the methods of a sampler fit its prompts.
 
     Args:
@@ -42,6 +44,7 @@ def check_methods(module: ImageSampler, conditions: int, shape: Sequence[int], h
         conditions: number of negative prompts per image.
         shape: shape of a state of the chain.
         has_observer: whether there is an observer of the denoised images.
+        in_pipeline: whether a pipeline of diffusers has the loop over the steps.
 
     Raises:
         SettingError: a method does not fit, or two baselines have one name.
@@ -51,7 +54,7 @@ def check_methods(module: ImageSampler, conditions: int, shape: Sequence[int], h
     groups = {"guidance": [module.guidance], "guidances": module.guidances, "baselines": module.baselines}
     for setting, methods in (groups | {"unguided": [module.unguided]}).items():
         for method in methods:
-            check_guidance(method, has_observer)
+            check_guidance(method, has_observer, in_pipeline, tuple(shape) == tuple(module.image_shape))
             if method.needs().avoids and not conditions:
                 name = display_name(method)
                 raise SettingError(f"{name} avoids something: set negative_prompt, or {setting} to null")

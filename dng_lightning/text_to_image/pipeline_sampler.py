@@ -113,7 +113,7 @@ class PipelineSampler(ImageSampler):
         default = PositiveAndNegative(DynamicNegativeGuidance(), cfg_scale) if conditions else self.unguided
         methods = load_methods(self.folder, default, guidance, guidances, baselines or [])
         self.guidance, self.guidances, self.baselines = methods
-        check_methods(self, conditions, (1, 1, 1))
+        check_methods(self, conditions, (1, 1, 1), in_pipeline=True)
 
         # The classes: prompts to sample, and those of the classifier
         self.class_names = tuple(dict.fromkeys(row.prompt for row in self.rows))

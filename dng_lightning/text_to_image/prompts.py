@@ -9,7 +9,9 @@ from torch import Tensor
 
 from dng_lightning.errors import SettingError
 from dng_lightning.guidance.base import Guidance
-from dng_lightning.guidance.serialization import display_name
+from dng_lightning.guidance.chain_guidance import ChainGuidance
+from dng_lightning.guidance.reference_guidance import ReferenceGuidance
+from dng_lightning.guidance.serialization import contains, display_name
 from dng_lightning.text_to_image.optional_deps import inform
 
 
@@ -66,20 +68,36 @@ def texts_of(prompt: str | Sequence[str], negative_prompt: str | Sequence[str] |
     return prompts, negatives
 
 
-def check_guidance(guidance: Guidance, observer: bool = False) -> None:
-    """Check that a guidance needs no noise-conditional classifier, and no observer if there is none.
+def check_guidance(
+    guidance: Guidance, observer: bool = False, in_pipeline: bool = True, denoises_images: bool = False
+) -> None:
+    """Check that a guidance needs nothing that a model of prompts lacks.
 
     Args:
         guidance: guidance method.
         observer: whether there is an observer.
+        in_pipeline: whether a pipeline of diffusers has the loop over the steps.
+        denoises_images: whether the states of the chain are images, not latents.
 
     Raises:
-        SettingError: the guidance needs one of them.
+        SettingError: the guidance needs a noise-conditional classifier, a probe, an observer that is missing, images to
+            compare with references, or whole chains to choose among.
     """
-    if guidance.needs().classifier:
-        raise SettingError(f"{display_name(guidance)} needs a classifier, which prompts do not have: name another")
-    if guidance.needs().observer is not None and not observer:
-        raise SettingError(f"{display_name(guidance)} needs an observer of the images: set observer or reader")
+    needs, name = guidance.needs(), display_name(guidance)
+    if contains(guidance, ReferenceGuidance) and not denoises_images:
+        raise SettingError(
+            f"{name} compares images with reference images, and this model denoises latents: describe what to avoid in "
+            "a negative prompt, for DynamicNegativeGuidance or NegativePrompting"
+        )
+    if needs.classifier or needs.probe:
+        part = "classifier" if needs.classifier else "probe"
+        raise SettingError(f"{name} needs a {part}, which prompts do not have: name another")
+    if needs.observer is not None and not observer:
+        raise SettingError(f"{name} needs an observer of the images: set observer or reader")
+    if contains(guidance, ChainGuidance) and in_pipeline:
+        raise SettingError(
+            f"{name} chooses among whole chains, and a pipeline draws each once: take a TextToImageSampler, or sample()"
+        )
 
 
 def check_negatives(

@@ -21,18 +21,24 @@ from dng_lightning.guidance import (
     ClassifierFreeGuidance,
     ClassifierGuidance,
     DynamicNegativeGuidance,
+    DynamicSafeDenoiser,
     Guidance,
     LimitedInterval,
     NormalizedAttention,
     OrthogonalAttention,
     PositiveAndNegative,
+    SafeDenoiser,
     SafeLatentDiffusion,
+    SafetyGuidedFlow,
+    ShieldedDiffusion,
     Unguided,
     ValueSignFlip,
 )
 from dng_lightning.guidance.attention_guidance import AttentionGuidance
-from dng_lightning.posterior import TrackedPosterior
-from dng_lightning.sampling import ImageNoise, Sampler, Trajectories, sample
+from dng_lightning.guidance.references import References
+from dng_lightning.guidance.serialization import display_name
+from dng_lightning.posterior import ProbePosterior, TrackedPosterior
+from dng_lightning.sampling import ImageNoise, Particles, Sampler, SelfFilter, Trajectories, sample
 from dng_lightning.text_to_image import TextPredictor, TextToImageModel, guided, pipelines
 
 diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed (extra text-to-image)")
@@ -45,6 +51,10 @@ TRACKED = TrackedPosterior(prior=0.3, p_max=0.8)
 DYNAMIC = DynamicNegativeGuidance(2, TRACKED)
 UNSHIFTED = DynamicNegativeGuidance(1, replace(TRACKED, guidance_shift_weight=0.0))
 BOTH = PositiveAndNegative(DYNAMIC, 3.0)
+REFERENCES = References(torch.zeros(2, 3, 16, 16))
+REFERENCED = [
+    kind(references=REFERENCES) for kind in (SafeDenoiser, DynamicSafeDenoiser, ShieldedDiffusion, SafetyGuidedFlow)
+]
 METHODS = [
     DYNAMIC,
     BOTH,
@@ -418,6 +428,18 @@ def test_guidances_and_pipelines_that_cannot_be(pipeline: Any, modular: Any, fol
     from dng_lightning.text_to_image.guider import Guider
 
     assert "ClassifierGuidance needs a classifier" in refused(lambda: stock(pipeline, ClassifierGuidance(1.0)))
+    for method in REFERENCED:
+        inside = LimitedInterval(method)
+        for asked in (method, inside, PositiveAndNegative(inside, 3.0)):
+            for call, where in ((stock, pipeline), (from_modular, modular)):
+                line = refused(lambda call=call, where=where, asked=asked: call(where, asked))
+                assert line.startswith(f"{display_name(asked)} compares images with reference images, and this model")
+                assert line.endswith("a negative prompt, for DynamicNegativeGuidance or NegativePrompting")
+    for chains in (SelfFilter(), Particles()):
+        line = refused(lambda chains=chains: stock(pipeline, chains))
+        assert "chooses among whole chains, and a pipeline draws each once: take a TextToImageSampler" in line
+    probed = DynamicNegativeGuidance(posterior=ProbePosterior())
+    assert "probe needs a probe, which prompts do not have" in refused(lambda: stock(pipeline, probed))
     attention = NormalizedAttention(ClassifierFreeGuidance(3.0))
     assert "reads its negative prompts itself: guided(" in refused(lambda: stock(pipeline, attention))
     assert "acts inside the attention: use guided" in refused(lambda: from_modular(modular, attention))

@@ -18,7 +18,9 @@ from dng_lightning.guidance import (
     Guidance,
     NegativePrompting,
     PositiveAndNegative,
+    ShieldedDiffusion,
 )
+from dng_lightning.guidance.references import References
 from dng_lightning.posterior import TrackedPosterior
 from dng_lightning.text_to_image import TextToImageModel, TextToImageSampler
 
@@ -67,6 +69,8 @@ def test_settings_that_cannot_be(folder: Path):
     assert "set negative_prompt, or guidance to null" in refused(folder, PROMPT, None, NegativePrompting(1))
     assert "unguided is NegativePrompting" in refused(folder, PROMPT, NEGATIVE, unguided=NegativePrompting(1))
     assert "ClassifierGuidance needs a classifier" in refused(folder, PROMPT, NEGATIVE, ClassifierGuidance(1))
+    shielded = ShieldedDiffusion(references=References(torch.zeros(2, 3, 16, 16)), radius=1.0)
+    assert "compares images with reference images, and this model denoises" in refused(folder, PROMPT, None, shielded)
     assert "height must be a multiple of 4 pixels; got 17" in refused(folder, PROMPT, height=17)
     assert "width must be a multiple of 4 pixels; got 0" in refused(folder, PROMPT, width=0)
     assert "steps must be between 1 and 1000" in refused(folder, PROMPT, steps=1001)
