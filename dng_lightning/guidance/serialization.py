@@ -55,7 +55,7 @@ def wrapped(guidance: Guidance) -> list[Guidance]:
     return [value for value in _fields(guidance).values() if isinstance(value, Guidance)]
 
 
-def contains(guidance: Guidance, kind: type[Guidance]) -> bool:
+def contains(guidance: Guidance, kind: type[Any]) -> bool:
     """Whether it is of this kind, or a guidance that it wraps is."""
     return isinstance(guidance, kind) or any(contains(inner, kind) for inner in wrapped(guidance))
 
