@@ -14,7 +14,7 @@ Texts = dict[str, Any]
 """The arguments of a network call that depend on the text, for one text."""
 
 ADDED = "added_cond_kwargs."  # the arguments in this dictionary of a network have names with this prefix
-ENCODER_SETTINGS = ("clean_caption", "lora_scale", "max_sequence_length")
+ENCODER_SETTINGS = ("clean_caption", "lora_scale", "max_sequence_length", "text_encoder_out_layers")
 
 
 @dataclass(frozen=True)
@@ -113,6 +113,8 @@ def refusal(pipeline: Any, arguments: Mapping[str, Any]) -> str | None:
     adapters = arguments.get("joint_attention_kwargs") or {}
     if "ip_adapter_image_embeds" in adapters or f"{ADDED}image_embeds" in arguments:
         return "guided does not support image prompts"
+    if (ids := arguments.get("img_ids")) is not None and bool(ids[..., 0].any()):  # tokens of other images
+        return "guided does not support image prompts"
     if arguments.get("timestep_cond") is not None:
         return "guided does not support models conditioned on a guidance scale"
     if arguments.get("skip_layers") is not None:
@@ -168,6 +170,7 @@ LAYOUTS: dict[str, Layout] = {
         place="before",
         tokenizers=("tokenizer_2",),
     ),
+    "Flux2KleinPipeline": Layout((*STATE, "txt_ids"), (TEXT, "txt_ids"), together=False),
     "QwenImagePipeline": Layout(
         (*STATE, f"{TEXT}_mask", "guidance"), (TEXT, f"{TEXT}_mask"), together=False, switch=TRUE_CFG
     ),

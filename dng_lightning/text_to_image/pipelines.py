@@ -16,6 +16,7 @@ the guided prediction, so that their combination is the guided prediction for an
 of one of them.
 """
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -63,12 +64,18 @@ def guided(
     if kind not in LAYOUTS:
         raise SettingError(f"guided needs a {' or a '.join(LAYOUTS)}; got a {kind}")
     layout, (_, negatives) = LAYOUTS[kind], texts_of("", negative_prompt)
-    if guidance.needs().attention is not None:
-        name, those = display_name(guidance), [own for own in LAYOUTS if LAYOUTS[own].place]
+    needs, name = guidance.needs(), display_name(guidance)
+    if needs.attention is not None:
         if layout.place is None:
-            raise SettingError(f"{name} acts inside the attention, which goes with a {' or a '.join(those)}")
+            those = " or a ".join(own for own in LAYOUTS if LAYOUTS[own].place)
+            raise SettingError(
+                f"{name} acts inside the attention, which goes with a {those}: with a {kind}, take "
+                "DynamicNegativeGuidance or NegativePrompting"
+            )
         if not negatives:
             raise SettingError(f"{name} reads its negative prompts itself: guided(..., negative_prompt=...)")
+    if needs.negatives and not negatives and "negative_prompt" not in inspect.signature(pipeline.__call__).parameters:
+        raise SettingError(f"a {kind} is called without negative prompts: guided(..., negative_prompt=...)")
     hosted = PipelineGuidance(pipeline, guidance, eta, len(negatives) or 1, recorders)
     texts = PipelineTexts(pipeline, layout, guidance, negatives)
     networks = [getattr(pipeline, name) for name in layout.networks if getattr(pipeline, name, None) is not None]
