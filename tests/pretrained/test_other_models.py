@@ -220,6 +220,37 @@ def test_lucidrains_is_read_from_the_file(objective: str, ours: str, tmp_path: P
                 assert torch.allclose(module(x_t, level), wanted, atol=1e-3 * float(wanted.abs().max()))
 
 
+def test_lucidrains_with_classes(tmp_path: Path):
+    reason = "DENOISING-DIFFUSION-PYTORCH MISSING (extra lucidrains)"
+    library = pytest.importorskip("denoising_diffusion_pytorch.classifier_free_guidance", reason=reason)
+    torch.manual_seed(0)
+    net = library.Unet(dim=8, num_classes=3, dim_mults=(1, 2), channels=1, attn_heads=2, attn_dim_head=4).eval()
+    with torch.no_grad():
+        net.null_classes_emb += 2
+    diffusion, path = library.GaussianDiffusion(net, image_size=8, timesteps=50, objective="pred_v"), tmp_path / "m.pt"
+    torch.save({"model": diffusion.state_dict()}, path)
+    model = LucidrainsModel(str(path), 8, ema=False, attn_heads=2, class_names=["cat", "dog", "horse"])
+    module = load_model(model)
+    assert (module.null_class, module.class_names, module.prediction) == (3, ("cat", "dog", "horse"), "v")
+    x_t, level = torch.randn(4, 1, 8, 8), module.schedule.level(30)
+    times, seen = torch.full((4,), 29), list[Tensor]()
+    with torch.no_grad():
+        for drop, labels in ((0.0, torch.tensor([0, 1, 2, 0])), (1.0, torch.full((4,), 3))):
+            v = net(x_t, times, labels.clamp(max=2), cond_drop_prob=drop)
+            wanted = diffusion.predict_start_from_v(x_t, times, v)
+            seen.append(module(x_t, level, labels))
+            torch.testing.assert_close(seen[-1], wanted, rtol=0, atol=1e-3 * float(wanted.abs().max()))
+    assert (seen[0] - seen[1]).abs().max() > 1e-3
+    mixed = module(x_t, level, torch.tensor([0, 1, 3, 3]))
+    torch.testing.assert_close(mixed, torch.cat([seen[0][:2], seen[1][2:]]), rtol=0, atol=1e-5)
+    drawn = GuidedSampler(model, "dog", steps=2).draw([0, 1])  # type: ignore[arg-type]
+    assert drawn.images.isfinite().all()
+    with pytest.raises(SettingError, match="has 3 classes, not 2"):
+        load_model(LucidrainsModel(str(path), 8, ema=False, attn_heads=2, class_names=["cat", "dog"]))
+    with pytest.raises(SettingError, match="attn_heads 3 does not divide the width 8 of its attention"):
+        load_model(LucidrainsModel(str(path), 8, ema=False, attn_heads=3))
+
+
 @pytest.mark.parametrize("objective", ["pred_noise", "pred_x0", "pred_v"])
 def test_lucidrains_with_min_snr_weights(objective: str, tmp_path: Path):
     library = pytest.importorskip("denoising_diffusion_pytorch", reason="DENOISING-DIFFUSION-PYTORCH MISSING")
@@ -260,9 +291,9 @@ def test_lucidrains_that_is_something_else(tmp_path: Path, monkeypatch: pytest.M
     torch.save({"ema": {"step": torch.tensor(1)}}, tmp_path / "other.pt")
     with pytest.raises(SettingError, match=r"other.pt is no model-N.pt of denoising-diffusion-pytorch's Trainer"):
         load_model(LucidrainsModel(str(tmp_path / "other.pt"), 8))
-    content["ema"]["ema_model.model.classes_emb.weight"] = torch.zeros(1)
+    content["ema"]["ema_model.model.classes_emb.weight"] = torch.zeros(1, 8)
     torch.save(content, path)
-    with pytest.raises(SettingError, match=r"holds no supported unconditional Unet: it is class-conditional$"):
+    with pytest.raises(SettingError, match=r"holds no supported Unet: "):
         load_model(LucidrainsModel(str(path), 8))
     monkeypatch.setitem(sys.modules, "denoising_diffusion_pytorch", None)
     with pytest.raises(
