@@ -42,9 +42,9 @@ DEFAULT_CONFIGS = {"fit": "digits.yaml", "validate": "digits.yaml", "test": "tes
 HELP = ("-h", "--help", "--version", "--print_config")
 # Warnings that no setting of ours avoids; the last one is about torch's own forward mode.
 NOISE = ("`isinstance(treespec, LeafSpec)`", "Total length of `DataLoader` across ranks", "`torch.jit.script` is depr")
-# Lightning's errors about settings without an error class: an unknown metric, a logger that is not installed.
 LOGGERS = ("wandb", "mlflow", "aim", "comet_ml")  # libraries of loggers, whose errors are about their settings
-COMPLAINTS = ("Early stopping conditioned on metric", "Requirement '")
+# Errors about settings without a class of errors: unknown metric, missing logger, optimizer for GPUs.
+COMPLAINTS = ("Early stopping conditioned on metric", "Requirement '", "If capturable=True")
 NO_MEMORY = "DefaultCPUAllocator: "  # torch's error on CPUs
 UNWRITABLE = errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM
 LOST = "Connection closed by peer", "Connection reset by peer", "Broken pipe", "ncclRemoteError"  # in torch's errors

@@ -50,6 +50,7 @@ START = {  # what makes a command run in no time; the settings of a case follow
     "fit": [*FIT, "--trainer.enable_progress_bar=false", *CPU],
 }
 LASTING = ("num_samples", "max_steps", "max_epochs", "min_steps", "min_epochs")  # large values only last long
+PROCESSES = ("trainer.devices", "trainer.num_nodes")  # several would wait for each other in this process
 UNTRIED = ("trainer.fast_dev_run", "trainer.limit_predict_batches", "trainer.max_time")
 
 
@@ -218,6 +219,7 @@ def commands_case(choice: random.Random) -> Callable[[], None]:
     values = {
         name: 1 if name.endswith(LASTING) and value in LARGE else "x" if "root_dir" in name and value == "/" else value
         for name, value in values.items()
+        if not (name in PROCESSES and isinstance(value, int) and value > 1)
     }
     overrides = {name: value if isinstance(value, str) else json.dumps(value) for name, value in values.items()}
     return lambda: (print(start, shown(overrides)), command([start, *START[start]], overrides))[1]

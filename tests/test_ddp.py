@@ -128,6 +128,7 @@ def fitted(dng_process: DngProcess, tmp_path_factory: pytest.TempPathFactory) ->
 TERMINATED = """
 import os, sys
 from dng_lightning.__main__ import main
+from dng_lightning.cli import interruption
 from dng_lightning.modules import DiffusionModule
 
 step, rank, number = DiffusionModule.training_step, int(sys.argv[1]), int(sys.argv[2])
@@ -138,7 +139,7 @@ def terminated(self, *args):
         os.kill(os.getpid(), number)
     return step(self, *args)
 
-DiffusionModule.training_step = terminated
+DiffusionModule.training_step, interruption.EVERY = terminated, 0  # the processes exchange signals at each step
 main(sys.argv[3:])
 """
 
@@ -162,6 +163,28 @@ def test_a_process_that_is_killed_ends_the_other(rank: int, dng_process: DngProc
     done = dng_process(*command, cwd=tmp_path, script=tmp_path / "killed.py")
     assert time.time() - (tmp_path / "sent").stat().st_mtime < 60  # on a busy machine
     assert done.returncode == -signal.SIGKILL or "another process of this run has ended" in done.stderr
+
+
+# The first process fails before it meets the other one, as when nobody reads what it prints.
+FAILS = """
+import os, sys
+from lightning.pytorch.strategies import DDPStrategy
+from dng_lightning.__main__ import main
+
+def fails(self):
+    raise BrokenPipeError(32, "Broken pipe")
+
+if "LOCAL_RANK" not in os.environ:
+    DDPStrategy.setup_environment = fails
+main(sys.argv[1:])
+"""
+
+
+def test_a_process_that_fails_leaves_no_other_waiting(dng_process: DngProcess, tmp_path: Path):
+    (tmp_path / "fails.py").write_text(FAILS)
+    began = time.monotonic()
+    dng_process(*FIT, "--trainer.default_root_dir=out", cwd=tmp_path, script=tmp_path / "fails.py")  # waits for both
+    assert time.monotonic() - began < 200  # the other one waited for half an hour
 
 
 def test_training_is_in_lockstep(fitted: Path):

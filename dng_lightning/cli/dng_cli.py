@@ -64,6 +64,12 @@ class DNGCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Do not let hyper-parameters stored in a checkpoint overwrite the configuration and the command line."""
 
+    def _set_seed(self) -> None:
+        try:
+            super()._set_seed()
+        except ValueError as error:
+            raise SettingError(f"seed_everything: {error}") from error
+
     def before_instantiate_classes(self) -> None:
         """Check ``ckpt_path`` before anything is loaded, and choose the open settings."""
         self._check_ckpt_path()

@@ -1,22 +1,26 @@
 """Ctrl-C and SIGTERM end a command so that it can be continued."""
 
 import contextlib
+import faulthandler
 import os
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning import LightningModule, Trainer
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
-from dng_lightning.errors import SettingError
-
 SIGNALS = signal.SIGINT, signal.SIGTERM
+KILL = getattr(signal, "SIGKILL", signal.SIGTERM)  # the latter on Windows
 LONGEST = 300  # seconds from a signal to the end of a process, whatever blocks it
+EVERY = 1.0  # seconds of training between the exchanges of several processes
+WATCH = 5.0  # seconds between looks for the process that started this one
 
 
 class Interrupted(SystemExit):
@@ -32,9 +36,10 @@ class Interruption(Callback):
     """
 
     def __init__(self) -> None:
-        self.received: int | None = None
+        self.received = 0
         self.is_training = False
         self.parent = os.getppid()
+        self.exchanged, self.batches, self.interval = time.monotonic(), 0, 1  # of the exchanges: when, since, between
 
     @contextlib.contextmanager
     def listening(self, trainer: Trainer) -> Iterator[None]:
@@ -42,19 +47,26 @@ class Interruption(Callback):
         if threading.current_thread() is not threading.main_thread():  # the only one that can handle signals
             yield
             return
-        before = {number: signal.getsignal(number) for number in SIGNALS}
+        before, ended = {number: signal.getsignal(number) for number in SIGNALS}, threading.Event()
         self.listen(trainer)
+        if is_started := _is_started_by_another(trainer):
+            threading.Thread(target=self._watch, args=(ended,), daemon=True).start()
         try:
             yield
         except Interrupted:
-            if _is_started_by_another(trainer):
+            if is_started:
                 raise SystemExit(0) from None  # else Lightning kills the process that started this one
             for process in getattr(trainer.strategy.launcher, "procs", []):
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(LONGEST)
             raise
+        except BaseException:
+            if trainer.strategy.launcher is not None:
+                trainer.strategy.launcher.kill(KILL)  # else they wait for this process
+            raise
         finally:
-            signal.alarm(0)
+            ended.set()
+            faulthandler.cancel_dump_traceback_later()
             for number, handler in before.items():
                 signal.signal(number, handler)
 
@@ -68,7 +80,7 @@ class Interruption(Callback):
             # The system ends the process without Python's help at a second Ctrl-C, and if anything blocks
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             signal.signal(signal.SIGTERM, lambda *_: None)
-            signal.alarm(LONGEST)
+            _end_within(LONGEST)
             self.received = number
             if trainer.strategy.launcher is not None:
                 trainer.strategy.launcher.kill(signal.SIGTERM)
@@ -77,7 +89,7 @@ class Interruption(Callback):
             if trainer.is_global_zero:
                 os.write(2, b"\nending after this step; Ctrl-C ends at once\n")  # print may have been interrupted
 
-        if self.received is None and threading.current_thread() is threading.main_thread():
+        if not self.received and threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
                 signal.signal(number, handle)
 
@@ -88,39 +100,53 @@ class Interruption(Callback):
         self.listen(trainer)
         self.is_training = True
 
-    def on_predict_batch_end(self, trainer: Trainer, *_: Any, **__: Any) -> None:
-        """End if the process that started this one is gone; a training and a test find out by their exchange.
-
-        Raises:
-            SettingError: it is.
-        """
-        if _is_started_by_another(trainer) and os.getppid() != self.parent:
-            raise SettingError("another process of this run has ended: run the same command again")
-
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        """End if a process has received a signal."""
-        if trainer.strategy.reduce_boolean_decision(self.received is not None, all=False):
-            raise Interrupted(128 + (self.received or signal.SIGTERM))
+        """End if a process has received a signal; several processes exchange that about once a second."""
+        self.batches += 1
+        if trainer.world_size == 1 or self.batches >= self.interval:
+            self._end_if_received(trainer)
+
+    def _end_if_received(self, trainer: Trainer) -> None:
+        """End if any process has received a signal, and choose the number of batches to the next exchange."""
+        now = time.monotonic()
+        own = [self.received, (now - self.exchanged) / max(self.batches, 1)]
+        shared = trainer.strategy.reduce(torch.tensor(own, device=trainer.strategy.root_device), reduce_op="max")
+        number, seconds = shared.tolist()  # of all processes, which therefore choose alike
+        self.exchanged, self.batches, self.interval = now, 0, max(1, int(EVERY / max(seconds, 0.001)))
+        if number:
+            raise Interrupted(128 + int(number))
 
     def on_validation_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """End a single process; of several, each may have a different number of batches."""
-        if self.received is not None and trainer.world_size == 1:
+        if self.received and trainer.world_size == 1:
             raise Interrupted(128 + self.received)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """From now on the weights are saved."""
         self.is_training = False
-        self.on_train_batch_end(trainer)
+        self._end_if_received(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Save a training that a signal has ended, on all processes together."""
         keepers = [keeper for keeper in trainer.checkpoint_callbacks if isinstance(keeper, ModelCheckpoint)]
         if not (isinstance(exception, Interrupted) and self.is_training and keepers):
             return
-        signal.alarm(LONGEST)  # anew
+        _end_within(LONGEST)  # anew
         path = keepers[0].last_model_path or str(Path(str(keepers[0].dirpath), "last.ckpt"))
         keepers[0].last_model_path = path  # replaced by the next one of the resumed training
         trainer.save_checkpoint(path, weights_only=False)
+
+    def _watch(self, ended: threading.Event) -> None:
+        """End this process if the one that started it is gone, whatever this one waits for."""
+        while not ended.wait(WATCH):
+            if os.getppid() != self.parent:
+                os.write(2, b"dng: error: another process of this run has ended: run the same command again\n")
+                os._exit(2)
+
+
+def _end_within(seconds: float) -> None:
+    """Let the system end this process without Python's help, printing where it hangs."""
+    faulthandler.dump_traceback_later(seconds, exit=True, file=2)
 
 
 def _is_started_by_another(trainer: Trainer) -> bool:

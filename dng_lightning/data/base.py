@@ -75,7 +75,7 @@ class ImageDataModule(LightningDataModule):
     def __post_init__(self) -> None:
         super().__init__()
         check_at_least(1, **{"data.batch_size": self.batch_size})
-        check_at_least(0, **{"data.crop": self.crop})
+        check_at_least(0, **{"data.crop": self.crop, "data.num_workers": self.num_workers})
         self.flip = self.default_flip if self.flip is None else self.flip
         self.folder, self.size = Path(self.root), sides(self.image_size)
         self._range: Range | None = None  # of images that are not uint8; None to infer it

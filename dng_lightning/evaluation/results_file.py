@@ -10,7 +10,11 @@ from typing import Any
 from dng_lightning.errors import SettingError, reason
 from dng_lightning.storage.files import write_whole
 
-NUMBERS = {"scale", "n", "forbidden_rate", "kl_retained", "kl_all", "kl_unguided", "fd_retained", "fd_all"}  # drawn
+NUMBERS = {  # of tables and figures, also with _low and _high
+    *("scale", "n", "steps", "forbidden_rate", "kl_retained", "kl_all", "kl_unguided", "fd_retained", "fd_all", "kid"),
+    *("precision", "recall", "rmse_to_unguided", "nfe", "prompt_accuracy", "kl_unspecified"),
+}
+NEEDED = {"method", "forbidden_rate", "tracker"}
 
 
 class Table:
@@ -26,8 +30,15 @@ class Table:
         self.path, self.columns, self.key = path, list(columns), list(key)
 
     def rows(self) -> list[dict[str, str]]:
-        """The rows of the file, in the order of addition; empty without a file."""
-        return [{name: row.get(name) or "" for name in self.columns} for row in _rows(self.path)]
+        """The rows of the file, in the order of addition; empty without a file.
+
+        Raises:
+            SettingError: the file is damaged, or another table.
+        """
+        rows = [{name: row.get(name) or "" for name in self.columns} for row in _rows(self.path)]
+        if lacking := [name for name in self.columns if name in NEEDED and not all(row[name] for row in rows)]:
+            raise _damaged(self.path, f"a row without {lacking[0]}")
+        return rows
 
     def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Add rows atomically, floats with six digits; a row replaces an earlier row of the same key.
@@ -72,8 +83,15 @@ def _rows(path: Path) -> list[dict[str, str]]:
             rows = list(csv.DictReader(file))
         for row in rows:
             json.loads(row.get("guidance") or "{}")
-            for name in row.keys() & NUMBERS:
-                float(row[name] or 0)
-    except (ValueError, csv.Error) as error:
-        raise SettingError(f"{path} is damaged ({reason(error)}): remove it, and its rows are computed anew") from error
+            for name, value in row.items():
+                if name is None or name.removesuffix("_low").removesuffix("_high") in NUMBERS:
+                    float(value or 0)
+            for count in (row.get("class_counts") or "").split():
+                int(count)
+    except (ValueError, TypeError, csv.Error) as error:  # a TypeError: more cells than columns
+        raise _damaged(path, reason(error)) from error
     return rows
+
+
+def _damaged(path: Path, why: str) -> SettingError:
+    return SettingError(f"{path} is damaged ({why}): remove it, and its rows are computed anew")

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from dng_lightning.errors import SettingError
+from dng_lightning.errors import SettingError, check_at_least, check_in
 from dng_lightning.networks.unet import OPEN, timestep_embedding
 
 
@@ -28,7 +28,7 @@ class ImageClassifier(nn.Module):
     follows along with ``channels``.
 
     Raises:
-        SettingError: one of them is None.
+        SettingError: one of them is None, or a setting is out of its range.
     """
 
     def __init__(
@@ -44,6 +44,12 @@ class ImageClassifier(nn.Module):
         super().__init__()
         if image_channels is None or num_classes is None or channels is None:
             raise SettingError(f"ImageClassifier: {OPEN}")
+        sizes = {"image_channels": image_channels, "num_classes": num_classes, "features": features}
+        check_at_least(1, **sizes, channels=min(channels, default=0))
+        check_in("[0, 1)", dropout=dropout)
+        check_at_least(0, embedding=embedding)
+        if embedding % 2:
+            raise SettingError(f"embedding must be even; got {embedding}")
         self.num_classes, self.num_features = num_classes, features
         widths = [image_channels, *channels]
         blocks = [_block(before, after, residual) for before, after in zip(widths, channels, strict=False)]

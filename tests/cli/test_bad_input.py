@@ -354,6 +354,8 @@ def test_a_training_whose_samples_cannot_be_guided(dng: Dng, capsys):
     [
         ("--data.include_classes=unicorn", "no class 'unicorn'; Digits knows 0, 1, 2"),
         ("--data.batch_size=0", "batch_size"),
+        ("--data.num_workers=-1", "data.num_workers must be at least 0; got -1"),
+        ("--seed_everything=-1", "seed_everything: -1 is not in bounds"),
         ("--model.condition_dropout=2", "condition_dropout must be between 0 and 1"),
         ("--model.schedule.steps=0", "linear schedule needs steps >= 1"),
         ("--trainer.callbacks.decay=2", "decay must be in [0, 1)"),
@@ -364,6 +366,14 @@ def test_settings_of_a_training(setting: str, message: str, dng: Dng, capsys):
     callbacks = ["--trainer.callbacks=[{class_path: EMA, init_args: {decay: 2}}]"] if "decay" in setting else []
     settings = [] if "decay" in setting else [setting]
     assert message in complaint(dng, capsys, "fit", *schedule, *callbacks, *settings)
+
+
+def test_an_optimizer_for_gpus(dng: Dng, capsys):
+    short = ["--model.net.channels=[8]", "--model.net.attention=[]", "--trainer.max_steps=1", "--trainer.logger=false"]
+    with pytest.raises(SystemExit) as ended:
+        dng("fit", *short, "--model.optimizer.capturable=true", "--trainer.callbacks=[]")
+    assert ended.value.code == 2
+    assert "dng: error: If capturable=True" in capsys.readouterr().err
 
 
 def test_a_metric_that_there_is_not(dng: Dng, capsys):

@@ -92,6 +92,24 @@ def test_damaged_results(damage: bytes, tmp_path: Path):
             read(path)
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "method,kid,n\nDNG,0 1,5",
+        "method,forbidden_rate\nDNG,0.1,7",
+        "method,class_counts\nDNG,1 x",
+        "method,n,forbidden_rate_low\nDNG,1,x",
+        "a,b\n1,2",
+        "method,forbidden_rate\nDNG,",
+    ],
+)
+def test_results_with_other_cells(damage: str, tmp_path: Path):
+    path = tmp_path / "results.csv"
+    path.write_text(damage)
+    with pytest.raises(SettingError, match=r"results\.csv is damaged .*: remove it"):
+        results_file.Table(path, ["method", "forbidden_rate"], ["method"]).rows()
+
+
 @pytest.mark.parametrize("damage", [b"0", b"", b"(lp0\n.", b"PK\x03\x04"])
 def test_damaged_references(damage: bytes, tmp_path: Path):
     path = tmp_path / "zeros.pt"

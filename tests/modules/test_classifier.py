@@ -1,5 +1,7 @@
 """Classifiers: network, noise-conditional network, augmentation, labels."""
 
+from typing import Any
+
 import pytest
 import torch
 import yaml
@@ -22,6 +24,24 @@ def test_any_image_size(shape: tuple[int, int, int]):
     assert net(x).shape == (4, 7)
     assert net.features(x).shape == (4, net.num_features) == (4, 128)
     assert torch.equal(net(x), net.head(net.features(x)))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"image_channels": -1}, "image_channels must be at least 1; got -1"),
+        ({"num_classes": 0}, "num_classes must be at least 1"),
+        ({"channels": []}, "channels must be at least 1"),
+        ({"channels": [8, 0]}, "channels must be at least 1"),
+        ({"features": -8}, "features must be at least 1"),
+        ({"dropout": 1.0}, r"dropout must be in \[0, 1\)"),
+        ({"embedding": -2}, "embedding must be at least 0"),
+        ({"embedding": 3}, "embedding must be even; got 3"),
+    ],
+)
+def test_settings_of_the_network(settings: dict[str, Any], message: str):
+    with pytest.raises(SettingError, match=message):
+        ImageClassifier(**{"image_channels": 1, "num_classes": 10} | settings)
 
 
 def test_the_network_is_small():
