@@ -16,7 +16,8 @@ import pytest
 import torch
 import yaml
 from browser import Page, chromium, slowness
-from running import OVERLAYS, QUIET, Dng, DngProcess, Fitted, fit_settings
+from matplotlib.figure import Figure
+from running import OVERLAYS, QUIET, Dng, DngProcess, Fitted, fit_settings, rendered_figures
 from tiny_diffusion import tiny
 from tiny_vision_language import tiny_vision_language
 
@@ -67,6 +68,24 @@ torch.set_num_threads(1)
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 CHECKPOINTS = Path(__file__).resolve().parents[1] / "checkpoints"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def blank_figures() -> Iterator[None]:
+    """Figures are made and written but blank: rendering would take half of the time of `dng test`.
+
+    What looks at their pixels uses ``rendered``, or ``rendered_figures`` in a fixture of its own.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "draw", lambda *_: None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def rendered() -> Iterator[None]:
+    """The figures of a module's tests have content."""
+    with rendered_figures():
+        yield
 
 
 @pytest.fixture(scope="session")

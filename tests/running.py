@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from matplotlib.figure import Figure
 
 from dng_lightning.__main__ import main
 from dng_lightning.storage import resources
@@ -139,6 +140,17 @@ def ends_well(call: Callable[..., None], *words: object) -> None:
         call(*words)
     except SystemExit as ended:
         assert not ended.code  # noqa: PT017  # some of these return, and some exit
+
+
+DRAW = Figure.draw
+
+
+@contextlib.contextmanager
+def rendered_figures() -> Iterator[None]:
+    """Figures are drawn as outside the tests, for what looks at them; see ``blank_figures`` in conftest.py."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "draw", DRAW)
+        yield
 
 
 @contextlib.contextmanager

@@ -17,6 +17,8 @@ from dng_lightning.evaluation.class_balance import kl_divergence
 from dng_lightning.modules import ClassifierModule
 
 IMAGES, BORDER = 12, 1
+pytestmark = pytest.mark.usefixtures("rendered")
+
 METHODS = ("guided", "unguided")
 TABS = {  # what stands there once it has been drawn
     "timeseries": ["metrics", "samples"],

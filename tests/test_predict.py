@@ -131,6 +131,7 @@ def test_the_images_use_the_whole_range(sampler: GuidedSampler):
     assert len(grey.unique()) > 200
 
 
+@pytest.mark.usefixtures("rendered")
 def test_the_figures(dng: Dng, from_tiny: list[str], tmp_path: Path):
     dng("predict", *from_tiny, "--data.num_samples=9", f"--trainer.default_root_dir={tmp_path}")
     for name in ("grid.png", "trajectories.png"):

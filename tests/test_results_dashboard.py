@@ -18,6 +18,8 @@ from dng_lightning.guidance import DynamicNegativeGuidance
 from dng_lightning.modules import GuidedSampler
 from dng_lightning.posterior import TrackedPosterior
 
+pytestmark = pytest.mark.usefixtures("rendered")
+
 N, STEPS, FORBIDDEN = 24, 5, 3
 POSTERIOR = "{class_path: TrackedPosterior, init_args: {prior: 0.2}}"
 GUIDANCES = f"""[{{class_path: NegativePrompting, init_args: {{scale: 1.0}}}},

@@ -47,6 +47,11 @@ class DNGCLI(LightningCLI):
             auto_configure_optimizers=False,
         )
 
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # of a static method
+        """The command that is called alone, if there is one of this name: each has a parser, which takes time."""
+        every = super().subcommands()
+        return {name: skipped for name, skipped in every.items() if name == self.words[0]} or every
+
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse the arguments that ``main`` prepared; ``--print_shtab bash`` prints a completion script."""
         if self.words[:1] == ["--print_shtab"] and hasattr(parser, "get_completion_script"):  # jsonargparse 4.48

@@ -61,6 +61,11 @@ def side_by_side(panels: dict[str, Tensor]) -> Figure:
     return figure
 
 
+def named_classes(class_names: Sequence[str], forbidden: Collection[int]) -> list[int]:
+    """The labels whose names a chart of the classes has room for: all, or the forbidden ones of more than forty."""
+    return list(range(len(class_names))) if len(class_names) <= 40 else sorted(forbidden)
+
+
 def class_bars(
     shares: Mapping[str, Sequence[float]], class_names: Sequence[str], forbidden: Collection[int] = ()
 ) -> Figure:
@@ -73,8 +78,10 @@ def class_bars(
     axes.axhline(
         1 / (len(class_names) - len(forbidden)), color="grey", lw=0.8, ls=":", label="even, without the forbidden"
     )
-    axes.set_xticks(range(len(class_names)), class_names, rotation=45 if max(map(len, class_names)) > 3 else 0)
-    for label, tick in enumerate(axes.get_xticklabels()):
+    named = named_classes(class_names, forbidden)
+    texts = [class_names[label] for label in named]
+    axes.set_xticks(named, texts, rotation=45 if max(map(len, texts), default=0) > 3 else 0)
+    for label, tick in zip(named, axes.get_xticklabels(), strict=True):
         if label in forbidden:
             tick.set_color(COLOURS[True])
     axes.set_ylabel("share of images")

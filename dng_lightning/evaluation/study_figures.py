@@ -12,7 +12,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator, PercentFor
 from torch import Tensor
 
 from dng_lightning.evaluation.class_balance import PosteriorQuality, wilson_interval
-from dng_lightning.evaluation.figures import framed_grid
+from dng_lightning.evaluation.figures import framed_grid, named_classes
 from dng_lightning.evaluation.tables import REFERENCES, Rows, by_method
 
 TICKS = (0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1)  # of the forbidden rate
@@ -116,7 +116,8 @@ def class_histograms(rows: Rows, class_names: Sequence[str], forbidden: Collecti
         colours = ["tab:red" if label in forbidden else "tab:blue" for label in range(len(shares))]
         axes.bar(range(len(shares)), shares, color=colours)
         axes.axhline(100 / (len(class_names) - len(forbidden)), color="black", lw=0.9, ls="--")
-        axes.set_xticks(range(len(class_names)), class_names, fontsize="x-small")
+        named = named_classes(class_names, forbidden)
+        axes.set_xticks(named, [class_names[label] for label in named], fontsize="x-small")
         scale = f" {row['scale']}" if row["scale"] else ""
         title = f"{name}{scale}: {float(row['forbidden_rate']):.1%} forbidden"
         axes.set_title(textwrap.fill(title, 50), fontsize="small")

@@ -65,7 +65,7 @@ class OwnMemory(threading.Thread):
         return int(line.split()[1]) / 1024
 
 
-def start(root: Path) -> dict[str, float]:
+def start(root: Path, steps: int) -> dict[str, float]:
     """What one run sees: until the first batch, its steps, and its memory."""
     torch.set_num_threads(1)
     memory = OwnMemory()
@@ -82,7 +82,7 @@ def start(root: Path) -> dict[str, float]:
     found["MiB of own memory to the first batch"] = memory.peak
     net = UNet(3, 10, **open_settings.unet_of([SIDE, SIDE], 100_000))
     waited = stepped = 0.0
-    for _ in range(STEPS):
+    for _ in range(steps):
         began = time.perf_counter()
         images, labels = next(batches)
         fetched = time.perf_counter()
@@ -99,7 +99,7 @@ def measure(quick: bool) -> Iterator[Measurement]:
         for count in [1000] if quick else [25_000, 100_000]:
             make(root / str(count), count)
             for name in ("first", "next"):
-                command = [sys.executable, __file__, str(root / str(count))]
+                command = [sys.executable, __file__, str(root / str(count)), str(1 if quick else STEPS)]
                 done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
                 for unit, value in json.loads(done.stdout.splitlines()[-1]).items():
                     yield Measurement(f"{count:,} files, {name} run", unit, [value])
@@ -108,7 +108,7 @@ def measure(quick: bool) -> Iterator[Measurement]:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 2 and Path(sys.argv[1]).is_dir():  # a run of it
-        print(json.dumps(start(Path(sys.argv[1]))))
+    if len(sys.argv) == 3 and Path(sys.argv[1]).is_dir():  # a run of it
+        print(json.dumps(start(Path(sys.argv[1]), int(sys.argv[2]))))
     else:
         run(__doc__, measure)

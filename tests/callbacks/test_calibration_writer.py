@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from running import Dng
+from running import Dng, rendered_figures
 
 from dng_lightning.data.pixels import from_png, to_float, to_uint8
 from dng_lightning.evaluation.class_balance import posterior_quality
@@ -39,13 +39,9 @@ def model(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
 def written(dng: Dng, model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("calibration")
     callbacks = "[{class_path: CalibrationWriter, init_args: {guidance_shift_weight: 0.25, scale: 1.5}}]"
-    dng(
-        "test",
-        *SETTINGS,
-        f"--model.checkpoint={model}",
-        f"--trainer.callbacks={callbacks}",
-        f"--trainer.default_root_dir={folder}",
-    )
+    settings = [f"--model.checkpoint={model}", f"--trainer.callbacks={callbacks}"]
+    with rendered_figures():
+        dng("test", *SETTINGS, *settings, f"--trainer.default_root_dir={folder}")
     return folder
 
 

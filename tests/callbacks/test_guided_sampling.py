@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from running import QUIET
+from running import QUIET, rendered_figures
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 from tensorboard.data_compat import migrate_value
@@ -50,7 +50,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, seen: list[Tensor]) -> Path
         seen.append(3 + (torch.arange(len(images)) + len(seen)) % 3)
         return seen[-1], torch.ones(len(images))
 
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, rendered_figures():
         patch.setattr(ClassifierModule, "classify", classify)
         fit(folder, sampling="forbidden: [4, 5], classifier: digits-classifier")
     return folder

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from matplotlib.figure import Figure
-from running import QUIET, Dng, DngProcess
+from running import QUIET, Dng, DngProcess, rendered_figures
 from torch import Tensor
 
 from dng_lightning.data import Digits
 from dng_lightning.data.pixels import from_png, to_float, to_uint8
+from dng_lightning.evaluation import measures
 from dng_lightning.evaluation.class_balance import kl_divergence, posterior_quality, wilson_interval
 from dng_lightning.evaluation.distribution_metrics import kernel_distance, precision_recall
 from dng_lightning.evaluation.evaluator import Evaluator
@@ -91,7 +91,9 @@ def settings(digits: Path) -> list[str]:
 @pytest.fixture(scope="module")
 def written(dng: Dng, settings: list[str], without_3_and_8: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("written")
-    dng("test", *settings, f"--model.retrained_checkpoint={without_3_and_8}", f"--trainer.default_root_dir={folder}")
+    command = ["test", *settings, f"--model.retrained_checkpoint={without_3_and_8}"]
+    with rendered_figures():
+        dng(*command, f"--trainer.default_root_dir={folder}")
     return folder
 
 
@@ -310,12 +312,6 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return methods
 
 
-@pytest.fixture
-def unrendered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures are made and not rendered, for what is about rows: it takes a third of the time of a comparison."""
-    monkeypatch.setattr(Figure, "savefig", lambda *_, **__: None)
-
-
 @pytest.fixture(scope="module")
 def whole(dng: Dng, settings: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole")
@@ -328,7 +324,6 @@ def drawn_after(finished: list[str]) -> list[str]:
     return [method for method in ORDER[len(finished) :] if method != "Rejection" for _ in range(3)]
 
 
-@pytest.mark.usefixtures("unrendered")
 def test_an_interrupted_evaluation_goes_on(
     dng: Dng,
     settings: list[str],
@@ -365,7 +360,6 @@ def test_an_interrupted_evaluation_goes_on(
     assert rows(tmp_path, "posterior") == rows(whole, "posterior")
 
 
-@pytest.mark.usefixtures("unrendered")
 def test_an_interruption_between_files_leaves_no_row_twice(
     dng: Dng, settings: list[str], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -383,7 +377,6 @@ def test_an_interruption_between_files_leaves_no_row_twice(
     assert rows(tmp_path, "classes") == rows(whole, "classes")
 
 
-@pytest.mark.usefixtures("unrendered")
 def test_another_tracker_is_judged_too(dng: Dng, settings: list[str], whole: Path, passes: list[str], tmp_path: Path):
     folder = shutil.copytree(whole, tmp_path / "copy")
     more = f"{GUIDANCES[:-1]}, {WITH_PRIOR % (3.0, POSTERIOR % 0.3)}]"
@@ -395,7 +388,6 @@ def test_another_tracker_is_judged_too(dng: Dng, settings: list[str], whole: Pat
     assert [json.loads(row["tracker"])["prior"] for row in rows(folder, "posterior")] == [0.2, 0.2, 0.3, 0.3]
 
 
-@pytest.mark.usefixtures("unrendered")
 def test_references_that_are_named_later_add_their_rows(
     dng: Dng,
     settings: list[str],
@@ -430,7 +422,6 @@ def continue_with_another(dng: Dng, settings: list[str], folder: Path, passes: l
     assert passes == ["Unguided"] * 3 + ["SafeLatentDiffusion"] * 3
 
 
-@pytest.mark.usefixtures("unrendered")
 def test_unguided_images_that_were_lost_are_drawn_again_where_others_need_them(
     dng: Dng, settings: list[str], whole: Path, passes: list[str], tmp_path: Path
 ):
@@ -440,7 +431,6 @@ def test_unguided_images_that_were_lost_are_drawn_again_where_others_need_them(
     assert compared(folder)[:5] == compared(whole)
 
 
-@pytest.mark.usefixtures("unrendered")
 def test_other_features_are_other_rows(dng: Dng, settings: list[str], passes: list[str], tmp_path: Path):
     """First without any; then what is drawn anew is compared with what was drawn in the same features."""
     few = [
@@ -488,7 +478,6 @@ def given(self, seeds, guidance):
 RUN = "import sys; from dng_lightning.__main__ import main; GuidedSampler.draw = given; main(sys.argv[1:])"
 
 
-@pytest.mark.usefixtures("unrendered")
 def test_any_batch_size_gives_the_same(
     whole: Path, settings: list[str], given_images: Path, dng: Dng, monkeypatch: pytest.MonkeyPatch
 ):
@@ -595,7 +584,6 @@ def test_without_features(dng: Dng, settings: list[str], tmp_path: Path):
     assert not list(tmp_path.glob("real*"))
 
 
-@pytest.mark.usefixtures("unrendered")
 def test_without_the_unguided_images_the_other_rows_are_the_same(
     dng: Dng, settings: list[str], written: Path, tmp_path: Path
 ):
@@ -611,7 +599,6 @@ def test_without_the_unguided_images_the_other_rows_are_the_same(
     assert [row["method"] for row in rows(tmp_path)] == [*ORDER[2:], *ORDER[:2]]
 
 
-@pytest.mark.usefixtures("unrendered")
 def test_statistics_beside_the_checkpoint_need_no_data_set(
     dng: Dng, digits: Path, settings: list[str], whole: Path, tmp_path: Path
 ):
@@ -636,27 +623,33 @@ def test_the_retrained_model_is_the_one_that_draws(samples: list[Samples], writt
 
 
 @pytest.mark.slow
-def test_fid_with_inception_s_weights_from_a_file(dng: Dng, digits: Path, inception_weights: Path, tmp_path: Path):
-    """The weights are random, the path is the real one; the real images go through Inception once."""
+def test_fid_with_inception_s_weights_from_a_file(
+    dng: Dng, digits: Path, inception_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The weights are random, the path is the real one; the real images go through Inception once.
+
+    The spectra of 2,048 features, which take most of a minute, are left to test_distribution_metrics.py.
+    """
+    monkeypatch.setattr(measures, "frechet_distance", lambda mean, _, other, __: float((mean - other).square().sum()))
     few = [
         "--data.num_samples=6",
         "--data.reference_data=Digits",
-        "--data.reference_data.val_size=1450",
+        "--data.reference_data.val_size=1473",
         f"--trainer.default_root_dir={tmp_path}",
     ]
     model = [f"--model.checkpoint={digits}", "--model.classifier=digits-classifier", "--model.steps=2"]
     features = ["--trainer.callbacks.features=inception", f"--trainer.callbacks.feature_weights={inception_weights}"]
-    features += ["--trainer.callbacks.unguided=false"]  # a row takes ten seconds, for the spectra of 2,048 features
+    features += ["--trainer.callbacks.unguided=false"]
     guidances = "--model.guidances=[{class_path: NegativePrompting}]"
     dng("test", *model, *few, *features, guidances)
     rows = list(csv.DictReader((tmp_path / "results.csv").open(newline="")))
     assert [row["method"] for row in rows if row["fd_all"]] == ["NegativePrompting"]
-    extractor, data = load_features("inception", str(inception_weights)), Digits(val_size=1450)
+    extractor, data = load_features("inception", str(inception_weights)), Digits(val_size=1473)
     data.setup()
     real = ReferenceStatistics.load(tmp_path / "real-inception-2048.pt")
     found = extractor(data.part("train").images).double()
     n, mean, covariance = real.moments(range(10))
-    assert (n, tuple(covariance.shape)) == (47, (2048, 2048))
+    assert (n, tuple(covariance.shape)) == (24, (2048, 2048))
     torch.testing.assert_close(mean, found.mean(0), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(covariance, found.T.cov(), rtol=1e-3, atol=1e-5)
     seen: list[int] = []

@@ -42,6 +42,7 @@ def evaluator(tmp_path: Path) -> Evaluator:
     return Evaluator(tmp_path, SEEDS, 2, KINDS, by_brightness, trackers={'{"class": "Any"}': "any"})
 
 
+@pytest.mark.usefixtures("rendered")
 def test_images_in_and_rows_and_figures_out(evaluator: Evaluator, tmp_path: Path):
     runs = [UNGUIDED, METHOD]
     assert evaluator.unfinished(runs) == runs

@@ -11,6 +11,9 @@ from result_rows import CURVE, points, row
 
 from dng_lightning.evaluation import study_figures
 from dng_lightning.evaluation.class_balance import PosteriorQuality, wilson_interval
+from dng_lightning.evaluation.figures import class_bars
+
+pytestmark = pytest.mark.usefixtures("rendered")
 
 REFERENCES = [row("Unguided", 0.1, 0.05, 1), row("Rejection", 0, 0.01, 1, n=900), row("Retrained", 0.001, 0.01, 0.5)]
 
@@ -147,6 +150,16 @@ def test_histograms():
     assert [label.get_text() for label in charts[0].get_xticklabels()] == ["a", "b", "c"]
     (even,) = charts[0].get_lines()
     assert list(even.get_ydata()) == [50, 50]  # over the two retained
+
+
+@pytest.mark.parametrize("forbidden", [[], [207]])
+def test_of_many_classes_the_forbidden_ones_are_named(forbidden: list[int]):
+    names, counts = [f"class {label}" for label in range(1000)], [1] * 1000
+    (axes, *_) = study_figures.class_histograms(
+        [row("NP", 0, 0.1, class_counts=" ".join(map(str, counts)))], names, forbidden
+    ).axes
+    for chart in (axes, class_bars({"NP": counts}, names, forbidden).axes[0]):
+        assert [label.get_text() for label in chart.get_xticklabels()] == [names[label] for label in forbidden]
 
 
 def test_calibration():

@@ -25,6 +25,7 @@ def folders(tmp_path: Path) -> list[Path]:
     return found
 
 
+@pytest.mark.usefixtures("rendered")
 def test_one_table_and_one_figure(folders: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     by_class.main([*map(str, folders), "--output", str(tmp_path / "all")])
     rows = list(csv.DictReader((tmp_path / "all.csv").open(newline="")))

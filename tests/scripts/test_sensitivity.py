@@ -72,6 +72,7 @@ def table(folder: Path, rows: list[dict[str, str]]) -> Path:
     return folder
 
 
+@pytest.mark.usefixtures("rendered")
 def test_the_command_takes_several_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     one, two = table(tmp_path / "a", [*ROWS[:3], row("Unguided", 0.1, 0.1)]), table(tmp_path / "b", ROWS[3:4])
     sensitivity.main([str(one), str(two), "--method", "DNG", "--output", str(tmp_path / "out.png")])

@@ -193,7 +193,7 @@ def test_a_clip_counts_on_ten_rows(
     assert float(row["forbidden_rate_low"]) <= float(row["forbidden_rate"]) <= float(row["forbidden_rate_high"])
 
 
-def test_a_zero_shot_judge_is_its_model(clip: Path):
+def test_a_zero_shot_judge_is_its_model(clip: Path, monkeypatch: pytest.MonkeyPatch):
     judge, texts = ZeroShotClassifier(str(clip), CLASSES[:2]), ["a photo of a cat", "a photo of a dog"]
     images = torch.rand(3, 3, 20, 24) * 2 - 1
     model, words = transformers.CLIPModel.from_pretrained(clip), transformers.AutoTokenizer.from_pretrained(clip)
@@ -206,5 +206,6 @@ def test_a_zero_shot_judge_is_its_model(clip: Path):
             ZeroShotClassifier(str(clip), names)
     with pytest.raises(SettingError, match="template must have"):
         ZeroShotClassifier(str(clip), ["a", "b"], template="a photo")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # else it tries to connect for a minute
     with pytest.raises(SettingError, match="is no model of images and texts"):
         ZeroShotClassifier("nowhere", ["a", "b"])
