@@ -38,7 +38,7 @@ SLOW = """
     test_scheduler_bridge test_image_folder test_extremes test_tracked test_open_settings test_base_module
     test_observed_sampling test_text_to_image_cli test_ema test_text_to_image test_skipping test_feedback test_attention
     test_probe test_particles test_self_filter test_pipeline_sampler test_pipeline_folders
-    test_families test_attention_families test_flux2
+    test_families test_attention_families test_flux2 test_modular_flow
     test_flow_schedulers test_second_order test_solver_schedulers
     test_judges_of_commands test_pretrained_classifiers test_other_models
     test_next_command test_front_door test_edm test_classifier_training test_diffusion_networks

@@ -34,22 +34,28 @@ try:
     import transformers  # noqa: F401  # what diffusers' text encoders are
     from diffusers.guiders.guider_utils import BaseGuidance, GuiderOutput
     from diffusers.modular_pipelines.modular_pipeline import BlockState
+    from diffusers.modular_pipelines.stable_diffusion_3.encoders import encode_prompt
     from diffusers.modular_pipelines.stable_diffusion_xl.encoders import StableDiffusionXLTextEncoderStep
 except ImportError as error:
     raise SettingError("a guider needs an extra: pip install 'dng-lightning[text-to-image]'") from error
 
-PIPELINE = "StableDiffusionXLModularPipeline"
+TEXTS = {
+    "StableDiffusionXLModularPipeline": "prompt_embeds",
+    "StableDiffusion3ModularPipeline": "encoder_hidden_states",
+}
+"""Class of a modular pipeline -> the input of its network with the text."""
 
 
 class Guider(BaseGuidance):
     """Guides a modular pipeline away from the ``negative_prompt`` of its call.
 
-    Each step evaluates the U-Net for the prompt, for the negative prompt, and, if the guidance needs it
-    (``PositiveAndNegative``), for the empty prompt, one after the other.
+    Each step evaluates the network for the prompt, for the negative prompt, and, if the guidance needs it
+    (``PositiveAndNegative``), for the empty prompt, one after the other. The empty prompt is encoded with the
+    pipeline's defaults.
 
     Args:
         guidance: guidance method.
-        pipeline: a ``StableDiffusionXLModularPipeline`` with its components; for its scheduler see ``guided``.
+        pipeline: a pipeline of ``TEXTS`` with its components; for its scheduler see ``guided``.
         eta: ``eta`` of the pipeline's call, for a ``DDIMScheduler``; see ``PipelineGuidance``.
 
     Attributes:
@@ -64,9 +70,11 @@ class Guider(BaseGuidance):
     def __init__(self, guidance: Guidance, pipeline: Any, eta: float | None = None) -> None:
         super().__init__()
         kind = type(pipeline).__name__
-        if kind != PIPELINE:
-            raise SettingError(f"a Guider needs a {PIPELINE}; got a {kind}")
-        if not (pipeline.unet and pipeline.text_encoder and pipeline.text_encoder_2 and pipeline.scheduler):
+        if kind not in TEXTS:
+            raise SettingError(f"a Guider needs a {' or a '.join(TEXTS)}; got a {kind}")
+        is_xl, self.text = kind.startswith("StableDiffusionXL"), TEXTS[kind]
+        parts = ("unet" if is_xl else "transformer", "text_encoder", "text_encoder_2", "scheduler")
+        if not all(getattr(pipeline, part, None) for part in parts):
             raise SettingError("the pipeline lacks components: call pipeline.load_components() first")
         if guidance.needs().attention is not None:
             raise SettingError(f"{display_name(guidance)} acts inside the attention: use guided with a stock pipeline")
@@ -74,8 +82,12 @@ class Guider(BaseGuidance):
         config = {"guidance": json.loads(settings_json(guidance)), "eta": eta}  # informative only
         self.register_to_config(**config)  # type: ignore[no-untyped-call]
         with torch.no_grad():
-            empty, null, _, pooled = StableDiffusionXLTextEncoderStep.encode_prompt(pipeline, "")
-        self.empties, self.null = [empty, null], {"prompt_embeds": null, "text_embeds": pooled}
+            if is_xl:
+                empty, null, _, pooled = StableDiffusionXLTextEncoderStep.encode_prompt(pipeline, "")
+            else:
+                empty, _, pooled, _ = encode_prompt(pipeline, "")
+                null = empty
+        self.empties, self.null = [empty, null], {self.text: null, "text_embeds": pooled}
 
     @property
     def needs(self) -> Needs:
@@ -84,7 +96,7 @@ class Guider(BaseGuidance):
 
     @property
     def num_conditions(self) -> int:
-        """Number of U-Net evaluations a step."""
+        """Number of evaluations of the network a step."""
         return 1 + self.needs.negatives + self.needs.null
 
     @property
@@ -99,12 +111,13 @@ class Guider(BaseGuidance):
             self.hosted.restart()
 
     def prepare_inputs(self, data: Any) -> list[BlockState]:
-        """The U-Net's inputs for each evaluation, from the pairs for the prompt and the negative prompt.
+        """The network's inputs for each evaluation, from the pairs for the prompt and the negative prompt.
 
         Raises:
             SettingError: the negative prompt is missing, or the guidance does not use it.
         """
-        needs, (prompts, negatives) = self.needs, data["prompt_embeds"]
+        needs, texts = self.needs, data[self.text]
+        prompts, negatives = texts if isinstance(texts, tuple) else (texts, None)
         batches = [self._prepare_batch(data, 0, "pred_cond")]
         if self._enabled:
             check_negatives(self.hosted.guidance, negatives, self.empties)
@@ -117,9 +130,9 @@ class Guider(BaseGuidance):
         return batches
 
     def prepare_models(self, denoiser: nn.Module) -> None:
-        """Add a hook that records the U-Net's latents."""
+        """Add a hook that records the network's latents."""
         super().prepare_models(denoiser)
-        self._hook = denoiser.register_forward_pre_hook(self._look)
+        self._hook = denoiser.register_forward_pre_hook(self._look, with_kwargs=True)
 
     def cleanup_models(self, denoiser: nn.Module) -> None:
         """Remove the hook."""
@@ -128,7 +141,7 @@ class Guider(BaseGuidance):
     def forward(
         self, pred_cond: Tensor, pred_uncond: Tensor | None = None, pred_null: Tensor | None = None
     ) -> GuiderOutput:
-        """The guided output for the scheduler, from the U-Net's outputs (B, C, H, W)."""
+        """The guided output for the scheduler, from the network's outputs (B, C, H, W)."""
         if not self._enabled:
             return GuiderOutput(pred=pred_cond, pred_cond=pred_cond, pred_uncond=pred_uncond)
         x_t, hosted, count = self._x_t.float(), self.hosted, len(pred_cond)
@@ -143,5 +156,5 @@ class Guider(BaseGuidance):
         pred = hosted.guide(predictor, x_t, self._timestep).to(pred_cond.dtype)
         return GuiderOutput(pred=pred, pred_cond=pred_cond, pred_uncond=pred_uncond)
 
-    def _look(self, denoiser: nn.Module, args: tuple[Any, ...]) -> None:
-        self._x_t: Tensor = args[0]
+    def _look(self, denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._x_t: Tensor = args[0] if args else kwargs["hidden_states"]
