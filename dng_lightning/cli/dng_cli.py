@@ -11,6 +11,7 @@ from jsonargparse import ArgumentParser, Namespace
 from lightning import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities import rank_zero_info
 
 from dng_lightning import callbacks, data, guidance, modules, networks, posterior, schedule
@@ -96,6 +97,9 @@ class DNGCLI(LightningCLI):
             raise
         except Exception as error:  # Lightning refuses devices, strategies and nodes in many ways
             raise SettingError(f"trainer: {reason(error)}") from error
+        is_launched = getattr(trainer.strategy, "_start_method", "popen") == "popen"  # not forked, nor spawned
+        if not (isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy) and is_launched):
+            raise SettingError(f"trainer.strategy {given.strategy} is not supported: give auto or ddp")
         for callback in (own := self.model_checkpoints(trainer)):
             callback.dirpath = callback.dirpath or str(Path(folder, "checkpoints"))  # else it follows the logger
         if trainer.fast_dev_run:  # Lightning's own writes a last.ckpt all the same
