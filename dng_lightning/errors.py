@@ -1,6 +1,7 @@
 """The error for settings that the user can correct, and common checks of settings."""
 
 import importlib
+from collections.abc import Collection
 from textwrap import shorten
 from typing import Any
 
@@ -50,6 +51,18 @@ def check_in(interval: str, **settings: float | None) -> None:
     for name, value in settings.items():
         if value is not None and (not low <= value <= min(high, LARGEST) or value in excluded):
             raise SettingError(f"{name} must be in {interval}; got {value}")
+
+
+def check_one_of(choices: Collection[object], **settings: object) -> None:
+    """Check that settings are among two or more ``choices``.
+
+    Raises:
+        SettingError: one is not; the message names the first.
+    """
+    for name, value in settings.items():
+        if value not in choices:
+            *others, last = map(str, choices)
+            raise SettingError(f"{name} must be {', '.join(others)} or {last}; got {value}")
 
 
 def require(library: str, user: str, extra: str) -> Any:

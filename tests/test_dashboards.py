@@ -124,7 +124,7 @@ def test_resuming_a_finished_training_adds_no_results(dng: Dng, tiny_checkpoint:
 
 @pytest.mark.parametrize("name", ["guided", "unguided"])
 def test_class_balance(name: str, board: EventAccumulator):
-    labels = ClassifierModule.load("digits-classifier").classify(to_float(drawn(board, name)))[0]
+    labels = ClassifierModule.load("digits-classifier").label(to_float(drawn(board, name))).labels
     counts = labels.bincount(minlength=10).tolist()
     assert board.Histograms(f"samples/class_counts_{name}")[-1].histogram_value.bucket == counts
     assert values(board, f"metrics/forbidden_rate_{name}")[-1] == pytest.approx(counts[8] / IMAGES)

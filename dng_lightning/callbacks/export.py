@@ -27,12 +27,10 @@ class Export(Callback):
 
     Args:
         half: store the weights in fp16: half the size, and more digits than bf16.
-        safetensors: write ``model.safetensors`` too.
     """
 
-    def __init__(self, half: bool = False, safetensors: bool = True) -> None:
-        self.half, self.safetensors = half, safetensors
-        self.has_trained = False
+    def __init__(self, half: bool = False) -> None:
+        self.half, self.has_trained = half, False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Disable the export in a dry run.
@@ -88,8 +86,7 @@ class Export(Callback):
         }
         module.on_save_checkpoint(checkpoint)
         safe_checkpoint.write_ckpt(checkpoint, folder / "model.ckpt")
-        if self.safetensors:
-            safe_checkpoint.write(checkpoint, folder / "model.safetensors")
+        safe_checkpoint.write(checkpoint, folder / "model.safetensors")
 
     def _stored(self, weight: Tensor) -> Tensor:
         weight = weight.cpu().contiguous()

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional
 
-from dng_lightning.errors import SettingError, check_0_to_1, check_at_least_0
+from dng_lightning.errors import SettingError, check_0_to_1, check_at_least_0, check_in
 from dng_lightning.guidance.classifier_free import PositiveGuidance
 from dng_lightning.guidance.signed_negative import require_null
 from dng_lightning.interfaces import Guided, Predictions, Step, per_image
@@ -44,8 +44,7 @@ class AdaptiveProjectedGuidance(PositiveGuidance):
 
     def __post_init__(self) -> None:
         check_at_least_0(scale=self.scale)
-        if not -1 < self.momentum < 1:
-            raise SettingError(f"momentum must be inside (-1, 1); got {self.momentum}")
+        check_in("(-1, 1)", momentum=self.momentum)
         if not self.norm_threshold > 0:
             raise SettingError(f"norm_threshold must be positive; got {self.norm_threshold}")
         check_0_to_1(eta=self.eta)

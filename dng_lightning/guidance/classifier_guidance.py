@@ -19,10 +19,10 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
-from dng_lightning.errors import SettingError, check_at_least_0
+from dng_lightning.errors import SettingError, check_at_least_0, check_in, check_one_of
 from dng_lightning.guidance.base import Guidance
 from dng_lightning.interfaces import Guided, Needs, Predictions, Step, per_image
-from dng_lightning.posterior.base import at_most, check_p_max, odds
+from dng_lightning.posterior.base import at_most, odds
 
 Goal = Literal["allowed", "away", "class"]
 Rule = Literal["score", "mean"]
@@ -55,8 +55,7 @@ class ClassifierGuidance(Guidance):
     def __post_init__(self) -> None:
         check_at_least_0(scale=self.scale)
         check_goal(self.goal, self.p_max)
-        if self.rule not in get_args(Rule):
-            raise SettingError(f"rule must be score or mean; got {self.rule}")
+        check_one_of(get_args(Rule), rule=self.rule)
 
     def needs(self, state: None = None, step: Step | None = None) -> Needs:
         """The gradients of the classifier."""
@@ -106,6 +105,5 @@ def check_goal(goal: Goal, p_max: float) -> None:
     Raises:
         SettingError: naming the setting.
     """
-    if goal not in get_args(Goal):
-        raise SettingError(f"goal must be allowed, away or class; got {goal}")
-    check_p_max(p_max)
+    check_one_of(get_args(Goal), goal=goal)
+    check_in("(0, 1)", p_max=p_max)

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from dng_lightning.errors import SettingError, check_at_least_0
+from dng_lightning.errors import check_at_least_0, check_in
 from dng_lightning.guidance.base import Guidance
 from dng_lightning.interfaces import Guided, Needs, Predictions, Step, per_image
 from dng_lightning.posterior import Posterior, TrackedPosterior
@@ -40,8 +40,7 @@ class DynamicNegativeGuidance(Guidance):
 
     def __post_init__(self) -> None:
         check_at_least_0(scale=self.scale)
-        if not 0 <= self.skip_below < 1:
-            raise SettingError(f"skip_below must be in [0, 1); got {self.skip_below}")
+        check_in("[0, 1)", skip_below=self.skip_below)
 
     def needs(self, state: Any = None, step: Step | None = None) -> Needs:
         """The predictions of the forbidden conditions, and what the posterior needs."""

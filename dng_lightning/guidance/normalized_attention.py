@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from dng_lightning.errors import SettingError, check_0_to_1
+from dng_lightning.errors import check_0_to_1, check_at_least, check_one_of
 from dng_lightning.guidance.attention_guidance import AttentionGuidance
 from dng_lightning.interfaces import Step
 from dng_lightning.text_attention import TextAttention
@@ -55,12 +55,9 @@ class NormalizedAttention(AttentionGuidance):
     end: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("scale", "tau"):
-            if not 1 <= getattr(self, name) < float("inf"):
-                raise SettingError(f"{name} must be at least 1 and finite; got {getattr(self, name)}")
+        check_at_least(1, scale=self.scale, tau=self.tau)
         check_0_to_1(alpha=self.alpha, end=self.end)
-        if self.norm not in ORDERS:
-            raise SettingError(f"norm must be l1 or l2; got {self.norm}")
+        check_one_of(ORDERS, norm=self.norm)
 
     @property
     def identity_scale(self) -> float:  # type: ignore[override]  # a class attribute in the base class

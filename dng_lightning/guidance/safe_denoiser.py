@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from dng_lightning.errors import SettingError, check_at_least_0
+from dng_lightning.errors import check_at_least, check_in
 from dng_lightning.guidance.reference_guidance import Repulsion
 from dng_lightning.guidance.references import References
 from dng_lightning.interfaces import per_image
@@ -40,9 +40,8 @@ class SafeDenoiser(Repulsion):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.bandwidth is not None and not 0 < self.bandwidth < float("inf"):
-            raise SettingError(f"bandwidth must be positive and finite, or null; got {self.bandwidth}")
-        check_at_least_0(threshold=self.threshold or 0.0)
+        check_in("(0, inf)", bandwidth=self.bandwidth)
+        check_at_least(0, threshold=self.threshold)
 
     def push(self, denoised: Tensor, references: References) -> Tensor:
         """Minus the kernel mean where the sum of the kernels is above the threshold, else 0, (B, C, H, W)."""

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dng_lightning.errors import SettingError, check_at_least_0
+from dng_lightning.errors import SettingError, check_at_least, check_in
 from dng_lightning.guidance.base import Guidance
 from dng_lightning.guidance.signed_negative import require_null
 from dng_lightning.interfaces import Guided, Needs, Predictions, Step
@@ -50,13 +50,9 @@ class SafeLatentDiffusion(Guidance):
     cfg_scale: float | None = None
 
     def __post_init__(self) -> None:
-        check_at_least_0(
-            scale=self.scale, mask_scale=self.mask_scale, momentum_scale=self.momentum_scale, warmup=self.warmup
-        )
-        if self.cfg_scale is not None:
-            check_at_least_0(cfg_scale=self.cfg_scale)
-        if not 0 <= self.momentum_decay < 1:
-            raise SettingError(f"momentum_decay must be in [0, 1); got {self.momentum_decay}")
+        check_at_least(0, scale=self.scale, cfg_scale=self.cfg_scale, mask_scale=self.mask_scale)
+        check_at_least(0, momentum_scale=self.momentum_scale, warmup=self.warmup)
+        check_in("[0, 1)", momentum_decay=self.momentum_decay)
         if math.isnan(self.threshold):
             raise SettingError("threshold must be a number; got nan")
 

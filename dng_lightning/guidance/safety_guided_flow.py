@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from dng_lightning.errors import SettingError
+from dng_lightning.errors import check_in
 from dng_lightning.guidance.reference_guidance import Repulsion
 from dng_lightning.guidance.references import References
 from dng_lightning.interfaces import per_image
@@ -41,9 +41,7 @@ class SafetyGuidedFlow(Repulsion):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, value in {"gamma": self.gamma, "bound": self.bound}.items():
-            if value is not None and not 0 < value < float("inf"):
-                raise SettingError(f"{name} must be positive and finite, or null; got {value}")
+        check_in("(0, inf)", gamma=self.gamma, bound=self.bound)
 
     def push(self, denoised: Tensor, references: References) -> Tensor:
         """Minus the gradient of the density, (B, C, H, W)."""

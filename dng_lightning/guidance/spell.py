@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from dng_lightning.errors import SettingError
+from dng_lightning.errors import check_in
 from dng_lightning.guidance.reference_guidance import Repulsion
 from dng_lightning.guidance.references import References
 
@@ -35,8 +35,7 @@ class ShieldedDiffusion(Repulsion):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.radius is not None and not 0 < self.radius < float("inf"):
-            raise SettingError(f"radius must be positive and finite, or null; got {self.radius}")
+        check_in("(0, inf)", radius=self.radius)
 
     def push(self, denoised: Tensor, references: References) -> Tensor:
         """The push out of the balls that ``denoised`` lies in, (B, C, H, W)."""

@@ -13,11 +13,10 @@ one forbidden text: several are ours.
 """
 
 from dataclasses import dataclass, replace
-from math import isfinite
 
 from torch import Tensor
 
-from dng_lightning.errors import SettingError
+from dng_lightning.errors import check_in
 from dng_lightning.guidance.attention_guidance import AttentionGuidance
 from dng_lightning.text_attention import TextAttention
 
@@ -40,8 +39,7 @@ class ValueSignFlip(AttentionGuidance):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isfinite(self.bias):
-            raise SettingError(f"bias must be finite; got {self.bias}")
+        check_in("(-inf, inf)", bias=self.bias)
 
     def edit(self, attention: TextAttention) -> Tensor:
         """Z_VSF, (B, tokens, width)."""

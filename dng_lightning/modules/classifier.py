@@ -68,25 +68,20 @@ class ClassifierModule(TrainedModule):
         logits: Tensor = self.net(x) if timesteps is None else self.net(x, timesteps)
         return logits
 
-    def classify(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Label images, in evaluation mode and fp32 in any precision of the trainer.
-
-        Args:
-            x: images (B, C, H, W) in [-1, 1].
-
-        Returns:
-            labels, int64 (B,), and their probabilities, float32 (B,).
-        """
-        confidence, labels = self.probabilities(x).max(dim=1)
-        return labels, confidence
-
     def label(self, x: Tensor) -> Labels:
-        """The result of ``classify`` for an evaluation."""
-        return Labels(*self.classify(x))
+        """The most probable class of each image (B, C, H, W) in [-1, 1], and its probability."""
+        confidence, labels = self.probabilities(x).max(dim=1)
+        return Labels(labels, confidence)
 
     @torch.no_grad()
     def probabilities(self, x: Tensor) -> Tensor:
-        """Probability of each class, float32 (B, num_classes); see ``classify``."""
+        """Probability of each class, float32 (B, num_classes).
+
+        In evaluation mode and fp32 in any precision of the trainer.
+
+        Args:
+            x: images (B, C, H, W) in [-1, 1].
+        """
         return self._judge(x).softmax(dim=1)
 
     def log_posterior(self, x_t: Tensor, level: NoiseLevel) -> Tensor:
@@ -110,7 +105,7 @@ class ClassifierModule(TrainedModule):
 
         Args:
             name: see ``TrainedModule.load``.
-            noisy: load a classifier of noisy images, for ``log_posterior``; else of clean images, for ``classify``.
+            noisy: load a classifier of noisy images, for ``log_posterior``; else of clean images, for ``label``.
 
         Raises:
             SettingError: see ``TrainedModule.load``, or the classifier is of the other kind.

@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from dng_lightning.errors import SettingError
 from dng_lightning.interfaces import NO_PREDICTIONS, ActiveConditions, Guided, Needs, Predictions, Step
 from dng_lightning.kernel import NoiseLevel
 
@@ -78,12 +77,6 @@ def at_most(log_p: Tensor, p_max: float) -> Tensor:
 def state_dtype(device: torch.device) -> torch.dtype:
     """fp64 where the device has it, since fp32 does not resolve the odds of posteriors close to 1."""
     return torch.float32 if device.type == "mps" else torch.float64
-
-
-def check_p_max(p_max: float) -> None:
-    """Refuse a bound on the sum of the posteriors that is not inside (0, 1)."""
-    if not 0 < p_max < 1:
-        raise SettingError(f"p_max must be inside (0, 1); got {p_max}")
 
 
 def mask_inactive(log_p: Tensor, active: Tensor | None) -> Tensor:

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dng_lightning.errors import SettingError, check_0_to_1
+from dng_lightning.errors import SettingError, check_0_to_1, check_at_least, check_in
 from dng_lightning.interfaces import Guided, Needs, Predictions, Step
 from dng_lightning.kernel import NoiseLevel
-from dng_lightning.posterior.base import Posterior, at_most, check_p_max, mask_inactive, state_dtype
+from dng_lightning.posterior.base import Posterior, at_most, mask_inactive, state_dtype
 from dng_lightning.posterior.calibration import Calibration, check_calibration, slope_and_shift
 from dng_lightning.posterior.log_ratio import log_ratio, without_push
 
@@ -47,10 +47,9 @@ class CalibratedPosterior(Posterior):
     divergence: int = 0
 
     def __post_init__(self) -> None:
-        check_p_max(self.p_max)
+        check_in("(0, 1)", p_max=self.p_max)
         check_0_to_1(guidance_shift_weight=self.guidance_shift_weight)
-        if self.divergence < 0:
-            raise SettingError(f"divergence must be at least 0; got {self.divergence}")
+        check_at_least(0, divergence=self.divergence)
         check_calibration(self.calibration)
 
     def needs(self, state: Tensor | None = None, step: Step | None = None) -> Needs:

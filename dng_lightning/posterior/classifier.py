@@ -5,9 +5,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from dng_lightning.errors import SettingError
+from dng_lightning.errors import SettingError, check_in
 from dng_lightning.interfaces import Needs, Predictions, Step
-from dng_lightning.posterior.base import Posterior, at_most, check_p_max, mask_inactive
+from dng_lightning.posterior.base import Posterior, at_most, mask_inactive
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class ClassifierPosterior(Posterior):
     p_max: float = 0.99
 
     def __post_init__(self) -> None:
-        check_p_max(self.p_max)
+        check_in("(0, 1)", p_max=self.p_max)
 
     def needs(self, state: None = None, step: Step | None = None) -> Needs:
         """The classifier."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dng_lightning.errors import SettingError
+from dng_lightning.errors import SettingError, check_in
 from dng_lightning.interfaces import Predictions, Step
 from dng_lightning.posterior.base import Posterior, mask_inactive, state_dtype
 
@@ -21,8 +21,7 @@ class ConstantPosterior(Posterior):
     p: float = 0.5
 
     def __post_init__(self) -> None:
-        if not 0 < self.p < 1:
-            raise SettingError(f"p must be inside (0, 1); got {self.p}")
+        check_in("(0, 1)", p=self.p)
 
     def start(self, x_T: Tensor, conditions: int) -> Tensor:
         """Log p, (B, K)."""

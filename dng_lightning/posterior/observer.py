@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dng_lightning.errors import SettingError, check_0_to_1, check_at_least_0
+from dng_lightning.errors import SettingError, check_0_to_1, check_at_least, check_at_least_0
 from dng_lightning.interfaces import Guided, Needs, Predictions, Step
 from dng_lightning.posterior.base import LEAST_LOG_P, Posterior, at_most, mask_inactive
 
@@ -76,8 +76,7 @@ class ObserverPosterior(Posterior):
             )
         check_at_least_0(observer_cfg_scale=self.observer_cfg_scale)
         check_0_to_1(threshold=self.threshold, observer_weight=self.observer_weight)
-        if self.max_active is not None and self.max_active < 1:
-            raise SettingError(f"max_active must be at least 1; got {self.max_active}")
+        check_at_least(1, max_active=self.max_active)
 
     @property
     def reads_predictions(self) -> bool:  # type: ignore[override]  # a class attribute of the others

@@ -11,9 +11,9 @@ from typing import ClassVar
 from torch import Tensor
 from torch.nn import functional
 
-from dng_lightning.errors import SettingError
+from dng_lightning.errors import SettingError, check_in
 from dng_lightning.interfaces import Needs, Predictions, Step
-from dng_lightning.posterior.base import Posterior, at_most, check_p_max, mask_inactive, state_dtype
+from dng_lightning.posterior.base import Posterior, at_most, mask_inactive, state_dtype
 from dng_lightning.posterior.calibration import Calibration, check_calibration, log_odds, slope_and_shift
 
 
@@ -38,7 +38,7 @@ class ProbePosterior(Posterior):
     calibration: Calibration = None
 
     def __post_init__(self) -> None:
-        check_p_max(self.p_max)
+        check_in("(0, 1)", p_max=self.p_max)
         check_calibration(self.calibration)
 
     def needs(self, state: None = None, step: Step | None = None) -> Needs:

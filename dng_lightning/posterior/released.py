@@ -11,14 +11,13 @@ import torch
 from torch import Tensor
 
 from dng_lightning.interfaces import Guided, Needs, Predictions, Step
-from dng_lightning.kernel import NoiseLevel
-from dng_lightning.posterior.base import Posterior, mask_inactive
+from dng_lightning.posterior.base import mask_inactive
 from dng_lightning.posterior.log_ratio import Corrections, log_ratio
-from dng_lightning.posterior.tracked import bounded, check_bounds, log_priors, raised
+from dng_lightning.posterior.tracked import PosteriorFromPrior
 
 
 @dataclass(frozen=True)
-class ReleasedPosterior(Posterior):
+class ReleasedPosterior(PosteriorFromPrior):
     """The authors' update; the defaults are their settings for CIFAR-10.
 
     Attributes:
@@ -39,13 +38,8 @@ class ReleasedPosterior(Posterior):
     p_max: float = 0.8
 
     def __post_init__(self) -> None:
-        check_bounds(self.priors, self.p_min, self.p_max)
+        self.check_bounds()
         self.corrections  # noqa: B018  # checks its settings
-
-    @property
-    def priors(self) -> list[float]:
-        """The prior as a list of one number or K."""
-        return [float(self.prior)] if isinstance(self.prior, int | float) else [float(p) for p in self.prior]
 
     @property
     def corrections(self) -> Corrections:
@@ -56,14 +50,6 @@ class ReleasedPosterior(Posterior):
         """The predictions of the conditions."""
         return Needs(negatives=True, tracks=True, divergence=0)
 
-    def start(self, x_T: Tensor, conditions: int) -> Tensor:
-        """Log prior, (B, K)."""
-        return log_priors(self.priors, self.p_max, x_T, conditions)
-
-    def log_prob(self, predictions: Predictions, state: Tensor, step: Step) -> Tensor:
-        """The state itself."""
-        return mask_inactive(state, predictions.active)
-
     def update(
         self, state: Tensor, step: Step, x_t: Tensor, x_s: Tensor, predictions: Predictions, guided: Guided
     ) -> Tensor:
@@ -73,9 +59,5 @@ class ReleasedPosterior(Posterior):
         variance, active = step.kernel.beta_tilde, predictions.active
         evidence = log_ratio(step, x_t, x_s, predictions, state, variance)
         log_p = mask_inactive(state, active) + self.corrections.apply(evidence, step, variance)
-        log_p = bounded(log_p, self.p_min, self.p_max)
+        log_p = self.bounded(log_p)
         return log_p if active is None else torch.where(active, log_p, state)
-
-    def at_least(self, state: Tensor, p: Tensor, level: NoiseLevel, active: Tensor) -> Tensor:
-        """See ``Posterior.at_least``; images without a lower bound keep their state, bit for bit."""
-        return raised(state, p, active, self.p_min, self.p_max)

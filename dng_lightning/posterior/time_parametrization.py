@@ -17,7 +17,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from dng_lightning.errors import SettingError
+from dng_lightning.errors import check_in
 from dng_lightning.kernel import Kernel
 from dng_lightning.schedule import NoiseSchedule
 
@@ -45,12 +45,10 @@ class Timing:
     discrepancy: float = 10.0
 
     def __post_init__(self) -> None:
-        if not (0 <= self.t0 < 1 and 0 <= self.t1 <= 1):
-            raise SettingError(f"timing needs t0 in [0, 1) and t1 in [0, 1]; got t0 {self.t0}, t1 {self.t1}")
-        if not 0 < self.p_0 < 1:
-            raise SettingError(f"timing's p_0 must be inside (0, 1); got {self.p_0}")
-        if not 0 < self.discrepancy < float("inf"):
-            raise SettingError(f"timing's discrepancy must be positive and finite; got {self.discrepancy}")
+        check_in("[0, 1)", **{"timing's t0": self.t0})
+        check_in("[0, 1]", **{"timing's t1": self.t1})
+        check_in("(0, 1)", **{"timing's p_0": self.p_0})
+        check_in("(0, inf)", **{"timing's discrepancy": self.discrepancy})
 
     def corrections(self, prior: float, schedule: NoiseSchedule) -> tuple[float, float]:
         """Temperature, and offset in nats a level.

@@ -8,12 +8,12 @@ starting from the prior, at no cost beyond the predictions that the guidance nee
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Self
+from typing import Literal, Self, get_args
 
 import torch
 from torch import Tensor
 
-from dng_lightning.errors import SettingError, check_0_to_1
+from dng_lightning.errors import SettingError, check_0_to_1, check_at_least, check_one_of
 from dng_lightning.interfaces import Guided, Needs, Predictions, Step
 from dng_lightning.kernel import NoiseLevel
 from dng_lightning.posterior.base import LEAST_LOG_P, Posterior, mask_inactive, odds, state_dtype
@@ -24,8 +24,74 @@ from dng_lightning.schedule import NoiseSchedule
 Reference = Literal["unconditional", "complement"]
 
 
+class PosteriorFromPrior(Posterior):
+    """Base class: the state is log p(c_k | x_t), (B, K), and starts from the prior.
+
+    Attributes:
+        prior: p(c_k) at pure noise, in (0, 1): one number, or one for each condition.
+        p_min: least posterior, in [0, prior].
+        p_max: greatest sum of the posteriors, in [prior, 1).
+    """
+
+    prior: float | Sequence[float]
+    p_min: float
+    p_max: float
+
+    @property
+    def priors(self) -> list[float]:
+        """The prior as a list of one number or K."""
+        return [float(self.prior)] if isinstance(self.prior, int | float) else [float(p) for p in self.prior]
+
+    def start(self, x_T: Tensor, conditions: int) -> Tensor:
+        """Log prior, (B, K).
+
+        Raises:
+            SettingError: the priors are not one or K, or sum to more than p_max.
+        """
+        priors = self.priors * conditions if len(self.priors) == 1 else self.priors
+        if len(priors) != conditions:
+            raise SettingError(f"prior must be one number or one for each of the {conditions} forbidden conditions")
+        if sum(priors) > self.p_max:
+            raise SettingError(
+                f"the priors of {conditions} forbidden conditions sum to {sum(priors):g}, above p_max {self.p_max}"
+            )
+        log_p = torch.tensor(priors, dtype=torch.float64).log()
+        return log_p.to(x_T.device, state_dtype(x_T.device)).repeat(len(x_T), 1)
+
+    def log_prob(self, predictions: Predictions, state: Tensor, step: Step) -> Tensor:
+        """The state itself."""
+        return mask_inactive(state, predictions.active)
+
+    def at_least(self, state: Tensor, p: Tensor, level: NoiseLevel, active: Tensor) -> Tensor:
+        """See ``Posterior.at_least``; images without a lower bound keep their state, bit for bit."""
+        p = p.to(state.dtype)
+        counts = active | (p > 0)
+        raised = self.bounded(state.maximum(p.log()).masked_fill(~counts, LEAST_LOG_P))
+        return torch.where(counts & (p > 0).any(1, keepdim=True), raised, state)
+
+    def bounded(self, log_p: Tensor) -> Tensor:
+        """``log_p`` (B, K) at least log p_min, its probabilities summing to at most p_max."""
+        lowest = math.log(self.p_min) if self.p_min > 0 else LEAST_LOG_P
+        log_p = log_p.clamp(lowest, torch.finfo(log_p.dtype).max)
+        # Above p_max, the conditions share p_max - K p_min in proportion. The shares are computed first, since log_p
+        # can be so large that its difference to the excess would not resolve log p_max.
+        room = math.log(max(self.p_max - log_p.shape[1] * self.p_min, 1e-300))
+        shared = torch.logaddexp(log_p.log_softmax(1) + room, torch.full_like(log_p, lowest))
+        return torch.where(log_p.logsumexp(1, keepdim=True) > math.log(self.p_max), shared, log_p)
+
+    def check_bounds(self) -> None:
+        """Refuse priors outside (0, 1), and bounds that exclude the priors."""
+        priors, p_min, p_max = self.priors, self.p_min, self.p_max
+        if not priors or not all(0 < p < 1 for p in priors):
+            raise SettingError(f"prior must be inside (0, 1); got {priors}")
+        if not max(priors) <= p_max < 1:
+            raise SettingError(f"p_max must be at least the prior and below 1; got p_max {p_max}, prior {priors}")
+        if not 0 <= p_min <= min(priors):
+            raise SettingError(f"p_min must be between 0 and the prior; got p_min {p_min}, prior {priors}")
+
+
 @dataclass(frozen=True)
-class TrackedPosterior(Posterior):
+class TrackedPosterior(PosteriorFromPrior):
     """Bayes' rule along the chain for K mutually exclusive conditions, with the authors' corrections.
 
     The defaults are exact for exact predictions.
@@ -62,20 +128,13 @@ class TrackedPosterior(Posterior):
     timing: Timing | None = None
 
     def __post_init__(self) -> None:
-        check_bounds(self.priors, self.p_min, self.p_max)
+        self.check_bounds()
         check_0_to_1(guidance_shift_weight=self.guidance_shift_weight)
         self.corrections  # noqa: B018  # checks its settings
-        if self.reference not in ("unconditional", "complement"):
-            raise SettingError(f"reference must be unconditional or complement; got {self.reference}")
-        if self.divergence < 0:
-            raise SettingError(f"divergence must be at least 0; got {self.divergence}")
+        check_one_of(get_args(Reference), reference=self.reference)
+        check_at_least(0, divergence=self.divergence)
         if self.timing and (self.temperature, self.offset, self.offset_inside) != (1.0, 0.0, False):
             raise SettingError("timing determines temperature and offset: leave these out, or timing")
-
-    @property
-    def priors(self) -> list[float]:
-        """The prior as a list of one number or K."""
-        return [float(self.prior)] if isinstance(self.prior, int | float) else [float(p) for p in self.prior]
 
     @property
     def corrections(self) -> Corrections:
@@ -93,14 +152,6 @@ class TrackedPosterior(Posterior):
         """The predictions of the conditions, and their divergence for samplers with eta < 1."""
         return Needs(negatives=True, tracks=True, divergence=self.divergence)
 
-    def start(self, x_T: Tensor, conditions: int) -> Tensor:
-        """Log prior, (B, K)."""
-        return log_priors(self.priors, self.p_max, x_T, conditions)
-
-    def log_prob(self, predictions: Predictions, state: Tensor, step: Step) -> Tensor:
-        """The state itself."""
-        return mask_inactive(state, predictions.active)
-
     def update(
         self, state: Tensor, step: Step, x_t: Tensor, x_s: Tensor, predictions: Predictions, guided: Guided
     ) -> Tensor:
@@ -117,48 +168,8 @@ class TrackedPosterior(Posterior):
         if self.reference == "complement":
             rest = torch.log1p(-mask_inactive(state, active).exp().sum(1, keepdim=True))
             log_p = torch.cat([log_p, rest], 1).log_softmax(1)[:, :-1]
-        log_p = bounded(log_p, self.p_min, self.p_max)
+        log_p = self.bounded(log_p)
         return log_p if active is None else torch.where(active, log_p, state)
-
-    def at_least(self, state: Tensor, p: Tensor, level: NoiseLevel, active: Tensor) -> Tensor:
-        """See ``Posterior.at_least``; images without a lower bound keep their state, bit for bit."""
-        return raised(state, p, active, self.p_min, self.p_max)
-
-
-def log_priors(priors: list[float], p_max: float, x_T: Tensor, conditions: int) -> Tensor:
-    """Log p(c_k), (B, K).
-
-    Raises:
-        SettingError: the priors are not one or K, or sum to more than p_max.
-    """
-    if len(priors) not in (1, conditions):
-        raise SettingError(f"prior must be one number or one for each of the {conditions} forbidden conditions")
-    priors = priors * conditions if len(priors) == 1 else priors
-    if sum(priors) > p_max:
-        raise SettingError(
-            f"the priors of {conditions} forbidden conditions sum to {sum(priors):g}, above p_max {p_max}"
-        )
-    log_p = torch.tensor(priors, dtype=torch.float64).log()
-    return log_p.to(x_T.device, state_dtype(x_T.device)).repeat(len(x_T), 1)
-
-
-def bounded(log_p: Tensor, p_min: float, p_max: float) -> Tensor:
-    """``log_p`` (B, K) at least log p_min, its probabilities summing to at most p_max."""
-    lowest = math.log(p_min) if p_min > 0 else LEAST_LOG_P
-    log_p = log_p.clamp(lowest, torch.finfo(log_p.dtype).max)
-    # Above p_max, the conditions share p_max - K p_min in proportion. The shares are computed first, since log_p can be
-    # so large that its difference to the excess would not resolve log p_max.
-    room = math.log(max(p_max - log_p.shape[1] * p_min, 1e-300))
-    shared = torch.logaddexp(log_p.log_softmax(1) + room, torch.full_like(log_p, lowest))
-    return torch.where(log_p.logsumexp(1, keepdim=True) > math.log(p_max), shared, log_p)
-
-
-def raised(log_p: Tensor, p: Tensor, active: Tensor, p_min: float, p_max: float) -> Tensor:
-    """``log_p`` (B, K), at least ``p`` and within the bounds; see ``Posterior.at_least``."""
-    p = p.to(log_p.dtype)
-    counts = active | (p > 0)
-    new = bounded(log_p.maximum(p.log()).masked_fill(~counts, LEAST_LOG_P), p_min, p_max)
-    return torch.where(counts & (p > 0).any(1, keepdim=True), new, log_p)
 
 
 def complement_prediction(log_p: Tensor, step: Step, predictions: Predictions) -> Predictions:
@@ -173,13 +184,3 @@ def complement_prediction(log_p: Tensor, step: Step, predictions: Predictions) -
     turning = (weights * differences.flatten(2).square().sum(2)).sum(1) + away.flatten(1).square().sum(1)
     shared = (weights * divergence).sum(1) + step.level.alpha / step.level.sigma**2 * turning
     return replace(predictions, denoised=base, divergence=divergence + shared.unsqueeze(1))
-
-
-def check_bounds(priors: list[float], p_min: float, p_max: float) -> None:
-    """Refuse priors outside (0, 1), and bounds that exclude the priors."""
-    if not priors or not all(0 < p < 1 for p in priors):
-        raise SettingError(f"prior must be inside (0, 1); got {priors}")
-    if not max(priors) <= p_max < 1:
-        raise SettingError(f"p_max must be at least the prior and below 1; got p_max {p_max}, prior {priors}")
-    if not 0 <= p_min <= min(priors):
-        raise SettingError(f"p_min must be between 0 and the prior; got p_min {p_min}, prior {priors}")

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from functools import reduce
 from itertools import pairwise
 from operator import or_
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import torch
 from torch import Tensor
 
-from dng_lightning.errors import SettingError, check_0_to_1, check_at_least
+from dng_lightning.errors import SettingError, check_0_to_1, check_at_least, check_one_of
 from dng_lightning.guidance.base import Guidance
 from dng_lightning.guidance.chain_guidance import ChainGuidance
 from dng_lightning.guidance.serialization import map_settings
@@ -53,14 +53,12 @@ class Sampler:
     def __post_init__(self) -> None:
         check_at_least(1, steps=self.steps)
         check_0_to_1(eta=self.eta)
-        if self.variance not in ("beta_tilde", "beta"):
-            raise SettingError(f"variance must be beta_tilde or beta; got {self.variance}")
+        check_one_of(get_args(Variance), variance=self.variance)
         if self.variance == "beta" and self.eta != 1:
             raise SettingError("variance beta needs eta 1")
         if self.clip is not None and not self.clip > 0:
             raise SettingError(f"clip must be positive; got {self.clip}")
-        if self.order not in (1, 2):
-            raise SettingError(f"order must be 1 or 2; got {self.order}")
+        check_one_of((1, 2), order=self.order)
         if self.order == 2 and self.variance == "beta":
             raise SettingError("order 2 needs variance beta_tilde")
 

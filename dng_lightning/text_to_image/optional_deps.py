@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
-from dng_lightning.errors import SettingError, require
+from dng_lightning.errors import check_one_of, require
 
 Precision = Literal["fp32", "bf16"]
 
@@ -17,8 +17,7 @@ def dtype_of(precision: Precision) -> torch.dtype:
     Raises:
         SettingError: there is no such precision.
     """
-    if precision not in ("fp32", "bf16"):
-        raise SettingError(f"precision must be fp32 or bf16; got {precision}")
+    check_one_of(get_args(Precision), precision=precision)
     return torch.float32 if precision == "fp32" else torch.bfloat16
 
 

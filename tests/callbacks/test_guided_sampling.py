@@ -15,6 +15,7 @@ from dng_lightning.__main__ import run
 from dng_lightning.callbacks import GuidedSampling
 from dng_lightning.data.pixels import from_png
 from dng_lightning.errors import SettingError
+from dng_lightning.evaluation.runs import Labels
 from dng_lightning.modules import ClassifierModule, DiffusionModule
 from dng_lightning.storage import resources
 
@@ -45,13 +46,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory, seen: list[Tensor]) -> Path
     """Of a training with a classifier that sees 3, 4 and 5 alone, and 4 and 5 forbidden."""
     folder = tmp_path_factory.mktemp("sampling")
 
-    def classify(self: ClassifierModule, images: Tensor) -> tuple[Tensor, Tensor]:
+    def label(self: ClassifierModule, images: Tensor) -> Labels:
         assert images.abs().max() <= 1
         seen.append(3 + (torch.arange(len(images)) + len(seen)) % 3)
-        return seen[-1], torch.ones(len(images))
+        return Labels(seen[-1], torch.ones(len(images)))
 
     with pytest.MonkeyPatch.context() as patch, rendered_figures():
-        patch.setattr(ClassifierModule, "classify", classify)
+        patch.setattr(ClassifierModule, "label", label)
         fit(folder, sampling="forbidden: [4, 5], classifier: digits-classifier")
     return folder
 

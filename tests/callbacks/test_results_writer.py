@@ -23,7 +23,7 @@ from dng_lightning.evaluation.distribution_metrics import kernel_distance, preci
 from dng_lightning.evaluation.evaluator import Evaluator
 from dng_lightning.evaluation.features import ClassifierFeatures
 from dng_lightning.evaluation.reference_statistics import ReferenceStatistics
-from dng_lightning.evaluation.runs import Samples
+from dng_lightning.evaluation.runs import Labels, Samples
 from dng_lightning.evaluation.torch_fidelity import TorchFidelityFeatures
 from dng_lightning.guidance import DynamicNegativeGuidance, Guidance, NegativePrompting, Unguided
 from dng_lightning.modules import ClassifierModule, DiffusionModule, GuidedSampler
@@ -507,19 +507,19 @@ def test_any_number_of_processes_gives_the_same(
 
 def test_a_filter_that_lets_few_or_no_images_pass(dng: Dng, settings: list[str], tmp_path: Path, monkeypatch):
     """Its row goes without what cannot be measured, or is missing; the others are not held up."""
-    classify: Callable[..., tuple[Tensor, Tensor]] = ClassifierModule.classify
+    label: Callable[..., Labels] = ClassifierModule.label
     for passed, expected in (
         (2, ["Unguided", "Rejection", "NegativePrompting"]),
         (0, ["Unguided", "NegativePrompting"]),
     ):
 
-        def biased(self: ClassifierModule, images: Tensor, passed: int = passed) -> tuple[Tensor, Tensor]:
-            labels, confidence = classify(self, images)
+        def biased(self: ClassifierModule, images: Tensor, passed: int = passed) -> Labels:
+            found = label(self, images)
             if len(images) == 6:
-                labels = torch.tensor([0] * passed + [3] * (6 - passed))
-            return labels, confidence
+                return replace(found, labels=torch.tensor([0] * passed + [3] * (6 - passed)))
+            return found
 
-        monkeypatch.setattr(ClassifierModule, "classify", biased)
+        monkeypatch.setattr(ClassifierModule, "label", biased)
         few = ["--data.num_samples=6", "--model.guidances=[NegativePrompting]"]
         folder = tmp_path / str(passed)
         dng("test", *settings, *few, f"--trainer.default_root_dir={folder}")

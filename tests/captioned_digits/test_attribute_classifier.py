@@ -31,7 +31,7 @@ def test_each_attribute_is_read_by_its_classifier():
     read = reader.read(x)
     assert (read.shape, read.dtype) == ((6, 4), torch.int64)
     for column, probabilities, (name, classifier) in zip(read.T, reader.probabilities(x), each.items(), strict=True):
-        assert torch.equal(column, classifier.classify(x)[0]), name
+        assert torch.equal(column, classifier.label(x).labels), name
         assert torch.equal(probabilities, classifier.probabilities(x))
     assert reader.num_features == 4 + 3 * 2
     with torch.no_grad():

@@ -85,5 +85,5 @@ def test_digits_stay_legible(real_data: Path):
     classifier = ClassifierModule.load("mnist-classifier")
     for thickness in (0, 1):
         share = digit_rendering.coverage(pixels, labels(1000, thickness))[:, :, 2:-2, 2:-2]
-        read = classifier.classify(share * 2 - 1)[0]
+        read = classifier.label(share * 2 - 1).labels
         assert (read == digits).float().mean() >= 0.97

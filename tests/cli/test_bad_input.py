@@ -233,7 +233,7 @@ def test_an_oracle_needs_a_classifier_of_the_model_s_noisy_images(
         return complaint(dng, capsys, "predict", *from_tiny, *settings)
 
     assert "DynamicNegativeGuidance, classifier needs p(c | x_t): " in refused(*ORACLE)
-    assert "p_max must be inside (0, 1); got 1" in refused(*ORACLE, "--model.guidance.posterior.p_max=1")
+    assert "p_max must be in (0, 1); got 1" in refused(*ORACLE, "--model.guidance.posterior.p_max=1")
     assert "digits-classifier classifies clean images" in refused(
         *ORACLE, "--model.noise_conditional_classifier=digits-classifier"
     )

@@ -90,9 +90,7 @@ def test_a_reader_that_has_seen_enough_is_no_error(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_config_is_printed_and_read_back_unchanged(name: str, tmp_path: Path, capsys):
     settings, given = yaml.safe_load(printed_configuration(name)), CONFIGS[name]
-    if guidances := settings["model"]["init_args"].get(
-        "guidances"
-    ):  # one of each class, as each takes .1 s
+    if guidances := settings["model"]["init_args"].get("guidances"):  # one of each class, as each takes .1 s
         settings["model"]["init_args"]["guidances"] = list({used["class_path"]: used for used in guidances}.values())
     (tmp_path / "again.yaml").write_text(yaml.safe_dump(settings))
     again = printed(capsys, command_of(name), "--config", str(tmp_path / "again.yaml"), "--print_config")

@@ -13,6 +13,7 @@ from dng_lightning.errors import SettingError
 from dng_lightning.evaluation import reference_statistics
 from dng_lightning.evaluation.features import ClassifierFeatures
 from dng_lightning.evaluation.reference_statistics import ReferenceStatistics
+from dng_lightning.evaluation.runs import Labels
 from dng_lightning.modules.classifier import ClassifierModule
 
 CLASSIFIER = ClassifierModule.load("digits-classifier")
@@ -65,7 +66,7 @@ def test_samples_are_evenly_chosen_from_each_class(monkeypatch: pytest.MonkeyPat
 
 
 def test_the_floor_is_how_often_retained_test_images_are_called_forbidden(statistics: ReferenceStatistics):
-    seen = CLASSIFIER.classify(to_float(TEST.images))[0]
+    seen = CLASSIFIER.label(to_float(TEST.images)).labels
     assert int(statistics.confusion.sum()) == 300
     for forbidden in ([8], [1, 8]):
         retained = ~torch.isin(TEST.labels, torch.tensor(forbidden))
@@ -169,7 +170,7 @@ class Counting:
 
 def test_features_of_real_images_are_taken_once(statistics: ReferenceStatistics, tmp_path: Path):
     path, extractor, wrong = tmp_path / "real.pt", Counting(), ClassifierModule.load("digits-classifier")
-    wrong.classify = lambda x: (torch.zeros(len(x), dtype=torch.long), torch.ones(len(x)))  # type: ignore[method-assign]
+    wrong.label = lambda x: Labels(torch.zeros(len(x), dtype=torch.long), torch.ones(len(x)))  # type: ignore[method-assign]
     ReferenceStatistics.cached(path, DATA, extractor, CLASSIFIER).save(path)  # type: ignore[arg-type]
     assert extractor.images == len(TRAIN)
     again = ReferenceStatistics.cached(path, DATA, extractor, wrong)  # type: ignore[arg-type]

@@ -152,9 +152,9 @@ def test_histograms():
     assert list(even.get_ydata()) == [50, 50]  # over the two retained
 
 
-@pytest.mark.parametrize("forbidden", [[], [207]])
+@pytest.mark.parametrize("forbidden", [[], [42]])
 def test_of_many_classes_the_forbidden_ones_are_named(forbidden: list[int]):
-    names, counts = [f"class {label}" for label in range(1000)], [1] * 1000
+    names, counts = [f"class {label}" for label in range(100)], [1] * 100
     (axes, *_) = study_figures.class_histograms(
         [row("NP", 0, 0.1, class_counts=" ".join(map(str, counts)))], names, forbidden
     ).axes

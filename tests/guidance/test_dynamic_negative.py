@@ -151,7 +151,7 @@ def test_its_posteriors_refuse_settings_out_of_range(posterior, setting):
 
 @pytest.mark.parametrize("p_max", [0.0, 1.0, -0.5, 1.5, math.nan])
 def test_a_classifiers_posterior_refuses_a_p_max_that_bounds_nothing(p_max):
-    with pytest.raises(SettingError, match=r"p_max must be inside \(0, 1\)"):
+    with pytest.raises(SettingError, match=r"p_max must be in \(0, 1\)"):
         ClassifierPosterior(p_max=p_max)
 
 

@@ -247,10 +247,10 @@ def test_too_few_references_to_tell_a_scale_by_say_what_to_set():
 @pytest.mark.parametrize(
     ("method", "setting", "reason"),
     [
-        (ShieldedDiffusion, {"radius": 0.0}, "radius must be positive and finite, or null"),
-        (SafetyGuidedFlow, {"gamma": -1.0}, "gamma must be positive and finite, or null"),
-        (SafetyGuidedFlow, {"bound": 0.0}, "bound must be positive and finite, or null"),
-        (SafeDenoiser, {"bandwidth": 0.0}, "bandwidth must be positive and finite, or null"),
+        (ShieldedDiffusion, {"radius": 0.0}, r"radius must be in \(0, inf\)"),
+        (SafetyGuidedFlow, {"gamma": -1.0}, r"gamma must be in \(0, inf\)"),
+        (SafetyGuidedFlow, {"bound": 0.0}, r"bound must be in \(0, inf\)"),
+        (SafeDenoiser, {"bandwidth": 0.0}, r"bandwidth must be in \(0, inf\)"),
         (SafeDenoiser, {"threshold": -1.0}, "threshold must be at least 0"),
         (SafeDenoiser, {"scale": -1.0}, "scale must be at least 0"),
     ],

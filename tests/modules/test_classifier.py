@@ -169,7 +169,7 @@ def test_training_hides_and_shifts_and_judging_does_not(monkeypatch: pytest.Monk
     monkeypatch.setattr(module.net, "forward", lambda x: shown.append(x) or torch.zeros(len(x), 10, requires_grad=True))
     images = torch.ones(64, 1, 8, 8)
     module.training_step((images, torch.zeros(64, dtype=torch.long)), 0)
-    module.classify(images)
+    module.label(images)
     assert (shown[0] == 0).flatten(1).any(1).all()
     assert torch.equal(shown[1], images)
 
@@ -183,14 +183,15 @@ def test_classify_is_in_evaluation_mode_and_full_precision():
     x = torch.randn(16, 1, 8, 8)
     running = module.net.state_dict()["blocks.0.1.running_mean"].clone()
     with torch.autocast("cpu", torch.bfloat16):
-        labels, confidence = module.classify(x)
+        found = module.label(x)
+        labels, confidence = found.labels, found.confidence
     assert module.net.training  # left as it was found
     assert torch.equal(module.net.state_dict()["blocks.0.1.running_mean"], running)
     expected, expected_labels = module.eval()(x).softmax(1).max(1)
     assert (labels.dtype, confidence.dtype) == (torch.int64, torch.float32)
     assert torch.equal(labels, expected_labels)
     assert torch.equal(confidence, expected)
-    assert torch.equal(module.classify(x[:1])[0], labels[:1])
+    assert torch.equal(module.label(x[:1]).labels, labels[:1])
 
 
 class Told(nn.Module):

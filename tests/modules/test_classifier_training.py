@@ -45,7 +45,7 @@ def test_it_learns_and_its_checkpoint_rebuilds_it(tmp_path: Path):
     data = Digits()
     data.setup()
     images, truth = data.part("test").images, data.part("test").labels
-    labels, _ = module.classify(images / 127.5 - 1)
+    labels = module.label(images / 127.5 - 1).labels
     assert (labels == truth).float().mean() > 0.95
     (logged,) = trainer(tmp_path).test(module, data, verbose=False)
     assert logged["test/accuracy"] == pytest.approx((labels == truth).float().mean().item())
@@ -91,7 +91,7 @@ def test_a_noise_conditional_one_learns_p_of_c_given_x_t(noisy_digits: Path, tmp
     with pytest.raises(SettingError, match="classifies noisy images: name a classifier of clean ones"):
         ClassifierModule.load(str(noisy_digits))
     with pytest.raises(SettingError, match="needs the noise level"):
-        module.classify(images[:1])
+        module.label(images[:1])
 
 
 def test_built_in_python_it_stores_plain_arguments_only(tmp_path: Path):
@@ -104,7 +104,7 @@ def test_built_in_python_it_stores_plain_arguments_only(tmp_path: Path):
     assert not {"net", "optimizer"} & set(stored)
     loaded = ClassifierModule.load_from_checkpoint(tmp_path / "direct.ckpt", net=small_net(), weights_only=True)
     x = torch.randn(3, 1, 8, 8)
-    assert torch.equal(loaded.classify(x)[1], module.classify(x)[1])
+    assert torch.equal(loaded.label(x).confidence, module.label(x).confidence)
 
 
 def test_data_of_another_number_of_classes_are_refused(tmp_path: Path):

@@ -186,7 +186,7 @@ def test_rows_that_are_no_calibration_are_refused(rows, reason):
 
 @pytest.mark.parametrize("p_max", [0.0, 1.0, -0.5, 1.5, math.nan])
 def test_a_p_max_that_bounds_nothing_is_refused(p_max):
-    with pytest.raises(SettingError, match=r"p_max must be inside \(0, 1\)"):
+    with pytest.raises(SettingError, match=r"p_max must be in \(0, 1\)"):
         CalibratedPosterior(ROWS, p_max)
 
 

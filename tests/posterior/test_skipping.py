@@ -201,7 +201,7 @@ def test_a_threshold_out_of_its_range_is_refused(method, threshold):
 
 @pytest.mark.parametrize("p", [0.0, 1.0, -0.1, math.nan])
 def test_a_constant_posterior_out_of_its_range_is_refused(p):
-    with pytest.raises(SettingError, match=r"p must be inside \(0, 1\)"):
+    with pytest.raises(SettingError, match=r"p must be in \(0, 1\)"):
         ConstantPosterior(p)
 
 

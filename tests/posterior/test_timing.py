@@ -128,12 +128,12 @@ def test_times_without_noise_levels_are_not_passed_over():
 @pytest.mark.parametrize(
     ("setting", "reason"),
     [
-        ({"t0": 1.0}, r"t0 in \[0, 1\)"),
-        ({"t1": 1.1}, r"t1 in \[0, 1\]"),
-        ({"t1": math.nan}, "timing needs"),
-        ({"p_0": 0.0}, "p_0 must be inside"),
-        ({"p_0": 1.0}, "p_0 must be inside"),
-        ({"discrepancy": math.inf}, "discrepancy must be positive and finite"),
+        ({"t0": 1.0}, r"timing's t0 must be in \[0, 1\)"),
+        ({"t1": 1.1}, r"t1 must be in \[0, 1\]"),
+        ({"t1": math.nan}, "t1 must be in"),
+        ({"p_0": 0.0}, "p_0 must be in"),
+        ({"p_0": 1.0}, "p_0 must be in"),
+        ({"discrepancy": math.inf}, r"discrepancy must be in \(0, inf\)"),
     ],
 )
 def test_times_out_of_range_are_refused(setting, reason):
