@@ -52,8 +52,8 @@ times.append(time.process_time())
 assert not {set(HEAVY) | {"transformers"}} & set(sys.modules)
 print((times[2] - times[0]) / (times[1] - times[0]))
 """
-    run(code)  # whatever has to be read or compiled for the first time
-    assert min(float(run(code)) for _ in range(3)) <= 1.5
+    # the first may have to read and compile; the others are for a machine that is busy
+    assert any(float(run(code)) <= 1.5 for _ in range(4))
 
 
 @pytest.mark.slow

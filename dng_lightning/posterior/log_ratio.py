@@ -16,11 +16,12 @@ subtracted, where div is the divergence with respect to x_t: the curvature of lo
 Koulischer et al., "Dynamic Negative Guidance of Diffusion Models" (ICLR 2025), section 3 and algorithm 2.
 """
 
+import math
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from dng_lightning.errors import check_at_least, check_in
+from dng_lightning.errors import SettingError, check_at_least
 from dng_lightning.interfaces import Guided, Predictions, Step
 
 
@@ -89,7 +90,8 @@ class Corrections:
 
     def __post_init__(self) -> None:
         check_at_least(0, temperature=self.temperature)
-        check_in("(-inf, inf)", offset=self.offset)
+        if not math.isfinite(self.offset):
+            raise SettingError(f"offset must be finite; got {self.offset}")
 
     def apply(self, ratio: Tensor, step: Step, variance: float | None = None) -> Tensor:
         """The corrected evidence, (B, K); arguments as for ``log_ratio``."""

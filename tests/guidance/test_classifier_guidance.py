@@ -90,7 +90,7 @@ def test_the_mean_moves_by_the_scaled_variance_times_the_gradient(t, s, variance
     ("setting", "reason"),
     [
         ({"goal": "up"}, "goal must be allowed, away or class; got up"),
-        ({"p_max": 1.0}, r"p_max must be inside \(0, 1\)"),
+        ({"p_max": 1.0}, r"p_max must be in \(0, 1\)"),
     ],
 )
 def test_settings_out_of_range_are_refused(method, setting, reason):

@@ -40,11 +40,11 @@ from dng_lightning.sampling import Sampler
 
 CALIBRATION = [[-3.0, 1.1, -1.0], [4.0, 1.5, 1.0]]
 SAMPLERS = {
-    "ancestral": Sampler(50),
-    "larger variance": Sampler(50, variance="beta"),
-    "clipped": Sampler(50, clip=1.0),
-    "DDIM": Sampler(50, eta=0.0),
-    "eta .5": Sampler(50, eta=0.5),
+    "ancestral": Sampler(20),
+    "larger variance": Sampler(20, variance="beta"),
+    "clipped": Sampler(20, clip=1.0),
+    "DDIM": Sampler(20, eta=0.0),
+    "eta .5": Sampler(20, eta=0.5),
 }
 each_sampler = pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS)
 pytestmark = pytest.mark.filterwarnings("ignore:a posterior tracked")
@@ -80,7 +80,7 @@ def unguided(forbidden: tuple[int, ...], sampler: Sampler) -> Tensor:
         DynamicNegativeGuidance(0.0, ProbePosterior()),
         DynamicNegativeGuidance(5.0, ProbePosterior(calibration=[[0, 1, -100]])),
         DynamicNegativeGuidance(1.0, TrackedPosterior(1e-30), skip_below=0.5),
-        SafeLatentDiffusion(5.0, warmup=50),
+        SafeLatentDiffusion(5.0, warmup=20),
         SafeLatentDiffusion(5.0, mask_scale=0.0),
         SafeLatentDiffusion(5.0, threshold=-math.inf),
         ClassifierGuidance(0.0),
