@@ -43,6 +43,7 @@ SLOW = """
     test_judges_of_commands test_pretrained_classifiers test_other_models
     test_next_command test_front_door test_edm test_classifier_training test_diffusion_networks
     test_classifier_files test_decoded_images
+    test_latent_transformers test_untrusted test_portrait_reader
     test_precision test_interruption test_faults test_damaged_files test_environment test_kills
 """.split()  # noqa: SIM905  # one a line would be a page
 

@@ -106,7 +106,7 @@ def bootstrap_interval(values: Sequence[float], point: float) -> tuple[float, fl
 def check_count(what: str, n: int, least: int) -> None:
     """Refuse ``n`` images where ``what`` needs at least ``least``, with a SettingError."""
     if n < least:
-        raise SettingError(f"{what} needs at least {least} images of a kind; got {n}: raise data.num_samples")
+        raise SettingError(f"{what} needs at least {least} images; got {n}: raise data.num_samples")
 
 
 def total_variation(counts: Sequence[int], forbidden: Collection[int] = ()) -> float:

@@ -144,5 +144,5 @@ def test_no_area_where_all_images_became_the_same(became: bool):
     "measure", [lambda: kl_interval([0, 0]), lambda: posterior_quality(torch.zeros(0), torch.zeros(0).bool())]
 )
 def test_no_image_is_refused(measure: Callable[[], object]):
-    with pytest.raises(SettingError, match=r"needs at least 1 images of a kind; got 0: raise data.num_samples"):
+    with pytest.raises(SettingError, match=r"needs at least 1 images; got 0: raise data.num_samples"):
         measure()
