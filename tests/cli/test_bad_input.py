@@ -95,7 +95,7 @@ def test_settings_of_the_sampler(setting: str, message: str, dng: Dng, from_tiny
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (["posterior.temperature=-1"], "temperature must be at least 0; got -1"),
+        (["posterior.temperature=-1"], "temperature must be at least 0 and finite; got -1"),
         (["posterior.prior=0"], "prior must be inside (0, 1); got [0.0]"),
         (["posterior.prior=1"], "prior must be inside (0, 1)"),
         (["posterior.prior=1.5"], "prior must be inside (0, 1)"),
