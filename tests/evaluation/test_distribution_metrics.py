@@ -174,7 +174,5 @@ def test_precision_and_recall_tell_fidelity_from_diversity():
     ],
 )
 def test_too_few_images(least: int, measure: Callable[[Tensor], object]):
-    with pytest.raises(
-        SettingError, match=rf"needs at least {least} images; got {least - 1}: raise data.num_samples"
-    ):
+    with pytest.raises(SettingError, match=rf"needs at least {least} images; got {least - 1}: raise data.num_samples"):
         measure(gaussian(9, 3))
