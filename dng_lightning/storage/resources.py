@@ -139,7 +139,7 @@ def _find(what: str, name: str | Path, local: list[Path], shipped: list[Path], n
     for path in local + (shipped if is_inside else []):
         if path.is_file():
             return path
-    if what == "checkpoint" and Path(name).is_dir():
+    if what == "checkpoint" and Path(name).name.strip(".") and Path(name).is_dir():  # "" and ".." name no folder
         held = ", ".join(sorted(path.name for path in Path(name).iterdir())[:5]) or "nothing"
         raise SettingError(
             f"folder {name} holds no {' or '.join(MODELS)} but {held}: name a file in it, or a network of diffusers "
