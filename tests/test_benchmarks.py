@@ -28,15 +28,19 @@ def test_the_quick_form_writes_one_table_and_keeps_what_is_finished(dng_process:
     finished.parent.mkdir()
     finished.write_text(json.dumps({"case": "kept", "unit": "s", "values": [1.0]}) + "\n")
     finished.with_suffix(".machine").write_text("a machine")
-    words = ["--quick", "--to", tmp_path, "--only", "sampling_overhead", "many_files"]
+    words = ["--quick", "--to", tmp_path, "--only", "sampling_overhead", "many_files", "commands", "training"]
     ended = dng_process(*words, cwd=tmp_path, script=ALL)
     assert ended.returncode == 0, ended.stderr
     with (tmp_path / "quick" / "benchmarks.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert rows[0]["case"] == "kept"
-    assert [row["case"] for row in rows[1:]] == [
+    assert [row["case"] for row in rows[1:11]] == [
         f"1,000 files, {run} run" for run in ("first", "next") for _ in range(5)
     ]
+    assert [row["case"] for row in rows[11:14]] == [
+        "dng --help", "dng predict --print_config", "one image in 2 steps"
+    ]  # fmt: skip
+    assert {row["case"].split()[0] for row in rows[14:]} >= {"dng_lightning", "diffusers"}
     assert all(float(row["median"]) >= 0 for row in rows)
     table = (tmp_path / "quick" / "benchmarks.md").read_text()
     assert table in ended.stdout

@@ -16,7 +16,9 @@ from pathlib import Path
 
 from measuring import Measurement, machine
 
-MINUTES = {"sampling_overhead": 12, "transformer_overhead": 6, "many_files": 8}  # about, on two cores
+MINUTES = {  # about, on two cores
+    "sampling_overhead": 12, "transformer_overhead": 6, "many_files": 8, "commands": 4, "training": 3,
+}  # fmt: skip
 HEAD = ["benchmark", "case", "median", "lower quartile", "upper quartile", "values", "unit"]
 
 

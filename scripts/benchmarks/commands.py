@@ -1,0 +1,44 @@
+"""Seconds of whole commands: python scripts/benchmarks/commands.py [--quick] [--to FILE]
+
+Help, the printed configuration, the first image, and ``dng predict`` without settings (64 images of MNIST), each in a
+process and an empty folder of its own. On a CPU the seconds are those that its processes used.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+
+from measuring import DEVICE, Measurement, run
+
+ONE = ["predict", "--data.num_samples=1"]
+COMMANDS = {
+    "dng --help": ["--help"],
+    "dng predict --print_config": ["predict", "--print_config"],
+    "one image in 2 steps": [*ONE, "--model.steps=2"],
+    "one image": ONE,
+    "dng predict": ["predict"],
+}
+
+
+def used(words: list[str]) -> float:
+    """Seconds of a command."""
+    before = os.times()
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "dng_lightning", *words]
+        subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    after = os.times()
+    if DEVICE.type != "cpu":
+        return after.elapsed - before.elapsed
+    return after.children_user + after.children_system - before.children_user - before.children_system
+
+
+def measure(quick: bool) -> Iterator[Measurement]:
+    """All commands; quickly those before the first whole sampling."""
+    for name, words in list(COMMANDS.items())[: 3 if quick else None]:
+        yield Measurement(name, "s", [used(words) for _ in range(1 if quick else 5)])
+
+
+if __name__ == "__main__":
+    run(__doc__, measure)
