@@ -103,7 +103,7 @@ class Interruption(Callback):
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """End if a process has received a signal; several processes exchange that about once a second."""
         self.batches += 1
-        if trainer.world_size == 1 or self.batches >= self.interval:
+        if self.received if trainer.world_size == 1 else self.batches >= self.interval:  # a GPU waits for an exchange
             self._end_if_received(trainer)
 
     def _end_if_received(self, trainer: Trainer) -> None:
