@@ -6,7 +6,11 @@ from typing import Any, ClassVar
 from torch import nn
 
 from dng_lightning.errors import SettingError
+from dng_lightning.modules.base_module import reading
 from dng_lightning.modules.diffusion import BaseDiffusionModule
+from dng_lightning.pretrained import diffusers_format
+from dng_lightning.storage import resources
+from dng_lightning.text_to_image.pipeline_folder import open_pipeline
 from scripts.captioned_images import networks
 from scripts.captioned_images.data import Captioned, CaptionedImages
 
@@ -39,6 +43,18 @@ class TextToImageTraining(BaseDiffusionModule):
         """The loss on held-out images."""
         with networks.eager(self.compile_net):
             super().validation_step(batch, batch_idx)
+
+    def start_from(self, name: str) -> None:
+        """See ``TrainedModule.start_from``; also from a pipeline in diffusers' format, as ``PipelineExport`` writes it."""
+        path, own = resources.checkpoint(name), self.pipeline()
+        if path.name != diffusers_format.INDEX:
+            super().start_from(name)
+            return
+        trained, folder = open_pipeline(name, "fp32", [type(own).__name__])
+        with reading(folder, f"this {type(self).__name__}"):
+            for part, network in own.components.items():
+                if isinstance(network, nn.Module):
+                    network.load_state_dict(getattr(trained, part).state_dict())
 
     @abstractmethod
     def pipeline(self) -> Any:

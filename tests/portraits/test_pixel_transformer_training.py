@@ -4,6 +4,7 @@ import pytest
 import torch
 from running import TINY
 
+from dng_lightning.errors import SettingError
 from dng_lightning.text_to_image import TextToImageModel
 from scripts.captioned_images import networks
 from scripts.portraits import PipelineExport, PixelTransformerModule
@@ -57,3 +58,13 @@ def test_an_exported_model_has_the_same_levels_and_predictions(tmp_path: Path):
         u = module.schedule.timestep(torch.tensor([600]))
         expected = module.net(x, u, embedded, attention_mask=mask.bool()).sample
     torch.testing.assert_close(model(x, level, model.encode([TEXT]).take([0])), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_training_starts_from_an_exported_model(tmp_path: Path):
+    first, second = tiny().eval(), tiny()
+    torch.nn.init.normal_(first.net.final_layer.linear.weight)
+    PipelineExport().write(first, tmp_path)
+    second.start_from(str(tmp_path))
+    assert all(torch.equal(weight, first.state_dict()[name]) for name, weight in second.state_dict().items())
+    with pytest.raises(SettingError, match="is no checkpoint of this PixelTransformerModule"):
+        second.start_from("portraits")
