@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from dng_lightning.errors import SettingError
 from dng_lightning.evaluation.label_space import LabelSpace
 from dng_lightning.evaluation.runs import Labels
-from dng_lightning.text_to_image.observers import PromptJudge, PromptReader
+from dng_lightning.text_to_image.observers import PromptJudge, PromptObserver, PromptReader
+from scripts.captioned_images.attributes import Attributes
 from scripts.captioned_images.data import CaptionedImages
 from scripts.captioned_images.prompt_adherence import PromptAccuracy, PromptLabelSpace
 
@@ -25,10 +26,10 @@ class AttributeJudge(Protocol):
         """The probability of every value of each attribute, A of (B, values), float32."""
 
 
-class AttributeReader(PromptReader):
+class AttributeReader(PromptReader, PromptObserver):
     """Judges images of one prompt by what its negative prompts name, or images of several by their own prompt.
 
-    A subclass says which data it knows, and how its classifiers are loaded.
+    It is an observer too: for an independent evaluation of another checkpoint than the reader's. A subclass says which data it knows, and how its classifiers are loaded.
 
     Args:
         classifiers: name of the checkpoint, or what the names of several begin with.
@@ -63,6 +64,18 @@ class AttributeReader(PromptReader):
         read: Tensor = self.net.to(images.device).read(images)
         return read
 
+    def check(self, things: Sequence[str], image_shape: tuple[int, int, int]) -> None:
+        """See ``PromptObserver.check``."""
+        if image_shape != self.image_shape:
+            raise SettingError(f"{type(self).__name__} observes images of {self.image_shape}, not {image_shape}")
+        for thing in things:
+            if not self.of.parse(thing).named():
+                raise SettingError(f"{thing!r} names nothing that an image can show")
+
+    def probabilities(self, images: Tensor, things: Sequence[str]) -> Tensor:
+        """See ``PromptObserver.probabilities``."""
+        return shown(self.net.to(images.device), [self.of.parse(thing) for thing in things], images)
+
 
 class PromptClassifier(nn.Module):
     """Sorts images into the label space of the prompts, as a ``ClassifierModule`` does into classes.
@@ -96,7 +109,12 @@ class PromptClassifier(nn.Module):
         return Labels(self.label_space.labels(attributes), torch.stack(seen, 1).prod(1), attributes)
 
     def probabilities(self, x: Tensor) -> Tensor:
-        """The probability of what each negative prompt names, (B, K): of all of its attributes."""
-        each = dict(zip(self.label_space.of.kind.values, self.net.probabilities(x), strict=True))
-        named = [[each[name][:, label] for name, label in n.labels().items()] for n in self.label_space.negatives]
-        return torch.stack([torch.stack(probabilities, 1).prod(1) for probabilities in named], 1)
+        """The probability of what each negative prompt names, (B, K)."""
+        return shown(self.net, self.label_space.negatives, x)
+
+
+def shown(net: AttributeJudge, things: Sequence[Attributes], x: Tensor) -> Tensor:
+    """The probability that images (B, C, H, W) in [-1, 1] have all attributes of each thing, (B, K)."""
+    each = dict(zip(things[0].values, net.probabilities(x), strict=True))
+    named = [[each[name][:, label] for name, label in thing.labels().items()] for thing in things]
+    return torch.stack([torch.stack(probabilities, 1).prod(1) for probabilities in named], 1)

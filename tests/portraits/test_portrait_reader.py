@@ -56,3 +56,15 @@ def test_a_reader_sorts_portraits_by_what_is_avoided(folder: Path):
     assert sum(measures[f"skin_{value}"] for value in VALUES["skin"]) == pytest.approx(1)
     with pytest.raises(SettingError, match="names nothing that an image can be without"):
         reader.understand(["a person"], ["a portrait"])
+
+
+def test_a_reader_observes_what_its_judge_sees(folder: Path):
+    reader, avoided, images = PortraitReader(str(folder)), ["red hair", "a beard"], torch.rand(5, 3, 64, 64)
+    reader.check(avoided, (3, 64, 64))
+    _, judge = reader.understand(["a person"], avoided)
+    assert judge is not None
+    assert torch.equal(reader.probabilities(images, avoided), judge.probabilities(images))
+    with pytest.raises(SettingError, match="names nothing that an image can show"):
+        reader.check(["a portrait"], (3, 64, 64))
+    with pytest.raises(SettingError, match=r"observes images of \(3, 64, 64\), not \(3, 32, 32\)"):
+        reader.check(avoided, (3, 32, 32))
