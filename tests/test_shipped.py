@@ -213,8 +213,12 @@ STUDIES = {
     "captioned_digits_contradictory": "captioned-digits/contradictory",
     "captioned_digits_search": "captioned-digits/search",
     "portraits_related": "portraits/related",
+    "portraits_mask": "portraits/mask",
+    "portraits_beard": "portraits/beard",
+    "portraits_several": "portraits/several",
 }
-BELOW = {"cifar10": "cifar10_tradeoff", "captioned": "captioned_digits_related"}  # what their overlays go on top of
+# what their overlays go on top of
+BELOW = {"cifar10": "cifar10_tradeoff", "captioned": "captioned_digits_related", "portraits": "portraits_related"}
 
 
 def model_of(config: str) -> dict[str, Any]:

@@ -44,7 +44,7 @@ class CaptionedPortraits(CaptionedImages):
     """
 
     image_shape = (3, drawing.SIZE, drawing.SIZE)
-    kind, every, tracked = PortraitAttributes, EVERY, ("skin",)
+    kind, every, tracked = PortraitAttributes, EVERY, ("skin", "head")
 
     def __init__(
         self,
