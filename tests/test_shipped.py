@@ -216,6 +216,7 @@ STUDIES = {
     "portraits_mask": "portraits/mask",
     "portraits_beard": "portraits/beard",
     "portraits_several": "portraits/several",
+    "portraits_unrelated": "portraits/unrelated",
 }
 # what their overlays go on top of
 BELOW = {"cifar10": "cifar10_tradeoff", "captioned": "captioned_digits_related", "portraits": "portraits_related"}

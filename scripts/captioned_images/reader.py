@@ -29,7 +29,8 @@ class AttributeJudge(Protocol):
 class AttributeReader(PromptReader, PromptObserver):
     """Judges images of one prompt by what its negative prompts name, or images of several by their own prompt.
 
-    It is an observer too: for an independent evaluation of another checkpoint than the reader's. A subclass says which data it knows, and how its classifiers are loaded.
+    It is an observer too; for an independent evaluation, of another checkpoint than the reader's. A subclass says which
+    data it knows, and how its classifiers are loaded.
 
     Args:
         classifiers: name of the checkpoint, or what the names of several begin with.

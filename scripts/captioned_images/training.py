@@ -45,7 +45,7 @@ class TextToImageTraining(BaseDiffusionModule):
             super().validation_step(batch, batch_idx)
 
     def start_from(self, name: str) -> None:
-        """See ``TrainedModule.start_from``; also from a pipeline in diffusers' format, as ``PipelineExport`` writes it."""
+        """See ``TrainedModule.start_from``; a pipeline in diffusers' format, as exported, is a checkpoint too."""
         path, own = resources.checkpoint(name), self.pipeline()
         if path.name != diffusers_format.INDEX:
             super().start_from(name)
