@@ -6,6 +6,7 @@ starting from the prior, at no cost beyond the predictions that the guidance nee
 """
 
 import math
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Self, get_args
@@ -61,6 +62,12 @@ class PosteriorFromPrior(Posterior):
     def log_prob(self, predictions: Predictions, state: Tensor, step: Step) -> Tensor:
         """The state itself."""
         return mask_inactive(state, predictions.active)
+
+    @abstractmethod
+    def update(
+        self, state: Tensor, step: Step, x_t: Tensor, x_s: Tensor, predictions: Predictions, guided: Guided
+    ) -> Tensor:
+        """Log p(c_k | x_s), (B, K)."""
 
     def at_least(self, state: Tensor, p: Tensor, level: NoiseLevel, active: Tensor) -> Tensor:
         """See ``Posterior.at_least``; images without a lower bound keep their state, bit for bit."""

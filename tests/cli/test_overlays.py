@@ -52,7 +52,9 @@ def test_every_overlay_of_a_comparison_runs(name: str, dng: Dng, in_place: Path,
         f"--trainer.default_root_dir={folder}",
     ]
     settings += [f"--model.guidances=[{{class_path: {method}, init_args: {{scale: 3.0}}}}]"]
-    settings += ["--data.reference_data.val_size=20"] if worded else []
+    settings += ["--data.reference_data.val_size=20"] if worded or name.startswith("portraits") else []
+    if name.startswith("portraits"):
+        settings += ["--data.reference_data.train_size=64", "--data.reference_data.test_size=8"]
     if name.endswith("unrelated"):
         settings += ["--trainer.callbacks.features=null"]  # hardly one of the fake pictures is a red seven
     dng("test", *(f"--config={part}" for part in OVERLAYS[name]), *settings)

@@ -88,7 +88,7 @@ def test_a_prompt_that_is_too_long_is_cut_and_said(model: TextToImageModel, capt
 
 
 def test_folders_of_something_else(folder: Path, tmp_path: Path):
-    assert refused(tmp_path).startswith(f"No checkpoint '{tmp_path}'")
+    assert refused(tmp_path).startswith(f"folder {tmp_path} holds no model.ckpt")
     assert "holds no text-to-image model in diffusers' format" in refused("mnist")
     network = diffusers.UNet2DModel(8, 1, 1, block_out_channels=(8,), norm_num_groups=4, layers_per_block=1,
                                     down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",))  # fmt: skip
