@@ -328,7 +328,8 @@ def portraits_place(place: Path, fitted: Fitted) -> Path:
     """`place`, with a tiny text-to-image model of portraits, and classifiers of their attributes."""
     for library in ("dicebear", "diffusers", "ftfy", "transformers"):
         pytest.importorskip(library, reason=f"{library} is not installed (extras portraits and text-to-image)")
-    shutil.copytree(fitted("portraits"), place / "portraits", dirs_exist_ok=True)
+    for name in ("portraits", "portraits-correlated"):
+        shutil.copytree(fitted("portraits"), place / name, dirs_exist_ok=True)
     for name in ("attributes", "observer"):
         shutil.copytree(fitted("portraits_classifier"), place / f"portraits-{name}", dirs_exist_ok=True)
     return place

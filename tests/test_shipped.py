@@ -217,6 +217,8 @@ STUDIES = {
     "portraits_beard": "portraits/beard",
     "portraits_several": "portraits/several",
     "portraits_unrelated": "portraits/unrelated",
+    "portraits_contradictory": "portraits/contradictory",
+    "portraits_beard_correlated": "portraits-correlated/results",
 }
 # what their overlays go on top of
 BELOW = {"cifar10": "cifar10_tradeoff", "captioned": "captioned_digits_related", "portraits": "portraits_related"}
