@@ -68,7 +68,7 @@ def main(args: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("dng: interrupted", file=sys.stderr)
         sys.exit(130)
-    except Exception as error:
+    except Exception as error:  # what is not about settings is raised again
         mendable = setting_error(error)
         if mendable is None or "JSONARGPARSE_DEBUG" in os.environ:
             raise
