@@ -24,22 +24,6 @@ def check_at_least(least: float, **settings: float | None) -> None:
             raise SettingError(f"{name} must be at least {least}{finite}; got {value}")
 
 
-def check_at_least_0(**settings: float) -> None:
-    """Check that settings are finite and not negative; see ``check_at_least``."""
-    check_at_least(0, **settings)
-
-
-def check_0_to_1(**settings: float) -> None:
-    """Check that settings are in [0, 1].
-
-    Raises:
-        SettingError: one is not; the message names the first.
-    """
-    for name, value in settings.items():
-        if not 0 <= value <= 1:
-            raise SettingError(f"{name} must be between 0 and 1; got {value}")
-
-
 def check_in(interval: str, **settings: float | None) -> None:
     """Check that settings are in an interval such as ``"[0, 1)"`` or ``"(0, inf)"``; None passes.
 

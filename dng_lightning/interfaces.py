@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from dng_lightning.errors import SettingError
 from dng_lightning.kernel import Step
 from dng_lightning.text_attention import AttentionEdit
 
@@ -138,6 +139,17 @@ class Guided:
     posterior: Tensor | None = None
     renoise: Tensor | None = None
     smooth: Tensor | None = None
+
+
+def provided(prediction: Tensor | None, name: str) -> Tensor:
+    """A prediction that a guidance or posterior needs; ``name`` is that of its field in ``Predictions``.
+
+    Raises:
+        SettingError: the predictor does not give it.
+    """
+    if prediction is None:
+        raise SettingError(f"the predictions have no {name}: the predictor must provide what the guidance needs")
+    return prediction
 
 
 def per_image(scale: Tensor, like: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 from dng_lightning.data.found import FoundImages
 from dng_lightning.data.loading import ImageTensors
 from dng_lightning.data.store import MEMORY_SHARE, Items, Unreadable, check_readable, look, stored
-from dng_lightning.errors import SettingError, check_0_to_1
+from dng_lightning.errors import SettingError, check_in
 
 
 @dataclass(eq=False, repr=False)
@@ -36,7 +36,7 @@ class DecodedImages(FoundImages):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_0_to_1(**{"data.memory_share": self.memory_share})
+        check_in("[0, 1]", **{"data.memory_share": self.memory_share})
         if self.channels not in (None, 1, 3):
             raise SettingError(f"data.channels is {self.channels}: give 1 for grey, 3 for colour, or null")
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from dng_lightning.errors import check_0_to_1
+from dng_lightning.errors import check_in
 from dng_lightning.guidance.wrapper import GuidanceWrapper
 from dng_lightning.interfaces import Guided, Needs, Predictions, Step
 from dng_lightning.posterior import ObserverPosterior, Posterior
@@ -45,7 +45,7 @@ class AdaptiveNegative(GuidanceWrapper):
     threshold: float = 0.0
 
     def __post_init__(self) -> None:
-        check_0_to_1(threshold=self.threshold)
+        check_in("[0, 1]", threshold=self.threshold)
 
     def needs(self, state: Adapted | None = None, step: Step | None = None) -> Needs:
         """What the guidance and the posterior need, of the active conditions."""

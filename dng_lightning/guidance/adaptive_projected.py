@@ -18,10 +18,9 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional
 
-from dng_lightning.errors import SettingError, check_0_to_1, check_at_least_0, check_in
+from dng_lightning.errors import SettingError, check_at_least, check_in
 from dng_lightning.guidance.classifier_free import PositiveGuidance
-from dng_lightning.guidance.signed_negative import require_null
-from dng_lightning.interfaces import Guided, Predictions, Step, per_image
+from dng_lightning.interfaces import Guided, Predictions, Step, per_image, provided
 
 
 @dataclass(frozen=True)
@@ -43,11 +42,11 @@ class AdaptiveProjectedGuidance(PositiveGuidance):
     eta: float = 0.0
 
     def __post_init__(self) -> None:
-        check_at_least_0(scale=self.scale)
+        check_at_least(0, scale=self.scale)
         check_in("(-1, 1)", momentum=self.momentum)
         if not self.norm_threshold > 0:
             raise SettingError(f"norm_threshold must be positive; got {self.norm_threshold}")
-        check_0_to_1(eta=self.eta)
+        check_in("[0, 1]", eta=self.eta)
 
     def start(self, x_T: Tensor, conditions: int) -> Tensor:
         """Zeros, (B, ...)."""
@@ -71,4 +70,4 @@ class AdaptiveProjectedGuidance(PositiveGuidance):
         return self._difference(predictions, state)
 
     def _difference(self, predictions: Predictions, before: Tensor) -> Tensor:
-        return predictions.denoised - require_null(predictions) + self.momentum * before
+        return predictions.denoised - provided(predictions.null, "null") + self.momentum * before

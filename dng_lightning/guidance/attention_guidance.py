@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dng_lightning.errors import check_at_least_0
+from dng_lightning.errors import check_at_least
 from dng_lightning.guidance.wrapper import GuidanceWrapper
 from dng_lightning.interfaces import Guided, Needs, Predictions, Step
 from dng_lightning.text_attention import TextAttention
@@ -38,7 +38,7 @@ class AttentionGuidance(GuidanceWrapper):
     scale: float = 1.0
 
     def __post_init__(self) -> None:
-        check_at_least_0(scale=self.scale)
+        check_at_least(0, scale=self.scale)
 
     @property
     def identity_scale(self) -> float:  # type: ignore[override]  # a class attribute of the others

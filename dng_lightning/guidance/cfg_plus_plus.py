@@ -12,10 +12,9 @@ from dataclasses import dataclass
 
 import torch
 
-from dng_lightning.errors import SettingError
+from dng_lightning.errors import check_in
 from dng_lightning.guidance.classifier_free import PositiveGuidance
-from dng_lightning.guidance.signed_negative import require_null
-from dng_lightning.interfaces import Guided, Predictions, Step
+from dng_lightning.interfaces import Guided, Predictions, Step, provided
 
 
 @dataclass(frozen=True)
@@ -29,10 +28,9 @@ class CFGPlusPlus(PositiveGuidance):
     scale: float = 0.6
 
     def __post_init__(self) -> None:
-        if not 0 <= self.scale <= 1:
-            raise SettingError(f"scale of CFG++ must be between 0 and 1; got {self.scale}")
+        check_in("[0, 1]", **{"scale of CFG++": self.scale})
 
     def guide(self, predictions: Predictions, state: None, step: Step) -> Guided:
         """Between the two predictions, renoised with the unconditional eps."""
-        base, null = predictions.denoised, require_null(predictions)
+        base, null = predictions.denoised, provided(predictions.null, "null")
         return Guided(torch.lerp(null, base, self.scale), base.new_full((len(base),), self.scale), renoise=null)

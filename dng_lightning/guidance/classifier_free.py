@@ -8,10 +8,9 @@ from typing import Any, ClassVar
 
 import torch
 
-from dng_lightning.errors import check_at_least_0
+from dng_lightning.errors import check_at_least
 from dng_lightning.guidance.base import Guidance
-from dng_lightning.guidance.signed_negative import require_null
-from dng_lightning.interfaces import Guided, Needs, Predictions, Step
+from dng_lightning.interfaces import Guided, Needs, Predictions, Step, provided
 
 
 class PositiveGuidance(Guidance):
@@ -36,9 +35,9 @@ class ClassifierFreeGuidance(PositiveGuidance):
     scale: float = 3.0
 
     def __post_init__(self) -> None:
-        check_at_least_0(scale=self.scale)
+        check_at_least(0, scale=self.scale)
 
     def guide(self, predictions: Predictions, state: None, step: Step) -> Guided:
         """The linear inter- or extrapolation of the two predictions."""
-        base = predictions.denoised
-        return Guided(torch.lerp(require_null(predictions), base, self.scale), base.new_full((len(base),), self.scale))
+        base, null = predictions.denoised, provided(predictions.null, "null")
+        return Guided(torch.lerp(null, base, self.scale), base.new_full((len(base),), self.scale))

@@ -19,9 +19,9 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
-from dng_lightning.errors import SettingError, check_at_least_0, check_in, check_one_of
+from dng_lightning.errors import SettingError, check_at_least, check_in, check_one_of
 from dng_lightning.guidance.base import Guidance
-from dng_lightning.interfaces import Guided, Needs, Predictions, Step, per_image
+from dng_lightning.interfaces import Guided, Needs, Predictions, Step, per_image, provided
 from dng_lightning.posterior.base import at_most, odds
 
 Goal = Literal["allowed", "away", "class"]
@@ -53,7 +53,7 @@ class ClassifierGuidance(Guidance):
     unconditional: bool = False
 
     def __post_init__(self) -> None:
-        check_at_least_0(scale=self.scale)
+        check_at_least(0, scale=self.scale)
         check_goal(self.goal, self.p_max)
         check_one_of(get_args(Rule), rule=self.rule)
 
@@ -84,12 +84,10 @@ def goal_gradient(goal: Goal, predictions: Predictions, p_max: float) -> tuple[T
         if predictions.class_gradient is None:
             raise SettingError("goal class needs class_labels: set them, or take the goal allowed or away")
         return predictions.class_gradient, predictions.denoised.new_ones(len(predictions.denoised))
-    gradient, log_p = predictions.gradient, predictions.log_posterior
-    if gradient is None or (goal == "allowed" and log_p is None):
-        raise SettingError("there is no gradient of p(c | x_t): wrap the predictor in WithClassifier")
+    gradient = provided(predictions.gradient, "gradient")
     weights = gradient.new_ones(gradient.shape[:2])
-    if goal == "allowed" and log_p is not None:
-        weights = odds(at_most(log_p, p_max)).to(gradient.dtype)
+    if goal == "allowed":
+        weights = odds(at_most(provided(predictions.log_posterior, "log_posterior"), p_max)).to(gradient.dtype)
     return -(per_image(weights, gradient) * gradient).sum(1), weights.sum(1)
 
 

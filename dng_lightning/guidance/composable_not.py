@@ -8,7 +8,7 @@ for both signs, and so it is defined for several forbidden conditions, one pull 
 
 from dataclasses import dataclass
 
-from dng_lightning.errors import check_at_least_0
+from dng_lightning.errors import check_at_least
 from dng_lightning.guidance.base import Guidance
 from dng_lightning.guidance.signed_negative import null_differences
 from dng_lightning.interfaces import Guided, Needs, Predictions, Step
@@ -25,7 +25,7 @@ class ComposableNot(Guidance):
     scale: float = 1.0
 
     def __post_init__(self) -> None:
-        check_at_least_0(scale=self.scale)
+        check_at_least(0, scale=self.scale)
 
     def needs(self, state: None = None, step: Step | None = None) -> Needs:
         """The forbidden predictions and the unconditional one."""

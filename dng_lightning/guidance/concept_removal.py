@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dng_lightning.errors import check_at_least_0, check_in
+from dng_lightning.errors import check_at_least, check_in
 from dng_lightning.guidance.base import Guidance
 from dng_lightning.guidance.signed_negative import null_differences
 from dng_lightning.interfaces import Guided, Needs, Predictions, Step, per_image
@@ -47,7 +47,7 @@ class ConceptRemovalGuidance(Guidance):
     weight: float = 10.0
 
     def __post_init__(self) -> None:
-        check_at_least_0(scale=self.scale)
+        check_at_least(0, scale=self.scale)
         check_in("(-inf, inf)", threshold=self.threshold)
         check_in("(0, inf)", weight=self.weight)
 

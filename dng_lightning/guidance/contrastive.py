@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
-from dng_lightning.errors import check_at_least_0
+from dng_lightning.errors import check_at_least
 from dng_lightning.guidance.base import Guidance
 from dng_lightning.guidance.signed_negative import null_differences
 from dng_lightning.interfaces import Guided, Needs, Predictions, Step, per_image
@@ -38,7 +38,7 @@ class ContrastiveCFG(Guidance):
     tau: float = 0.2
 
     def __post_init__(self) -> None:
-        check_at_least_0(scale=self.scale, tau=self.tau)
+        check_at_least(0, scale=self.scale, tau=self.tau)
 
     def needs(self, state: None = None, step: Step | None = None) -> Needs:
         """The forbidden predictions and the unconditional one."""

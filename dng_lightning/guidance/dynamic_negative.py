@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from dng_lightning.errors import check_at_least_0, check_in
+from dng_lightning.errors import check_at_least, check_in
 from dng_lightning.guidance.base import Guidance
 from dng_lightning.interfaces import Guided, Needs, Predictions, Step, per_image
 from dng_lightning.posterior import Posterior, TrackedPosterior
@@ -39,7 +39,7 @@ class DynamicNegativeGuidance(Guidance):
     skip_below: float = 0.0
 
     def __post_init__(self) -> None:
-        check_at_least_0(scale=self.scale)
+        check_at_least(0, scale=self.scale)
         check_in("[0, 1)", skip_below=self.skip_below)
 
     def needs(self, state: Any = None, step: Step | None = None) -> Needs:

@@ -20,8 +20,7 @@ from torch import Tensor
 from dng_lightning.errors import SettingError
 from dng_lightning.guidance.classifier_free import PositiveGuidance
 from dng_lightning.guidance.limited_interval import check_interval, inside
-from dng_lightning.guidance.signed_negative import require_null
-from dng_lightning.interfaces import Guided, Needs, Predictions, Step, per_image
+from dng_lightning.interfaces import Guided, Needs, Predictions, Step, per_image, provided
 from dng_lightning.posterior import Posterior, TrackedPosterior
 
 
@@ -83,7 +82,7 @@ class FeedbackGuidance(PositiveGuidance):
 
     def guide(self, predictions: Predictions, state: Fed, step: Step) -> Guided:
         """The linear inter- or extrapolation of the two predictions."""
-        base, null = predictions.denoised, require_null(predictions)
+        base, null = predictions.denoised, provided(predictions.null, "null")
         log_p = self.posterior.log_prob(_of_class(predictions), state.posterior, step)
         log_ratio = log_p[:, 0] - (log_p if state.log_prior is None else state.log_prior)[:, 0]
         constant = self.scale - 1 if inside(step, self.low, self.high) else 0.0
@@ -113,4 +112,4 @@ class FeedbackGuidance(PositiveGuidance):
 def _of_class(predictions: Predictions) -> Predictions:
     """The predictions with the class or prompt as the only condition, and the unconditional one as the base."""
     log_p = predictions.class_log_posterior
-    return Predictions(require_null(predictions), predictions.denoised.unsqueeze(1), log_posterior=log_p)
+    return Predictions(provided(predictions.null, "null"), predictions.denoised.unsqueeze(1), log_posterior=log_p)

@@ -19,7 +19,7 @@ from typing import Literal, get_args
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from dng_lightning.errors import check_at_least_0, check_one_of
+from dng_lightning.errors import check_at_least, check_one_of
 from dng_lightning.guidance.base import Guidance
 from dng_lightning.guidance.classifier_guidance import Goal, check_goal, classifier_posterior, goal_gradient
 from dng_lightning.interfaces import Guided, Needs, Predictions, Step
@@ -52,7 +52,7 @@ class GeoGuide(Guidance):
     p_max: float = 0.99
 
     def __post_init__(self) -> None:
-        check_at_least_0(scale=self.scale)
+        check_at_least(0, scale=self.scale)
         check_goal(self.goal, self.p_max)
         check_one_of(get_args(Source), source=self.source)
 

@@ -7,7 +7,7 @@ It is Dynamic Negative Guidance with a constant posterior.
 
 from dataclasses import dataclass
 
-from dng_lightning.errors import check_at_least_0
+from dng_lightning.errors import check_at_least
 from dng_lightning.guidance.base import Guidance
 from dng_lightning.interfaces import Guided, Predictions, Step
 
@@ -23,7 +23,7 @@ class NegativePrompting(Guidance):
     scale: float = 1.0
 
     def __post_init__(self) -> None:
-        check_at_least_0(scale=self.scale)
+        check_at_least(0, scale=self.scale)
 
     def guide(self, predictions: Predictions, state: None, step: Step) -> Guided:
         """The base prediction, less the scaled differences."""

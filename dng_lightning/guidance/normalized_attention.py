@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from dng_lightning.errors import check_0_to_1, check_at_least, check_one_of
+from dng_lightning.errors import check_at_least, check_in, check_one_of
 from dng_lightning.guidance.attention_guidance import AttentionGuidance
 from dng_lightning.interfaces import Step
 from dng_lightning.text_attention import TextAttention
@@ -56,7 +56,7 @@ class NormalizedAttention(AttentionGuidance):
 
     def __post_init__(self) -> None:
         check_at_least(1, scale=self.scale, tau=self.tau)
-        check_0_to_1(alpha=self.alpha, end=self.end)
+        check_in("[0, 1]", alpha=self.alpha, end=self.end)
         check_one_of(ORDERS, norm=self.norm)
 
     @property

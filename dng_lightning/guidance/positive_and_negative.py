@@ -26,10 +26,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dng_lightning.errors import SettingError, check_at_least_0
-from dng_lightning.guidance.signed_negative import require_null
+from dng_lightning.errors import SettingError, check_at_least
 from dng_lightning.guidance.wrapper import GuidanceWrapper
-from dng_lightning.interfaces import Guided, Needs, Predictions, Step, per_image
+from dng_lightning.interfaces import Guided, Needs, Predictions, Step, per_image, provided
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ class PositiveAndNegative(GuidanceWrapper):
     independent: bool = False
 
     def __post_init__(self) -> None:
-        check_at_least_0(cfg_scale=self.cfg_scale)
+        check_at_least(0, cfg_scale=self.cfg_scale)
         if self.independent and self.guidance.needs().divergence:
             raise SettingError("independent goes without a divergence: set divergence to 0, or independent to false")
 
@@ -71,7 +70,7 @@ class PositiveAndNegative(GuidanceWrapper):
         if not self.independent:
             return self.guidance.update(state, step, x_t, x_s, sharpened, guided)
         # The posterior compares c- with the unconditional model; the push is the same, with that model as its base.
-        null = require_null(predictions)
+        null = provided(predictions.null, "null")
         plain = replace(predictions, denoised=null, negatives=_about(null, predictions), divergence=None)
         guided = replace(guided, denoised=null + (guided.denoised - sharpened.denoised))
         return self.guidance.update(state, step, x_t, x_s, plain, guided)
@@ -80,7 +79,7 @@ class PositiveAndNegative(GuidanceWrapper):
         """The predictions of c+ and c- with classifier-free guidance, which guide the image."""
         if self.cfg_scale == 1 and not self.independent:
             return predictions
-        null, w = require_null(predictions), self.cfg_scale
+        null, w = provided(predictions.null, "null"), self.cfg_scale
         base = torch.lerp(null, predictions.denoised, w)
         if not self.independent:
             negatives = torch.lerp(null.unsqueeze(1), predictions.negatives, w)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from dng_lightning.errors import SettingError, check_at_least_0
+from dng_lightning.errors import SettingError, check_at_least
 from dng_lightning.guidance.base import Guidance
 from dng_lightning.guidance.references import References
 from dng_lightning.interfaces import Guided, Needs, Predictions, Step
@@ -34,7 +34,7 @@ class ReferenceGuidance(Guidance):
     references: str | References = field(kw_only=True)
 
     def __post_init__(self) -> None:
-        check_at_least_0(scale=self.scale)
+        check_at_least(0, scale=self.scale)
 
     def needs(self, state: References | None = None, step: Step | None = None) -> Needs:
         """The base prediction alone."""
@@ -47,7 +47,7 @@ class ReferenceGuidance(Guidance):
             SettingError: the references are not read yet, or have another shape than the images.
         """
         if not isinstance(self.references, References):
-            raise SettingError(f"references {self.references!r} are not read yet: resolve(guidance) reads them")
+            raise SettingError(f"references {self.references!r} are not read: take load_settings(guidance, folder)")
         return self.references.like(x_T)
 
 

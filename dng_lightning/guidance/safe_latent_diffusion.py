@@ -22,8 +22,7 @@ from torch import Tensor
 
 from dng_lightning.errors import SettingError, check_at_least, check_in
 from dng_lightning.guidance.base import Guidance
-from dng_lightning.guidance.signed_negative import require_null
-from dng_lightning.interfaces import Guided, Needs, Predictions, Step
+from dng_lightning.interfaces import Guided, Needs, Predictions, Step, provided
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,8 @@ class SafeLatentDiffusion(Guidance):
         """The base prediction, or that of classifier-free guidance, and the masked and scaled push."""
         base, level = predictions.denoised, step.level
         scale = self.scale if step.index >= self.warmup else 0.0
-        pulled = base if self.cfg_scale is None else torch.lerp(require_null(predictions), base, self.cfg_scale)
+        cfg, null = self.cfg_scale, predictions.null
+        pulled = base if cfg is None else torch.lerp(provided(null, "null"), base, cfg)
         # at pure noise every eps prediction is x_t itself, and gamma is 0
         momentum = self.momentum_scale * (level.sigma / level.alpha if level.alpha else 0.0) * state
         push = scale * (self._masked(predictions, step) + momentum)
@@ -86,5 +86,5 @@ class SafeLatentDiffusion(Guidance):
         """The sum in gamma, of differences of denoised predictions, (B, ...)."""
         difference = step.level.alpha / step.level.sigma * predictions.differences
         mask = (self.mask_scale * difference.abs()).clamp(max=1) * (difference < self.threshold)
-        origin = predictions.denoised if self.cfg_scale is None else require_null(predictions)
+        origin = predictions.denoised if self.cfg_scale is None else provided(predictions.null, "null")
         return (mask * (origin.unsqueeze(1) - predictions.negatives)).sum(1)

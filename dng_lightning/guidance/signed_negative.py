@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from dng_lightning.errors import SettingError, check_at_least_0
+from dng_lightning.errors import check_at_least
 from dng_lightning.guidance.base import Guidance
-from dng_lightning.interfaces import Guided, Needs, Predictions, Step, per_image
+from dng_lightning.interfaces import Guided, Needs, Predictions, Step, per_image, provided
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class SignedNegative(Guidance):
     cfg_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        check_at_least_0(scale=self.scale, cfg_scale=self.cfg_scale)
+        check_at_least(0, scale=self.scale, cfg_scale=self.cfg_scale)
 
     def needs(self, state: None = None, step: Step | None = None) -> Needs:
         """The forbidden predictions and the unconditional one."""
@@ -48,19 +48,8 @@ def null_differences(predictions: Predictions) -> tuple[Tensor, Tensor, Tensor]:
         D_null (B, ...); D_+ - D_null (B, ...), 0 without a class or prompt; D_k - D_null (B, K, ...), 0 where a
         condition is not active.
     """
-    null = require_null(predictions)
+    null = provided(predictions.null, "null")
     away = predictions.negatives - null.unsqueeze(1)
     if predictions.active is not None:  # inactive negatives equal the base, which is not D_null
         away = away * per_image(predictions.active, away)
     return null, predictions.denoised - null, away
-
-
-def require_null(predictions: Predictions) -> Tensor:
-    """The unconditional prediction, (B, ...).
-
-    Raises:
-        SettingError: there is none.
-    """
-    if predictions.null is None:
-        raise SettingError("the unconditional prediction is missing: ask the predictor for what the guidance needs")
-    return predictions.null

@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Generator, Tensor, nn
 
-from dng_lightning.errors import SettingError, check_0_to_1, check_in
+from dng_lightning.errors import SettingError, check_in
 from dng_lightning.kernel import NoiseLevel
 from dng_lightning.modules.base_module import TrainedModule
 from dng_lightning.networks.diffusers import LatentDecoder
@@ -117,7 +117,7 @@ class DiffusionModule(BaseDiffusionModule):
     ) -> None:
         super().__init__()
         self.keep_hyperparameters("net", "schedule", "optimizer", "scheduler")
-        check_0_to_1(condition_dropout=condition_dropout)
+        check_in("[0, 1]", condition_dropout=condition_dropout)
         check_in("(0, inf)", snr_gamma=snr_gamma)
         if not isinstance(getattr(net, "num_classes", None), int):
             name = type(net).__name__

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dng_lightning.errors import SettingError, check_0_to_1, check_at_least, check_in
+from dng_lightning.errors import SettingError, check_at_least, check_in
 from dng_lightning.interfaces import Guided, Needs, Predictions, Step
 from dng_lightning.kernel import NoiseLevel
 from dng_lightning.posterior.base import Posterior, at_most, mask_inactive, state_dtype
@@ -48,7 +48,7 @@ class CalibratedPosterior(Posterior):
 
     def __post_init__(self) -> None:
         check_in("(0, 1)", p_max=self.p_max)
-        check_0_to_1(guidance_shift_weight=self.guidance_shift_weight)
+        check_in("[0, 1]", guidance_shift_weight=self.guidance_shift_weight)
         check_at_least(0, divergence=self.divergence)
         check_calibration(self.calibration)
 

@@ -5,8 +5,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from dng_lightning.errors import SettingError, check_in
-from dng_lightning.interfaces import Needs, Predictions, Step
+from dng_lightning.errors import check_in
+from dng_lightning.interfaces import Needs, Predictions, Step, provided
 from dng_lightning.posterior.base import Posterior, at_most, mask_inactive
 
 
@@ -31,6 +31,5 @@ class ClassifierPosterior(Posterior):
 
     def log_prob(self, predictions: Predictions, state: None, step: Step) -> Tensor:
         """The classifier's log p(c_k | x_t), bounded by p_max."""
-        if predictions.log_posterior is None:
-            raise SettingError("ClassifierPosterior needs p(c | x_t): wrap the predictor in WithClassifier")
-        return at_most(mask_inactive(predictions.log_posterior, predictions.active), self.p_max)
+        log_p = provided(predictions.log_posterior, "log_posterior")
+        return at_most(mask_inactive(log_p, predictions.active), self.p_max)

@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dng_lightning.errors import SettingError, check_0_to_1, check_at_least, check_at_least_0
-from dng_lightning.interfaces import Guided, Needs, Predictions, Step
+from dng_lightning.errors import SettingError, check_at_least, check_in
+from dng_lightning.interfaces import Guided, Needs, Predictions, Step, provided
 from dng_lightning.posterior.base import LEAST_LOG_P, Posterior, at_most, mask_inactive
 
 P_MAX = 0.99  # of an observer's own probabilities
@@ -47,7 +47,6 @@ class ObserverPosterior(Posterior):
             chain in [0, 1); or, if all are whole, numbers of steps, from 0. VL-DNP has [5, 6, 7, 9, 12, 16, 21, 27, 34,
             42] of 50.
         threshold: least probability of an active condition, in [0, 1]; 0 makes every condition active.
-        max_active: greatest number of active conditions of an image, the most probable ones; None for all.
         observer_weight: factor of the observer's probability from which the tracked posterior starts, in [0, 1]; below
             1 for an observer that answers only yes or no.
         observer_cfg_scale: CFG scale of the prediction that the observer classifies, >= 0; 1 for none.
@@ -59,7 +58,6 @@ class ObserverPosterior(Posterior):
     posterior: Posterior | None = None
     observe_steps: int | Sequence[int] | Sequence[float] = 20
     threshold: float = 0.1
-    max_active: int | None = None
     observer_weight: float = 1.0
     observer_cfg_scale: float = 1.0
 
@@ -74,9 +72,8 @@ class ObserverPosterior(Posterior):
                 "observe_steps must be how many, at least 1, or fractions of the chain in [0, 1), or numbers of steps; "
                 f"got {steps}"
             )
-        check_at_least_0(observer_cfg_scale=self.observer_cfg_scale)
-        check_0_to_1(threshold=self.threshold, observer_weight=self.observer_weight)
-        check_at_least(1, max_active=self.max_active)
+        check_at_least(0, observer_cfg_scale=self.observer_cfg_scale)
+        check_in("[0, 1]", threshold=self.threshold, observer_weight=self.observer_weight)
 
     @property
     def reads_predictions(self) -> bool:  # type: ignore[override]  # a class attribute of the others
@@ -117,13 +114,8 @@ class ObserverPosterior(Posterior):
             inner = self.posterior.update(inner, step, x_t, x_s, of_active, guided)
         if not self._looks(step):
             return replace(state, inner=inner)
-        p = predictions.observed
-        if p is None:
-            raise SettingError("ObserverPosterior needs an observer: wrap the predictor in WithObserver")
+        p = provided(predictions.observed, "observed")
         active = p >= self.threshold
-        if self.max_active is not None:
-            chosen = p.topk(min(self.max_active, p.shape[1])).indices
-            active = active & torch.zeros_like(active).scatter(1, chosen, True)
         if self.posterior:
             new = (self.observer_weight * p).clamp(min=SOMETHING) * (active & ~state.active)
             inner = self.posterior.at_least(inner, new, step.next_level, state.active)

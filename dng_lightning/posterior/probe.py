@@ -11,8 +11,8 @@ from typing import ClassVar
 from torch import Tensor
 from torch.nn import functional
 
-from dng_lightning.errors import SettingError, check_in
-from dng_lightning.interfaces import Needs, Predictions, Step
+from dng_lightning.errors import check_in
+from dng_lightning.interfaces import Needs, Predictions, Step, provided
 from dng_lightning.posterior.base import Posterior, at_most, mask_inactive, state_dtype
 from dng_lightning.posterior.calibration import Calibration, check_calibration, log_odds, slope_and_shift
 
@@ -47,9 +47,8 @@ class ProbePosterior(Posterior):
 
     def log_prob(self, predictions: Predictions, state: None, step: Step) -> Tensor:
         """The log posterior of the probe."""
-        if predictions.probed is None:
-            raise SettingError("ProbePosterior needs a probe: wrap the predictor in WithProbe")
-        log_p = predictions.probed.to(state_dtype(predictions.probed.device))
+        probed = provided(predictions.probed, "probed")
+        log_p = probed.to(state_dtype(probed.device))
         if self.calibration is not None:
             slope, shift = slope_and_shift(self.calibration, step.level)
             log_p = functional.logsigmoid(slope * log_odds(log_p) + shift)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dng_lightning.interfaces import Guided, Needs, Predictions, Step
 from dng_lightning.posterior.base import mask_inactive
-from dng_lightning.posterior.log_ratio import Corrections, log_ratio
+from dng_lightning.posterior.log_ratio import corrected, log_ratio
 from dng_lightning.posterior.tracked import PosteriorFromPrior
 
 
@@ -23,7 +23,7 @@ class ReleasedPosterior(PosteriorFromPrior):
     Attributes:
         prior: p(c_k) at pure noise, in (0, 1): one number, or one for each condition.
         temperature: factor of the evidence, >= 0.
-        offset: added to the squared distances, see ``Corrections``.
+        offset: added to the squared distances, see ``corrected``.
         p_min: least posterior, in [0, prior].
         p_max: greatest sum of the posteriors, in [prior, 1).
 
@@ -38,13 +38,7 @@ class ReleasedPosterior(PosteriorFromPrior):
     p_max: float = 0.8
 
     def __post_init__(self) -> None:
-        self.check_bounds()
-        self.corrections  # noqa: B018  # checks its settings
-
-    @property
-    def corrections(self) -> Corrections:
-        """Temperature and offset."""
-        return Corrections(self.temperature, self.offset, offset_inside=True)
+        self.check_settings()
 
     def needs(self, state: Tensor | None = None, step: Step | None = None) -> Needs:
         """The predictions of the conditions."""
@@ -58,6 +52,6 @@ class ReleasedPosterior(PosteriorFromPrior):
             return state
         variance, active = step.kernel.beta_tilde, predictions.active
         evidence = log_ratio(step, x_t, x_s, predictions, state, variance)
-        log_p = mask_inactive(state, active) + self.corrections.apply(evidence, step, variance)
-        log_p = self.bounded(log_p)
+        evidence = corrected(evidence, step, self.temperature, self.offset, variance)
+        log_p = self.bounded(mask_inactive(state, active) + evidence)
         return log_p if active is None else torch.where(active, log_p, state)

@@ -14,11 +14,11 @@ from typing import Literal, Self, get_args
 import torch
 from torch import Tensor
 
-from dng_lightning.errors import SettingError, check_0_to_1, check_at_least, check_one_of
+from dng_lightning.errors import SettingError, check_at_least, check_in, check_one_of
 from dng_lightning.interfaces import Guided, Needs, Predictions, Step
 from dng_lightning.kernel import NoiseLevel
 from dng_lightning.posterior.base import LEAST_LOG_P, Posterior, mask_inactive, odds, state_dtype
-from dng_lightning.posterior.log_ratio import Corrections, log_ratio, without_push
+from dng_lightning.posterior.log_ratio import corrected, log_ratio, without_push
 from dng_lightning.posterior.time_parametrization import Timing
 from dng_lightning.schedule import NoiseSchedule
 
@@ -30,11 +30,15 @@ class PosteriorFromPrior(Posterior):
 
     Attributes:
         prior: p(c_k) at pure noise, in (0, 1): one number, or one for each condition.
+        temperature: factor of the evidence, >= 0.
+        offset: see ``corrected``.
         p_min: least posterior, in [0, prior].
         p_max: greatest sum of the posteriors, in [prior, 1).
     """
 
     prior: float | Sequence[float]
+    temperature: float
+    offset: float
     p_min: float
     p_max: float
 
@@ -86,8 +90,11 @@ class PosteriorFromPrior(Posterior):
         shared = torch.logaddexp(log_p.log_softmax(1) + room, torch.full_like(log_p, lowest))
         return torch.where(log_p.logsumexp(1, keepdim=True) > math.log(self.p_max), shared, log_p)
 
-    def check_bounds(self) -> None:
-        """Refuse priors outside (0, 1), and bounds that exclude the priors."""
+    def check_settings(self) -> None:
+        """Refuse priors outside (0, 1), bounds that exclude the priors, and corrections that are not finite."""
+        check_at_least(0, temperature=self.temperature)
+        if not math.isfinite(self.offset):
+            raise SettingError(f"offset must be finite; got {self.offset}")
         priors, p_min, p_max = self.priors, self.p_min, self.p_max
         if not priors or not all(0 < p < 1 for p in priors):
             raise SettingError(f"prior must be inside (0, 1); got {priors}")
@@ -107,7 +114,7 @@ class TrackedPosterior(PosteriorFromPrior):
         prior: p(c_k) at pure noise, in (0, 1): one number, or one for each condition.
         temperature: factor of the evidence, >= 0.
         offset: added to log p at each timestep, in nats.
-        offset_inside: divide the offset by twice the kernel's variance; see ``Corrections``.
+        offset_inside: divide the offset by twice the kernel's variance; see ``corrected``.
         p_min: least posterior, in [0, prior].
         p_max: greatest sum of the posteriors, in [prior, 1); it bounds the odds by p_max / (1 - p_max).
         guidance_shift_weight: share of the guidance's push that counts as evidence, in [0, 1]. 1 is exact for exact
@@ -135,18 +142,12 @@ class TrackedPosterior(PosteriorFromPrior):
     timing: Timing | None = None
 
     def __post_init__(self) -> None:
-        self.check_bounds()
-        check_0_to_1(guidance_shift_weight=self.guidance_shift_weight)
-        self.corrections  # noqa: B018  # checks its settings
+        self.check_settings()
+        check_in("[0, 1]", guidance_shift_weight=self.guidance_shift_weight)
         check_one_of(get_args(Reference), reference=self.reference)
         check_at_least(0, divergence=self.divergence)
         if self.timing and (self.temperature, self.offset, self.offset_inside) != (1.0, 0.0, False):
             raise SettingError("timing determines temperature and offset: leave these out, or timing")
-
-    @property
-    def corrections(self) -> Corrections:
-        """Temperature and offset."""
-        return Corrections(self.temperature, self.offset, self.offset_inside)
 
     def with_schedule(self, schedule: NoiseSchedule) -> Self:
         """The posterior with temperature and offset in place of ``timing``."""
@@ -164,14 +165,16 @@ class TrackedPosterior(PosteriorFromPrior):
     ) -> Tensor:
         """Log p(c_k | x_s), (B, K), between p_min and p_max; unchanged where a condition is not active."""
         if self.timing:
-            raise SettingError("timing needs the noise levels: sample with resolve(guidance, schedule)")
+            raise SettingError("timing needs the noise levels: take with_schedule(schedule)")
         if step.kernel.variance == 0:  # the step to the data has no evidence
             return state
         log_p, active = mask_inactive(state, predictions.active), predictions.active
         x_s = without_push(x_t, x_s, step, predictions, guided, self.guidance_shift_weight)
         if self.reference == "complement":
             predictions = complement_prediction(log_p, step, predictions)
-        log_p = log_p + self.corrections.apply(log_ratio(step, x_t, x_s, predictions, log_p), step)
+        variance = step.kernel.variance if self.offset_inside else None
+        ratio = log_ratio(step, x_t, x_s, predictions, log_p)
+        log_p = log_p + corrected(ratio, step, self.temperature, self.offset, variance)
         if self.reference == "complement":
             rest = torch.log1p(-mask_inactive(state, active).exp().sum(1, keepdim=True))
             log_p = torch.cat([log_p, rest], 1).log_softmax(1)[:, :-1]

@@ -11,7 +11,7 @@ from typing import Any, TypeVar, get_args
 import torch
 from torch import Tensor
 
-from dng_lightning.errors import SettingError, check_0_to_1, check_at_least, check_one_of
+from dng_lightning.errors import SettingError, check_at_least, check_in, check_one_of
 from dng_lightning.guidance.base import Guidance
 from dng_lightning.guidance.chain_guidance import ChainGuidance
 from dng_lightning.guidance.serialization import map_settings
@@ -52,7 +52,7 @@ class Sampler:
 
     def __post_init__(self) -> None:
         check_at_least(1, steps=self.steps)
-        check_0_to_1(eta=self.eta)
+        check_in("[0, 1]", eta=self.eta)
         check_one_of(get_args(Variance), variance=self.variance)
         if self.variance == "beta" and self.eta != 1:
             raise SettingError("variance beta needs eta 1")

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from dng_lightning.errors import SettingError, check_0_to_1
+from dng_lightning.errors import SettingError, check_in
 from dng_lightning.interfaces import Step
 from dng_lightning.kernel import Kernel, NoiseLevel, Variance
 from dng_lightning.parametrization import Prediction
@@ -126,7 +126,7 @@ def kind_of(scheduler: Any, eta: float | None, tracks: bool) -> SchedulerKind:
         raise SettingError(f"the {name} clips: use {name}.from_config(..., clip_sample=False, thresholding=False)")
     kind = SchedulerKind(scheduler, eta)
     if eta is not None:
-        check_0_to_1(eta=eta)
+        check_in("[0, 1]", eta=eta)
         if name != "DDIMScheduler" and eta != (own := _eta(scheduler)):
             raise SettingError(f"a {name} has eta {own:g}; got eta {eta:g}")
     if tracks and kind.eta == 0 and name != "DDIMScheduler":

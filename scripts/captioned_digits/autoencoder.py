@@ -6,7 +6,7 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Generator, Tensor
 
-from dng_lightning.errors import SettingError, check_at_least_0
+from dng_lightning.errors import SettingError, check_at_least
 from dng_lightning.modules.base_module import TrainedModule
 from scripts.captioned_digits.attribute_classifier import AttributeClassifier
 from scripts.captioned_images import networks
@@ -48,7 +48,7 @@ class AutoencoderModule(TrainedModule):
     ) -> None:
         super().__init__()
         self.keep_hyperparameters("optimizer", "scheduler")
-        check_at_least_0(kl_weight=kl_weight)
+        check_at_least(0, kl_weight=kl_weight)
         self.net = networks.autoencoder(net)
         self.kl_weight, self.compile_net = kl_weight, compile
         self.optimizer, self.scheduler = optimizer, scheduler

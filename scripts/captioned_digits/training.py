@@ -7,7 +7,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Generator, Tensor
 
 from dng_lightning.data.pixels import to_float
-from dng_lightning.errors import SettingError, check_0_to_1, check_in
+from dng_lightning.errors import SettingError, check_in
 from dng_lightning.parametrization import Prediction
 from dng_lightning.schedule import LinearSchedule, NoiseSchedule
 from dng_lightning.text_to_image.model import LatentUNet
@@ -70,7 +70,7 @@ class TextToImageModule(TextToImageTraining):
     ) -> None:
         super().__init__()
         self.keep_hyperparameters("schedule", "optimizer", "scheduler")
-        check_0_to_1(caption_dropout=caption_dropout)
+        check_in("[0, 1]", caption_dropout=caption_dropout)
         check_in("(0, inf)", snr_gamma=snr_gamma)
         self.schedule, self.prediction = schedule or LinearSchedule(), prediction
         self.snr_gamma, self.optimizer, self.scheduler, self.compile_net = snr_gamma, optimizer, scheduler, compile

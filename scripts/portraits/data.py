@@ -10,7 +10,7 @@ from PIL import Image
 
 from dng_lightning.data.loading import ImageTensors
 from dng_lightning.data.store import Items, check_readable, stored
-from dng_lightning.errors import SettingError, check_0_to_1, check_at_least
+from dng_lightning.errors import SettingError, check_at_least, check_in
 from scripts.captioned_images.data import CaptionedImages, Label
 from scripts.portraits import drawing
 from scripts.portraits.attributes import EVERY, PortraitAttributes
@@ -129,5 +129,5 @@ def _rule(given: Mapping[str, Any]) -> tuple[dict[str, str], tuple[str, str], fl
         share = float(given["share"])
     except (KeyError, TypeError, ValueError) as error:
         raise SettingError(f"data.correlated is {given}: give if, then (one attribute) and share") from error
-    check_0_to_1(**{"data.correlated's share": share})
+    check_in("[0, 1]", **{"data.correlated's share": share})
     return condition, (name, value), share

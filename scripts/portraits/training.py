@@ -6,7 +6,7 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Generator, Tensor, nn
 
-from dng_lightning.errors import check_0_to_1, check_in
+from dng_lightning.errors import check_in
 from dng_lightning.parametrization import Prediction
 from dng_lightning.schedule import NoiseSchedule
 from dng_lightning.text_to_image.optional_deps import libraries
@@ -61,7 +61,7 @@ class PixelTransformerModule(TextToImageTraining):
     ) -> None:
         super().__init__()
         self.keep_hyperparameters("optimizer", "scheduler")
-        check_0_to_1(caption_dropout=caption_dropout)
+        check_in("[0, 1]", caption_dropout=caption_dropout)
         check_in("(0, inf)", shift=shift)
         even = torch.arange(LEVELS + 1, dtype=torch.double) / LEVELS
         u = shift * even / (1 + (shift - 1) * even)

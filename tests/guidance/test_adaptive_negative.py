@@ -20,22 +20,18 @@ PRESENCE = torch.tensor([[0.9, 0.0, 0.3], [0.0, 0.2, 0.0], [0.05, 0.0, 0.0], [0.
 
 
 @pytest.mark.parametrize(
-    ("threshold", "max_active", "expected"),
+    ("threshold", "expected"),
     [
-        (0.1, None, [[1, 0, 1], [0, 1, 0], [0, 0, 0], [0, 1, 1]]),
-        (0.5, None, [[1, 0, 0], [0, 0, 0], [0, 0, 0], [0, 0, 1]]),
-        (0.1, 1, [[1, 0, 0], [0, 1, 0], [0, 0, 0], [0, 0, 1]]),
-        (0.01, 2, [[1, 0, 1], [0, 1, 0], [1, 0, 0], [0, 1, 1]]),
-        (0.1, 5, [[1, 0, 1], [0, 1, 0], [0, 0, 0], [0, 1, 1]]),
+        (0.1, [[1, 0, 1], [0, 1, 0], [0, 0, 0], [0, 1, 1]]),
+        (0.5, [[1, 0, 0], [0, 0, 0], [0, 0, 0], [0, 0, 1]]),
+        (0.01, [[1, 0, 1], [0, 1, 0], [1, 0, 0], [0, 1, 1]]),
     ],
 )
-def test_what_emerges_is_evaluated_from_the_next_step_to_the_next_look_and_nothing_else(
-    threshold, max_active, expected
-):
+def test_what_emerges_is_evaluated_from_the_next_step_to_the_next_look_and_nothing_else(threshold, expected):
     predictor = RING.shared(FORBIDDEN)
     says = iter([PRESENCE, torch.zeros(4, 3)])
     observed = WithObserver(predictor, lambda denoised: next(says))
-    guidance = AdaptiveNegative(NegativePrompting(), ObserverPosterior(None, [0.2, 0.6], threshold, max_active))
+    guidance = AdaptiveNegative(NegativePrompting(), ObserverPosterior(None, [0.2, 0.6], threshold))
     counted: list[int] = []
 
     class Counted(Recorder):
@@ -86,5 +82,5 @@ def test_by_a_classifier_conditions_above_the_threshold_are_negated_at_each_step
 
 @pytest.mark.parametrize("bad", [-0.1, 1.1, math.nan])
 def test_a_threshold_out_of_range_is_refused(bad):
-    with pytest.raises(SettingError, match="threshold must be between 0 and 1"):
+    with pytest.raises(SettingError, match=r"threshold must be in .0, 1."):
         AdaptiveNegative(NegativePrompting(), threshold=bad)

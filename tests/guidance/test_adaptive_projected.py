@@ -71,7 +71,7 @@ def test_equal_predictions_and_a_black_image_are_no_trouble():
         ({"momentum": -1.0}, r"momentum must be in \(-1, 1\)"),
         ({"norm_threshold": 0.0}, "norm_threshold must be positive"),
         ({"norm_threshold": math.nan}, "norm_threshold must be positive"),
-        ({"eta": 1.5}, "eta must be between 0 and 1"),
+        ({"eta": 1.5}, "eta must be in .0, 1."),
     ],
 )
 def test_settings_out_of_range_are_refused(setting, reason):

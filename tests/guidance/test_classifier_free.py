@@ -84,11 +84,11 @@ def test_without_a_class_nothing_is_drawn(guidance):
         sample(predictor, guidance, LINEAR, BatchNoise((2, 2)))
     assert predictor.nfe == 0
     assert guidance.needs() == Needs(null=True, class_labels=True)
-    with pytest.raises(SettingError, match="the unconditional prediction is missing"):
+    with pytest.raises(SettingError, match="the predictions have no null"):
         guidance.guide(Predictions(given().denoised, given().negatives), None, STEP)
 
 
 @pytest.mark.parametrize("bad", [-0.1, 1.1, float("nan")])
 def test_cfg_plus_plus_stays_between_the_two(bad):
-    with pytest.raises(SettingError, match="between 0 and 1"):
+    with pytest.raises(SettingError, match=r"scale of CFG\+\+ must be in .0, 1."):
         CFGPlusPlus(bad)

@@ -127,5 +127,5 @@ def test_the_goal_class_without_a_class_is_refused_before_anything_is_evaluated(
 def test_predictions_without_a_gradient_are_refused(goal):
     guidance = ClassifierGuidance(goal=goal)
     given = replace(predicted(guidance, states(400), 400, [0]), gradient=None)
-    with pytest.raises(SettingError, match="wrap the predictor in WithClassifier"):
+    with pytest.raises(SettingError, match="the predictions have no gradient"):
         guidance.guide(given, None, step_at(400, 390))

@@ -94,7 +94,7 @@ def test_p_max_of_a_classifier_keeps_the_proportions_of_the_classes_and_bounds_t
 
 def test_without_a_classifier_its_posterior_says_what_is_missing():
     oracle = DynamicNegativeGuidance(posterior=ClassifierPosterior())
-    with pytest.raises(SettingError, match=r"wrap the predictor in WithClassifier"):
+    with pytest.raises(SettingError, match="the predictions have no log_posterior"):
         oracle.guide(replace(predictions(1), log_posterior=None), None, step_at())
 
 

@@ -96,7 +96,7 @@ GUIDANCES = [
     near(SafetyGuidedFlow),
     DynamicNegativeGuidance(2.0, ObserverPosterior(TRACKED)),
     DynamicNegativeGuidance(2.0, ObserverPosterior()),
-    AdaptiveNegative(NegativePrompting(2.0), ObserverPosterior(observe_steps=[0.0, 0.4], max_active=1)),
+    AdaptiveNegative(NegativePrompting(2.0), ObserverPosterior(observe_steps=[0.0, 0.4])),
     AdaptiveNegative(NegativePrompting(2.0), TRACKED, threshold=0.2),
     LimitedInterval(DynamicNegativeGuidance(2.0, ObserverPosterior(TRACKED, observe_steps=3)), 0.5, 2.0),
     LimitedInterval(AdaptiveNegative(NegativePrompting(2.0), ObserverPosterior(observe_steps=3)), 0.5, 2.0),

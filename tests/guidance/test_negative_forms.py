@@ -238,5 +238,5 @@ def test_the_cfg_negative_form_refuses_a_scale_that_attracts(bad):
 
 @pytest.mark.parametrize("guidance", NULL_NEEDED, ids=str)
 def test_without_the_unconditional_prediction_they_say_what_is_missing(guidance):
-    with pytest.raises(SettingError, match="the unconditional prediction is missing"):
+    with pytest.raises(SettingError, match="the predictions have no null"):
         guide(guidance, replace(predictions(), null=None))

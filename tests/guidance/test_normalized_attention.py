@@ -139,8 +139,8 @@ def test_outside_an_interval_the_base_is_plain_also_where_a_posterior_is_tracked
         ({"scale": math.inf}, "scale must be at least 1 and finite"),
         ({"tau": 0.5}, "tau must be at least 1 and finite"),
         ({"tau": math.nan}, "tau must be at least 1 and finite"),
-        ({"alpha": 1.1}, "alpha must be between 0 and 1"),
-        ({"end": -0.1}, "end must be between 0 and 1"),
+        ({"alpha": 1.1}, "alpha must be in .0, 1."),
+        ({"end": -0.1}, "end must be in .0, 1."),
         ({"norm": "l3"}, "norm must be l1 or l2"),
     ],
 )

@@ -198,7 +198,7 @@ def test_many_draws_of_a_class_give_its_denoiser(t):
 
 
 def test_without_a_posterior_it_says_what_is_missing():
-    with pytest.raises(SettingError, match="wrap the predictor in WithClassifier"):
+    with pytest.raises(SettingError, match="the predictions have no log_posterior"):
         moved(near(DynamicSafeDenoiser), draws())
 
 
@@ -225,7 +225,7 @@ def test_the_references_are_on_the_device_and_in_the_precision_of_the_images():
 
 
 def test_references_that_are_not_read_or_of_another_shape_are_refused():
-    with pytest.raises(SettingError, match=r"references 'mnist/zeros.pt' are not read yet"):
+    with pytest.raises(SettingError, match=r"references 'mnist/zeros.pt' are not read"):
         ShieldedDiffusion(references="mnist/zeros.pt").start(draws(), 1)
     with pytest.raises(SettingError, match=r"must be images of \(3,\); they are \(50, 2\)"):
         near(ShieldedDiffusion, draws()).start(draws(5, 3), 1)

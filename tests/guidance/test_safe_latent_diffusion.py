@@ -167,7 +167,7 @@ def test_several_forbidden_conditions_add_up_and_those_that_are_not_active_do_no
 def test_it_asks_for_the_unconditional_prediction_only_where_it_pulls_from_it():
     assert not SafeLatentDiffusion().needs().null
     assert preset("weak").needs().null
-    with pytest.raises(SettingError, match="unconditional prediction is missing"):
+    with pytest.raises(SettingError, match="the predictions have no null"):
         preset("weak").guide(replace(predictions(0)[0], null=None), torch.zeros(SHAPE), at(0))
 
 

@@ -111,11 +111,7 @@ def test_settings_hold_those_of_each_guidance_and_posterior_inside():
     assert (found["class"], found["low"], found["high"]) == ("LimitedInterval", 0.5, float("inf"))
     assert found["guidance"] == json.loads(settings_json(inner))
     observer = found["guidance"]["posterior"]
-    assert (observer["class"], observer["observe_steps"], observer["max_active"]) == (
-        "ObserverPosterior",
-        [0.1, 0.5],
-        None,
-    )
+    assert (observer["class"], observer["observe_steps"]) == ("ObserverPosterior", [0.1, 0.5])
     tracked = observer["posterior"]
     assert (tracked["class"], tracked["prior"], tracked["temperature"]) == ("TrackedPosterior", [0.1, 0.2], 1.0)
     assert tracked["timing"] == {"class": "Timing", "t0": 0.5, "t1": 0.4, "p_0": 0.75, "discrepancy": 10.0}

@@ -94,7 +94,7 @@ def test_condition_dropout_tells_the_null_class(dropout: float):
 
 @pytest.mark.parametrize("dropout", [-0.1, 1.1, float("nan")])
 def test_a_dropout_that_cannot_be(dropout: float):
-    with pytest.raises(SettingError, match="condition_dropout must be between 0 and 1"):
+    with pytest.raises(SettingError, match=r"condition_dropout must be in .0, 1."):
         DiffusionModule(Recorder(), condition_dropout=dropout)
 
 

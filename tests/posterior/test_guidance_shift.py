@@ -143,5 +143,5 @@ def test_with_none_of_it_the_posterior_sees_the_step_that_had_been_taken_without
 @pytest.mark.parametrize("weight", [-0.1, 1.1, math.nan, math.inf])
 @pytest.mark.parametrize("kind", [TrackedPosterior, CalibratedPosterior])
 def test_the_weight_is_between_0_and_1(kind, weight):
-    with pytest.raises(SettingError, match="guidance_shift_weight must be between 0 and 1"):
+    with pytest.raises(SettingError, match=r"guidance_shift_weight must be in .0, 1."):
         kind(guidance_shift_weight=weight)

@@ -203,10 +203,9 @@ def test_without_one_inside_it_is_the_observers_own_probability_at_its_last_look
         ({"observe_steps": [0.5, 2]}, "observe_steps must be"),
         ({"observe_steps": [-1, 2]}, "observe_steps must be"),
         ({"observer_cfg_scale": -1.0}, "observer_cfg_scale must be at least 0 and finite"),
-        ({"threshold": 1.1}, "threshold must be between 0 and 1"),
-        ({"observer_weight": -0.1}, "observer_weight must be between 0 and 1"),
-        ({"observer_weight": math.nan}, "observer_weight must be between 0 and 1"),
-        ({"max_active": 0}, "max_active must be at least 1"),
+        ({"threshold": 1.1}, "threshold must be in .0, 1."),
+        ({"observer_weight": -0.1}, "observer_weight must be in .0, 1."),
+        ({"observer_weight": math.nan}, "observer_weight must be in .0, 1."),
     ],
 )
 def test_settings_out_of_range_are_refused(setting, reason):
@@ -225,5 +224,5 @@ def test_without_an_observer_one_line_says_so(guidance):
     with pytest.raises(SettingError, match=r"needs an observer: wrap the predictor in WithObserver"):
         drawn(guidance, WithClassifier(RING.shared(FORBIDDEN), RING.log_posterior, FORBIDDEN))
     given = Predictions(torch.zeros(1, 1), torch.zeros(1, 3, 1))
-    with pytest.raises(SettingError, match="needs an observer"):
+    with pytest.raises(SettingError, match="the predictions have no observed"):
         update(guidance, guidance.start(given.denoised, 3), nth_step(5), given.denoised, given.denoised, given)

@@ -207,9 +207,9 @@ def test_a_hundred_ancestral_steps_are_the_default():
     ("setting", "reason"),
     [
         ({"steps": 0}, "steps must be at least 1"),
-        ({"eta": -0.1}, "eta must be between 0 and 1"),
-        ({"eta": 1.1}, "eta must be between 0 and 1"),
-        ({"eta": math.nan}, "eta must be between 0 and 1"),
+        ({"eta": -0.1}, "eta must be in .0, 1."),
+        ({"eta": 1.1}, "eta must be in .0, 1."),
+        ({"eta": math.nan}, "eta must be in .0, 1."),
         ({"variance": "learned"}, "variance must be beta_tilde or beta"),
         ({"variance": "beta", "eta": 0.5}, "variance beta needs eta 1"),
         ({"clip": 0.0}, "clip must be positive"),

@@ -391,7 +391,7 @@ def test_settings_of_schedulers_that_cannot_be(folder: Path):
         return refused(lambda: stock(opened(folder, scheduler, **settings), DYNAMIC, eta))
 
     assert "a DDPMScheduler has eta 1; got eta 0.5" in line("DDPMScheduler", 0.5)
-    assert "eta must be between 0 and 1; got 2" in line("DDIMScheduler", 2)
+    assert "eta must be in [0, 1]; got 2" in line("DDIMScheduler", 2)
     assert "the DDIMScheduler clips" in line("DDIMScheduler", clip_sample=True)
     assert "the DDPMScheduler clips" in line("DDPMScheduler", thresholding=True)
     assert (
