@@ -40,7 +40,7 @@ SLOW = """
     test_probe test_particles test_self_filter test_pipeline_sampler test_pipeline_folders
     test_families test_attention_families test_flux2 test_modular_flow
     test_flow_schedulers test_second_order test_solver_schedulers
-    test_judges_of_commands test_pretrained_classifiers test_other_models
+    test_synchronization test_judges_of_commands test_pretrained_classifiers test_other_models
     test_next_command test_front_door test_edm test_classifier_training test_diffusion_networks
     test_classifier_files test_decoded_images
     test_latent_transformers test_untrusted test_portrait_reader

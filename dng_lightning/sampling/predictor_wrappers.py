@@ -87,7 +87,7 @@ class WithClassifier(PredictorWrapper):
 
     def _posterior(self, x_t: Tensor, level: NoiseLevel) -> dict[str, Tensor]:
         log_p = self.log_posterior(x_t, level)
-        found = {"log_posterior": log_p[:, self.forbidden]}
+        found = {"log_posterior": columns(log_p, self.forbidden)}
         if self.class_labels is not None:
             found["class_log_posterior"] = log_p.gather(1, self.class_labels.unsqueeze(1))
         return found
@@ -96,10 +96,9 @@ class WithClassifier(PredictorWrapper):
         with torch.inference_mode(False), torch.enable_grad():  # the trainer disables gradients in predict and test
             x = x_t.clone().requires_grad_()
             found = self._posterior(x, level)
-            columns = {name: log_p.unbind(1) for name, log_p in found.items()}
             gradients = {
-                name: [torch.autograd.grad(column.sum(), x, retain_graph=True)[0] for column in columns[name]]
-                for name in columns
+                name: [torch.autograd.grad(column.sum(), x, retain_graph=True)[0] for column in log_p.unbind(1)]
+                for name, log_p in found.items()
             }
         found = {name: log_p.detach() for name, log_p in found.items()}
         found["gradient"] = torch.stack(gradients["log_posterior"], 1)
@@ -142,7 +141,8 @@ class WithProbe(PredictorWrapper):
 
         def probed(predictions: Predictions) -> Predictions:
             assert predictions.features is not None  # as they were needed
-            return replace(predictions, probed=self.log_posterior(predictions.features, level)[:, self.forbidden])
+            log_p = self.log_posterior(predictions.features, level)
+            return replace(predictions, probed=columns(log_p, self.forbidden))
 
         needs = replace(needs, probe=False, features=self.module)
         if callable(active):
@@ -178,3 +178,8 @@ class WithObserver(PredictorWrapper):
             denoised = torch.lerp(predictions.null, denoised, needs.observer)
         denoised = denoised if self.clip is None else denoised.clamp(-self.clip, self.clip)
         return replace(predictions, observed=self.observer(denoised))
+
+
+def columns(log_p: Tensor, labels: Sequence[int]) -> Tensor:
+    """Some columns of ``log_p`` (B, classes), (B, K); an index by a list would be copied to the device at each step."""
+    return torch.stack([log_p[:, label] for label in labels], 1)

@@ -129,7 +129,7 @@ class ClassConditionalPredictor(Predictor):
         every = torch.arange(len(x_t), device=x_t.device)
         labels = [label_each(label, every)[i] for label, i in zip(self.forbidden, where, strict=True)]
         parts: Sequence[Tensor] = []
-        if active.any():
+        if any(map(len, where)):
             denoised = self.denoiser(x_t[torch.cat(where)], level, torch.cat(labels))
             self.nfe += len(denoised)
             parts = [part for part in torch.split(denoised, [len(i) for i in where]) if len(part)]
@@ -194,7 +194,7 @@ def denoise(
 
 def label_each(label: Label, images: Tensor) -> Tensor:
     """The label of each of the ``images`` (B,), (B,)."""
-    return torch.as_tensor(label, device=images.device).expand_as(images)
+    return label.expand_as(images) if isinstance(label, Tensor) else torch.full_like(images, label)
 
 
 def active_images(x_t: Tensor, conditions: int, needs: Needs) -> list[Tensor]:
@@ -204,7 +204,8 @@ def active_images(x_t: Tensor, conditions: int, needs: Needs) -> list[Tensor]:
     active = active_tensor(needs)
     if active is None:
         return [torch.arange(len(x_t), device=x_t.device)] * conditions
-    return [column.nonzero().squeeze(1) for column in active.unbind(1)]
+    columns = active.cpu().unbind(1)  # the host waits for the device here alone
+    return [column.nonzero().squeeze(1).to(x_t.device, non_blocking=True) for column in columns]
 
 
 def active_tensor(needs: Needs) -> Tensor | None:
