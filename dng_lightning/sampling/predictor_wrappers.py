@@ -182,4 +182,4 @@ class WithObserver(PredictorWrapper):
 
 def columns(log_p: Tensor, labels: Sequence[int]) -> Tensor:
     """Some columns of ``log_p`` (B, classes), (B, K); an index by a list would be copied to the device at each step."""
-    return torch.stack([log_p[:, label] for label in labels], 1)
+    return torch.stack([log_p[:, label] for label in labels], 1) if labels else log_p[:, :0]
