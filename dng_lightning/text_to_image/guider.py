@@ -27,23 +27,31 @@ from dng_lightning.guidance.serialization import display_name, settings_json
 from dng_lightning.interfaces import Needs
 from dng_lightning.parametrization import denoised_of
 from dng_lightning.sampling.predictors import ClassConditionalPredictor
+from dng_lightning.text_to_image.attention import replaced
 from dng_lightning.text_to_image.prompts import check_negatives
 from dng_lightning.text_to_image.scheduler_bridge import PipelineGuidance
 
 try:
     import transformers  # noqa: F401  # what diffusers' text encoders are
+    from diffusers import ClassifierFreeGuidance
     from diffusers.guiders.guider_utils import BaseGuidance, GuiderOutput
-    from diffusers.modular_pipelines.modular_pipeline import BlockState
-    from diffusers.modular_pipelines.stable_diffusion_3.encoders import encode_prompt
-    from diffusers.modular_pipelines.stable_diffusion_xl.encoders import StableDiffusionXLTextEncoderStep
+    from diffusers.modular_pipelines.modular_pipeline import BlockState, PipelineState
 except ImportError as error:
     raise SettingError("a guider needs an extra: pip install 'dng-lightning[text-to-image]'") from error
 
-TEXTS = {
-    "StableDiffusionXLModularPipeline": "prompt_embeds",
-    "StableDiffusion3ModularPipeline": "encoder_hidden_states",
+TOKENS, POOLED = "prompt_embeds", "pooled_prompt_embeds"
+TEXTS: dict[str, dict[str, str]] = {
+    "StableDiffusionXLModularPipeline": {TOKENS: TOKENS, "text_embeds": POOLED},
+    "StableDiffusion3ModularPipeline": {"encoder_hidden_states": TOKENS, "text_embeds": POOLED},
+    "QwenImageModularPipeline": {
+        "encoder_hidden_states": TOKENS,
+        "encoder_hidden_states_mask": "prompt_embeds_mask",
+    },
+    "ZImageModularPipeline": {"cap_feats": TOKENS},
+    "WanModularPipeline": {"encoder_hidden_states": TOKENS},
 }
-"""Class of a modular pipeline -> the input of its network with the text."""
+"""Class of a modular pipeline -> the inputs of its network with the text, tokens first, and the results of its text
+encoder that they are."""
 
 
 class Guider(BaseGuidance):
@@ -72,22 +80,24 @@ class Guider(BaseGuidance):
         kind = type(pipeline).__name__
         if kind not in TEXTS:
             raise SettingError(f"a Guider needs a {' or a '.join(TEXTS)}; got a {kind}")
-        is_xl, self.text = kind.startswith("StableDiffusionXL"), TEXTS[kind]
-        parts = ("unet" if is_xl else "transformer", "text_encoder", "text_encoder_2", "scheduler")
-        if not all(getattr(pipeline, part, None) for part in parts):
+        parts = {"text_encoder", "text_encoder_2", "unet", "transformer", "scheduler"} & set(pipeline.component_names)
+        if not all(getattr(pipeline, part) for part in parts):
             raise SettingError("the pipeline lacks components: call pipeline.load_components() first")
         if guidance.needs().attention is not None:
             raise SettingError(f"{display_name(guidance)} acts inside the attention: use guided with a stock pipeline")
         self.hosted = PipelineGuidance(pipeline, guidance, eta)
         config = {"guidance": json.loads(settings_json(guidance)), "eta": eta}  # informative only
         self.register_to_config(**config)  # type: ignore[no-untyped-call]
-        with torch.no_grad():
-            if is_xl:
-                empty, null, _, pooled = StableDiffusionXLTextEncoderStep.encode_prompt(pipeline, "")
-            else:
-                empty, _, pooled, _ = encode_prompt(pipeline, "")
-                null = empty
-        self.empties, self.null = [empty, null], {self.text: null, "text_embeds": pooled}
+        # The empty prompt, and that of a pipeline that is called without a negative prompt
+        state = PipelineState()
+        state.set("prompt", "")
+        own: Any = ClassifierFreeGuidance
+        with torch.no_grad(), replaced(pipeline, "guider", own()):
+            pipeline.blocks.sub_blocks["text_encoder"](pipeline, state)
+        encoded = {name: [state.get(result), state.get(f"negative_{result}")] for name, result in TEXTS[kind].items()}
+        self.null = {name: empty if null is None else null for name, (empty, null) in encoded.items()}
+        self.text = next(iter(encoded))
+        self.empties = [text for text in encoded[self.text] if text is not None]
 
     @property
     def needs(self) -> Needs:
@@ -124,10 +134,17 @@ class Guider(BaseGuidance):
         if needs.negatives:
             batches.append(self._prepare_batch(data, 1, "pred_uncond"))
         if needs.null:
-            count = len(prompts)
-            nulls = {name: (text.expand(count, *text.shape[1:]),) * 2 for name, text in self.null.items()}
+            nulls = {name: (_repeated(text, len(prompts)),) * 2 for name, text in self.null.items()}
             batches.append(self._prepare_batch(data | nulls, 1, "pred_null"))
         return batches
+
+    def prepare_inputs_from_block_state(self, data: Any, input_fields: dict[str, Any]) -> list[BlockState]:
+        """See ``prepare_inputs``; ``input_fields`` are the names of the inputs in ``data``."""
+        pairs = {
+            name: getattr(data, field) if isinstance(field, str) else tuple(getattr(data, each, None) for each in field)
+            for name, field in input_fields.items()
+        }
+        return self.prepare_inputs(pairs)
 
     def prepare_models(self, denoiser: nn.Module) -> None:
         """Add a hook that records the network's latents."""
@@ -141,10 +158,16 @@ class Guider(BaseGuidance):
     def forward(
         self, pred_cond: Tensor, pred_uncond: Tensor | None = None, pred_null: Tensor | None = None
     ) -> GuiderOutput:
-        """The guided output for the scheduler, from the network's outputs (B, C, H, W)."""
+        """The guided output for the scheduler, from the network's outputs (B, ...).
+
+        Raises:
+            SettingError: the network reads more than the latents.
+        """
         if not self._enabled:
             return GuiderOutput(pred=pred_cond, pred_cond=pred_cond, pred_uncond=pred_uncond)
-        x_t, hosted, count = self._x_t.float(), self.hosted, len(pred_cond)
+        if self._x_t.numel() != pred_cond.numel():
+            raise SettingError("a Guider does not support image prompts and masks: call the pipeline without them")
+        x_t, hosted, count = self._x_t.float().view_as(pred_cond), self.hosted, len(pred_cond)
         level = hosted.level(self._timestep)
         outputs = [pred.float() for pred in (pred_cond, pred_uncond, pred_null) if pred is not None]
         made = torch.cat([denoised_of(pred, x_t, level.alpha, level.sigma, hosted.prediction) for pred in outputs])
@@ -154,7 +177,15 @@ class Guider(BaseGuidance):
             lambda x_t, level, rows: made[rows], rows + len(made) - count, [rows + count], rows
         )
         pred = hosted.guide(predictor, x_t, self._timestep).to(pred_cond.dtype)
-        return GuiderOutput(pred=pred, pred_cond=pred_cond, pred_uncond=pred_uncond)
+        return GuiderOutput(
+            pred=pred, pred_cond=pred, pred_uncond=pred_uncond
+        )  # Qwen-Image takes the norm of pred_cond
 
     def _look(self, denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._x_t: Tensor = args[0] if args else kwargs["hidden_states"]
+        latents: Any = args[0] if args else kwargs.get("hidden_states", kwargs.get("x"))
+        self._x_t: Tensor = torch.stack(latents) if isinstance(latents, list) else latents
+
+
+def _repeated(text: Any, count: int) -> Any:
+    """A text, a tensor (1, ...) or a list of one, for ``count`` images."""
+    return text * count if isinstance(text, list) else text.expand(count, *text.shape[1:])
