@@ -147,19 +147,30 @@ def flux(distilled: bool = False) -> Any:
     return diffusers.FluxPipeline(scheduler, vae(), encoder(), tokenizer(), t5(), LetterTokenizer(), transformer)
 
 
-def flux2_klein(distilled: bool = False) -> Any:
+class ChatTokenizer(LetterTokenizer):
+    """Of the last message of each conversation."""
+
+    def apply_chat_template(self, messages: list[Any], max_length: int = 8, **_: Any) -> Any:
+        return self([conversation[-1]["content"][0]["text"] for conversation in messages], max_length)
+
+
+def flux2(kind: str = "Flux2Pipeline") -> Any:
+    """Flux.2, with a small Qwen3 in the place of its text encoder, or Flux.2 Klein."""
     import diffusers
 
+    is_klein = kind == "Flux2KleinPipeline"
     transformer = diffusers.Flux2Transformer2DModel(
         in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
-        joint_attention_dim=32, timestep_guidance_channels=16, axes_dims_rope=(4, 4, 4, 4), guidance_embeds=False,
+        joint_attention_dim=32, timestep_guidance_channels=16, axes_dims_rope=(4, 4, 4, 4),
+        guidance_embeds=not is_klein,
     )  # fmt: skip
     small = diffusers.AutoencoderKLFlux2(
         down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
         block_out_channels=(8, 8), layers_per_block=1, latent_channels=4, norm_num_groups=4, sample_size=16,
     )  # fmt: skip
     scheduler = flow(use_dynamic_shifting=True)
-    return diffusers.Flux2KleinPipeline(scheduler, small, qwen(2), LetterTokenizer(), transformer, distilled)
+    tokens = LetterTokenizer() if is_klein else ChatTokenizer()
+    return getattr(diffusers, kind)(scheduler, small, qwen(2), tokens, transformer)
 
 
 def qwen(layers: int) -> Any:

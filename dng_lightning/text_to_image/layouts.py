@@ -138,6 +138,7 @@ U_NET = Layout(
     place="apart",
 )
 PIXART = Layout((*STATE, MASK, f"{ADDED}resolution", f"{ADDED}aspect_ratio"), (TEXT, MASK), place="apart")
+FLUX2 = Layout((*STATE, "txt_ids", "guidance"), (TEXT, "txt_ids"), together=False)
 
 LAYOUTS: dict[str, Layout] = {
     # one call of the network for the negative prompts and the prompts
@@ -170,7 +171,8 @@ LAYOUTS: dict[str, Layout] = {
         place="before",
         tokenizers=("tokenizer_2",),
     ),
-    "Flux2KleinPipeline": Layout((*STATE, "txt_ids"), (TEXT, "txt_ids"), together=False),
+    "Flux2Pipeline": FLUX2,
+    "Flux2KleinPipeline": FLUX2,
     "QwenImagePipeline": Layout(
         (*STATE, f"{TEXT}_mask", "guidance"), (TEXT, f"{TEXT}_mask"), together=False, switch=TRUE_CFG
     ),

@@ -1,4 +1,4 @@
-"""Flux.2 Klein, whose pipeline takes no negative prompt: `guided` reads the negative prompts itself."""
+"""Flux.2 and Flux.2 Klein, whose pipelines take no negative prompt: `guided` reads the negative prompts itself."""
 
 from pathlib import Path
 from typing import Any
@@ -16,36 +16,42 @@ pytest.importorskip("diffusers", reason="diffusers is not installed (extra text-
 
 import diffusers
 from test_families import BOTH, DYNAMIC, PROMPTS, SEEDS, STEPS, assert_same, sampled
-from tiny_pipelines import Family, Texts, enlarge, flux2_klein
+from tiny_pipelines import Family, Texts, enlarge, flux2
 
 LAYERS = (1, 2)  # of the text encoder
 
 
-def texts_klein(pipeline: Any, prompts: list[str], negatives: list[str]) -> Texts:
+def texts_flux2(pipeline: Any, prompts: list[str], negatives: list[str]) -> Texts:
     settings = {"max_sequence_length": 8, "text_encoder_out_layers": LAYERS}
     of = {"prompt": prompts, "negative": negatives}
     return {key: pipeline.encode_prompt(list(texts), **settings) for key, texts in of.items()}
 
 
-def run_klein(pipeline: Any, x: Tensor, t: Tensor, texts: Texts) -> Tensor:
+def run_flux2(pipeline: Any, x: Tensor, t: Tensor, texts: Texts) -> Tensor:
     tokens, positions = texts
     ids = pipeline._prepare_latent_ids(torch.zeros(1, 16, 4, 4))
-    return pipeline.transformer(x, tokens, t / 1000, ids, positions, return_dict=False)[0]
+    guidance = torch.ones(1) if pipeline.transformer.config.guidance_embeds else None
+    return pipeline.transformer(x, tokens, t / 1000, ids, positions, guidance, return_dict=False)[0]
 
 
-KLEIN = Family(flux2_klein, texts_klein, run_klein, (16, 16), off=1.0)
+FAMILY = Family(flux2, texts_flux2, run_flux2, (16, 16), off=1.0)
 
 
-@pytest.fixture(scope="module")
-def pipeline() -> Any:
-    if not hasattr(diffusers, "Flux2KleinPipeline"):
-        pytest.skip("DIFFUSERS TOO OLD: Flux.2 Klein was not tried")
+@pytest.fixture(scope="module", params=["Flux2Pipeline", "Flux2KleinPipeline"])
+def pipeline(request: pytest.FixtureRequest) -> Any:
+    if not hasattr(diffusers, request.param):
+        pytest.skip(f"DIFFUSERS TOO OLD: {request.param} was not tried")
     torch.manual_seed(0)
-    made = flux2_klein()
+    made = flux2(request.param)
     made.set_progress_bar_config(disable=True)
     for part in (made.transformer, made.text_encoder):
         enlarge(part)
     return made
+
+
+def scales(pipeline: Any) -> list[float]:
+    """With which the pipeline evaluates the empty prompt itself, or does not; 1 for a guidance-distilled model."""
+    return [1.0] if pipeline.transformer.config.guidance_embeds else [1.0, 4.0]
 
 
 def drawn(pipeline: Any, guidance_scale: float = 1.0, **settings: Any) -> Tensor:
@@ -73,19 +79,26 @@ def test_at_scale_0_it_is_the_pipeline_itself(pipeline: Any):
 
 
 def test_with_a_constant_scale_it_is_the_pipelines_own_guidance(pipeline: Any):
+    if len(scales(pipeline)) == 1:
+        with (
+            guided(pipeline, ClassifierFreeGuidance(3.0)),
+            pytest.raises(SettingError, match="call the pipeline with guidance_scale=1, or take"),
+        ):
+            drawn(pipeline, 3.0)
+        return
     expected = drawn(pipeline, 3.0)
     assert (expected - drawn(pipeline)).abs().max() > 1e-2
-    for scale in (1.0, 4.0):
+    for scale in scales(pipeline):
         with guided(pipeline, ClassifierFreeGuidance(3.0)):
             assert_same(drawn(pipeline, scale), expected)
 
 
 @pytest.mark.parametrize("guidance", [DYNAMIC, BOTH], ids=["dynamic", "with_prompt"])
 def test_it_draws_what_our_sampler_draws(guidance: Guidance, pipeline: Any):
-    for scale in (1.0, 4.0):  # whether or not the pipeline evaluates the empty prompt itself
+    for scale in scales(pipeline):
         with guided(pipeline, guidance, negative_prompt="blue") as hosted:
             found = drawn(pipeline, scale)
-        expected, seen = sampled(pipeline, KLEIN, guidance, ["blue", "blue"])
+        expected, seen = sampled(pipeline, FAMILY, guidance, ["blue", "blue"])
         assert hosted.trajectories.posterior is not None
         assert seen.posterior is not None
         assert (hosted.trajectories.posterior - 0.3).abs().max() > 1e-3  # it moves
@@ -113,9 +126,9 @@ def test_predict(pipeline: Any, monkeypatch: pytest.MonkeyPatch):
 def test_what_cannot_be(pipeline: Any):
     from PIL import Image
 
-    with pytest.raises(SettingError, match=r"a Flux2KleinPipeline is called without negative prompts: guided"):
+    with pytest.raises(SettingError, match=r"a Flux2\w*Pipeline is called without negative prompts: guided"):
         guided(pipeline, DYNAMIC).__enter__()
-    with pytest.raises(SettingError, match="with a Flux2KleinPipeline, take DynamicNegativeGuidance or NegativePrompt"):
+    with pytest.raises(SettingError, match=r"with a Flux2\w*Pipeline, take DynamicNegativeGuidance or NegativePrompt"):
         guided(pipeline, NormalizedAttention(Unguided()), negative_prompt="blue").__enter__()
     with (
         guided(pipeline, DYNAMIC, negative_prompt="blue"),
