@@ -24,5 +24,6 @@ def __getattr__(name: str) -> Any:
     for module in () if name.startswith("_") or is_module else PUBLIC:
         public = importlib.import_module(f"{__name__}.{module}")
         if name in public.__all__:
-            return getattr(public, name)
+            value = globals()[name] = getattr(public, name)  # the parser of the command line looks hundreds of times
+            return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -105,7 +105,7 @@ def given_for(name: str) -> list[str]:
 
 
 def is_shipped(words: list[str]) -> bool:
-    """Whether a command has shipped configurations and no other setting: test_cli.py and test_overlays.py try those."""
+    """Whether a command has shipped configurations and no other setting: cli/shipped tries those."""
     command, *settings = words
     names = [Path(name).stem for name in settings[1::2]]
     if not names or set(settings[::2]) != {"--config"}:

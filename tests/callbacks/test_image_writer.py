@@ -1,4 +1,4 @@
-"""What `dng predict` writes is in test_predict; here is who reads it again."""
+"""What `dng predict` writes is in predict/test_predict_output.py; here is who reads it again."""
 
 from pathlib import Path
 from types import SimpleNamespace

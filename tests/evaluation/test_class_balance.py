@@ -88,7 +88,7 @@ def scatter_of_kl(shares: torch.Tensor, n: int) -> torch.Tensor:
 def test_the_interval_is_as_wide_as_the_divergence_scatters():
     torch.manual_seed(0)
     shares = torch.tensor([0.02, 0.18, 0.3, 0.4, 0.1])
-    low, high = kl_interval((2000 * shares).int().tolist(), [0])
+    low, high = kl_interval((2000 * shares).int().tolist(), [0], draws=2000)
     assert high - low == pytest.approx(2 * 1.96 * float(scatter_of_kl(shares, 2000).std()), rel=0.1)
 
 

@@ -27,7 +27,8 @@ pytest.importorskip("diffusers", reason="diffusers is not installed (extra text-
 pytest.importorskip("transformers", reason="transformers is not installed (extra text-to-image)")
 
 from test_families import NEGATIVES, ON, PROMPTS, assert_same, drawn, opened
-from tiny_pipelines import FAMILIES, flux
+from tiny_pipelines import FAMILIES
+from tiny_transformers import flux
 
 __all__ = ["opened"]
 

@@ -29,7 +29,8 @@ from dng_lightning.text_to_image import guided
 pytest.importorskip("diffusers", reason="diffusers is not installed (extra text-to-image)")
 pytest.importorskip("transformers", reason="transformers is not installed (extra text-to-image)")
 
-from tiny_pipelines import FAMILIES, Family, enlarge, flux
+from tiny_pipelines import FAMILIES, Family, enlarge
+from tiny_transformers import flux
 
 STEPS, SEEDS = 4, [3, 14]
 PROMPTS, NEGATIVES = ["a red seven", "a green one"], ["blue", "dark"]

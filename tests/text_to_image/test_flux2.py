@@ -16,7 +16,8 @@ pytest.importorskip("diffusers", reason="diffusers is not installed (extra text-
 
 import diffusers
 from test_families import BOTH, DYNAMIC, PROMPTS, SEEDS, STEPS, assert_same, sampled
-from tiny_pipelines import Family, Texts, enlarge, flux2
+from tiny_pipelines import Family, Texts, enlarge
+from tiny_transformers import flux2
 
 LAYERS = (1, 2)  # of the text encoder
 

@@ -22,7 +22,8 @@ from dng_lightning.text_to_image import PipelineSampler, pipeline_sampler
 pytest.importorskip("diffusers", reason="diffusers is not installed (extra text-to-image)")
 pytest.importorskip("transformers", reason="transformers is not installed (extra text-to-image)")
 
-from tiny_pipelines import FAMILIES, stable_diffusion_3, wan
+from tiny_pipelines import FAMILIES
+from tiny_transformers import stable_diffusion_3, wan
 
 SIZE = ["--model.height=16", "--model.width=16", "--model.precision=fp32", "--model.steps=3"]
 SMALL: dict[str, Any] = {"height": 16, "width": 16, "precision": "fp32", "steps": 3}

@@ -1,75 +1,24 @@
-"""The documentation: the site builds, commands and examples run, links lead somewhere, model cards are complete."""
+"""The documentation: the site builds, examples run, links lead somewhere, model cards are complete."""
 
 import importlib.util
 import json
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from running import PIPELINES, Dng, Fitted, ends_well, fit_settings, is_shipped, printed
-from tiny_diffusion import run_example, tiny_dit
+from pages import CARDS, PAGES, README, ROOT, SAVED, blocks, save_files
+from tiny_diffusion import run_example
 
-from dng_lightning.__main__ import main
 from dng_lightning.guidance import Guidance
 from dng_lightning.posterior import Posterior
-from dng_lightning.storage import resources
-
-ROOT = Path(__file__).resolve().parents[1]
-README = ROOT / "README.md"
-PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
-CHECKPOINTS = sorted(path for path in (ROOT / "checkpoints").iterdir() if path.is_dir())
-CARDS = [folder / "README.md" for folder in CHECKPOINTS]
-DRAWING = ["--data.num_samples=4", "--model.steps=2", "--trainer.devices=1"]
-
-OTHERS = [
-    r"pip install (\.|'?\.\[[\w,-]+\]'?)",
-    r"pytest( -\S+| auto| 'not slow')*",
-    r"tensorboard --logdir \S+",
-    r"python scripts/(benchmarks/)?\w+\.py( \S+)*",
-    r"python -m dng_lightning\.hub \S+ \S+",
-]
-
-
-def blocks(page: Path, kind: str) -> list[str]:
-    """The fenced blocks of a language."""
-    return re.findall(rf"^```{kind}\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
-
-
-def commands(pages: list[Path]) -> list[list[str]]:
-    """Those of the shell blocks, each once, without comments, and taken apart where ``&&`` joins them."""
-    lines = [line for page in pages for text in blocks(page, "bash") for line in text.replace("\\\n", " ").splitlines()]
-    parts = dict.fromkeys(part.strip() for line in lines for part in line.split("#")[0].split("&&"))
-    return [shlex.split(part) for part in parts if part]
-
-
-OURS = [words[1:] for words in commands(PAGES) if words[0] == "dng"]
-OF_CARDS = [words[1:] for words in commands(CARDS) if words[0] == "dng" and words[1:] not in OURS]
-
-
-def is_run_elsewhere(words: list[str]) -> bool:
-    """Whether another file runs it; an overlay's base may be all that another test makes of it."""
-    return (is_shipped(words) and len(words) == 3) or any(f"{name}.yaml" in words for name in PIPELINES)
-
-
-SAVED = re.compile(r"`(\w+\.(?:py|yaml))`:\n\n```\w+\n(.*?)^```", re.DOTALL | re.MULTILINE)
-
-
-def save_files(folder: Path) -> None:
-    """Save the blocks that a page introduces by the name of a file."""
-    for page in PAGES:
-        for name, text in SAVED.findall(page.read_text()):
-            (folder / name).write_text(text)
-
 
 # --- the site ---
 
@@ -137,82 +86,6 @@ def test_model_cards_are_complete(card: Path):
         assert f"]({table.name})" in text
     for figure in card.parent.glob("*.png"):
         assert figure.name in text
-
-
-# --- commands ---
-
-
-@pytest.fixture(scope="module")
-def folder(place: Path, fitted: Fitted, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the commands run one after the other: fake data, tiny models, and the logs of their trainings."""
-    fitted("digits")
-    copied = copy_of(place, tmp_path_factory)
-    if importlib.util.find_spec("diffusers"):
-        tiny_dit(copied / "facebook" / "DiT-XL-2-256")
-    return copied
-
-
-@pytest.fixture(scope="module")
-def folder_of_texts(text_to_image_place: Path, captioned_place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same with tiny text-to-image models."""
-    return copy_of(captioned_place, tmp_path_factory)
-
-
-def copy_of(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    copied = tmp_path_factory.mktemp("docs") / "place"
-    shutil.copytree(place, copied, ignore=shutil.ignore_patterns("samples", "results", "drawn", "compared"))
-    save_files(copied)
-    return copied
-
-
-@pytest.mark.parametrize("words", [words for words in OURS if not is_run_elsewhere(words)], ids=" ".join)
-def test_commands_run(
-    words: list[str], dng: Dng, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, capsys
-):
-    on_texts = re.search(r"stable_diffusion|dinner_table|medieval|captioned", " ".join(words))
-    monkeypatch.chdir(request.getfixturevalue("folder_of_texts" if on_texts else "folder"))
-    command, *settings = words
-    if "facebook/" in " ".join(words):
-        pytest.importorskip("diffusers", reason="diffusers is not installed (extra diffusers)")
-    if command.startswith("--") or any(re.search(r"help$|^--print_config$", word) for word in settings):
-        ends_well(main, [command, *settings])  # without what the fixture adds: the rest of a line is the help's
-    elif command in ("predict", "test"):
-        real = ["--data.reference_data.val_size=20"] if "--data.reference_data" in settings else []
-        real += ["--model.compile=false"] if "calibrate.yaml" in settings else []
-        dng(command, *settings, *DRAWING, *real)
-    else:
-        assert command in ("fit", "validate")
-        config = settings[settings.index("--config") + 1] if "--config" in settings else "digits.yaml"
-        limits = ["--trainer.max_steps=4"] if command == "fit" else []  # as many as have been trained already
-        if command == "fit" and not {"--ckpt_path", "--trainer.default_root_dir"} & set(settings):
-            *_, last = [word for before, word in pairwise(settings) if before == "--config"] or [config]
-            trainer = yaml.safe_load(resources.config(last).read_text())["trainer"]
-            shutil.rmtree(trainer["default_root_dir"], ignore_errors=True)  # a second training there is refused
-        tiny = fit_settings(Path(config).stem)
-        if settings.count("--config") > 1:  # the later ones may have callbacks of their own
-            tiny = [setting for setting in tiny if not setting.startswith("--trainer.callbacks")]
-        dng(command, *settings, *tiny, *limits, "--trainer.devices=1")
-
-
-@pytest.mark.parametrize("words", [words for words in OF_CARDS if not is_shipped(words)], ids=" ".join)
-def test_commands_of_model_cards_are_understood(words: list[str], capsys, monkeypatch: pytest.MonkeyPatch):
-    if re.search("captioned|portraits", " ".join(words)):
-        pytest.importorskip("diffusers", reason="diffusers is not installed (extra text-to-image)")
-    monkeypatch.chdir(ROOT)
-    assert printed(capsys, *words, "--print_config")
-
-
-def test_there_are_commands_for_all_that_one_can_do():
-    assert {words[0] for words in OURS} >= {"fit", "predict", "test"}
-
-
-def test_other_commands_are_of_a_known_shape():
-    for words in commands([*PAGES, *CARDS]):
-        if words[0] == "dng":
-            continue
-        assert any(re.fullmatch(shape, " ".join(words)) for shape in OTHERS), words
-        if words[0] == "python" and words[1] != "-m":
-            assert (ROOT / words[1]).exists()
 
 
 def test_configurations_that_are_named_exist():

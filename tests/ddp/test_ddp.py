@@ -1,54 +1,20 @@
 """Two processes train in lockstep, and draw the images of one process between them.
 
-The images may differ by the rounding of the network in batches of other sizes; see `test_predict.py`.
+The images may differ by the rounding of the network in batches of other sizes; see `predict/test_predict_seeds.py`.
 """
 
 import csv
 import json
-import signal
-import time
 from pathlib import Path
 
 import pytest
 import torch
 from running import QUIET, Dng, DngProcess
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from two_processes import BATCH, STEPS, TWO
 
 from dng_lightning.data.pixels import from_png
 from dng_lightning.modules import DiffusionModule
-
-TWO = ["--trainer.devices=2", "--trainer.strategy=ddp"]
-STEPS, BATCH = 6, 64
-
-# Runs `dng` and notes what each process does: its losses, its images, and its weights after each step and at the end.
-WATCHED = """
-import sys
-import torch
-from dng_lightning.__main__ import main
-from dng_lightning.data.pixels import from_png
-from dng_lightning.modules import DiffusionModule
-
-steps, losses = [], DiffusionModule.losses
-
-def weights(self):
-    return torch.cat([weight.detach().flatten() for weight in self.parameters()])
-
-def watched(self, images, labels, generator=None):
-    errors, levels = losses(self, images, labels, generator)
-    if generator is None:
-        steps.append({"images": images, "labels": labels, "levels": levels, "loss": float(errors.detach().mean())})
-    return errors, levels
-
-def after_step(self, *_):
-    steps[-1]["weights"] = weights(self)
-
-def at_end(self):
-    told = {"steps": steps, "global_step": self.trainer.global_step, "final": weights(self)}
-    torch.save(told, f"rank{self.global_rank}.pt")
-
-DiffusionModule.losses, DiffusionModule.on_train_batch_end, DiffusionModule.on_fit_end = watched, after_step, at_end
-main(sys.argv[1:])
-"""
 
 # Runs commands one after the other, each by two processes that begin as copies of this one, which has imported all;
 # they find the environment that a launcher as torchrun gives them. What they print and their exit codes go to files.
@@ -105,86 +71,6 @@ def at_end(self):
 
 DiffusionModule.batch_losses, DiffusionModule.on_validation_end = losses, at_end
 """
-
-
-SAMPLING = "{class_path: GuidedSampling, init_args: {num_samples: 5, steps: 2, classifier: digits-classifier}}"
-FIT = ["fit", "--config=digits.yaml", *QUIET, *TWO, "--model.net.channels=[8]", "--model.net.attention=[]"]
-FIT += [f"--data.batch_size={BATCH}", f"--trainer.max_steps={STEPS}", "--trainer.limit_train_batches=3"]
-FIT += ["--trainer.limit_val_batches=1", "--trainer.check_val_every_n_epoch=1", "--model.prediction=v"]
-FIT += [f"--trainer.callbacks=[{{class_path: EMA}}, {SAMPLING}, {{class_path: Export}}]"]
-
-
-@pytest.fixture(scope="module")
-def fitted(dng_process: DngProcess, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a training by two processes, with EMA, Export and GuidedSampling."""
-    folder = tmp_path_factory.mktemp("ddp")
-    (folder / "watched.py").write_text(WATCHED)
-    done = dng_process(*FIT, "--trainer.default_root_dir=out", cwd=folder, script=folder / "watched.py")
-    assert done.returncode == 0, done.stderr
-    return folder
-
-
-# A process sends itself a signal in the fourth step of a training: process and signal are the first arguments.
-TERMINATED = """
-import os, sys
-from dng_lightning.__main__ import main
-from dng_lightning.cli import interruption
-from dng_lightning.modules import DiffusionModule
-
-step, rank, number = DiffusionModule.training_step, int(sys.argv[1]), int(sys.argv[2])
-
-def terminated(self, *args):
-    if self.global_rank == rank and self.global_step == 3:
-        open("sent", "w").close()
-        os.kill(os.getpid(), number)
-    return step(self, *args)
-
-DiffusionModule.training_step, interruption.EVERY = terminated, 0  # the processes exchange signals at each step
-main(sys.argv[3:])
-"""
-
-
-def test_a_signal_to_one_process_ends_both(fitted: Path, dng_process: DngProcess, tmp_path: Path):
-    command = [*FIT, "--trainer.default_root_dir=out"]
-    (tmp_path / "terminated.py").write_text(TERMINATED)
-    done = dng_process(1, signal.SIGTERM.value, *command, cwd=tmp_path, script=tmp_path / "terminated.py")
-    assert done.returncode == 128 + signal.SIGTERM, done.stderr
-    assert "interrupted after 4 steps\ngo on: dng fit" in done.stdout
-    assert dng_process(*command, "--ckpt_path=last", cwd=tmp_path).returncode == 0
-    found, expected = (torch.load(f / "out" / "model.ckpt", weights_only=True) for f in (tmp_path, fitted))
-    assert all(torch.equal(found["state_dict"][name], weight) for name, weight in expected["state_dict"].items())
-
-
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_process_that_is_killed_ends_the_other(rank: int, dng_process: DngProcess, tmp_path: Path):
-    """At once by the closed connection, or within five seconds by Lightning; this waits for both, who share a pipe."""
-    (tmp_path / "killed.py").write_text(TERMINATED)
-    command = [rank, signal.SIGKILL.value, *FIT, "--trainer.default_root_dir=out"]
-    done = dng_process(*command, cwd=tmp_path, script=tmp_path / "killed.py")
-    assert time.time() - (tmp_path / "sent").stat().st_mtime < 60  # on a busy machine
-    assert done.returncode == -signal.SIGKILL or "another process of this run has ended" in done.stderr
-
-
-# The first process fails before it meets the other one, as when nobody reads what it prints.
-FAILS = """
-import os, sys
-from lightning.pytorch.strategies import DDPStrategy
-from dng_lightning.__main__ import main
-
-def fails(self):
-    raise BrokenPipeError(32, "Broken pipe")
-
-if "LOCAL_RANK" not in os.environ:
-    DDPStrategy.setup_environment = fails
-main(sys.argv[1:])
-"""
-
-
-def test_a_process_that_fails_leaves_no_other_waiting(dng_process: DngProcess, tmp_path: Path):
-    (tmp_path / "fails.py").write_text(FAILS)
-    began = time.monotonic()
-    dng_process(*FIT, "--trainer.default_root_dir=out", cwd=tmp_path, script=tmp_path / "fails.py")  # waits for both
-    assert time.monotonic() - began < 200  # the other one waited for half an hour
 
 
 def test_training_is_in_lockstep(fitted: Path):
