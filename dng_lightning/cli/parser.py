@@ -1,5 +1,8 @@
 """The parser of the command line, and three changes to jsonargparse."""
 
+import re
+import sys
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn, get_args
 
@@ -58,6 +61,30 @@ _typehints.discard_init_args_on_class_path_change = _discard_init_args
 _typehints.parse_value_or_config = _leave_text  # type: ignore[assignment, attr-defined]  # imported there
 
 
+# jsonargparse's messages about a class path that names no class, and Python's about a module without a class
+NO_CLASS = re.compile(
+    r"Expected a dot import path string: (?P<bare>\S+)"
+    r"|class_path '(?P<path>\S+)':\s+(?P<why>No module named \S+)"
+    r"|module '(?P<module>\S+)' has no attribute '(?P<name>\w+)'"
+)
+SEARCHED = ("dng_lightning", "lightning.pytorch.callbacks", "lightning.pytorch.loggers", "torch.optim")
+
+
+def _with_nearest(message: str) -> str:
+    """The message; if it is about a class path without a class, only this and the nearest names."""
+    if not (found := NO_CLASS.search(message)):
+        return message
+    path = found["bare"] or found["path"] or f"{found['module']}.{found['name']}"
+    modules = [module for name, module in sys.modules.items() if name.startswith(SEARCHED)]
+    names = {name for module in modules for name in getattr(module, "__all__", ())}
+    names |= {*dir(sys.modules.get(found["module"]))}
+    nearest = get_close_matches(path.rpartition(".")[2], [name for name in names if name[0].isupper()], 3)
+    why = f" ({found['why']})" if found["why"] else ""
+    settings = re.match('(Parser key "\\S+":\\s*)*', message)
+    listed = f"; the nearest: {', '.join(nearest)}" if nearest else ""
+    return f"{settings[0] if settings else ''}there is no class {path!r}{why}{listed}"
+
+
 class Parser(LightningArgumentParser):
     """Reports an error in one line, without the usage of all options."""
 
@@ -73,5 +100,6 @@ class Parser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise a SettingError; see ``ArgumentParser.error``."""
         noise = ("Does not validate", "Subtypes:", "Errors:", "Given value", "Expected a <class 'NoneType'>")
-        lines = [line.strip(" -") for line in message.splitlines()]
-        raise SettingError(" ".join(line for line in lines if line and not line.startswith(noise))) from ex
+        lines = [line.strip(" -") for line in _with_nearest(message).splitlines()]
+        text = " ".join(line for line in lines if line and not line.startswith(noise))
+        raise SettingError(re.sub('Parser key "(\\S+)":', r"\1:", text)) from ex

@@ -1,6 +1,6 @@
 """Converts arrays to uint8 images (N, C, H, W) and int64 labels (N,); ambiguous arrays are refused."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ def as_images(given: Any, where: str, value_range: Range) -> Tensor:
         value_range: the values of black and white, see ``found_range``.
 
     Raises:
-        SettingError: the images have another shape, or values outside the range.
+        SettingError: the images have another shape, or values that are not finite or outside the range.
     """
     three_sides(given, where)
     images = _as_tensor(given, where)
@@ -41,9 +41,8 @@ def as_images(given: Any, where: str, value_range: Range) -> Tensor:
         return images
     edge = TOLERANCE * (high - low)
     pixels = torch.empty(images.shape, dtype=torch.uint8)
-    for source, target in zip(torch.split(images, CHUNK), torch.split(pixels, CHUNK), strict=True):
-        values = source.double()
-        if not bool(((values >= low - edge) & (values <= high + edge)).all()):  # also refuses NaN
+    for values, target in zip(_chunks(images, where), torch.split(pixels, CHUNK), strict=True):
+        if not bool(((values >= low - edge) & (values <= high + edge)).all()):
             raise SettingError(f"{where}: there are values outside {low:g} to {high:g}: set data.value_range")
         target.copy_(((values - low) * (255 / (high - low))).round().clamp(0, 255))
     return pixels
@@ -60,12 +59,12 @@ def found_range(given: Any, where: str) -> Range:
         -1..1, 0..1, 0..255 or, for integers, 0..65535; an inferred range is printed.
 
     Raises:
-        SettingError: the values fill none of these ranges.
+        SettingError: the values fill none of these ranges, or are not finite.
     """
     images = _as_tensor(given, where)
     if images.dtype in KNOWN or not images.numel():
         return KNOWN.get(images.dtype, (0, 255))
-    ends = [(float(chunk.min()), float(chunk.max())) for chunk in map(Tensor.double, torch.split(images, CHUNK))]
+    ends = [(float(chunk.min()), float(chunk.max())) for chunk in _chunks(images, where)]
     low, high = min(low for low, _ in ends), max(high for _, high in ends)
     for black, white in RANGES:
         edge = TOLERANCE * (white - black)
@@ -94,6 +93,16 @@ def three_sides(images: Any, where: str) -> tuple[int, int, int]:
             return channels, height, width
     sizes = "x".join(map(str, shape))
     raise SettingError(f"{where} is {sizes}: images must be (N, H, W), (N, H, W, C) or (N, C, H, W), C being 1 or 3")
+
+
+def _chunks(images: Tensor, where: str) -> Iterator[Tensor]:
+    """Parts of the images, float64."""
+    for part, chunk in enumerate(torch.split(images, CHUNK)):
+        values = chunk.double()
+        if len(places := (~values.isfinite()).nonzero()):
+            number = part * CHUNK + int(places[0, 0])
+            raise SettingError(f"{where}: image {number} has NaN or infinite values: mend or remove such images")
+        yield values
 
 
 def _as_tensor(given: Any, where: str) -> Tensor:

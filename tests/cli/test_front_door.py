@@ -24,16 +24,16 @@ def test_from_a_folder_to_a_guided_grid(
     dng: Dng, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], caplog
 ):
     monkeypatch.chdir(tmp_path)
-    mixed_photos(tmp_path / "photos", 400)
+    mixed_photos(tmp_path / "photos", 2000)
     found = ImageFolder(root="photos")
     assert found.class_names == tuple(sorted(CLASSES))
-    assert found.training_images == 400
+    assert found.training_images == 2000
     assert found.image_shape == (3, 64, 64)
 
     with caplog.at_level("INFO"):
         dng("fit", "--config=image_folder.yaml", "--data.root=photos", *SHORT)
         dng("fit", "--config=image_folder_classifier.yaml", "--data.root=photos", *SHORT)
-    chosen = re.findall(r"For 400 images of 3x64x64 in 10 classes on cpu: (.*)", caplog.text)
+    chosen = re.findall(r"For 2,000 images of 3x64x64 in 10 classes on cpu: (.*)", caplog.text)
     assert len(chosen) == 2
     precision = fastest_precision(torch.device("cpu"))
     assert all(f"trainer.precision {precision}" in line for line in chosen)

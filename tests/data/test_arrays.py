@@ -166,11 +166,15 @@ def test_values_outside_the_stated_range(tmp_path: Path):
         ready(Arrays(path, value_range=(0, 0.5)))
     with pytest.raises(SettingError, match="give the values of black and of white"):
         Arrays(path, value_range=(1, 1))
-    for wrong in (np.nan, np.inf):
-        images = PIXELS / 255
-        images[30, 2, 2] = wrong
-        with pytest.raises(SettingError, match="values"):
-            ready(Arrays(saved(tmp_path, images=images)))
+
+
+@pytest.mark.parametrize("value_range", [None, (0, 1)])
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+def test_values_that_are_not_finite_name_the_image(wrong: float, value_range: Any, tmp_path: Path):
+    images = PIXELS / 255
+    images[30, 2, 2] = wrong
+    with pytest.raises(SettingError, match="image 30 has NaN or infinite values"):
+        ready(Arrays(saved(tmp_path, images=images), value_range=value_range))
 
 
 def test_the_training_images_settle_the_range_of_all(tmp_path: Path):

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, WandbLogger
 from matplotlib.figure import Figure
 
-from dng_lightning.data.pixels import from_png
+from dng_lightning.data.pixels import from_pillow, from_png
 from dng_lightning.evaluation.boards import Board
 from dng_lightning.evaluation.tensorboard import RunLogger
 
@@ -84,3 +84,21 @@ def test_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (table,) = tmp_path.rglob("media/table/**/*.json")
     assert json.loads(table.read_text())["data"] == [["Unguided, all", "0.25"]]
     assert len(list(tmp_path.rglob("media/images/**/*.png"))) == 2
+
+
+def test_aim_with_a_folder(tmp_path: Path):
+    reason = "AIM MISSING: its logger was not tried (pip install aim)"
+    aim = pytest.importorskip("aim.pytorch_lightning", reason=reason)
+    logger = aim.AimLogger(repo=str(tmp_path), experiment="dng", system_tracking_interval=None)
+    fill(logger)
+    run = logger.experiment
+    sequences = run.collect_sequence_info(("metric", "images", "texts"))
+    metrics, images, texts = ({row["name"]: row["values"]["last"] for row in rows} for rows in sequences.values())
+    settings = run["hparams"]
+    run.close()
+    counts = {f"samples/class_counts/{label}": count for label, count in enumerate([3.0, 0.0, 5.0])}
+    assert metrics == counts | {"test/Unguided/metrics/kl": 0.25}
+    assert torch.equal(from_pillow(images["samples/guided"].to_pil_image()), RED)
+    assert images["trajectories/scale"].size == (100, 50)
+    assert texts["test/results"].data.encode() == TABLE
+    assert settings == {"run/scale": 2.0}

@@ -120,6 +120,25 @@ def test_unknown_configs(command: str, config: str, dng: Dng, capsys):
     assert "The nearest: mnist" in line
 
 
+@pytest.mark.parametrize(
+    ("command", "setting", "line"),
+    [
+        ("fit", "--data=ImageFolde", "data: there is no class 'ImageFolde'; the nearest: ImageFolder,"),
+        ("fit", "--data=mine.Clas", "data: there is no class 'mine.Clas'; the nearest: Class"),
+        ("fit", "--data=nowhere.Class", "data: there is no class 'nowhere.Class' (No module named 'nowhere')"),
+        ("fit", "--model.net=Unet", "model: net: there is no class 'Unet'; the nearest: UNet"),
+        ("fit", "--model.optimizer=torch.optim.AdanW", "no class 'torch.optim.AdanW'; the nearest: AdamW"),
+        ("fit", "--trainer.callbacks+=Exprt", "trainer.callbacks: there is no class 'Exprt'; the nearest: Export"),
+        ("fit", "--trainer.logger=WandbLoger", "no class 'WandbLoger'; the nearest: WandbLogger"),
+        ("predict", "--model.guidance=NegativePromptin", "model: guidance: there is no class 'NegativePromptin'"),
+        ("predict", "--model.checkpoint.class_path=DifusersModel", "the nearest: DiffusersModel"),
+    ],
+)
+def test_unknown_classes(command: str, setting: str, line: str, dng: Dng, capsys):
+    Path("mine.py").write_text("class Class: pass\n")
+    assert line in complaint(dng, capsys, command, setting)
+
+
 def test_a_config_that_is_no_yaml(dng: Dng, capsys):
     Path("broken.yaml").write_text("model: [unclosed")
     complaint(dng, capsys, "fit", "--config=broken.yaml")
