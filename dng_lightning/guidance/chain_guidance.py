@@ -25,15 +25,17 @@ class ChainGuidance(GuidanceWrapper, ABC):
 
     Attributes:
         guidance: guidance of each chain.
-        posterior: probability that a chain becomes forbidden.
+        posterior: probability that a chain becomes forbidden; None for the posterior of ``guidance``, which may be a
+            ``DynamicNegativeGuidance`` of scale 0.
     """
 
     guidance: Guidance = UNGUIDED
-    posterior: Posterior = TrackedPosterior()
+    posterior: Posterior | None = TrackedPosterior()
 
     def needs(self, state: None = None, step: Step | None = None) -> Needs:
         """The needs of the guidance and of the posterior."""
-        return self.guidance.needs(state, step) | self.posterior.needs()
+        own = self.posterior.needs() if self.posterior else Needs()
+        return self.guidance.needs(state, step) | own
 
     @abstractmethod
     def sample(

@@ -22,7 +22,7 @@ class PosteriorWatch(Recorder):
     """Tracks a posterior along guided chains, and their importance weight relative to unguided chains.
 
     Args:
-        posterior: posterior of the forbidden conditions.
+        posterior: posterior of the forbidden conditions; None for the posterior of the guidance.
         x_T: start of the chains, (B, ...).
         conditions: number K of forbidden conditions.
 
@@ -31,15 +31,25 @@ class PosteriorWatch(Recorder):
         log_unguided: sum of log q(x_s | x_t) - log q_guided(x_s | x_t) over the recorded steps, (B,).
     """
 
-    def __init__(self, posterior: Posterior, x_T: Tensor, conditions: int) -> None:
-        self.posterior, self.needs = posterior, posterior.needs()
-        self.state: Any = posterior.start(x_T, conditions)
+    def __init__(self, posterior: Posterior | None, x_T: Tensor, conditions: int) -> None:
+        self.posterior, self.needs = posterior, posterior.needs() if posterior else Needs()
+        self.state: Any = posterior.start(x_T, conditions) if posterior else None
         self.p = self.log_unguided = torch.zeros(len(x_T), dtype=torch.float64, device=x_T.device)
 
     def record(self, step: Step, x_t: Tensor, x_s: Tensor, predictions: Predictions, guided: Guided) -> None:
-        """Store the posterior before the step, then update it."""
-        self.p = self.posterior.log_prob(predictions, self.state, step).exp().sum(1).to(self.log_unguided)
-        self.state = self.posterior.update(self.state, step, x_t, x_s, predictions, guided)
+        """Store the posterior before the step, then update it.
+
+        Raises:
+            SettingError: neither the recorder nor the guidance has a posterior.
+        """
+        if self.posterior is not None:
+            p = self.posterior.log_prob(predictions, self.state, step).exp()
+            self.state = self.posterior.update(self.state, step, x_t, x_s, predictions, guided)
+        elif guided.posterior is not None:
+            p = guided.posterior
+        else:
+            raise SettingError("posterior null is the guidance's, which has none: take a DynamicNegativeGuidance")
+        self.p = p.sum(1).to(self.log_unguided)
         kernel = step.sampling_kernel
         if kernel.std > 0:
             base, pushed = kernel.mean(x_t, predictions.denoised), kernel.mean(x_t, guided.denoised, guided.renoise)

@@ -8,7 +8,7 @@ import torch
 from mixture import GaussianMixture
 
 from dng_lightning.errors import SettingError
-from dng_lightning.guidance import DynamicNegativeGuidance, Guidance, LimitedInterval, Unguided
+from dng_lightning.guidance import DynamicNegativeGuidance, Guidance, LimitedInterval, PositiveAndNegative, Unguided
 from dng_lightning.posterior import ProbePosterior, TrackedPosterior
 from dng_lightning.sampling import ImageNoise, Sampler, SelfFilter, Trajectories, sample
 from dng_lightning.sampling.self_filter import split
@@ -84,6 +84,27 @@ def test_behind_a_guidance_it_catches_what_is_left():
     assert nfe < 2 * 1.3 * STEPS.steps
 
 
+def test_the_posterior_of_the_guidance_serves_as_well():
+    tracked = TrackedPosterior(0.3)
+    own, own_nfe = draw(SelfFilter(DynamicNegativeGuidance(0.0, tracked), None), range(200))
+    watched, nfe = draw(SelfFilter(Unguided(), tracked), range(200))
+    assert torch.equal(own, watched)
+    assert own_nfe == nfe
+
+
+def test_a_condition_that_is_independent_of_the_prompt_is_filtered():
+    """Low or high are the prompts, and left is forbidden: of the mixture's four modes high right is left."""
+    modes = [[-1.5, -1.5], [-1.5, 1.5], [1.5, -1.5], [1.5, 1.5]]
+    mixture = GaussianMixture(LinearSchedule(), modes, 0.3, [0.18, 0.12, 0.42, 0.28], [[1, 3], [0, 1]])
+    tracked = DynamicNegativeGuidance(0.0, TrackedPosterior(0.3))
+    guidance = SelfFilter(PositiveAndNegative(tracked, independent=True), None, threshold=0.5)
+    predictor = mixture.predictor(guidance, [1], torch.zeros(400, dtype=torch.long))
+    x_0 = sample(predictor, guidance, mixture.schedule, ImageNoise(range(400), (2,)), Sampler(100))
+    counts = mixture.nearest(x_0).bincount(minlength=4) / 400
+    assert counts[1] < 0.04  # of .3
+    assert counts[3] > 0.94
+
+
 def test_images_that_are_drawn_anew_keep_their_class_labels():
     """Half of each class is the forbidden mode: what is left is the other half, of each image's own class."""
     mixture = GaussianMixture(LinearSchedule(), MEANS, 0.3, classes=[[0], [0, 1], [0, 2]])
@@ -137,6 +158,9 @@ def test_what_cannot_be_filtered_is_refused():
         sample(MIXTURE.predictor(guidance, [0]), guidance, MIXTURE.schedule, lambda: torch.randn(4, 2), STEPS)
     with pytest.raises(SettingError, match="needs a forbidden class"):
         sample(MIXTURE.shared([]), guidance, MIXTURE.schedule, noise, STEPS)
+    bare = SelfFilter(Unguided(), None)
+    with pytest.raises(SettingError, match="posterior null is the guidance's, which has none"):
+        sample(MIXTURE.predictor(bare, [0]), bare, MIXTURE.schedule, noise, STEPS)
     with pytest.raises(SettingError, match="wrap the predictor in WithProbe"):
         sample(MIXTURE.shared([0]), guidance, MIXTURE.schedule, noise, STEPS)
     inside = LimitedInterval(guidance, 0.1, 1.0)
