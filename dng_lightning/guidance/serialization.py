@@ -18,9 +18,9 @@ PLAIN_POSTERIORS = (TrackedPosterior, CalibratedPosterior)  # omitted from names
 def display_name(guidance: Guidance) -> str:
     """The class, what it wraps, and a posterior that is not the default: "DynamicNegativeGuidance, released"."""
     inside = ", ".join(map(display_name, wrapped(guidance)))
-    posterior = type(getattr(guidance, "posterior", None))
-    usual = (*PLAIN_POSTERIORS, type(getattr(type(guidance), "posterior", None)))
-    suffix = "" if posterior in usual else f", {posterior.__name__.removesuffix('Posterior').lower()}"
+    posterior = getattr(guidance, "posterior", None)
+    usual = (*PLAIN_POSTERIORS, type(None), type(getattr(type(guidance), "posterior", None)))
+    suffix = "" if type(posterior) in usual else f", {type(posterior).__name__.removesuffix('Posterior').lower()}"
     return type(guidance).__name__ + (f"({inside})" if inside else "") + suffix
 
 

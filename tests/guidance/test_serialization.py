@@ -41,6 +41,7 @@ from dng_lightning.posterior import (
     Timing,
     TrackedPosterior,
 )
+from dng_lightning.sampling import SelfFilter
 from dng_lightning.sampling.sampler import with_schedule
 from dng_lightning.schedule import LinearSchedule
 
@@ -80,6 +81,7 @@ def concrete(kind: type) -> list[type]:
             LimitedInterval(PositiveAndNegative(DNG(2.0, ReleasedPosterior()))),
             "LimitedInterval(PositiveAndNegative(DynamicNegativeGuidance, released))",
         ),
+        (SelfFilter(DNG(), None), "SelfFilter(DynamicNegativeGuidance)"),  # by the posterior of DNG
         (NormalizedAttention(ClassifierFreeGuidance()), "NormalizedAttention(ClassifierFreeGuidance)"),
     ],
 )
