@@ -5,9 +5,12 @@ import json
 from pathlib import Path
 
 import measuring
+import peers
 import pytest
 from measuring import Measurement
 from running import DngProcess
+
+from dng_lightning.modules import DiffusionModule
 
 ALL = Path(measuring.__file__).with_name("all.py")
 
@@ -20,6 +23,15 @@ def test_a_row_has_the_median_and_the_quartiles():
 def test_the_line_of_the_machine():
     assert f"torch {measuring.torch.__version__}" in measuring.machine()
     assert "load " in measuring.machine()
+
+
+def test_the_loops_of_others_give_our_images():
+    loops = list(peers.pairs(DiffusionModule.load("mnist"), 2, 5))
+    for name, theirs, ours in loops:
+        difference = (theirs() - ours()).abs().max() * 127.5
+        assert difference < 0.5, f"{name}: {difference} grey levels"
+    if len(loops) < 3:
+        pytest.skip("PEER MISSING: denoising-diffusion-pytorch is not installed, its sampler was not compared")
 
 
 @pytest.mark.slow

@@ -37,7 +37,8 @@ def used(words: list[str]) -> float:
 def measure(quick: bool) -> Iterator[Measurement]:
     """All commands; quickly those before the first whole sampling."""
     for name, words in list(COMMANDS.items())[: 3 if quick else None]:
-        yield Measurement(name, "s", [used(words) for _ in range(1 if quick else 5)])
+        repeats = 1 if quick or name == "dng predict" else 3
+        yield Measurement(name, "s", [used(words) for _ in range(repeats)])
 
 
 if __name__ == "__main__":

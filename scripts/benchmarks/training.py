@@ -41,7 +41,7 @@ def networks() -> Iterator[tuple[str, nn.Module, Call]]:
 
 def measure(quick: bool) -> Iterator[Measurement]:
     """Images a second of each network in each precision."""
-    batch, repeats = (4, 1) if quick else (128, 7)
+    batch, repeats = (4, 1) if quick else (128, 3)
     for name, net, call in networks():
         net.to(DEVICE).train()
         optimizer = torch.optim.AdamW(net.parameters(), 1e-4)
