@@ -37,15 +37,11 @@ class FlowMatchAncestralScheduler(FlowMatchEulerDiscreteScheduler):
     sigmas: Tensor
     _step_index: int | None  # type: ignore[assignment]  # the base class starts with None
 
-    def step(
+    def step(  # type: ignore[override]  # without the settings of a churn, which the Euler scheduler ignores
         self,
         model_output: Tensor,
         timestep: float | Tensor,
         sample: Tensor,
-        s_churn: float = 0.0,
-        s_tmin: float = 0.0,
-        s_tmax: float = float("inf"),
-        s_noise: float = 1.0,
         generator: torch.Generator | list[torch.Generator] | None = None,
         per_token_timesteps: Tensor | None = None,
         return_dict: bool = True,
@@ -56,10 +52,6 @@ class FlowMatchAncestralScheduler(FlowMatchEulerDiscreteScheduler):
             model_output: velocity eps - x_0, (B, ...).
             timestep: one of ``timesteps``.
             sample: state x_t, (B, ...).
-            s_churn: not used, as in the Euler scheduler.
-            s_tmin: not used.
-            s_tmax: not used.
-            s_noise: not used.
             generator: source of the noise; None to seed it by the initial latents.
             per_token_timesteps: not supported.
             return_dict: return an object instead of a tuple.

@@ -1,7 +1,6 @@
 """The guidances that a sampler of prompts compares."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 
@@ -13,42 +12,36 @@ from dng_lightning.modules.image_sampler import ImageSampler
 from dng_lightning.text_to_image.prompts import check_guidance
 
 
-def load_methods(
-    folder: Path,
+def set_methods(
+    module: ImageSampler,
     default: Guidance,
     guidance: Guidance | None,
     guidances: Sequence[Guidance] | None,
     baselines: Sequence[Guidance],
-) -> tuple[Guidance, list[Guidance], list[Guidance]]:
-    """The guidance of ``dng predict``, those of ``dng test``, and the baselines, with the settings in a folder.
+    conditions: int,
+    shape: Sequence[int],
+    has_observer: bool = False,
+    in_pipeline: bool = False,
+) -> None:
+    """Set the methods of a sampler of prompts, with the settings in its folder.
 
     Args:
-        folder: folder of the model.
+        module: the sampler, with its ``folder`` and ``unguided``.
         default: guidance if none is given.
         guidance: guidance of ``dng predict``; None for the first of ``guidances``.
         guidances: guidances of ``dng test``; None for ``guidance`` only.
         baselines: other methods.
-    """
-    first = guidance or (guidances or [default])[0]
-    groups = [[load_settings(method, folder) for method in group] for group in ([first], guidances or [], baselines)]
-    return groups[0][0], groups[1] or groups[0], groups[2]
-
-
-def check_methods(
-    module: ImageSampler, conditions: int, shape: Sequence[int], has_observer: bool = False, in_pipeline: bool = False
-) -> None:
-    """Check that the methods of a sampler fit its prompts.
-
-    Args:
-        module: the sampler.
         conditions: number of negative prompts per image.
         shape: shape of a state of the chain.
         has_observer: whether there is an observer of the denoised images.
         in_pipeline: whether a pipeline of diffusers has the loop over the steps.
 
     Raises:
-        SettingError: a method does not fit, or two baselines have one name.
+        SettingError: a method does not fit the prompts, or two baselines have one name.
     """
+    module.guidance = load_settings(guidance or (guidances or [default])[0], module.folder)
+    module.guidances = [load_settings(method, module.folder) for method in guidances or []] or [module.guidance]
+    module.baselines = [load_settings(method, module.folder) for method in baselines]
     if module.unguided.needs().avoids:
         raise SettingError(f"unguided is {display_name(module.unguided)}, which avoids something: name another")
     groups = {"guidance": [module.guidance], "guidances": module.guidances, "baselines": module.baselines}

@@ -19,13 +19,13 @@ from dng_lightning.modules.image_sampler import ImageSampler
 from dng_lightning.modules.judges import AnyClassifier, load_classifier, sort_into
 from dng_lightning.sampling import Recorder, Sampler
 from dng_lightning.text_to_image.layouts import LAYOUTS
-from dng_lightning.text_to_image.methods import check_methods, load_methods
+from dng_lightning.text_to_image.methods import set_methods
 from dng_lightning.text_to_image.optional_deps import Precision
 from dng_lightning.text_to_image.pipeline_folder import open_pipeline
 from dng_lightning.text_to_image.pipelines import guided
 from dng_lightning.text_to_image.prompt_file import PromptRow, read_prompts
 from dng_lightning.text_to_image.prompts import texts_of
-from dng_lightning.text_to_image.scheduler_kinds import ancestral, kind_of
+from dng_lightning.text_to_image.scheduler_kinds import SchedulerKind, ancestral
 
 KINDS = [kind for kind in LAYOUTS if kind != "WanPipeline"]  # those of images
 
@@ -105,15 +105,14 @@ class PipelineSampler(ImageSampler):
             self.pipeline.vae.enable_tiling()
         parts = nn.ModuleList(p for p in self.pipeline.components.values() if isinstance(p, nn.Module))
         self.keep_apart(parts=parts)  # moved by the pipeline
-        self.schedule = kind_of(self.pipeline.scheduler, None, tracks=False).schedule
+        self.schedule = SchedulerKind(self.pipeline.scheduler).schedule
         self.image_shape = self.chain_shape = (3, height, width)
 
         # The guidances
         conditions, self.unguided = len(self.rows[0].negatives), unguided or ClassifierFreeGuidance(cfg_scale)
         default = PositiveAndNegative(DynamicNegativeGuidance(), cfg_scale) if conditions else self.unguided
-        methods = load_methods(self.folder, default, guidance, guidances, baselines or [])
-        self.guidance, self.guidances, self.baselines = methods
-        check_methods(self, conditions, (1, 1, 1), in_pipeline=True)
+        given = (default, guidance, guidances, baselines or [])
+        set_methods(self, *given, conditions, (1, 1, 1), in_pipeline=True)
 
         # The classes: prompts to sample, and those of the classifier
         self.class_names = tuple(dict.fromkeys(row.prompt for row in self.rows))

@@ -50,38 +50,39 @@ def read_prompts(path: str | Path, negatives: Sequence[str] = ()) -> list[Prompt
         raise SettingError(f"prompts {path} cannot be read: {reason(error)}") from error
     if not rows:
         raise SettingError(f"prompts {path} has no rows")
-    found = [_row(f"prompts {path}, row {number}", row, negatives) for number, row in enumerate(rows, 1)]
+    found: list[PromptRow] = []
+    first: dict[int, int] = {}
+    for number, row in enumerate(rows, 1):
+        try:
+            found.append(_row(row, negatives))
+            if (seed := found[-1].seed) is not None and (other := first.setdefault(seed, number)) != number:
+                raise SettingError(f"seed {seed} is that of row {other} too")
+        except SettingError as error:
+            raise SettingError(f"prompts {path}, row {number}: {error}") from error
     if len({len(row.negatives) for row in found}) > 1:
         raise SettingError(f"prompts {path}: all rows must have the same number of negative prompts")
-    first: dict[int, int] = {}
-    for number, row in enumerate(found, 1):
-        if row.seed is not None and (other := first.setdefault(row.seed, number)) != number:
-            raise SettingError(f"prompts {path}, row {number}: seed {row.seed} is that of row {other} too")
     return found
 
 
-def _row(where: str, row: Any, negatives: Sequence[str]) -> PromptRow:
-    if not isinstance(row, Mapping) or not isinstance(row.get("prompt"), str):
+def _row(row: Any, negatives: Sequence[str]) -> PromptRow:
+    if not isinstance(row, Mapping) or not isinstance(prompt := row.get("prompt"), str):
         columns = ", ".join(map(str, row)) if isinstance(row, Mapping) else type(row).__name__
-        raise SettingError(f"{where} has no prompt; its columns are {columns}")
-    if not row["prompt"].strip():
-        raise SettingError(f"{where}: prompt is empty")
+        raise SettingError(f"there is no prompt; the columns are {columns}")
+    if not prompt.strip():
+        raise SettingError("prompt is empty")
     texts: list[Any] = list(negatives)
-    try:
-        if "negative_prompt" in row:
-            own = row["negative_prompt"]
-            own = json.loads(own) if isinstance(own, str) and own.lstrip().startswith("[") else own
-            texts = (own if isinstance(own, list) else [own or ""]) or [""]
+    if "negative_prompt" in row:
+        own = row["negative_prompt"]
+        if isinstance(own, str) and own.lstrip().startswith("["):
+            try:
+                own = json.loads(own)
+            except json.JSONDecodeError as error:
+                raise SettingError(f"negative_prompt is no JSON list: {reason(error)}") from error
+        texts = (own if isinstance(own, list) else [own or ""]) or [""]
         if not all(isinstance(text, str) for text in texts):
             raise SettingError(f"negative_prompt must be a text or a list of texts; got {own!r}")
-        _, found = texts_of(row["prompt"], texts)
-    except json.JSONDecodeError as error:
-        raise SettingError(f"{where}: negative_prompt is no JSON list: {reason(error)}") from error
-    except SettingError as error:
-        raise SettingError(f"{where}: {error}") from error
-    seed = row.get("seed")
-    if seed in (None, ""):
-        return PromptRow(row["prompt"], tuple(found))
-    if not str(seed).strip().isdecimal() or int(seed) >= 2**32:
-        raise SettingError(f"{where}: seed must be a whole number from 0 to 2^32 - 1; got {seed!r}")
-    return PromptRow(row["prompt"], tuple(found), int(seed))
+    _, found = texts_of(prompt, texts)
+    seed = row.get("seed") if row.get("seed") != "" else None
+    if seed is not None and (not str(seed).strip().isdecimal() or int(seed) >= 2**32):
+        raise SettingError(f"seed must be a whole number from 0 to 2^32 - 1; got {seed!r}")
+    return PromptRow(prompt, tuple(found), None if seed is None else int(seed))

@@ -18,7 +18,7 @@ from dng_lightning.modules.image_sampler import ChainSampler
 from dng_lightning.posterior import TrackedPosterior
 from dng_lightning.pretrained import diffusers_format
 from dng_lightning.sampling import Predictor, Sampler, WithObserver
-from dng_lightning.text_to_image.methods import check_methods, load_methods
+from dng_lightning.text_to_image.methods import set_methods
 from dng_lightning.text_to_image.model import TextToImageModel
 from dng_lightning.text_to_image.observers import PromptJudge, PromptObserver, PromptReader
 from dng_lightning.text_to_image.optional_deps import Precision
@@ -106,9 +106,9 @@ class TextToImageSampler(ChainSampler):
         self.unguided = unguided or ClassifierFreeGuidance(SCALE)
         default = PositiveAndNegative(DynamicNegativeGuidance(27, AUTHORS), SCALE) if negatives else self.unguided
         usual: list[Guidance] = [CFGNegativePrompt(SCALE)] if negatives else []
-        methods = load_methods(self.folder, default, guidance, guidances, usual if baselines is None else baselines)
-        self.guidance, self.guidances, self.baselines = methods
-        check_methods(self, len(negatives), self.chain_shape, observer is not None or reader is not None)
+        seeing = observer is not None or reader is not None
+        given = (default, guidance, guidances, usual if baselines is None else baselines)
+        set_methods(self, *given, len(negatives), self.chain_shape, seeing)
 
         # The texts, the observer and the reader
         self.prompts = self.model.encode(prompts, negatives)

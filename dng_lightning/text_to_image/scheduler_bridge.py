@@ -24,7 +24,7 @@ from dng_lightning.sampling.recorders import Recorder, Trajectories
 from dng_lightning.sampling.sampler import full_precision, warn_if_biased, with_schedule
 from dng_lightning.sampling.second_order import SecondOrder
 from dng_lightning.text_to_image.prompts import check_guidance
-from dng_lightning.text_to_image.scheduler_kinds import kind_of
+from dng_lightning.text_to_image.scheduler_kinds import SchedulerKind
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class PipelineGuidance:
         check_guidance(guidance)
         self.recorders, self.nfe = list(recorders), 0
         self.pipeline, self.scheduler = pipeline, pipeline.scheduler
-        self.kind = kind_of(self.scheduler, eta, tracks=guidance.needs().is_biased(0))
+        self.kind = SchedulerKind(self.scheduler, eta, tracks=guidance.needs().is_biased(0))
         self.prediction = self.kind.prediction
         self.guidance = with_schedule(guidance, self.kind.schedule)
         self.guidance.start(torch.empty(1, 1, 1, 1), conditions)  # refuses priors that do not fit

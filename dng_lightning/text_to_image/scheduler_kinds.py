@@ -44,7 +44,8 @@ class SchedulerKind:
 
     Args:
         scheduler: scheduler of diffusers.
-        eta: ``eta`` of the pipeline's call, in [0, 1]; None for the scheduler's.
+        eta: ``eta`` of the pipeline's call, in [0, 1]; None for the scheduler's, which is 1 for a ``DDIMScheduler``.
+        tracks: whether a posterior is tracked without the divergence, which a deterministic sampler needs.
 
     Attributes:
         schedule: noise levels of the networks' training.
@@ -54,17 +55,24 @@ class SchedulerKind:
         order: order of the solver, 1 or 2.
 
     Raises:
-        SettingError: a setting of the scheduler is not supported.
+        SettingError: the scheduler or one of its settings is not supported, or ``eta`` is out of its range.
     """
 
     prediction: Prediction
 
-    def __init__(self, scheduler: Any, eta: float | None = None) -> None:
-        name, config = type(scheduler).__name__, scheduler.config
-        for setting, values in KINDS[name].items():
-            if config[setting] not in values:
-                names = " or ".join(map(str, values))
-                raise SettingError(f"the {name}'s {setting} must be {names}; got {config[setting]}")
+    def __init__(self, scheduler: Any, eta: float | None = None, tracks: bool = False) -> None:
+        _check_settings(scheduler)
+        name, config, own = type(scheduler).__name__, scheduler.config, _eta(scheduler)
+        if eta is not None:
+            check_in("[0, 1]", eta=eta)
+            if name != "DDIMScheduler" and eta != own:
+                raise SettingError(f"a {name} has eta {own:g}; got eta {eta:g}")
+        self.eta = own if eta is None else eta
+        if tracks and self.eta == 0 and name != "DDIMScheduler":
+            raise SettingError(
+                f"{name} adds no noise, which biases a tracked posterior: {_instead(scheduler)}, "
+                "or set the posterior's divergence to 1 (twice the network's work) where it has one"
+            )
         self.scheduler, self.is_flow = scheduler, _is_flow(scheduler)
         if self.is_flow:
             u = torch.arange(1, config.num_train_timesteps + 1, dtype=torch.double) / config.num_train_timesteps
@@ -73,7 +81,6 @@ class SchedulerKind:
             self.schedule = diffusers_format.schedule_of(scheduler)
             self.prediction = diffusers_format.prediction_of(scheduler)
             self.schedule.check(self.prediction)
-        self.eta = _eta(scheduler) if eta is None else eta
         self.variance = VARIANCES.get(config.get("variance_type"), "beta_tilde")
         self.order: int = config.get("solver_order", 1)
 
@@ -103,38 +110,19 @@ class SchedulerKind:
         return steps
 
 
-def kind_of(scheduler: Any, eta: float | None, tracks: bool) -> SchedulerKind:
-    """The kind of a scheduler.
-
-    Args:
-        scheduler: scheduler of diffusers.
-        eta: ``eta`` of the pipeline's call, in [0, 1]; None for the scheduler's, which is 1 for a ``DDIMScheduler``.
-        tracks: whether a posterior is tracked without the divergence, which a deterministic sampler needs.
-
-    Raises:
-        SettingError: the scheduler is not supported, or a setting is out of its range.
-    """
-    name, instead = type(scheduler).__name__, f"pipeline.scheduler = {_instead(scheduler)}"
+def _check_settings(scheduler: Any) -> None:
+    name, config = type(scheduler).__name__, scheduler.config
     if name not in KINDS:
         why = "because a tracked posterior needs a known Gaussian kernel"
-        raise SettingError(f"{name} is not supported, {why}: {instead}")
-    if scheduler.config.get("stochastic_sampling"):
-        raise SettingError(
-            f"stochastic_sampling replaces all of the noise at each step, so no posterior can be tracked: {instead}"
-        )
-    if scheduler.config.get("clip_sample") or scheduler.config.get("thresholding"):
+        raise SettingError(f"{name} is not supported, {why}: {_instead(scheduler)}")
+    if config.get("stochastic_sampling"):
+        why = "replaces all of the noise at each step, so no posterior can be tracked"
+        raise SettingError(f"stochastic_sampling {why}: {_instead(scheduler)}")
+    if config.get("clip_sample") or config.get("thresholding"):
         raise SettingError(f"the {name} clips: use {name}.from_config(..., clip_sample=False, thresholding=False)")
-    kind = SchedulerKind(scheduler, eta)
-    if eta is not None:
-        check_in("[0, 1]", eta=eta)
-        if name != "DDIMScheduler" and eta != (own := _eta(scheduler)):
-            raise SettingError(f"a {name} has eta {own:g}; got eta {eta:g}")
-    if tracks and kind.eta == 0 and name != "DDIMScheduler":
-        raise SettingError(
-            f"{name} adds no noise, which biases a tracked posterior: {instead}, "
-            "or set the posterior's divergence to 1 (twice the network's work) where it has one"
-        )
-    return kind
+    for setting, values in KINDS[name].items():
+        if config[setting] not in values:
+            raise SettingError(f"the {name}'s {setting} must be {' or '.join(map(str, values))}; got {config[setting]}")
 
 
 def ancestral(scheduler: Any) -> Any:
@@ -143,7 +131,7 @@ def ancestral(scheduler: Any) -> Any:
 
     from dng_lightning.text_to_image.flow_match_ancestral import FlowMatchAncestralScheduler
 
-    if type(scheduler).__name__ in KINDS.keys() - {"DDIMScheduler"} and SchedulerKind(scheduler).eta == 1:
+    if type(scheduler).__name__ in KINDS.keys() - {"DDIMScheduler"} and _eta(scheduler) == 1:
         return scheduler
     name, settings = _noisy(scheduler)
     if name == "DDPMScheduler":
@@ -159,12 +147,10 @@ def _is_flow(scheduler: Any) -> bool:
 
 def _eta(scheduler: Any) -> float:
     """The eta of a scheduler's steps; for LTX its setting, see ``_ltx_eta``."""
-    name, config = type(scheduler).__name__, scheduler.config
-    if name in ("EulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler"):
+    deterministic = ("EulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler")
+    if type(scheduler).__name__ in deterministic or scheduler.config.get("algorithm_type") == "dpmsolver++":
         return 0.0
-    if name == "DPMSolverMultistepScheduler":
-        return 1.0 if config.algorithm_type.startswith("sde") else 0.0
-    return float(config.eta) if name == "LTXEulerAncestralRFScheduler" else 1.0
+    return float(scheduler.config.get("eta", 1.0))
 
 
 def _ltx_eta(kernel: Kernel, eta: float) -> float:
@@ -192,7 +178,7 @@ def _noisy(scheduler: Any) -> tuple[str, dict[str, Any]]:
 
 
 def _instead(scheduler: Any) -> str:
-    """The scheduler that replaces one that is not supported, for the message."""
+    """The line of code that replaces a scheduler that is not supported, for messages."""
     name, settings = _noisy(scheduler)
     more = [f"{setting}={value!r}".replace("'", '"') for setting, value in settings.items()]
-    return f"{name}.from_config({', '.join(['pipeline.scheduler.config', *more])})"
+    return f"pipeline.scheduler = {name}.from_config({', '.join(['pipeline.scheduler.config', *more])})"

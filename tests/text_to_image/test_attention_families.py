@@ -33,7 +33,8 @@ from tiny_transformers import flux
 __all__ = ["opened"]
 
 PLACES = {
-    "StableDiffusion3Pipeline": "after", "PixArtSigmaPipeline": "apart", "SanaPipeline": "apart",
+    "StableDiffusion3Pipeline": "after", "PixArtAlphaPipeline": "apart", "PixArtSigmaPipeline": "apart",
+    "SanaPipeline": "apart",
     "FluxPipeline": "before", "WanPipeline": "apart",
 }  # fmt: skip
 METHODS: dict[str, Callable[[Guidance], AttentionGuidance]] = {

@@ -1,6 +1,7 @@
 """A guidance in each family of pipelines does what it does in our sampler with the same noise."""
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -283,6 +284,31 @@ def test_what_z_image_and_qwen_image_do_to_a_blend_is_undone(opened: Any):
         with guided(pipeline, CFGNegativePrompt(3.0)):
             expected = drawn(pipeline, family)
             assert_same(drawn(pipeline, family, 9.0, **settings), expected, 1e-5)
+
+
+def test_the_two_transformers_of_wan_2_2(opened: Any):
+    first, family = opened["WanPipeline"], FAMILIES["WanPipeline"]
+    torch.manual_seed(1)
+    second = family.build().transformer
+    enlarge(second)
+    pipeline = type(first)(**first.components | {"transformer_2": second, "boundary_ratio": 0.8})
+    pipeline.set_progress_bar_config(disable=True)
+
+    def run(pipeline: Any, x: Tensor, t: Tensor, texts: Any) -> Tensor:
+        network = pipeline.transformer if float(t) >= 800 else pipeline.transformer_2
+        return network(x, t, texts[0], return_dict=False)[0]
+
+    with guided(pipeline, BOTH) as hosted:
+        found = drawn(pipeline, family)
+    expected, seen = sampled(pipeline, replace(family, run=run), BOTH)
+    assert_same(found, expected)
+    assert hosted.trajectories.posterior is not None
+    torch.testing.assert_close(hosted.trajectories.posterior, seen.posterior, rtol=0, atol=1e-4)
+    with guided(first, BOTH):
+        assert (drawn(first, family) - found).abs().max() > 1e-2
+    expected = drawn(pipeline, family, family.off, negative_prompt=None)
+    with guided(pipeline, Unguided()):
+        assert torch.equal(drawn(pipeline, family, family.off, negative_prompt=None), expected)
 
 
 def test_a_model_distilled_for_guidance(opened: Any):

@@ -157,7 +157,7 @@ def test_test_counts_what_a_judge_sees(sd3: Path, dng: Dng, tmp_path: Path, monk
 @pytest.mark.parametrize(
     ("name", "text", "line"),
     [
-        ("a.csv", "text,seed\na,1\n", "row 1 has no prompt; its columns are text, seed"),
+        ("a.csv", "text,seed\na,1\n", "row 1: there is no prompt; the columns are text, seed"),
         ("a.csv", "prompt,negative_prompt\na,\n", "row 1: negative_prompt is empty"),
         ("a.csv", "prompt,seed\na,1\nb,-1\n", "row 2: seed must be a whole number from 0 to 2\\^32 - 1; got '-1'"),
         ("a.csv", "prompt,seed\na,0\nb,1\nc,0\n", "row 3: seed 0 is that of row 1 too"),
@@ -171,7 +171,7 @@ def test_test_counts_what_a_judge_sees(sd3: Path, dng: Dng, tmp_path: Path, monk
         ),
         ("a.csv", "", "has no rows"),
         ("a.jsonl", '{"prompt": "a"\n', "cannot be read"),
-        ("a.jsonl", '["a"]\n', "row 1 has no prompt; its columns are list"),
+        ("a.jsonl", '["a"]\n', "row 1: there is no prompt; the columns are list"),
         ("a.txt", "a", "must be a .csv or a .jsonl file"),
         (
             "a.jsonl",
