@@ -2,6 +2,7 @@
 
 from dng_lightning.data.arrays import Arrays
 from dng_lightning.data.hugging_face import HuggingFaceDataset
+from dng_lightning.data.hugging_face_stream import HuggingFaceStream
 from dng_lightning.data.image_folder import ImageFolder
 from dng_lightning.data.images import CIFAR10, MNIST, Digits, FashionMNIST
 from dng_lightning.data.seeds import Seeds
@@ -14,6 +15,7 @@ __all__ = [
     "Digits",
     "FashionMNIST",
     "HuggingFaceDataset",
+    "HuggingFaceStream",
     "ImageFolder",
     "Seeds",
     "TorchvisionDataset",

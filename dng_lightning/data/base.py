@@ -152,7 +152,6 @@ class ImageDataModule(LightningDataModule):
                 f"{type(self).__name__} in {self.root} has no training image of the classes that are left."
             )
         self._parts = parts
-        parts["train"].keep_margin = True
         if self.default_val_size is None:  # the user's own data: report what was found
             counts = ", ".join(f"{len(parts[name]):,} {name}" for name in ("train", "val", "test"))
             size, classes = "x".join(map(str, self.image_shape)), len(self.seen_classes)
@@ -164,7 +163,8 @@ class ImageDataModule(LightningDataModule):
         With a trainer the order depends only on the seed and the epoch, and a resumed training continues within the
         epoch. Together the batches of several devices equal those of one device with the same total batch size.
         """
-        part = self._parts["train"]
+        part = self._training_part()
+        part.keep_margin = True
         order = training_order(part, self.batch, self.trainer)
         loader = TrainingLoader(part, sampler=order, drop_last=len(order) >= self.batch, **self._loading())
         loader.data = self
@@ -200,6 +200,10 @@ class ImageDataModule(LightningDataModule):
     def part(self, name: str) -> ImageTensors:
         """The uint8 images and labels of `train`, `val` or `test`, after `setup`."""
         return self._parts[name]
+
+    def _training_part(self) -> ImageTensors:
+        """The training images of the current epoch."""
+        return self._parts["train"]
 
     def _loading(self) -> dict[str, Any]:
         return {

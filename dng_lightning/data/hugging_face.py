@@ -1,7 +1,7 @@
 """Data sets of Hugging Face's ``datasets`` library, from the hub or from local files."""
 
 import io
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -71,10 +71,14 @@ class HuggingFaceDataset(DecodedImages):
             if len(splits) > 1:
                 raise SettingError(f"{self.title} has no split called train, but {', '.join(splits)}")
             parts = {"train": next(iter(splits.values()))}
+        if any(split.features != parts["train"].features for split in parts.values()):
+            raise SettingError(f"{self.title} has other columns in some of its splits")
+        return self._contents(parts)
+
+    def _contents(self, parts: Mapping[str, Any]) -> Found:
+        """The contents of the data set of each part."""
         features = parts["train"].features
         image, label, caption = self._columns(features)
-        if any(split.features != features for split in parts.values()):
-            raise SettingError(f"{self.title} has other columns in some of its splits")
         places = [(part, place) for part, split in parts.items() for place in range(len(split))]
         rows = self.datasets.concatenate_datasets(list(parts.values()))
         labels = as_labels(np.array(rows[label]), len(rows), self.title) if label else None
@@ -97,17 +101,30 @@ class HuggingFaceDataset(DecodedImages):
             return self.datasets.Dataset.from_file(str(path))
         if any((path / file).is_file() for file in ("dataset_info.json", "dataset_dict.json")):
             return self.datasets.load_from_disk(str(path))
-        source = {"path": "parquet", "data_files": str(path)} if path.is_file() else {"path": self.root}
         if self.first is None:
-            return self.datasets.load_dataset(**source, name=self.config)
-        streams = self.datasets.load_dataset(**source, name=self.config, streaming=True)
-        return {name: self._taken(stream) for name, stream in streams.items() if name in SPLITS or len(streams) == 1}
+            return self._from_hub()
+        return {
+            name: self._taken(self._undecoded(stream).take(self.first), stream.features)
+            for name, stream in self._streams.items()
+        }
 
-    def _taken(self, stream: Any) -> Any:
-        """The first rows of a stream as a data set."""
-        (image, *_), features = self._columns(stream.features), stream.features
-        rows = list(stream.cast_column(image, self.datasets.Image(decode=False)).take(self.first))
-        return self.datasets.Dataset.from_list(rows, features=features)
+    def _from_hub(self, **settings: Any) -> Any:
+        source = {"path": "parquet", "data_files": self.root} if Path(self.root).is_file() else {"path": self.root}
+        return self.datasets.load_dataset(**source, name=self.config, **settings)
+
+    @cached_property
+    def _streams(self) -> dict[str, Any]:
+        """The splits that are parts, as streams of rows."""
+        streams = self._from_hub(streaming=True)
+        return {name: stream for name, stream in streams.items() if name in SPLITS or len(streams) == 1}
+
+    def _undecoded(self, stream: Any) -> Any:
+        image, *_ = self._columns(stream.features)
+        return stream.cast_column(image, self.datasets.Image(decode=False))
+
+    def _taken(self, rows: Iterable[Any], features: Any) -> Any:
+        """Some rows of a stream as a data set."""
+        return self.datasets.Dataset.from_list(list(rows), features=features)
 
     def _columns(self, features: Mapping[str, Any]) -> tuple[str, str | None, str | None]:
         """The columns of images, of labels and of captions."""

@@ -88,3 +88,11 @@ def damaged(classes: Path) -> Path:
     (classes / "dog" / "empty.jpg").write_bytes(b"")
     (classes / "dog" / "text.png").write_text("hello")
     return classes
+
+
+@pytest.fixture
+def hugging_face_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library's caches are in a folder of the test, and the hub is not asked."""
+    library = pytest.importorskip("datasets")
+    monkeypatch.setattr(library.config, "HF_DATASETS_CACHE", str(tmp_path / "hf"))
+    monkeypatch.setattr(library.config, "HF_HUB_OFFLINE", True)

@@ -1,47 +1,15 @@
 """Data sets in Hugging Face's formats, made by these tests; the hub is not asked."""
 
-import io
 from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
+from hugging_face_rows import NAMES, datasets, png, rows
 
 from dng_lightning.data import HuggingFaceDataset
 from dng_lightning.errors import SettingError
 
-datasets = pytest.importorskip("datasets", reason="datasets is not installed (extra datasets)")
-
-NAMES = ["cat", "dog", "horse"]
-FEATURES = {
-    "picture": datasets.Image(),
-    "kind": datasets.ClassLabel(names=NAMES),
-    "text": datasets.Value("string"),
-    "weight": datasets.Value("int64"),
-}
-
-
-@pytest.fixture(autouse=True)
-def _caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "hf"))
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-
-
-def png(level: int, size: int = 8) -> bytes:
-    file = io.BytesIO()
-    Image.new("L", (size, size), level).save(file, "PNG")
-    return file.getvalue()
-
-
-def rows(count: int, without: str | None = None, **changed: Any) -> Any:
-    columns = {
-        "picture": [{"bytes": png(n), "path": None} for n in range(count)],
-        "kind": [n % 3 for n in range(count)],
-        "text": [f"a {NAMES[n % 3]}, number {n}" for n in range(count)],
-        "weight": [n % 2 for n in range(count)],
-    } | changed
-    kept = {name: kind for name, kind in FEATURES.items() if name != without}
-    return datasets.Dataset.from_dict({name: columns[name] for name in kept}, features=datasets.Features(kept))
+pytestmark = pytest.mark.usefixtures("hugging_face_caches")
 
 
 def ready(root: Path, **settings: Any) -> HuggingFaceDataset:
