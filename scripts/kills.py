@@ -39,7 +39,10 @@ COMMANDS = {
         f"--trainer.callbacks=[{{class_path: EMA}}, {KEEP}, {{class_path: Export}}]",
     ],
     "predict": ["predict", *SEEDS, *QUIET, "--data.batch_size=8"],
-    "test": ["test", *SEEDS, *QUIET, "--data.batch_size=8", "--data.reference_data=Digits"],
+    "test": [
+        *("test", *SEEDS, *QUIET, "--data.batch_size=8", "--data.reference_data=Digits"),
+        "--model.guidances=[NegativePrompting, DynamicNegativeGuidance]",
+    ],
 }
 VARYING = ("images_per_second", "memory_mb")  # columns of the cost, which depends on the machine
 

@@ -14,6 +14,7 @@ import lightning  # noqa: F401  # first: typing may hand out another library's U
 import pytest
 import torch
 from browser import Page, chromium, slowness
+from filelock import FileLock
 from matplotlib.figure import Figure
 from running import QUIET, Dng, DngProcess, rendered_figures
 
@@ -24,28 +25,30 @@ from dng_lightning.evaluation.distribution_metrics import frechet_interval
 
 pytest_plugins = ["tiny_models"]
 
-# What takes nine tenths of the time: the command line, several processes, whole studies, long chains.
+TESTS = Path(__file__).resolve().parent
+SHARED = TESTS.parents[1] / "shared" / "data"
+CHECKPOINTS = TESTS.parent / "checkpoints"
+
+# Folders and files that take nine tenths of the time: the command line, several processes, whole studies, long chains.
 SLOW = """
-    test_cli test_docs test_ddp test_bad_input test_overlays test_predict test_results_writer test_removal test_imports
-    test_diffusers_format test_classifier test_diffusion test_attribute_classifier test_study test_training test_export
-    test_captioned_digits test_dashboards test_results_dashboard test_guided_sampling test_calibration_writer
-    test_scheduler_bridge test_image_folder test_extremes test_tracked test_open_settings test_base_module
-    test_observed_sampling test_text_to_image_cli test_ema test_text_to_image test_skipping test_feedback test_attention
-    test_probe test_particles test_self_filter test_pipeline_sampler test_pipeline_folders
-    test_families test_attention_families test_flux2 test_modular_flow
-    test_flow_schedulers test_second_order test_solver_schedulers
-    test_synchronization test_judges_of_commands test_pretrained_classifiers test_other_models
-    test_next_command test_front_door test_edm test_classifier_training test_diffusion_networks
-    test_classifier_files test_decoded_images
-    test_latent_transformers test_untrusted test_portrait_reader
-    test_precision test_interruption test_faults test_damaged_files test_environment test_kills
+    cli ddp docs predict results_writer scheduler_bridge
+    test_attention test_attention_families test_attribute_classifier test_axes test_base_module
+    test_calibration_writer test_captioned_digits test_classifier test_classifier_files test_classifier_training
+    test_dashboards test_decoded_images test_diffusers_format test_diffusers_models test_diffusion
+    test_diffusion_networks test_edm test_ema test_export test_extremes test_families test_feedback
+    test_flow_schedulers test_flux2 test_guided_sampling test_image_folder test_imports test_judges_of_commands
+    test_kills test_latent_transformers test_lucidrains test_modular_flow test_observed_sampling test_particles
+    test_pipeline_folders test_pipeline_sampler test_portrait_reader test_pretrained_classifiers test_probe
+    test_reductions test_removal test_results_dashboard test_second_order test_self_filter test_skipping
+    test_solver_schedulers test_study test_synchronization test_text_to_image test_text_to_image_cli test_tracked
+    test_training
 """.split()  # noqa: SIM905  # one a line would be a page
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests of whole files as slow."""
+    """Mark the tests of whole folders and files as slow."""
     for item in items:
-        if item.path.stem in SLOW:
+        if not set(item.path.relative_to(TESTS).with_suffix("").parts).isdisjoint(SLOW):
             item.add_marker(pytest.mark.slow)
 
 
@@ -76,9 +79,6 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 # On cores that others use too (pytest -n 2) torch's threads wait for each other, and everything takes ten times longer.
 torch.set_num_threads(1)
-
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
-CHECKPOINTS = Path(__file__).resolve().parents[1] / "checkpoints"
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -118,8 +118,10 @@ def real_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     prepare = SHARED / "prepare.py"
     if not prepare.exists():
         pytest.skip(f"REAL DATA MISSING: no {prepare}, so nothing here was tried on the real MNIST and CIFAR-10")
-    root = tmp_path_factory.mktemp("real_data")
-    subprocess.run([sys.executable, str(prepare), str(root)], check=True)
+    shared = "PYTEST_XDIST_WORKER" in os.environ  # by the processes of `pytest -n 2`
+    root = tmp_path_factory.getbasetemp().parent / "real_data" if shared else tmp_path_factory.mktemp("real_data")
+    with FileLock(f"{root}.lock"):
+        subprocess.run([sys.executable, str(prepare), str(root)], check=True)  # leaves what is there
     return root
 
 

@@ -153,7 +153,7 @@ def test_an_endless_run_has_no_length_to_fill_in(tmp_path: Path):
 def test_a_hundred_steps_on_real_mnist(real_data: Path, tmp_path: Path):
     module = ClassifierModule(ImageClassifier(1, 10), scheduler=functools.partial(OneCycleLR, max_lr=0.005))
     data = MNIST(str(real_data))
-    run_once = trainer(tmp_path, max_steps=100, limit_val_batches=0)
+    run_once = trainer(tmp_path, max_steps=100, limit_val_batches=0, limit_test_batches=16)
     run_once.fit(module, data)
     assert run_once.test(module, data, verbose=False)[0]["test/accuracy"] > 0.97
 
