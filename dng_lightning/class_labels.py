@@ -69,18 +69,14 @@ def labels_of(
     return labels
 
 
-def names_of(class_names: Sequence[str] | str | None, owner: str) -> tuple[str, ...]:
-    """The class names of a setting: a list, or a text file with one name per line.
+def names_of(class_names: Sequence[str] | str | None) -> tuple[str, ...]:
+    """The class names of a setting: a list, or a text file with one name per line; empty for None.
 
     Raises:
-        SettingError: the setting is missing, or the file cannot be read.
+        SettingError: the file cannot be read.
     """
-    if class_names is None:
-        raise SettingError(
-            f"{owner} does not name its classes: set its class_names, a list or a file with one name per line"
-        )
     if not isinstance(class_names, str):
-        return tuple(map(str, class_names))
+        return tuple(map(str, class_names or ()))
     try:
         lines = Path(class_names).read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:

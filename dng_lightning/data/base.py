@@ -224,6 +224,12 @@ class ImageDataModule(LightningDataModule):
         """The labels that remain after filtering."""
         return self.seen_classes or [0]
 
+    @property
+    def _stored_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the images before random crops."""
+        channels, height, width = self.image_shape
+        return channels, height + self.crop, width + self.crop
+
     def _shape(self, channels: int, height: int, width: int) -> tuple[int, int, int]:
         """``image_shape`` for images of this native shape."""
         height, width = self.size or (height - self.crop, width - self.crop)
@@ -240,9 +246,8 @@ class ImageDataModule(LightningDataModule):
             self._range = found_range(part[0], where)
         images = as_images(part[0], where, self._range)
         labels = in_classes(as_labels(part[1], len(images), where), self._label_count, where)
-        channels, height, width = self.image_shape
-        shape = channels, height + self.crop, width + self.crop
-        if self.size and images.shape[1] == channels:
+        shape = self._stored_shape
+        if self.size and images.shape[1] == shape[0]:
             images = all_fitted(images, shape[1:], self.fit)
         if images.shape[1:] != shape and len(images):
             sizes = " instead of ".join("x".join(map(str, sides)) for sides in (images.shape[1:], shape))

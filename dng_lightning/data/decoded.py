@@ -92,8 +92,7 @@ class DecodedImages(FoundImages):
 
     @cached_property
     def _decoded(self) -> tuple[Tensor, Unreadable]:
-        channels, height, width = self.image_shape
-        return self._decode(self._found.images, (channels, height + self.crop, width + self.crop))
+        return self._decode(self._found.images, self._stored_shape)
 
     def _decode(self, items: Items, shape: tuple[int, int, int]) -> tuple[Tensor, Unreadable]:
         processes = self.trainer.num_devices if self.trainer else 1

@@ -13,7 +13,7 @@ from dng_lightning.data.found import Found
 from dng_lightning.data.hugging_face import SPLITS, HuggingFaceDataset
 from dng_lightning.data.loading import ImageTensors
 from dng_lightning.data.store import check_readable, stored
-from dng_lightning.errors import SettingError
+from dng_lightning.errors import SettingError, reason
 
 
 @dataclass(eq=False, repr=False)
@@ -21,8 +21,9 @@ class HuggingFaceStream(HuggingFaceDataset):
     """A data set of any length, also unknown, that fits neither in memory nor on the disk (extra ``datasets``).
 
     Each epoch trains on the next images of the stream, as many as in the first epoch; after the last image come those
-    of the second epoch again. The parts val and test, and reference statistics, are of the first images. The length of
-    a training is ``trainer.max_steps`` or ``trainer.max_time``.
+    of the second epoch again. They are shuffled within an epoch, so the data set must not be sorted by class. The parts
+    val and test, and reference statistics, are of the first images. The length of a training is ``trainer.max_steps``
+    or ``trainer.max_time``.
 
     In addition to the settings of ``HuggingFaceDataset``:
 
@@ -48,11 +49,16 @@ class HuggingFaceStream(HuggingFaceDataset):
         size = round(self.first * len(first) / self.training_images)
         if epoch != self._next_epoch:  # the first one of this process
             self._rows = islice(self._later_rows(), (epoch - 1) * size, None)
-        rows, self._next_epoch = list(islice(self._rows, size)), epoch + 1
+        try:
+            rows, self._next_epoch = list(islice(self._rows, size)), epoch + 1
+        except Exception as error:  # a download can fail in any way
+            raise SettingError(f"{self.title} cannot be read any further: {reason(error)}") from error
         if not rows:
             rank_zero_info(f"{self.title} has {self.first:,} images or fewer: the epochs do not differ")
             return first
         part = self._decoded_part(self._contents({"train": self._taken(rows, self._stream.features)}))
+        if not len(part):
+            raise SettingError(f"{self.title} has no image of the classes that are left in epoch {epoch}: shuffle it")
         return part.subset(torch.arange(len(part)) < len(first))
 
     @property
@@ -72,9 +78,7 @@ class HuggingFaceStream(HuggingFaceDataset):
 
     def _decoded_part(self, found: Found) -> ImageTensors:
         """The images that the filters keep, in memory."""
-        channels, height, width = self.image_shape
-        shape = channels, height + self.crop, width + self.crop
-        images, unreadable = stored(found.images, shape, self.fit, self._cache, float("inf"))
+        images, unreadable = stored(found.images, self._stored_shape, self.fit, self._cache, float("inf"))
         check_readable(found.images, unreadable, self.skip_unreadable)
         labels = self._labels(found)
         is_kept = torch.isin(labels, torch.tensor(self._kept_labels))

@@ -109,7 +109,9 @@ class ImageFolder(DecodedImages):
         check_columns(rows, [self.caption] if self.caption else [], "caption", table)
         file = file_column(rows, folder, table)
         paths = [folder / row[file] for row in rows]
-        _check_files(paths, table)
+        if missing := [path.name for path in paths if not path.is_file()]:
+            named = ", ".join(missing[:20] + ["..."] * (len(missing) > 20))
+            raise SettingError(f"{table} names {len(missing):,} files that are missing: {named}")
         columns = label_columns(rows, self.label, [file, *([self.caption] if self.caption else [])], table)
         labels = [" ".join(row[name] for name in columns) for row in rows] if columns else []
         return paths, labels, [row[self.caption] for row in rows] if self.caption else []
@@ -137,10 +139,3 @@ def _stamp(folder: Path, names: Sequence[str]) -> str:
             version = 0, 0
         digest.update(repr((name, version)).encode())
     return digest.hexdigest()
-
-
-def _check_files(paths: Sequence[Path], table: Path) -> None:
-    missing = [path.name for path in paths if not path.is_file()]
-    if missing:
-        more = ", ..." if len(missing) > 20 else ""
-        raise SettingError(f"{table} names {len(missing):,} files that are missing: {', '.join(missing[:20])}{more}")

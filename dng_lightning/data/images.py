@@ -7,14 +7,12 @@ import numpy as np
 import torch
 from torchvision import datasets  # as a module: three of its classes share their names with classes here
 
-from dng_lightning.data.base import ImageDataModule
+from dng_lightning.data.base import ImageDataModule, Parts
 from dng_lightning.data.selection import held_out
 from dng_lightning.data.torchvision import made
 from dng_lightning.errors import SettingError, reason
 
 __all__ = ["CIFAR10", "MNIST", "Digits", "FashionMNIST", "ImageDataModule"]
-
-Parts = tuple[tuple[Any, Any], tuple[Any, Any]]  # images and labels for training, and for testing
 
 
 class _Official(ImageDataModule):

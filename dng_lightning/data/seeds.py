@@ -50,8 +50,8 @@ class Seeds(LightningDataModule):
         todo = [seed for seed in self.seeds if seed not in self.finished]
         if todo:  # every device needs a seed, even if it repeats a finished image
             spare = [seed for seed in self.seeds if seed in self.finished] or todo
-            missing = (self.trainer.world_size if self.trainer else 1) - len(todo)
-            todo += (spare * max(missing, 0))[: max(missing, 0)]
+            missing = max((self.trainer.world_size if self.trainer else 1) - len(todo), 0)
+            todo += (spare * missing)[:missing]
         return self._loader(todo)
 
     def test_dataloader(self) -> list[DataLoader[int]]:

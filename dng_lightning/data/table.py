@@ -25,7 +25,8 @@ def find_table(folder: Path, name: str | None) -> Path | None:
         raise SettingError(f"data.table: there is no {folder / name}")
     found = sorted(path for path in folder.glob("*") if path.suffix.lower() in SUFFIXES and path.name[0] != ".")
     if len(found) > 1:
-        raise SettingError(f"{folder} has {len(found)} tables: name one of {_names(found)} with data.table")
+        names = ", ".join(path.name for path in found)
+        raise SettingError(f"{folder} has {len(found)} tables: name one of {names} with data.table")
     return found[0] if found else None
 
 
@@ -119,7 +120,3 @@ def check_columns(rows: Sequence[Row], names: Sequence[str], setting: str, path:
     for name in names:
         if name not in rows[0]:
             raise SettingError(f"data.{setting}: {path} has no column {name!r}; it has {', '.join(rows[0])}")
-
-
-def _names(paths: Sequence[Path]) -> str:
-    return ", ".join(path.name for path in paths)

@@ -3,6 +3,7 @@
 import hashlib
 import re
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,8 @@ from torchvision.transforms.v2 import functional
 from dng_lightning.errors import SettingError, reason
 from dng_lightning.evaluation.runs import Labels
 from dng_lightning.judges.class_mapping import ClassMapping, groups
+
+Outputs = Literal["logits", "probabilities"]
 
 CHUNK = 64  # batch size of the network: images resized to 224x224 need much memory
 
@@ -28,6 +31,7 @@ class PretrainedClassifier(nn.Module):
         classes: see ``class_mapping.ClassMapping``; None to match classes by name.
         preprocess: images (B, C, H, W) in [0, 1] -> the network's input.
         channels: channels of the network's input, 1 or 3; images are converted. None for those of ``preprocess``, or 3.
+        outputs: kind of the network's outputs.
 
     Attributes:
         num_features: width of its features; not set if it has no features.
@@ -52,8 +56,10 @@ class PretrainedClassifier(nn.Module):
         classes: ClassMapping | None,
         preprocess: Callable[[Tensor], Tensor],
         channels: int | None = None,
+        outputs: Outputs = "logits",
     ) -> None:
         super().__init__()
+        self.outputs = outputs
         self.name = re.sub(r"[^\w.-]+", "-", name).strip("-.")  # part of file names
         self.own_names, self.preprocess = tuple(own_names), preprocess
         self.channels = channels if channels else int(getattr(preprocess, "channels", 3))
@@ -90,6 +96,23 @@ class PretrainedClassifier(nn.Module):
             raise SettingError(f"{self.name} has no layer {head!r}: set its head to a linear layer, such as {those}")
         self.num_features = int(widths[head][0])  # type: ignore[arg-type]  # a linear layer has a width
         layers[head].register_forward_pre_hook(self._note)
+
+    def try_out(self, path: str) -> None:
+        """Call the network of a file on a black image, which finds the width of its features.
+
+        Raises:
+            SettingError: the network cannot read the preprocessed images.
+        """
+        try:
+            features = self._in_chunks(torch.zeros(1, 3, 32, 32))[1]  # resized by the preprocessing
+        except SettingError:
+            raise
+        except Exception as error:  # a foreign network can fail in any way
+            raise SettingError(
+                f"{path} does not take the preprocessed images: set preprocessing.size: {reason(error)}"
+            ) from error
+        if features is not None:
+            self.num_features = features.shape[1]
 
     def sort_into(self, class_names: Sequence[str], image_shape: Sequence[int]) -> None:
         """Switch to the classes of a diffusion model, and test the judge on one image.
@@ -157,7 +180,9 @@ class PretrainedClassifier(nn.Module):
         if (width := logits[0].shape[1:]) != (len(self.own_names),):
             outputs, names = "x".join(map(str, width)), len(self.own_names)
             raise SettingError(f"{self.name} has {outputs} outputs and {names} class_names: name all of its classes")
-        return torch.cat(logits).float(), None if features[0] is None else torch.cat(features).float()
+        joined = torch.cat(logits).float()
+        joined = joined.log() if self.outputs == "probabilities" else joined
+        return joined, None if features[0] is None else torch.cat(features).float()
 
     def _input(self, x: Tensor) -> Tensor:
         pixels = (x.float().clamp(-1, 1) + 1) / 2

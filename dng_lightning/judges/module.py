@@ -34,6 +34,5 @@ class ModuleClassifier(PretrainedClassifier):
         head: str | None = None,
     ) -> None:
         files.fit(net, files.state_dict(weights), weights)
-        name = type(net).__name__
-        super().__init__(name, net, names_of(class_names, name), classes, preprocessing)
+        super().__init__(type(net).__name__, net, names_of(class_names), classes, preprocessing)
         self.watch_head(head)

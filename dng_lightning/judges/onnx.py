@@ -2,14 +2,14 @@
 
 import hashlib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dng_lightning.class_labels import names_of
 from dng_lightning.errors import SettingError, reason, require
-from dng_lightning.judges.base import PretrainedClassifier
+from dng_lightning.judges.base import Outputs, PretrainedClassifier
 from dng_lightning.judges.class_mapping import ClassMapping
 from dng_lightning.judges.preprocessing import Preprocessing
 
@@ -35,32 +35,22 @@ class ONNXClassifier(PretrainedClassifier):
         class_names: list[str] | str,
         preprocessing: Preprocessing,
         classes: ClassMapping | None = None,
-        outputs: Literal["logits", "probabilities"] = "logits",
+        outputs: Outputs = "logits",
         features: str | None = None,
     ) -> None:
-        network, name = _Network(path), Path(path).stem
-        super().__init__(name, network, names_of(class_names, name), classes, preprocessing)
-        self.outputs, self.features_output = outputs, features
-        if features is not None:
-            if features not in network.widths:
-                raise SettingError(f"{path} has no output {features!r}: its outputs are {', '.join(network.widths)}")
-            width = network.widths[features]
-            if not isinstance(width, int):
-                raise SettingError(f"{path} does not say how wide its output {features!r} is: export it with its shape")
-            self.num_features = width
+        net = _Network(path, features)
+        super().__init__(Path(path).stem, net, names_of(class_names), classes, preprocessing, outputs=outputs)
+        self.try_out(path)
 
     def _run(self, inputs: Tensor) -> tuple[Tensor, Tensor | None]:
         """See ``PretrainedClassifier``."""
-        found = self.classifier(inputs)
-        logits = found[next(iter(found))]
-        features = found[self.features_output].flatten(1) if self.features_output else None
-        return logits.log() if self.outputs == "probabilities" else logits, features
+        return self.classifier(inputs)  # type: ignore[no-any-return]  # a Module's call is Any
 
 
 class _Network(nn.Module):
-    """The file's network: images -> its outputs by name."""
+    """The file's network."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, features: str | None) -> None:
         super().__init__()
         runtime = require("onnxruntime", f"the classifier {path}", "onnx")
         try:
@@ -69,12 +59,15 @@ class _Network(nn.Module):
         except Exception as error:  # a foreign file can fail in any way
             raise SettingError(f"{path} is no ONNX file: {reason(error)}") from error
         self.input = self.session.get_inputs()[0].name
-        self.widths = {output.name: output.shape[-1] for output in self.session.get_outputs()}
+        names = [output.name for output in self.session.get_outputs()]
+        if features not in (None, *names):
+            raise SettingError(f"{path} has no output {features!r}: its outputs are {', '.join(names)}")
+        self.outputs = names[:1] if features is None else [names[0], features]
         digest = torch.tensor(list(hashlib.sha256(content).digest()), dtype=torch.uint8)
         self.register_buffer("digest", digest)  # the fingerprint sees the weights by this hash
 
-    def forward(self, inputs: Tensor) -> dict[str, Tensor]:
-        """(B, C, H, W) -> the outputs, on the device of ``inputs``."""
-        arrays = self.session.run(list(self.widths), {self.input: inputs.cpu().numpy()})
-        tensors = (torch.from_numpy(array).to(inputs.device) for array in arrays)
-        return dict(zip(self.widths, tensors, strict=True))
+    def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(B, C, H, W) -> the first output and the features, on the device of ``inputs``."""
+        arrays = self.session.run(self.outputs, {self.input: inputs.cpu().numpy()})
+        first, *others = (torch.from_numpy(array).to(inputs.device) for array in arrays)
+        return first, others[0].flatten(1) if others else None

@@ -39,7 +39,7 @@ class TimmClassifier(PretrainedClassifier):
         timm = require("timm", f"the classifier {model}", "timm")
         source = f"local-dir:{model}" if Path(model).is_dir() else f"hf-hub:{model}" if "/" in model else model
         name = f"timm-{Path(model).name}"
-        given = names_of(class_names, name) if class_names is not None else None
+        given = names_of(class_names)
         settings = {"num_classes": len(given)} if given and weights else {}
         try:
             net = timm.create_model(source, pretrained=weights is None, **settings)
@@ -62,5 +62,5 @@ def _names(timm: Any, net: Any, name: str) -> tuple[str, ...]:
         return tuple(config["label_names"])
     subset = timm.data.infer_imagenet_subset(net)
     if not subset:
-        return names_of(None, name)
+        raise SettingError(f"{name} does not name its classes: set its class_names, a list or a file")
     return tuple(timm.data.ImageNetInfo(subset).label_descriptions())

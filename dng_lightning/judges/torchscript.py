@@ -2,14 +2,13 @@
 
 import warnings
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from dng_lightning.class_labels import names_of
 from dng_lightning.errors import SettingError, reason
-from dng_lightning.judges.base import PretrainedClassifier
+from dng_lightning.judges.base import Outputs, PretrainedClassifier
 from dng_lightning.judges.class_mapping import ClassMapping
 from dng_lightning.judges.preprocessing import Preprocessing
 
@@ -36,7 +35,7 @@ class TorchScriptClassifier(PretrainedClassifier):
         class_names: list[str] | str,
         preprocessing: Preprocessing,
         classes: ClassMapping | None = None,
-        outputs: Literal["logits", "probabilities"] = "logits",
+        outputs: Outputs = "logits",
     ) -> None:
         try:
             with warnings.catch_warnings(action="ignore"):  # torch deprecates TorchScript
@@ -46,23 +45,13 @@ class TorchScriptClassifier(PretrainedClassifier):
                 f"{path} is no TorchScript file: {reason(error)}; write one with "
                 "torch.jit.save(torch.jit.trace(network.eval(), images), path), or use ModuleClassifier"
             ) from error
-        name = Path(path).stem
-        super().__init__(name, net, names_of(class_names, name), classes, preprocessing)
-        self.outputs = outputs
-        try:
-            with torch.no_grad():  # resized by the preprocessing
-                features = self._in_chunks(torch.zeros(1, 3, 32, 32))[1]
-        except RuntimeError as error:
-            raise SettingError(
-                f"{path} does not take the preprocessed images: set preprocessing.size: {reason(error)}"
-            ) from error
-        if features is not None:
-            self.num_features = features.shape[1]
+        super().__init__(Path(path).stem, net, names_of(class_names), classes, preprocessing, outputs=outputs)
+        self.try_out(path)
 
     def _run(self, inputs: Tensor) -> tuple[Tensor, Tensor | None]:
         """See ``PretrainedClassifier``."""
         output = self.classifier(inputs)
-        logits, features = output if isinstance(output, tuple) else (output, None)
-        if features is None and hasattr(self.classifier, "features"):
-            features = self.classifier.features(inputs)  # type: ignore[operator]  # an exported method
-        return logits.log() if self.outputs == "probabilities" else logits, features
+        if isinstance(output, tuple):
+            return output
+        has_features = hasattr(self.classifier, "features")  # an exported method
+        return output, self.classifier.features(inputs) if has_features else None  # type: ignore[operator]

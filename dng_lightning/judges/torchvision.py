@@ -51,7 +51,7 @@ class TorchvisionClassifier(PretrainedClassifier):
                 ) from error
         else:
             state = files.state_dict(weights)
-            own_names = names_of(class_names, name) if class_names is not None else own_names
+            own_names = names_of(class_names) or own_names
             settings = {"init_weights": False} if model in ("googlenet", "inception_v3") else {}
             net = models.get_model(model, weights=None, num_classes=len(own_names), **settings)
             files.fit(net, state, weights)

@@ -36,7 +36,7 @@ class TransformersClassifier(PretrainedClassifier):
         kinds = ("AutoModelForImageClassification", "AutoImageProcessor")
         net, processor = load(model, revision, "image classifier", *kinds)
         labels = net.config.id2label
-        own_names = [labels[label] for label in sorted(labels)] if class_names is None else names_of(class_names, model)
+        own_names = names_of(class_names) or [labels[label] for label in sorted(labels)]
         channels = getattr(net.config, "num_channels", 3)
         super().__init__(f"transformers-{Path(model).name}", net, own_names, classes, Processor(processor), channels)
         self.watch_head(head)

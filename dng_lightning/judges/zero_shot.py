@@ -36,7 +36,7 @@ class ZeroShotClassifier(PretrainedClassifier):
         revision: str | None = None,
         classes: ClassMapping | None = None,
     ) -> None:
-        names = names_of(class_names, model)
+        names = names_of(class_names)
         if len(set(names)) < 2 or len(set(names)) < len(names):
             raise SettingError(f"class_names of {model} must be two or more different classes; got {', '.join(names)}")
         if "{}" not in template:

@@ -50,7 +50,7 @@ class DiffusersModel(PretrainedModel):
     ) -> None:
         self.path, self.revision, self.subfolder, self.variant = path, revision, subfolder, variant
         self.schedule, self.prediction, self.null_class = schedule, prediction, null_class
-        self.class_names = names_of(class_names, path) if class_names is not None else ()
+        self.class_names = names_of(class_names)
 
     def read(self) -> ModelParts:
         """See ``PretrainedModel.read``; the networks are converted to fp32."""

@@ -34,7 +34,7 @@ class EDMModel(PretrainedModel):
     ) -> None:
         self.path, self.net = path, net
         self.schedule: NoiseSchedule = schedule or KarrasSchedule()
-        self.class_names = names_of(class_names, path) if class_names is not None else ()
+        self.class_names = names_of(class_names)
 
     def read(self) -> ModelParts:
         """See ``PretrainedModel.read``."""

@@ -76,7 +76,7 @@ class GuidedDiffusionModel(PretrainedModel):
         self.new_attention_order, self.null_class = new_attention_order, null_class
         self.schedule: NoiseSchedule = schedule or LinearSchedule()
         self.prediction: Prediction = prediction
-        self.class_names = names_of(class_names, path) if class_names is not None else ()
+        self.class_names = names_of(class_names)
 
     def read(self) -> ModelParts:
         """See ``PretrainedModel.read``."""

@@ -39,7 +39,7 @@ class LucidrainsModel(PretrainedModel):
         class_names: list[str] | str | None = None,
     ) -> None:
         self.path, self.image_size, self.ema, self.attn_heads = path, image_size, ema, attn_heads
-        self.class_names = names_of(class_names, path) if class_names is not None else ()
+        self.class_names = names_of(class_names)
 
     def read(self) -> ModelParts:
         """See ``PretrainedModel.read``."""

@@ -101,6 +101,22 @@ def test_a_label_that_the_first_images_lack(tmp_path: Path):
         train(tmp_path / "data.parquet", tmp_path, label="weight")
 
 
+def test_an_epoch_without_images_is_one_line(tmp_path: Path):
+    rows(60, kind=[n // 20 for n in range(60)]).to_parquet(str(tmp_path / "data.parquet"))
+    with pytest.raises(SettingError, match="no image of the classes that are left in epoch 1: shuffle it"):
+        train(tmp_path / "data.parquet", tmp_path, include_classes="cat")
+
+
+def test_a_stream_that_breaks_off_is_one_line(parquet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def broken(self: HuggingFaceStream) -> Any:
+        raise OSError("connection lost")
+        yield
+
+    monkeypatch.setattr(HuggingFaceStream, "_later_rows", broken)
+    with pytest.raises(SettingError, match="cannot be read any further: connection lost"):
+        train(parquet, tmp_path)
+
+
 def test_fit(parquet: Path, tmp_path: Path, dng: Dng, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     net = "--model.net.channels=[8]", "--model.net.image_channels=1", "--model.net.num_classes=3"
