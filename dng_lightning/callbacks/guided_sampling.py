@@ -13,7 +13,7 @@ from dng_lightning.class_labels import labels_of
 from dng_lightning.data.base import ImageDataModule
 from dng_lightning.data.pixels import to_float, to_uint8
 from dng_lightning.errors import SettingError, check_at_least
-from dng_lightning.evaluation import boards, figures, tensorboard
+from dng_lightning.evaluation import boards, figures
 from dng_lightning.evaluation.class_balance import forbidden_rate, kl_divergence
 from dng_lightning.evaluation.distribution_metrics import Moments, frechet_distance
 from dng_lightning.evaluation.features import ClassifierFeatures
@@ -131,7 +131,7 @@ class GuidedSampling(ValidationSampling):
                 shown = figures.TrajectorySet(samples.times, samples.scale, posterior, forbidden)
                 board.add_figure("trajectories/scale_and_posterior", figures.trajectory_bands(shown), step)
         if counts and board.loggers:
-            tensorboard.class_bars(board, counts, module.class_names, self.labels, step)
+            board.add_figure("samples/class_shares", figures.class_bars(counts, module.class_names, self.labels), step)
         board.flush()
 
     def settings(self, module: LightningModule) -> dict[str, Any]:

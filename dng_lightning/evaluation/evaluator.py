@@ -6,6 +6,7 @@ disk, so that any number of processes may add images and an interrupted evaluati
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
 
 from dng_lightning.data.pixels import to_float, to_uint8
 from dng_lightning.errors import SettingError
@@ -205,35 +207,42 @@ class Evaluator:
         self.board.add_figure(f"test/{name}", figure, len(self.results.rows()))
 
     def _log(self, store: SampleStore, rows: Sequence[dict[str, Any]]) -> None:
-        """Write a TensorBoard run for each row; only the first row has sample images."""
-        label_space, shown, way = self.label_space, self._first_images(store), None
-        if store.has("scales"):
-            scale, labels = store.first("scales", PLOTTED), store.first("labels", PLOTTED)
-            posterior = store.first("posterior", PLOTTED) if store.has("posterior") else None
-            way = TrajectorySet(self.times, scale, posterior, label_space.are_forbidden(labels).tolist())
+        """Write a TensorBoard run for each row; only the first row has sample images and trajectories.
+
+        The step of the scalars is 1,000 × scale, so that a chart of several runs is a curve over the scale.
+        """
+        names, forbidden = self.label_space.names, self.label_space.forbidden
         reference = {}
         if self.unguided:
             labels = self.store(self.unguided).all("labels")
-            reference = {"Unguided": torch.bincount(labels, minlength=len(label_space.names)).tolist()}
+            reference = {"Unguided": torch.bincount(labels, minlength=len(names)).tolist()}
         for row in rows:
-            about = {"n": len(self.seeds), "steps": int(row["steps"]), "features": row["features"]} | self.about
-            settings = {"method": row["method"], "scale": row.get("scale")} | about
-            counts = {row["method"]: list(map(int, row["class_counts"].split()))} | reference
-            parts = row["method"], str(row.get("scale") or ""), _hash({name: row[name] for name in KEY}, 6)
-            name = "-".join(filter(None, parts))
+            scale, own = row.get("scale"), list(map(int, row["class_counts"].split()))
+            parts = row["method"], str(scale or ""), _hash({name: row[name] for name in KEY}, 6)
+            name, step = "-".join(filter(None, parts)), round(1000 * float(scale or 0))
             measures = {tag: row[column] for tag, column in tensorboard.MEASURES.items() if row.get(column) is not None}
             self.board.add_row(f"test/{name}", measures, len(self.results.rows()))
-            images = shown if row is rows[0] else None
-            tensorboard.write_result(
-                self.folder / "tensorboard" / name,
-                settings,
-                measures,
-                counts,
-                label_space.names,
-                label_space.forbidden,
-                images,
-                way,
-            )
+            folder = self.folder / "tensorboard" / name
+            shutil.rmtree(folder, ignore_errors=True)  # of an earlier run
+            with SummaryWriter(str(folder)) as writer:
+                for tag, value in measures.items():
+                    writer.add_scalar(tag, value, step)
+                bars = figures.class_bars({row["method"]: own} | reference, names, forbidden)
+                writer.add_figure("samples/class_shares", bars, step)
+                tensorboard.class_histogram(writer, "samples/class_counts", own, step)
+                if row is rows[0]:
+                    writer.add_image("samples/first_seeds", figures.framed_grid(*self._first_images(store)), step)
+                if store.has("scales"):
+                    bands = figures.trajectory_bands(self._trajectories(store))
+                    writer.add_figure("trajectories/scale_and_posterior", bands, step)
+                settings = {"method": row["method"], "scale": scale, "n": len(self.seeds), "steps": self.steps}
+                tensorboard.hyperparameters(writer, settings | {"features": row["features"]} | self.about)
+
+    def _trajectories(self, store: SampleStore) -> TrajectorySet:
+        """The trajectories of the first images."""
+        labels, scale = store.first("labels", PLOTTED), store.first("scales", PLOTTED)
+        posterior = store.first("posterior", PLOTTED) if store.has("posterior") else None
+        return TrajectorySet(self.times, scale, posterior, self.label_space.are_forbidden(labels).tolist())
 
     def _first_images(self, store: SampleStore) -> tuple[Tensor, list[bool]]:
         """The first images, uint8, and which of them are forbidden."""

@@ -67,14 +67,15 @@ def named_classes(class_names: Sequence[str], forbidden: Collection[int]) -> lis
 
 
 def class_bars(
-    shares: Mapping[str, Sequence[float]], class_names: Sequence[str], forbidden: Collection[int] = ()
+    counts: Mapping[str, Sequence[int]], class_names: Sequence[str], forbidden: Collection[int] = ()
 ) -> Figure:
-    """Share of each class, with a bar for each entry of ``shares``; the names of forbidden classes are red."""
+    """Share of each class, with a bar for each entry of ``counts``; the names of forbidden classes are red."""
     figure = Figure(figsize=(6.4, 3.2), layout="constrained")
     axes = figure.subplots()
-    width = 0.8 / len(shares)
-    for row, (name, values) in enumerate(shares.items()):
-        axes.bar([i + (row - (len(shares) - 1) / 2) * width for i in range(len(values))], values, width, label=name)
+    width = 0.8 / len(counts)
+    for row, (name, own) in enumerate(counts.items()):
+        places = [i + (row - (len(counts) - 1) / 2) * width for i in range(len(own))]
+        axes.bar(places, [count / sum(own) for count in own], width, label=name)
     axes.axhline(
         1 / (len(class_names) - len(forbidden)), color="grey", lw=0.8, ls=":", label="even, without the forbidden"
     )

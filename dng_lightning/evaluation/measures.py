@@ -65,10 +65,8 @@ def measure(
     # The balance of the classes
     measures: dict[str, Any] = {
         "n": sum(counts),
-        "forbidden_rate": rate,
-        **({} if reject else _interval("forbidden_rate", bounds)),
-        "kl_retained": kl_divergence(counts, others),
-        **_interval("kl_retained", kl_interval(counts, others)),
+        **_columns("forbidden_rate", rate, () if reject else bounds),
+        **_columns("kl_retained", kl_divergence(counts, others), kl_interval(counts, others)),
         "kl_all": kl_divergence(counts),
         "tv": total_variation(counts, others),
         "class_counts": " ".join(map(str, counts)),
@@ -83,8 +81,7 @@ def measure(
         fine = ~label_space.are_forbidden(unguided.all("labels"))
         balance = torch.bincount(unguided.all("labels")[fine], minlength=classes).tolist()
         if any(balance) and not reject:  # rejection of unguided images gives this balance itself
-            measures["kl_unguided"] = kl_to(counts, balance)
-            measures |= _interval("kl_unguided", kl_to_interval(counts, balance))
+            measures |= _columns("kl_unguided", kl_to(counts, balance), kl_to_interval(counts, balance))
         measures |= _distance_to_unguided(store, unguided, fine)
     return measures
 
@@ -100,15 +97,12 @@ def _quality(store: SampleStore, kept: Tensor, reference: ReferenceStatistics, r
     features = torch.cat(held)[:COMPARED]
     _, mean, covariance = reference.moments(retained)
     _, *of_all = reference.moments(range(len(reference.class_names)))
-    interval: dict[str, float] = {}
-    if moments.n == len(features) and features.shape[1] <= WIDEST:  # needs all features in memory
-        interval = _interval("fd_retained", frechet_interval(features, mean, covariance))
-    real = reference.features(retained)
+    all_in_memory = moments.n == len(features) and features.shape[1] <= WIDEST
+    interval = frechet_interval(features, mean, covariance) if all_in_memory else ()
     return {
-        "fd_retained": frechet_distance(moments.mean, moments.covariance, mean, covariance),
-        **interval,
+        **_columns("fd_retained", frechet_distance(moments.mean, moments.covariance, mean, covariance), interval),
         "fd_all": frechet_distance(moments.mean, moments.covariance, *of_all),
-        **_neighbours(real, features),
+        **_neighbours(reference.features(retained), features),
     }
 
 
@@ -155,5 +149,6 @@ def _distance_to_unguided(store: SampleStore, unguided: SampleStore, fine: Tenso
     return moved
 
 
-def _interval(name: str, bounds: Collection[float]) -> dict[str, float]:
-    return dict(zip((f"{name}_low", f"{name}_high"), bounds, strict=True))
+def _columns(name: str, value: float, interval: Collection[float]) -> dict[str, float]:
+    """A measure and the bounds of its interval, which may be empty."""
+    return dict(zip((name, f"{name}_low", f"{name}_high"), (value, *interval), strict=False))

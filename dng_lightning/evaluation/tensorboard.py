@@ -1,17 +1,11 @@
-"""TensorBoard output: metrics, classes, images, trajectories, and settings with their results (HPARAMS)."""
+"""TensorBoard output: histograms of classes, and settings with their results (HPARAMS)."""
 
-import shutil
-from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightning.pytorch.loggers import TensorBoardLogger
-from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
-
-from dng_lightning.evaluation import figures
-from dng_lightning.evaluation.figures import TrajectorySet
 
 METRICS = "forbidden_rate kl_retained kl_unguided kl_all tv fd_retained fd_all kid precision recall rmse_to_unguided"
 MEASURES = {f"metrics/{column}": column for column in METRICS.split()}
@@ -25,21 +19,6 @@ class RunLogger(TensorBoardLogger):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """See ``TensorBoardLogger.log_metrics``."""
         super().log_metrics({name: value for name, value in metrics.items() if name != "epoch"}, step)
-
-
-def class_bars(
-    writer: Any,
-    counts: Mapping[str, Sequence[int]],
-    class_names: Sequence[str],
-    forbidden: Collection[int],
-    step: int,
-) -> None:
-    """Log a bar chart of each class's share of the images; ``counts`` are name -> images of each class.
-
-    ``writer`` is a ``SummaryWriter`` or a ``Board``.
-    """
-    shares = {name: [count / sum(found) for count in found] for name, found in counts.items()}
-    writer.add_figure("samples/class_shares", figures.class_bars(shares, class_names, forbidden), step)
 
 
 def class_histogram(writer: SummaryWriter, tag: str, counts: Sequence[int], step: int) -> None:
@@ -79,41 +58,3 @@ def hyperparameters(writer: SummaryWriter, settings: Mapping[str, Any], metrics:
     for summary in session if metrics is None else (experiment, *session):
         file.add_summary(summary)
     writer.flush()
-
-
-def write_result(
-    folder: Path,
-    settings: Mapping[str, Any],
-    measures: Mapping[str, float],
-    counts: Mapping[str, Sequence[int]],
-    class_names: Sequence[str],
-    forbidden: Collection[int],
-    samples: tuple[Tensor, Sequence[bool]] | None = None,
-    shown: TrajectorySet | None = None,
-) -> None:
-    """Write a row of ``results.csv`` as a run, for comparisons of the guidances in TensorBoard.
-
-    The step of the scalars is 1,000 × scale, so that a chart of several runs is a curve over the scale.
-
-    Args:
-        folder: folder of this run only; an earlier run in it is replaced.
-        settings: for the HPARAMS tab; see ``hyperparameters``.
-        measures: values by tag.
-        counts: name -> images of each class; the first entry is the run itself, the others are for comparison.
-        class_names: name of each label.
-        forbidden: forbidden labels.
-        samples: uint8 images (N, C, H, W), and which are forbidden; None for no images.
-        shown: trajectories of some of the images; None for no chart of them.
-    """
-    shutil.rmtree(folder, ignore_errors=True)
-    step = round(1000 * float(settings.get("scale") or 0))
-    with SummaryWriter(str(folder)) as writer:
-        for tag, value in measures.items():
-            writer.add_scalar(tag, value, step)
-        class_histogram(writer, "samples/class_counts", next(iter(counts.values())), step)
-        class_bars(writer, counts, class_names, forbidden, step)
-        if samples is not None:
-            writer.add_image("samples/first_seeds", figures.framed_grid(*samples), step)
-        if shown is not None:
-            writer.add_figure("trajectories/scale_and_posterior", figures.trajectory_bands(shown), step)
-        hyperparameters(writer, settings)
