@@ -69,7 +69,6 @@ class CalibrationWriter(DrawingCallback):
         negatives: list[Any] = list(module.negatives)
         check_negatives(negatives, module.model, module.checkpoint, module.forbidden, tracked)
         check_classes(module.forbidden, [], tracked)
-        self.claim_draws()
         if is_dry_run(trainer, self):
             return
         self.check_shared(trainer)

@@ -58,7 +58,7 @@ class DrawingCallback(Callback):
         """Take the sampler and the seeds.
 
         Raises:
-            SettingError: the model is not a sampler, or the data are not seeds.
+            SettingError: the model is not a sampler, the data are not seeds, or another callback decides about them.
         """
         name, data = type(self).__name__, getattr(trainer, "datamodule", None)
         if not isinstance(pl_module, ImageSampler):
@@ -66,6 +66,10 @@ class DrawingCallback(Callback):
         if not isinstance(data, Seeds):
             raise SettingError(f"{name} goes with data Seeds; they are {type(data).__name__}")
         self.module, self.data = pl_module, data
+        for other in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(other, DrawingCallback) and other is not self:
+                names = f"{name} and {type(other).__name__}"
+                raise SettingError(f"{names} both decide what is sampled: keep one of them in trainer.callbacks")
 
     def check_shared(self, trainer: Trainer) -> None:
         """Check that all processes write to one folder, before any image is sampled.
@@ -89,18 +93,6 @@ class DrawingCallback(Callback):
             raise SettingError(
                 f"{folder} is a different folder on each node: set --trainer.default_root_dir to a shared one"
             )
-
-    def claim_draws(self) -> None:
-        """Make this callback the only one that determines the draws of ``dng test``.
-
-        Raises:
-            SettingError: another callback determines them.
-        """
-        owner = self.module.draws_owner or self
-        if owner is not self:
-            names = f"{type(owner).__name__} and {type(self).__name__}"
-            raise SettingError(f"{names} both decide what dng test draws: keep one of them in trainer.callbacks")
-        self.module.draws_owner = self
 
     def show_progress(self, trainer: Trainer, images: int, *recorders: Recorder) -> None:
         """Show the progress of this process's ``images``; ``recorders`` record each step, too."""

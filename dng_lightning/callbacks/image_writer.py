@@ -1,8 +1,6 @@
 """Writes the images of ``dng predict`` batch by batch, and their figures at the end."""
 
 import contextlib
-import csv
-import io
 import json
 import time
 from collections.abc import Collection, Sequence
@@ -17,6 +15,7 @@ from dng_lightning.callbacks.drawing import DrawingCallback
 from dng_lightning.callbacks.requirements import is_dry_run
 from dng_lightning.data.pixels import from_png, to_float, to_png, to_uint8
 from dng_lightning.evaluation import figures
+from dng_lightning.evaluation.results_file import csv_text
 from dng_lightning.evaluation.runs import Samples
 from dng_lightning.evaluation.tables import class_table, cost_table, share_with_interval
 from dng_lightning.guidance import Guidance
@@ -130,15 +129,14 @@ class ImageWriter(DrawingCallback):
             write_whole(self._record(seed, folder), json.dumps(record).encode())
 
     def _write_table(self, records: Records) -> None:
-        names = self.module.label_space.names
-        writer = csv.writer(text := io.StringIO(newline=""))
-        writer.writerow(["seed", "file", "label", "confidence", "posterior", "class_label"])
+        columns = ["seed", "file", "label", "confidence", "posterior", "class_label"]
+        labels, classes = (dict(enumerate(names)) for names in (self.module.label_space.names, self.module.class_names))
+        rows = []
         for record in records:
-            pairs = ((names, record.get("label")), (self.module.class_names, record["class_label"]))
-            label, requested = ("" if number is None else known[number] for known, number in pairs)
-            seed, *numbers = record["seed"], record.get("confidence", ""), record.get("posterior", "")
-            writer.writerow([seed, f"{seed:08d}.png", label, *numbers, requested])
-        write_whole(self.folder / "labels.csv", text.getvalue().encode())
+            named = {"label": labels.get(record.get("label", -1)), "class_label": classes.get(record["class_label"])}
+            row = record | {"file": f"{record['seed']:08d}.png"} | named
+            rows.append({name: row.get(name) for name in columns})
+        write_whole(self.folder / "labels.csv", csv_text(columns, rows).encode())
 
     def _write_figures(self, columns: dict[str, Records]) -> None:
         """Draw the images of all methods side by side, and the trajectories of the module's guidance, the last one."""

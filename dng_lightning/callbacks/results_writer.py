@@ -74,7 +74,6 @@ class ResultsWriter(DrawingCallback):
         """
         super().setup(trainer, pl_module, stage)
         module, data = self.module, self.data
-        self.claim_draws()
         if module.judge is None:
             raise SettingError(
                 "dng test needs a classifier to label the images: set model.classifier, or for prompts model.reader "

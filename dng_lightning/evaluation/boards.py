@@ -1,8 +1,6 @@
 """Images, histograms, tables and settings for the loggers of a trainer, with one interface for all loggers."""
 
-import csv
 import importlib
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from torch import Tensor
 
 from dng_lightning.data.pixels import to_png
 from dng_lightning.evaluation import tensorboard
+from dng_lightning.evaluation.results_file import csv_text
 from dng_lightning.storage.files import file_name, write_whole
 
 
@@ -76,8 +75,7 @@ class Board:
     def add_table(self, tag: str, columns: Sequence[str], rows: Sequence[Mapping[str, str]], step: int) -> None:
         """Log a table: as text on TensorBoard and Aim, as a table on Weights & Biases, else as a CSV file."""
         cells = [[row[column] for column in columns] for row in rows]
-        text = io.StringIO(newline="")
-        csv.writer(text).writerows([columns, *cells])
+        text = csv_text(columns, rows)
         logger: Any
         for logger in self.loggers:
             if isinstance(logger, TensorBoardLogger):
@@ -86,11 +84,11 @@ class Board:
             elif _is_wandb(logger):
                 logger.log_table(tag, list(columns), cells, step=step)
             elif isinstance(logger, MLFlowLogger):
-                logger.experiment.log_text(logger.run_id, text.getvalue(), f"{tag}.csv")
+                logger.experiment.log_text(logger.run_id, text, f"{tag}.csv")
             elif hasattr(logger.experiment, "track"):
-                logger.experiment.track(importlib.import_module("aim").Text(text.getvalue()), name=tag, step=step)
+                logger.experiment.track(importlib.import_module("aim").Text(text), name=tag, step=step)
             else:
-                _write_media(logger, f"{file_name(tag)}.csv", text.getvalue().encode())
+                _write_media(logger, f"{file_name(tag)}.csv", text.encode())
 
     def add_settings(self, settings: Mapping[str, Any], measured: Sequence[str]) -> None:
         """Log the settings for the comparison of runs; ``measured`` are the tags of their results."""

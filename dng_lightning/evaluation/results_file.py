@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +50,7 @@ class Table:
         for row in rows:
             texts = {k: f"{v:.6g}" if isinstance(v, float) else "" if v is None else str(v) for k, v in row.items()}
             table[self._key(texts)] = texts
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, self.columns)
-        writer.writeheader()
-        writer.writerows(table.values())
-        write_whole(self.path, text.getvalue().encode())
+        write_whole(self.path, csv_text(self.columns, table.values()).encode())
 
     def has(self, row: Mapping[str, Any]) -> bool:
         """Whether there is a row with these values."""
@@ -62,6 +58,15 @@ class Table:
 
     def _key(self, row: Mapping[str, str]) -> tuple[str, ...]:
         return tuple(row.get(name, "") for name in self.key)
+
+
+def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
+    """The content of a CSV file."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns)
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
 
 
 def read(path: Path) -> list[dict[str, str]]:

@@ -82,7 +82,7 @@ class ClassifierModule(TrainedModule):
         Args:
             x: images (B, C, H, W) in [-1, 1].
         """
-        return self._judge(x).softmax(dim=1)
+        return self.in_fp32(x).softmax(dim=1)
 
     def log_posterior(self, x_t: Tensor, level: NoiseLevel) -> Tensor:
         """Log p(c | x_t) of each class, in evaluation mode and fp32 in any precision of the trainer.
@@ -97,7 +97,7 @@ class ClassifierModule(TrainedModule):
             float32 (B, num_classes).
         """
         timesteps = torch.full((len(x_t),), level.timestep, device=x_t.device)
-        return self._judge(x_t, timesteps).log_softmax(dim=1)
+        return self.in_fp32(x_t, timesteps).log_softmax(dim=1)
 
     @classmethod
     def load(cls, name: str, noisy: bool = False) -> Self:
@@ -116,16 +116,6 @@ class ClassifierModule(TrainedModule):
         if module.schedule and not noisy:
             raise SettingError(f"{name} classifies noisy images: name a classifier of clean ones")
         return module
-
-    def _judge(self, x: Tensor, timesteps: Tensor | None = None) -> Tensor:
-        was_training = self.net.training
-        self.net.eval()
-        if next(self.net.parameters(), x).device != x.device:
-            self.to(x.device)
-        with torch.autocast(x.device.type, enabled=False):
-            logits: Tensor = self(x.to(self.dtype), timesteps).float()
-        self.net.train(was_training)
-        return logits
 
     def output_shape(self, image: Tensor) -> tuple[Sequence[int], Sequence[int]]:
         """See ``TrainedModule.output_shape``."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import Callback, LightningModule
+from lightning import LightningModule
 from torch import Tensor, nn
 
 from dng_lightning.errors import SettingError
@@ -76,7 +76,6 @@ class ImageSampler(LightningModule, ABC):
         folder: folder of the model, with its calibration and statistics.
         judge: the classifier that labels the images; None for no labels.
         draws: passes of ``dng test``, one for each data loader.
-        draws_owner: callback that chooses ``draws``.
         recorders: called at each sampling step, such as a progress bar.
     """
 
@@ -99,7 +98,6 @@ class ImageSampler(LightningModule, ABC):
         self.sampler = sampler
         self.baselines: list[Guidance] = []
         self.draws: list[Draw] = []
-        self.draws_owner: Callback | None = None
         self.recorders: list[Recorder] = []
 
     def keep_apart(self, **networks: object) -> None:

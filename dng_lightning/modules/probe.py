@@ -70,12 +70,8 @@ class ProbeModule(TrainedModule):
             features: features of the base prediction, (B, C, ...).
             level: noise level.
         """
-        if next(self.net.parameters(), features).device != features.device:
-            self.to(features.device)
         timesteps = torch.full((len(features),), level.timestep, device=features.device)
-        with torch.autocast(features.device.type, enabled=False):
-            logits: Tensor = self(features.to(self.dtype), timesteps).float()
-        return logits.log_softmax(1)
+        return self.in_fp32(features, timesteps).log_softmax(1)
 
     def output_shape(self, image: Tensor) -> tuple[Sequence[int], Sequence[int]]:
         """See ``TrainedModule.output_shape``."""

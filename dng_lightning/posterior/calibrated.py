@@ -8,16 +8,17 @@ level; temperature and offset do so evenly.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dng_lightning.errors import SettingError, check_at_least, check_in
+from dng_lightning.errors import check_at_least, check_in
 from dng_lightning.interfaces import Guided, Needs, Predictions, Step
 from dng_lightning.kernel import NoiseLevel
 from dng_lightning.posterior.base import Posterior, at_most, mask_inactive, state_dtype
-from dng_lightning.posterior.calibration import Calibration, check_calibration, slope_and_shift
+from dng_lightning.posterior.calibration import Rows, check_calibration, slope_and_shift
 from dng_lightning.posterior.log_ratio import log_ratio, without_push
 
 LARGEST = 1e4  # bound on the log ratio in nats, so that sums stay finite
@@ -31,8 +32,7 @@ class CalibratedPosterior(Posterior):
     Attributes:
         calibration: rows [log SNR, slope, shift] of increasing log SNR; linear in between, constant beyond.
             "checkpoint" for the rows of ``calibration.yaml`` in the checkpoint's folder (made by ``dng test --config
-            calibrate.yaml``). Without that file, and for None, the posterior is a ``TrackedPosterior`` of default
-            settings.
+            calibrate.yaml``). Without that file the posterior is a ``TrackedPosterior`` of default settings.
         p_max: greatest sum of the posteriors, in (0, 1).
         guidance_shift_weight: share of the guidance's push that counts as evidence, in [0, 1].
         divergence: number of probes for the divergence term at eta < 1, >= 0; see ``TrackedPosterior``.
@@ -41,7 +41,7 @@ class CalibratedPosterior(Posterior):
         SettingError: the calibration is malformed, or a setting is out of its range.
     """
 
-    calibration: Calibration = "checkpoint"
+    calibration: Rows | Literal["checkpoint"] = "checkpoint"
     p_max: float = 0.99
     guidance_shift_weight: float = 0.0
     divergence: int = 0
@@ -58,7 +58,7 @@ class CalibratedPosterior(Posterior):
 
     def start(self, x_T: Tensor, conditions: int) -> Tensor:
         """No evidence, (B, K)."""
-        self.at(NO_NOISE)  # refuses missing rows before any network evaluation
+        slope_and_shift(self.calibration, NO_NOISE)  # refuses missing rows before any network evaluation
         return torch.zeros(len(x_T), conditions, dtype=state_dtype(x_T.device), device=x_T.device)
 
     def log_prob(self, predictions: Predictions, state: Tensor, step: Step) -> Tensor:
@@ -67,7 +67,7 @@ class CalibratedPosterior(Posterior):
 
     def read(self, log_ratio: Tensor, level: NoiseLevel, active: Tensor | None = None) -> Tensor:
         """The calibrated log p(c_k | x_t), (B, K), of log ratios (B, K) at a level."""
-        slope, shift = self.at(level)
+        slope, shift = slope_and_shift(self.calibration, level)
         return at_most(mask_inactive(functional.logsigmoid(slope * log_ratio + shift), active), self.p_max)
 
     def update(
@@ -80,17 +80,6 @@ class CalibratedPosterior(Posterior):
 
     def at_least(self, state: Tensor, p: Tensor, level: NoiseLevel, active: Tensor) -> Tensor:
         """See ``Posterior.at_least``; ``read`` applies p_max."""
-        slope, shift = self.at(level)
-        return (
-            state if slope <= 0 else state.maximum((p.to(state.dtype).logit() - shift) / slope).clamp(-LARGEST, LARGEST)
-        )
-
-    def at(self, level: NoiseLevel) -> tuple[float, float]:
-        """Slope and shift at a level.
-
-        Raises:
-            SettingError: the rows of the checkpoint's folder are not loaded.
-        """
-        if self.calibration is None:
-            raise SettingError("calibration null has no rows: take a TrackedPosterior")
-        return slope_and_shift(self.calibration, level)
+        slope, shift = slope_and_shift(self.calibration, level)
+        bound = (p.to(state.dtype).logit() - shift) / slope if slope > 0 else state
+        return state.maximum(bound.clamp(-LARGEST, LARGEST))

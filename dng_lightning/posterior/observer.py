@@ -44,8 +44,7 @@ class ObserverPosterior(Posterior):
         posterior: tracks the active conditions, starting from the observer's probability; None for the probability of
             the observer's last observation.
         observe_steps: at which steps the observer looks: so many, evenly spaced inside the chain; or fractions of the
-            chain in [0, 1); or, if all are whole, numbers of steps, from 0. VL-DNP has [5, 6, 7, 9, 12, 16, 21, 27, 34,
-            42] of 50.
+            chain in [0, 1), such as VL-DNP's 5, 6, 7, 9, 12, 16, 21, 27, 34 and 42 of 50.
         threshold: least probability of an active condition, in [0, 1]; 0 makes every condition active.
         observer_weight: factor of the observer's probability from which the tracked posterior starts, in [0, 1]; below
             1 for an observer that answers only yes or no.
@@ -56,21 +55,16 @@ class ObserverPosterior(Posterior):
     """
 
     posterior: Posterior | None = None
-    observe_steps: int | Sequence[int] | Sequence[float] = 20
+    observe_steps: int | Sequence[float] = 20
     threshold: float = 0.1
     observer_weight: float = 1.0
     observer_cfg_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        steps = self.observe_steps
-        if isinstance(steps, int):
-            possible = steps >= 1
-        else:
-            possible = len(steps) > 0 and all(step >= 0 and (self._are_numbers or step < 1) for step in steps)
-        if not possible:
+        if not self._fractions or not all(0 <= fraction < 1 for fraction in self._fractions):
             raise SettingError(
-                "observe_steps must be how many, at least 1, or fractions of the chain in [0, 1), or numbers of steps; "
-                f"got {steps}"
+                "observe_steps must be how many, at least 1, or fractions of the chain in [0, 1); "
+                f"got {self.observe_steps}"
             )
         check_at_least(0, observer_cfg_scale=self.observer_cfg_scale)
         check_in("[0, 1]", threshold=self.threshold, observer_weight=self.observer_weight)
@@ -122,20 +116,13 @@ class ObserverPosterior(Posterior):
         return Observed(active, p, inner)
 
     @property
-    def _are_numbers(self) -> bool:
-        """Whether ``observe_steps`` are step numbers."""
-        return not isinstance(self.observe_steps, int) and all(isinstance(step, int) for step in self.observe_steps)
+    def _fractions(self) -> Sequence[float]:
+        """``observe_steps`` as fractions of the chain."""
+        steps = self.observe_steps
+        return [(i + 1) / (steps + 1) for i in range(steps)] if isinstance(steps, int) else steps
 
     def _looks(self, step: Step) -> bool:
-        if isinstance(self.observe_steps, int):
-            steps: Sequence[float] = [(i + 1) / (self.observe_steps + 1) for i in range(self.observe_steps)]
-        else:
-            steps = self.observe_steps
-        if not self._are_numbers:
-            return step.index in {round(fraction * step.count) for fraction in steps}
-        if max(steps) >= step.count:
-            raise SettingError(f"observe_steps names step {max(steps)}; there are {step.count}, counted from 0")
-        return step.index in steps
+        return step.index in {round(fraction * step.count) for fraction in self._fractions}
 
 
 def _evaluated(predictions: Predictions, state: Observed) -> Tensor:

@@ -19,7 +19,7 @@ def test_only_one_process_reads_the_records(digits: Path, tmp_path: Path, monkey
     def trainer(is_global_zero: bool) -> Any:
         """All of a trainer that the callback looks at."""
         settings = {"datamodule": Seeds(num_samples=1), "default_root_dir": str(tmp_path), "world_size": 1}
-        settings |= {"fast_dev_run": False}
+        settings |= {"fast_dev_run": False, "callbacks": []}
         return SimpleNamespace(strategy=strategy, is_global_zero=is_global_zero, **settings)
 
     writer = ImageWriter()

@@ -34,12 +34,12 @@ def sampler(digits: Path) -> GuidedSampler:
     return GuidedSampler(str(digits), classifier="digits-classifier", steps=2)
 
 
-def trainer(folder: Path, device: torch.device | None = None, data: object = None) -> Any:
+def trainer(folder: Path, device: torch.device | None = None, data: object = None, *callbacks: Callback) -> Any:
     """All of a trainer that a callback looks at."""
     strategy = SimpleNamespace(root_device=device or torch.device("cpu"), barrier=lambda name: None)
     data = Seeds() if data is None else data
     where = {"default_root_dir": str(folder), "is_global_zero": True, "fast_dev_run": False, "world_size": 1}
-    return SimpleNamespace(strategy=strategy, datamodule=data, loggers=[], **where)
+    return SimpleNamespace(strategy=strategy, datamodule=data, loggers=[], callbacks=callbacks, **where)
 
 
 @pytest.mark.parametrize("features", ["classifier", "inception"])
@@ -81,12 +81,10 @@ def test_another_model_or_other_data_are_one_line(writer: Callback, sampler: Gui
         writer.setup(trainer(tmp_path, data=Digits()), sampler, "fit")
 
 
-@pytest.mark.parametrize("order", [WRITERS[:2], WRITERS[1::-1]], ids=["results first", "calibration first"])
+@pytest.mark.parametrize("order", [WRITERS[:2], WRITERS[1::-1], WRITERS[::2]], ids=["results", "calibration", "images"])
 def test_one_callback_alone_decides_what_is_drawn(order: list[Callback], sampler: GuidedSampler, tmp_path: Path):
-    first, second = order
-    first.setup(trainer(tmp_path), sampler, "test")
-    with pytest.raises(SettingError, match=r"(Results|Calibration)Writer and \w+ both decide what dng test draws"):
-        second.setup(trainer(tmp_path), sampler, "test")
+    with pytest.raises(SettingError, match=r"(Results|Calibration)Writer and \w+ both decide what is sampled"):
+        order[0].setup(trainer(tmp_path, None, None, *order), sampler, "test")
 
 
 def test_classifiers_in_folders_have_names_of_their_own(digits: Path, tmp_path: Path):

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 
 from dng_lightning.errors import SettingError
@@ -29,14 +28,6 @@ def test_a_calibration_is_found_in_the_folder_of_the_checkpoint(tmp_path: Path):
     assert load_settings(guidance, tmp_path) == DynamicNegativeGuidance(2.0, CalibratedPosterior(ROWS, **SETTINGS))
     plain = DynamicNegativeGuidance(2.0)
     assert load_settings(plain, tmp_path) is plain
-
-
-def test_null_is_none(tmp_path: Path):
-    write(tmp_path, ROWS)
-    guidance = DynamicNegativeGuidance(2.0, CalibratedPosterior(None, **SETTINGS))
-    assert load_settings(guidance, tmp_path) == DynamicNegativeGuidance(2.0, TrackedPosterior(**SETTINGS))
-    with pytest.raises(SettingError, match="take a TrackedPosterior"):
-        CalibratedPosterior(None).start(torch.zeros(1, 1), 1)
 
 
 def test_it_is_found_for_a_posterior_inside_others(tmp_path: Path):

@@ -16,6 +16,7 @@ from dng_lightning.kernel import NoiseLevel
 from dng_lightning.posterior import CalibratedPosterior, TrackedPosterior
 from dng_lightning.posterior.base import at_most, odds
 from dng_lightning.posterior.calibrated import LARGEST
+from dng_lightning.posterior.calibration import slope_and_shift
 from dng_lightning.sampling import PassiveTracking, Sampler, sample
 
 FREE = 1e-100  # a prior so small that no evidence here reaches p_max: a tracked posterior without its bounds
@@ -41,7 +42,7 @@ def level_of(log_snr: float) -> NoiseLevel:
 )
 def test_slope_and_shift_are_linear_in_log_snr_between_the_rows_and_constant_beyond(log_snr, slope, shift):
     level = level_of(log_snr)
-    assert CalibratedPosterior(ROWS).at(level) == pytest.approx((slope, shift), rel=1e-12)
+    assert slope_and_shift(ROWS, level) == pytest.approx((slope, shift), rel=1e-12)
     log_ratio = torch.tensor([[-3.0], [0.0], [0.7], [2.5]], dtype=torch.double)
     expected = 1 / (1 + (-(slope * log_ratio + shift)).exp())
     p = CalibratedPosterior(ROWS, p_max=1 - 1e-9).read(log_ratio, level).exp()
@@ -50,13 +51,13 @@ def test_slope_and_shift_are_linear_in_log_snr_between_the_rows_and_constant_bey
 
 def test_the_outermost_rows_hold_at_the_data_and_at_pure_noise():
     posterior = CalibratedPosterior(ROWS)
-    assert posterior.at(NoiseLevel(1.0, 0.0, 0)) == (0.5, 3.0)
-    assert posterior.at(NoiseLevel(0.0, 1.0, 1)) == (1.0, -2.0)
+    assert slope_and_shift(posterior.calibration, NoiseLevel(1.0, 0.0, 0)) == (0.5, 3.0)
+    assert slope_and_shift(posterior.calibration, NoiseLevel(0.0, 1.0, 1)) == (1.0, -2.0)
 
 
 def test_one_row_holds_at_every_level():
     posterior = CalibratedPosterior([[0.3, 2.0, 1.0]])
-    assert {posterior.at(LINEAR.level(t)) for t in (0, 1, 500, 1000)} == {(2.0, 1.0)}
+    assert {slope_and_shift(posterior.calibration, LINEAR.level(t)) for t in (0, 1, 500, 1000)} == {(2.0, 1.0)}
 
 
 def test_classes_that_sum_to_more_than_p_max_share_it_in_proportion():

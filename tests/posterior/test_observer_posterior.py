@@ -66,9 +66,7 @@ class Exact(Predictor):
         (1, 3, [2]),
         (20, 3, [0, 1, 2]),
         ([0.999], 50, []),
-        ([5, 6, 7, 9, 12, 16, 21, 27, 34, 42], 50, [5, 6, 7, 9, 12, 16, 21, 27, 34, 42]),
-        ([1, 0], 2, [0, 1]),
-        ([0, 0.5], 10, [0, 5]),
+        ([0.5, 0], 10, [0, 5]),
     ],
 )
 def test_it_looks_at_the_scheduled_steps_whatever_their_number(observe_steps, steps: int, expected: list[int]):
@@ -79,14 +77,8 @@ def test_it_looks_at_the_scheduled_steps_whatever_their_number(observe_steps, st
     assert posterior.needs().observer == 1
 
 
-def test_steps_that_there_are_not_are_refused():
-    posterior = ObserverPosterior(observe_steps=[5, 42])
-    with pytest.raises(SettingError, match="observe_steps names step 42; there are 42, counted from 0"):
-        posterior.needs(posterior.start(torch.empty(2, 3), 3), nth_step(0, 42))
-
-
 def test_the_unconditional_prediction_is_asked_for_where_the_observer_is_shown_it():
-    plain, sharp = (ObserverPosterior(observe_steps=[1], observer_cfg_scale=w) for w in (1.0, 7.5))
+    plain, sharp = (ObserverPosterior(observe_steps=[0.02], observer_cfg_scale=w) for w in (1.0, 7.5))
     state = plain.start(torch.empty(2, 3), 3)
     assert (plain.needs().null, sharp.needs().null) == (False, True)
     asked = [sharp.needs(state, nth_step(i)) for i in range(3)]
@@ -134,7 +126,7 @@ def test_as_little_is_left_as_when_all_conditions_are_evaluated_at_a_fraction_of
     assert few == pytest.approx(every, abs=0.025)  # standard error of the difference .009
     assert predictor.nfe / (50 * N) < 1.7  # in place of 4
     # told p(c | x_t) itself at every step, it knows better than 50 steps of tracking
-    exact, each_step = Exact(), ObserverPosterior(observe_steps=range(50))
+    exact, each_step = Exact(), ObserverPosterior(observe_steps=[i / 50 for i in range(50)])
     assert leak(drawn(DynamicNegativeGuidance(posterior=each_step), exact)) == pytest.approx(0.045, abs=0.02)
     assert exact.inner.nfe / (50 * N) < 2.3
 

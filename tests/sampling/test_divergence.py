@@ -187,7 +187,7 @@ def test_the_derivatives_are_counted_however_the_predictor_is_wrapped(wrap, eta,
 
 def test_the_derivatives_are_counted_where_the_guidance_asks_for_what_the_wrappers_add():
     predictor = FOUR.shared([0, 2])
-    posterior = ObserverPosterior(TrackedPosterior(divergence=1), observe_steps=[0, 2], threshold=0.0)
+    posterior = ObserverPosterior(TrackedPosterior(divergence=1), observe_steps=[0, 0.4], threshold=0.0)
     wrapped = WithObserver(predictor, lambda x: FOUR.posterior(x, 0, [0, 2]))
     sample(wrapped, DynamicNegativeGuidance(posterior=posterior), LINEAR, BatchNoise((4, 2)), Sampler(5, eta=0.0))
     # the first step has no active condition, as the observer's first look is at its end

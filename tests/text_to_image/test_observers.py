@@ -249,7 +249,7 @@ def test_predict_negates_what_the_model_says_it_sees(
         "predict",
         *configs,
         *settings,
-        "--model.guidance.posterior.observe_steps=[0, 2]",
+        "--model.guidance.posterior.observe_steps=[0, 0.5]",
         "--trainer.default_root_dir=here",
     )
     assert {"00000000.png", "00000001.png", "grid.png"} <= {path.name for path in Path("here").iterdir()}
