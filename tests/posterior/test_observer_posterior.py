@@ -78,7 +78,7 @@ def test_it_looks_at_the_scheduled_steps_whatever_their_number(observe_steps, st
 
 
 def test_the_unconditional_prediction_is_asked_for_where_the_observer_is_shown_it():
-    plain, sharp = (ObserverPosterior(observe_steps=[0.02], observer_cfg_scale=w) for w in (1.0, 7.5))
+    plain, sharp = (ObserverPosterior(observe_steps=[0.1], observer_cfg_scale=w) for w in (1.0, 7.5))
     state = plain.start(torch.empty(2, 3), 3)
     assert (plain.needs().null, sharp.needs().null) == (False, True)
     asked = [sharp.needs(state, nth_step(i)) for i in range(3)]
