@@ -44,6 +44,7 @@ from dng_lightning.posterior import (
     Posterior,
     ProbePosterior,
     ReleasedPosterior,
+    TimedPosterior,
     TrackedPosterior,
 )
 from dng_lightning.sampling import Sampler
@@ -58,6 +59,7 @@ POSTERIORS: dict[str, Posterior] = {
     "tracked": TrackedPosterior(0.2),
     "tracked against the complement": TrackedPosterior(0.2, reference="complement", guidance_shift_weight=0.5),
     "tracked with probes": TrackedPosterior(0.2, divergence=1),
+    "timed": TimedPosterior(0.5, 0.4, prior=0.2),
     "released": ReleasedPosterior(0.2),
     "calibrated": CalibratedPosterior(CALIBRATION),
     "classifier": ClassifierPosterior(),

@@ -237,7 +237,7 @@ def built(node: Any) -> Any:
         name = node["class_path"]
         kind = next(getattr(part, name) for part in (guidance, posterior, sampling) if hasattr(part, name))
         return kind(**{setting: built(value) for setting, value in node.get("init_args", {}).items()})
-    return posterior.Timing(**node) if isinstance(node, dict) and "t0" in node else node
+    return node
 
 
 def table(name: str) -> list[dict[str, str]]:

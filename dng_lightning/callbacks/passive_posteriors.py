@@ -6,9 +6,16 @@ from dataclasses import replace
 
 from dng_lightning.guidance import ClassifierFreeGuidance, Guidance, PositiveAndNegative, Unguided
 from dng_lightning.guidance.serialization import non_default_settings, settings_json
-from dng_lightning.posterior import CalibratedPosterior, Posterior, ProbePosterior, ReleasedPosterior, TrackedPosterior
+from dng_lightning.posterior import (
+    CalibratedPosterior,
+    Posterior,
+    ProbePosterior,
+    ReleasedPosterior,
+    TimedPosterior,
+    TrackedPosterior,
+)
 
-TRACKED = (TrackedPosterior, ReleasedPosterior, CalibratedPosterior, ProbePosterior)
+TRACKED = (TrackedPosterior, TimedPosterior, ReleasedPosterior, CalibratedPosterior, ProbePosterior)
 
 
 def tracked_posteriors(guidances: Sequence[Guidance], unguided: Guidance) -> list[Posterior]:
@@ -22,8 +29,8 @@ def tracked_posteriors(guidances: Sequence[Guidance], unguided: Guidance) -> lis
 
 def tracker(posterior: Posterior) -> str:
     """Settings of a posterior as JSON, without ``guidance_shift_weight``, which has no effect on unguided images."""
-    if isinstance(posterior, TrackedPosterior | CalibratedPosterior):
-        posterior = replace(posterior, guidance_shift_weight=type(posterior)().guidance_shift_weight)
+    if isinstance(posterior, TrackedPosterior | TimedPosterior | CalibratedPosterior):
+        posterior = replace(posterior, guidance_shift_weight=type(posterior).guidance_shift_weight)
     return non_default_settings(settings_json(posterior))
 
 

@@ -37,7 +37,7 @@ class FeedbackGuidance(PositiveGuidance):
     """Pulls an image toward its class or prompt, the more the lower the posterior.
 
     For ancestral sampling: no divergence is computed, without which a tracked ratio is biased at eta < 1. The authors
-    accept the bias, with other settings of the timing.
+    accept the bias, with other times.
 
     Attributes:
         pi: share of the true conditional model in the learned one, in (0, 1]; 1 is the learned model itself.

@@ -8,11 +8,11 @@ from typing import Any, TypeVar
 
 from dng_lightning.guidance.base import Guidance
 from dng_lightning.guidance.references import References
-from dng_lightning.posterior import CalibratedPosterior, Posterior, ProbePosterior, Timing, TrackedPosterior
+from dng_lightning.posterior import CalibratedPosterior, Posterior, ProbePosterior, TimedPosterior, TrackedPosterior
 
 T = TypeVar("T")
 
-PLAIN_POSTERIORS = (TrackedPosterior, CalibratedPosterior)  # omitted from names
+PLAIN_POSTERIORS = (TrackedPosterior, TimedPosterior, CalibratedPosterior)  # omitted from names
 
 
 def display_name(guidance: Guidance) -> str:
@@ -69,7 +69,7 @@ def map_settings(value: T, function: Callable[[Any], Any]) -> T:
 
 
 def _non_default(settings: dict[str, Any]) -> dict[str, Any]:
-    kinds = (*_subclasses(Guidance), *_subclasses(Posterior), Timing)
+    kinds = (*_subclasses(Guidance), *_subclasses(Posterior))
     kind = next((kind for kind in kinds if kind.__name__ == settings.get("class")), None)
     defaults = {field.name: _stripped(field.default) for field in fields(kind)} if is_dataclass(kind) else {}
     inside = {name: _stripped(value) for name, value in settings.items()}

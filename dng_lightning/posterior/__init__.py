@@ -7,7 +7,7 @@ from dng_lightning.posterior.constant import ConstantPosterior
 from dng_lightning.posterior.observer import ObserverPosterior
 from dng_lightning.posterior.probe import ProbePosterior
 from dng_lightning.posterior.released import ReleasedPosterior
-from dng_lightning.posterior.time_parametrization import Timing
+from dng_lightning.posterior.timed import TimedPosterior
 from dng_lightning.posterior.tracked import TrackedPosterior
 
 __all__ = [
@@ -18,6 +18,6 @@ __all__ = [
     "Posterior",
     "ProbePosterior",
     "ReleasedPosterior",
-    "Timing",
+    "TimedPosterior",
     "TrackedPosterior",
 ]

@@ -16,8 +16,11 @@ subtracted, where div is the divergence with respect to x_t: the curvature of lo
 Koulischer et al., "Dynamic Negative Guidance of Diffusion Models" (ICLR 2025), section 3 and algorithm 2.
 """
 
+import math
+
 from torch import Tensor
 
+from dng_lightning.errors import SettingError, check_at_least
 from dng_lightning.interfaces import Guided, Predictions, Step
 
 
@@ -79,3 +82,10 @@ def corrected(ratio: Tensor, step: Step, temperature: float, offset: float, vari
     """
     span = step.kernel.span
     return temperature * ratio + (span * offset if variance is None else span**2 * offset / (2 * variance))
+
+
+def check_corrections(temperature: float, offset: float) -> None:
+    """Refuse a temperature below 0, or settings that are not finite."""
+    check_at_least(0, temperature=temperature)
+    if not math.isfinite(offset):
+        raise SettingError(f"offset must be finite; got {offset}")

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dng_lightning.interfaces import Guided, Needs, Predictions, Step
+from dng_lightning.interfaces import Guided, Predictions, Step
 from dng_lightning.posterior.base import mask_inactive
-from dng_lightning.posterior.log_ratio import corrected, log_ratio
+from dng_lightning.posterior.log_ratio import check_corrections, corrected, log_ratio
 from dng_lightning.posterior.tracked import PosteriorFromPrior
 
 
@@ -38,11 +38,8 @@ class ReleasedPosterior(PosteriorFromPrior):
     p_max: float = 0.8
 
     def __post_init__(self) -> None:
-        self.check_settings()
-
-    def needs(self, state: Tensor | None = None, step: Step | None = None) -> Needs:
-        """The predictions of the conditions."""
-        return Needs(negatives=True, tracks=True, divergence=0)
+        self.check_bounds()
+        check_corrections(self.temperature, self.offset)
 
     def update(
         self, state: Tensor, step: Step, x_t: Tensor, x_s: Tensor, predictions: Predictions, guided: Guided

@@ -9,7 +9,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Self, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -18,9 +18,7 @@ from dng_lightning.errors import SettingError, check_at_least, check_in, check_o
 from dng_lightning.interfaces import Guided, Needs, Predictions, Step
 from dng_lightning.kernel import NoiseLevel
 from dng_lightning.posterior.base import LEAST_LOG_P, Posterior, mask_inactive, odds, state_dtype
-from dng_lightning.posterior.log_ratio import corrected, log_ratio, without_push
-from dng_lightning.posterior.time_parametrization import Timing
-from dng_lightning.schedule import NoiseSchedule
+from dng_lightning.posterior.log_ratio import check_corrections, corrected, log_ratio, without_push
 
 Reference = Literal["unconditional", "complement"]
 
@@ -30,15 +28,11 @@ class PosteriorFromPrior(Posterior):
 
     Attributes:
         prior: p(c_k) at pure noise, in (0, 1): one number, or one for each condition.
-        temperature: factor of the evidence, >= 0.
-        offset: see ``corrected``.
         p_min: least posterior, in [0, prior].
         p_max: greatest sum of the posteriors, in [prior, 1).
     """
 
     prior: float | Sequence[float]
-    temperature: float
-    offset: float
     p_min: float
     p_max: float
 
@@ -46,6 +40,10 @@ class PosteriorFromPrior(Posterior):
     def priors(self) -> list[float]:
         """The prior as a list of one number or K."""
         return [float(self.prior)] if isinstance(self.prior, int | float) else [float(p) for p in self.prior]
+
+    def needs(self, state: Tensor | None = None, step: Step | None = None) -> Needs:
+        """The predictions of the conditions."""
+        return Needs(negatives=True, tracks=True, divergence=0)
 
     def start(self, x_T: Tensor, conditions: int) -> Tensor:
         """Log prior, (B, K).
@@ -90,11 +88,8 @@ class PosteriorFromPrior(Posterior):
         shared = torch.logaddexp(log_p.log_softmax(1) + room, torch.full_like(log_p, lowest))
         return torch.where(log_p.logsumexp(1, keepdim=True) > math.log(self.p_max), shared, log_p)
 
-    def check_settings(self) -> None:
-        """Refuse priors outside (0, 1), bounds that exclude the priors, and corrections that are not finite."""
-        check_at_least(0, temperature=self.temperature)
-        if not math.isfinite(self.offset):
-            raise SettingError(f"offset must be finite; got {self.offset}")
+    def check_bounds(self) -> None:
+        """Refuse priors outside (0, 1), and bounds that exclude the priors."""
         priors, p_min, p_max = self.priors, self.p_min, self.p_max
         if not priors or not all(0 < p < 1 for p in priors):
             raise SettingError(f"prior must be inside (0, 1); got {priors}")
@@ -124,7 +119,6 @@ class TrackedPosterior(PosteriorFromPrior):
             steps where the allowed distribution has few modes.
         divergence: number of probes for the divergence term of the evidence, for samplers with eta < 1, >= 0; see
             ``Needs``. A deterministic sampler needs 1, which doubles the network evaluations.
-        timing: two times that determine temperature and offset instead; None to set these directly.
 
     Raises:
         SettingError: a setting is out of its range.
@@ -139,22 +133,13 @@ class TrackedPosterior(PosteriorFromPrior):
     guidance_shift_weight: float = 1.0
     reference: Reference = "unconditional"
     divergence: int = 0
-    timing: Timing | None = None
 
     def __post_init__(self) -> None:
-        self.check_settings()
+        self.check_bounds()
+        check_corrections(self.temperature, self.offset)
         check_in("[0, 1]", guidance_shift_weight=self.guidance_shift_weight)
         check_one_of(get_args(Reference), reference=self.reference)
         check_at_least(0, divergence=self.divergence)
-        if self.timing and (self.temperature, self.offset, self.offset_inside) != (1.0, 0.0, False):
-            raise SettingError("timing determines temperature and offset: leave these out, or timing")
-
-    def with_schedule(self, schedule: NoiseSchedule) -> Self:
-        """The posterior with temperature and offset in place of ``timing``."""
-        if self.timing is None:
-            return self
-        temperature, offset = self.timing.corrections(max(self.priors), schedule)
-        return replace(self, timing=None, temperature=temperature, offset=offset)
 
     def needs(self, state: Tensor | None = None, step: Step | None = None) -> Needs:
         """The predictions of the conditions, and their divergence for samplers with eta < 1."""
@@ -164,8 +149,6 @@ class TrackedPosterior(PosteriorFromPrior):
         self, state: Tensor, step: Step, x_t: Tensor, x_s: Tensor, predictions: Predictions, guided: Guided
     ) -> Tensor:
         """Log p(c_k | x_s), (B, K), between p_min and p_max; unchanged where a condition is not active."""
-        if self.timing:
-            raise SettingError("timing needs the noise levels: take with_schedule(schedule)")
         if step.kernel.variance == 0:  # the step to the data has no evidence
             return state
         log_p, active = mask_inactive(state, predictions.active), predictions.active

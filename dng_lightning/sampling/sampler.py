@@ -17,7 +17,7 @@ from dng_lightning.guidance.chain_guidance import ChainGuidance
 from dng_lightning.guidance.serialization import map_settings
 from dng_lightning.interfaces import Needs, Step
 from dng_lightning.kernel import Kernel, Variance
-from dng_lightning.posterior import Posterior, TrackedPosterior
+from dng_lightning.posterior import Posterior, TimedPosterior
 from dng_lightning.sampling.divergence import WithDivergence
 from dng_lightning.sampling.noise import Probes
 from dng_lightning.sampling.predictors import Predictor
@@ -181,10 +181,12 @@ def warn_if_biased(needs: Needs, eta: float) -> None:
 
 
 def with_schedule(guidance: Method, schedule: NoiseSchedule) -> Method:
-    """The guidance or posterior with its settings by noise level (``Timing``) resolved for the schedule."""
-    return map_settings(
-        guidance, lambda part: part.with_schedule(schedule) if isinstance(part, TrackedPosterior) else part
-    )
+    """The guidance or posterior with each ``TimedPosterior`` resolved for the schedule."""
+
+    def resolved(part: Any) -> Any:
+        return part.with_schedule(schedule) if isinstance(part, TimedPosterior) else part
+
+    return map_settings(guidance, resolved)
 
 
 def full_precision(like: Tensor) -> torch.autocast:

@@ -41,7 +41,7 @@ def test_every_method_and_posterior_has_its_reference():
         name
         for module in ("guidance", "posterior")
         for name in importlib.import_module(f"dng_lightning.{module}").__all__
-        if name not in ("Guidance", "Posterior", "Unguided", "Timing")
+        if name not in ("Guidance", "Posterior", "Unguided")
     ]
     assert [name for name in classes if not re.search(rf"^::: dng_lightning\.\S+\.{name}$", text, re.MULTILINE)] == []
 

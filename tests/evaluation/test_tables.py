@@ -7,7 +7,7 @@ from result_rows import CURVE, row
 from dng_lightning.evaluation.tables import by_method, equal_safety, results_markdown, results_table, safety_table
 from dng_lightning.guidance import DynamicNegativeGuidance, PositiveAndNegative
 from dng_lightning.guidance.serialization import non_default_settings, settings_json
-from dng_lightning.posterior import Timing, TrackedPosterior
+from dng_lightning.posterior import Posterior, TimedPosterior, TrackedPosterior
 
 
 def found(rows: list[dict[str, str]]) -> dict[tuple[str, float], dict[str, float]]:
@@ -52,18 +52,18 @@ def test_the_scale_of_a_wrapped_guidance_is_the_methods():
 
 
 def test_settings_of_guidances_inside_are_told_apart_by_what_is_unusual():
-    def told(scale: float = 1.0, **given: object) -> dict[str, str]:
-        posterior = TrackedPosterior(**given)  # type: ignore[arg-type]
+    def told(scale: float = 1.0, posterior: Posterior = TrackedPosterior()) -> dict[str, str]:
         guidance = PositiveAndNegative(DynamicNegativeGuidance(scale, posterior), 1.5)
         settings = non_default_settings(settings_json(guidance))
         return row("P(D)", 0.01, 0.1, scale=scale, guidance=settings)
 
-    rows = [told(), told(2.0), told(offset=0.001), told(timing=Timing(0.6, 0.5, 0.01)), told(prior=0.2, p_min=0.1)]
+    others = (TrackedPosterior(offset=0.001), TimedPosterior(0.6, 0.5, 0.01), TrackedPosterior(0.2, p_min=0.1))
+    rows = [told(), told(2.0), *(told(posterior=posterior) for posterior in others)]
     assert list(by_method(rows)) == [
         "P(D)",
-        "P(D), offset 0.001",
-        "P(D), p_0 0.01, t0 0.6, t1 0.5",
-        "P(D), p_min 0.1, prior 0.2",
+        "P(D), class TrackedPosterior, offset 0.001",
+        "P(D), class TimedPosterior, p_0 0.01, t0 0.6, t1 0.5",
+        "P(D), class TrackedPosterior, p_min 0.1, prior 0.2",
     ]
 
 

@@ -21,7 +21,7 @@ from dng_lightning.guidance import (
     SafetyGuidedFlow,
     Unguided,
 )
-from dng_lightning.posterior import CalibratedPosterior, ClassifierPosterior, Timing, TrackedPosterior
+from dng_lightning.posterior import CalibratedPosterior, ClassifierPosterior, TimedPosterior, TrackedPosterior
 from dng_lightning.sampling import Sampler, sample
 from dng_lightning.schedule import NoiseSchedule, RectifiedFlowSchedule
 
@@ -30,7 +30,7 @@ METHODS = [
     NegativePrompting(2.0),
     SafeLatentDiffusion(2.0),
     DynamicNegativeGuidance(2.0, TrackedPosterior(0.2, guidance_shift_weight=0.5)),
-    DynamicNegativeGuidance(2.0, TrackedPosterior(0.2, timing=Timing(0.5, 0.4))),
+    DynamicNegativeGuidance(2.0, TimedPosterior(0.5, 0.4, prior=0.2)),
     DynamicNegativeGuidance(2.0, ClassifierPosterior()),
     AdaptiveProjectedGuidance(2.0),
     PositiveAndNegative(DynamicNegativeGuidance(2.0, TRACKED), 2.0),

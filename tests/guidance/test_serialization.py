@@ -38,7 +38,7 @@ from dng_lightning.posterior import (
     ObserverPosterior,
     Posterior,
     ReleasedPosterior,
-    Timing,
+    TimedPosterior,
     TrackedPosterior,
 )
 from dng_lightning.sampling import SelfFilter
@@ -108,7 +108,7 @@ def test_the_scale_is_the_own_one_or_that_of_what_is_inside():
 
 
 def test_settings_hold_those_of_each_guidance_and_posterior_inside():
-    inner = DNG(2.0, ObserverPosterior(TrackedPosterior([0.1, 0.2], timing=Timing(0.5, 0.4)), [0.1, 0.5]))
+    inner = DNG(2.0, ObserverPosterior(TrackedPosterior([0.1, 0.2]), [0.1, 0.5]))
     found = json.loads(settings_json(LimitedInterval(inner, 0.5)))
     assert (found["class"], found["low"], found["high"]) == ("LimitedInterval", 0.5, float("inf"))
     assert found["guidance"] == json.loads(settings_json(inner))
@@ -116,7 +116,6 @@ def test_settings_hold_those_of_each_guidance_and_posterior_inside():
     assert (observer["class"], observer["observe_steps"]) == ("ObserverPosterior", [0.1, 0.5])
     tracked = observer["posterior"]
     assert (tracked["class"], tracked["prior"], tracked["temperature"]) == ("TrackedPosterior", [0.1, 0.2], 1.0)
-    assert tracked["timing"] == {"class": "Timing", "t0": 0.5, "t1": 0.4, "p_0": 0.75, "discrepancy": 10.0}
     assert "corrections" not in tracked  # what is computed is no setting
 
 
@@ -165,10 +164,11 @@ def test_a_guidance_with_all_defaults_is_its_class(kind):
 
 @pytest.mark.parametrize("kind", concrete(Posterior), ids=lambda kind: kind.__name__)
 def test_a_posterior_with_all_defaults_is_its_class(kind):
-    expected = {"class": "DynamicNegativeGuidance", "posterior": {"class": kind.__name__}}
+    needed = {"t0": 0.5, "t1": 0.5} if kind is TimedPosterior else {}
+    expected = {"class": "DynamicNegativeGuidance", "posterior": {"class": kind.__name__, **needed}}
     if kind is TrackedPosterior:  # the default
         del expected["posterior"]
-    assert non_default(DNG(posterior=kind())) == expected
+    assert non_default(DNG(posterior=kind(**needed))) == expected
 
 
 def test_of_a_nested_posterior_the_unusual_settings_are_left_wherever_it_stands():
@@ -193,7 +193,7 @@ def test_of_a_nested_posterior_the_unusual_settings_are_left_wherever_it_stands(
 def test_a_row_of_a_time_with_fewer_settings_is_the_same():
     now = settings_json(DNG(2.0, TrackedPosterior(0.2)))
     then = json.loads(now)
-    del then["skip_below"], then["posterior"]["timing"], then["posterior"]["divergence"]
+    del then["skip_below"], then["posterior"]["divergence"]
     assert non_default_settings(json.dumps(then)) == non_default_settings(now)
     assert non_default_settings(now) != non_default_settings(settings_json(DNG(2.0)))
     assert non_default_settings(settings_json(NegativePrompting())) == '{"class": "NegativePrompting"}'
@@ -233,13 +233,12 @@ def test_what_is_changed_is_changed_wherever_it_stands():
 
 
 def test_timings_are_resolved_wherever_they_stand():
-    timed = TrackedPosterior(timing=Timing(0.5, 0.4))
+    timed = TimedPosterior(0.5, 0.4)
     resolved = timed.with_schedule(LinearSchedule())
-    assert resolved.timing is None
     for guidance in (LimitedInterval(DNG(posterior=timed)), DNG(posterior=ObserverPosterior(timed))):
         found = with_schedule(guidance, LinearSchedule())
         assert f'"temperature": {resolved.temperature}' in settings_json(found)
-        assert "Timing" not in settings_json(found)
+        assert "TimedPosterior" not in settings_json(found)
 
 
 def test_references_are_kept_by_a_change_of_something_else():

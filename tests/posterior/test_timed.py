@@ -12,7 +12,7 @@ from dng_lightning.errors import SettingError
 from dng_lightning.guidance import DynamicNegativeGuidance, FeedbackGuidance, Guidance, LimitedInterval
 from dng_lightning.interfaces import Step
 from dng_lightning.kernel import Kernel
-from dng_lightning.posterior import ObserverPosterior, Timing, TrackedPosterior
+from dng_lightning.posterior import ObserverPosterior, TimedPosterior, TrackedPosterior
 from dng_lightning.sampling.sampler import with_schedule
 from dng_lightning.schedule import LinearSchedule, NoiseSchedule
 
@@ -31,8 +31,7 @@ def p_at_scale(pi: float, scale: float) -> float:
 
 
 def feedback(pi: float, t0: float, t1: float, scale: float = 3.0) -> FeedbackGuidance:
-    posterior = TrackedPosterior(PRIOR, p_max=0.2, timing=Timing(t0, t1, p_at_scale(pi, scale)))
-    return FeedbackGuidance(pi, posterior)
+    return FeedbackGuidance(pi, TimedPosterior(t0, t1, p_at_scale(pi, scale), prior=PRIOR, p_max=0.2))
 
 
 @pytest.mark.parametrize(
@@ -45,13 +44,13 @@ def feedback(pi: float, t0: float, t1: float, scale: float = 3.0) -> FeedbackGui
 )
 def test_feedback_guidance_has_the_published_temperature_and_offset_at_64_steps(pi, t0, t1, offset, temperature):
     posterior = with_schedule(feedback(pi, t0, t1), edm(64)).posterior
-    assert posterior.timing is None
+    assert isinstance(posterior, TrackedPosterior)
     assert posterior.offset == pytest.approx(offset, abs=5e-5)  # given to four decimals
     assert posterior.temperature == pytest.approx(temperature, abs=5e-5)
 
 
 def test_the_offset_of_a_level_makes_theirs_of_a_step_and_the_temperature_stays():
-    posterior = feedback(0.999, 0.556, 0.429).posterior
+    posterior = TimedPosterior(0.556, 0.429, p_at_scale(0.999, 3.0), prior=PRIOR, p_max=0.2)
     coarse, fine = (posterior.with_schedule(edm(levels)) for levels in (64, 6400))
     assert 100 * fine.offset == pytest.approx(coarse.offset, rel=1e-12)
     # of 64 steps each, but one of 100 levels from 6,400 ends at a sigma 8 % above that of one of 64
@@ -59,10 +58,12 @@ def test_the_offset_of_a_level_makes_theirs_of_a_step_and_the_temperature_stays(
 
 
 def test_a_noise_level_is_the_same_in_any_units():
-    ve, timing = edm(1000), Timing(0.6, 0.4, math.exp(-3))
+    ve, posterior = edm(1000), TimedPosterior(0.6, 0.4, math.exp(-3), prior=0.99)
     alpha = 1 / (1 + ve.sigma[1:] ** 2).sqrt()
     vp = NoiseSchedule(alpha, alpha * ve.sigma[1:])
-    assert timing.corrections(0.99, vp) == pytest.approx(timing.corrections(0.99, ve), rel=1e-9)
+    found, expected = posterior.with_schedule(vp), posterior.with_schedule(ve)
+    assert found.offset == pytest.approx(expected.offset, rel=1e-9)
+    assert found.temperature == pytest.approx(expected.temperature, rel=1e-9)
 
 
 def without_evidence(guidance: Guidance, steps: int, t0: float) -> float:
@@ -85,34 +86,35 @@ def without_evidence(guidance: Guidance, steps: int, t0: float) -> float:
 @pytest.mark.parametrize("scale", [3.0, 1.5])
 def test_without_evidence_the_scale_is_the_one_of_p_0_at_t0_on_any_grid(steps, scale):
     assert without_evidence(feedback(0.9, 0.5, 0.4, scale), steps, 0.5) == pytest.approx(scale, rel=1e-6)
-    posterior = TrackedPosterior(0.05, timing=Timing(0.5, 0.4, scale / (1 + scale)))
+    posterior = TimedPosterior(0.5, 0.4, scale / (1 + scale), prior=0.05)
     dynamic = DynamicNegativeGuidance(posterior=posterior)
     assert without_evidence(dynamic, steps, 0.5) == pytest.approx(scale, rel=1e-6)
 
 
 def test_the_default_p_0_has_odds_of_3():
-    dynamic = DynamicNegativeGuidance(posterior=TrackedPosterior(0.05, timing=Timing(0.5, 0.4)))
+    dynamic = DynamicNegativeGuidance(posterior=TimedPosterior(0.5, 0.4, prior=0.05))
     assert without_evidence(dynamic, 100, 0.5) == pytest.approx(3, rel=1e-6)
 
 
 def test_at_t1_a_step_of_the_named_discrepancy_balances_the_offset():
-    timing, schedule = Timing(0.5, 0.25, 0.5, discrepancy=2.0), LinearSchedule(64)
-    temperature, offset = timing.corrections(0.5 * math.exp(-1.7), schedule)
-    assert offset == pytest.approx(1.7 / 32)
+    schedule = LinearSchedule(64)
+    posterior = TimedPosterior(0.5, 0.25, 0.5, discrepancy=2.0, prior=0.5 * math.exp(-1.7)).with_schedule(schedule)
+    assert posterior.offset == pytest.approx(1.7 / 32)
     end = step_between(17, 16, schedule=schedule).kernel  # to 16 of 64
     x_s = math.sqrt(2.0) * end.next_level.alpha  # this far from the one mean, and at the other
-    assert temperature * x_s**2 / (2 * end.variance) == pytest.approx(offset, rel=1e-9)
+    assert posterior.temperature * x_s**2 / (2 * end.variance) == pytest.approx(posterior.offset, rel=1e-9)
 
 
 def test_of_several_classes_the_likeliest_comes_to_p_0():
-    posterior = TrackedPosterior([0.02, 0.1], timing=Timing(0.5, 0.5, 0.5)).with_schedule(LINEAR)
+    posterior = TimedPosterior(0.5, 0.5, 0.5, prior=[0.02, 0.1]).with_schedule(LINEAR)
     assert posterior.offset == pytest.approx(math.log(0.5 / 0.1) / 500)
 
 
 def test_a_posterior_inside_others_has_the_times_too():
-    inner = TrackedPosterior(timing=Timing(0.5, 0.4))
+    inner = TimedPosterior(0.5, 0.4, prior=0.2, p_min=0.1, p_max=0.9, guidance_shift_weight=0.3)
     expected = inner.with_schedule(LINEAR)
-    assert expected == replace(inner, timing=None, temperature=expected.temperature, offset=expected.offset)
+    rest = {"temperature": expected.temperature, "offset": expected.offset}
+    assert expected == TrackedPosterior(0.2, p_min=0.1, p_max=0.9, guidance_shift_weight=0.3, **rest)
     for wrapped in (lambda p: p, ObserverPosterior):
         guidance = LimitedInterval(DynamicNegativeGuidance(posterior=wrapped(inner)), 0.5, 5.0)
         found = with_schedule(guidance, LINEAR)
@@ -120,28 +122,24 @@ def test_a_posterior_inside_others_has_the_times_too():
 
 
 def test_times_without_noise_levels_are_not_passed_over():
-    posterior = TrackedPosterior(timing=Timing(0.5, 0.4))
-    with pytest.raises(SettingError, match="timing needs the noise levels"):
+    posterior = TimedPosterior(0.5, 0.4)
+    with pytest.raises(SettingError, match="TimedPosterior needs the noise levels"):
         advance(posterior, start(posterior, 1, 1), step_between(9, 8), *no_evidence())
 
 
 @pytest.mark.parametrize(
     ("setting", "reason"),
     [
-        ({"t0": 1.0}, r"timing's t0 must be in \[0, 1\)"),
+        ({"t0": 1.0}, r"t0 must be in \[0, 1\)"),
         ({"t1": 1.1}, r"t1 must be in \[0, 1\]"),
         ({"t1": math.nan}, "t1 must be in"),
         ({"p_0": 0.0}, "p_0 must be in"),
         ({"p_0": 1.0}, "p_0 must be in"),
+        ({"guidance_shift_weight": 2.0}, "guidance_shift_weight must be in"),
+        ({"prior": 0.0}, "prior must be inside"),
         ({"discrepancy": math.inf}, r"discrepancy must be in \(0, inf\)"),
     ],
 )
 def test_times_out_of_range_are_refused(setting, reason):
     with pytest.raises(SettingError, match=reason):
-        Timing(**({"t0": 0.5, "t1": 0.5} | setting))
-
-
-@pytest.mark.parametrize("setting", [{"offset": 0.1}, {"temperature": 0.5}, {"offset_inside": True}])
-def test_times_beside_what_they_replace_are_refused(setting):
-    with pytest.raises(SettingError, match="timing determines temperature and offset"):
-        TrackedPosterior(timing=Timing(0.5, 0.5), **setting)
+        TimedPosterior(**({"t0": 0.5, "t1": 0.5} | setting))
