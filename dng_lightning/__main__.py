@@ -15,7 +15,7 @@ commands:
   dng --version
 
 A configuration file is searched in the current folder, then in the package. Later settings override earlier ones.
-JSONARGPARSE_DEBUG=true shows the traceback of an error.
+JSONARGPARSE_DEBUG=1 shows the traceback of an error.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dng_lightning import __version__
 from dng_lightning.errors import SettingError
@@ -52,13 +52,24 @@ LONGEST = 385  # characters of an error
 ALWAYS_FIRST = ("predict",)  # overlays extend this command's default; configurations of other commands are complete
 
 
+class Output(io.FileIO):
+    """A standard output that discards its text once its reader (``head``) has left, so that a command goes on."""
+
+    def write(self, text: Any) -> int:
+        """Write, or discard."""
+        try:
+            return super().write(text)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+            return super().write(text)
+
+
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command line; ``args`` as in ``sys.argv[1:]``, which is the default."""
     argv = list(sys.argv[1:] if args is None else args)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # some terminals lack the characters of the tables
+    is_debugging = _is_debugging()
     try:
-        with _readers_that_leave():
+        with _output():
             if argv == ["--version"]:
                 print(f"dng {__version__}")
             elif not argv or argv[0] in HELP:
@@ -70,23 +81,36 @@ def main(args: Sequence[str] | None = None) -> None:
         sys.exit(130)
     except Exception as error:  # what is not about settings is raised again
         mendable = setting_error(error)
-        if mendable is None or "JSONARGPARSE_DEBUG" in os.environ:
+        if mendable is None or is_debugging:
             raise
         print(f"dng: error: {complaint(mendable)}", file=sys.stderr)
         sys.exit(2)
 
 
+def _is_debugging() -> bool:
+    """Whether ``JSONARGPARSE_DEBUG`` is set, to which jsonargparse itself accepts only true and false."""
+    is_debugging = os.environ.pop("JSONARGPARSE_DEBUG", "").lower() not in ("", "0", "false", "no", "off")
+    if is_debugging:
+        os.environ["JSONARGPARSE_DEBUG"] = "true"
+    return is_debugging
+
+
 @contextlib.contextmanager
-def _readers_that_leave() -> Iterator[None]:
-    """Let ``dng ... | head`` end without an error; tables are printed last, so no result is lost."""
+def _output() -> Iterator[None]:
+    """Let the reader of a pipe leave, and replace characters of the tables that a terminal lacks."""
+    before = sys.stdout
     try:
+        raw = Output(before.fileno(), "w", closefd=False)
+    except (AttributeError, ValueError):  # closed, or not a file
+        yield
+        return
+    in_lines = bool(before.line_buffering or getattr(before, "write_through", False))
+    text = io.TextIOWrapper(io.BufferedWriter(raw), before.encoding, "replace", line_buffering=in_lines)
+    with contextlib.redirect_stdout(text) as output:
         try:
             yield
         finally:
-            if sys.stdout:  # None if it is closed
-                sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter prints an error at exit
+            output.flush()
 
 
 def run(argv: Sequence[str], given: Sequence[str] | None = None) -> "LightningCLI":

@@ -19,7 +19,6 @@ from uuid import uuid4
 import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
-from numpy.lib.format import open_memmap
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
@@ -29,6 +28,7 @@ from dng_lightning.data.pixels import from_pillow
 from dng_lightning.data.resize import Fit, Size, fitted
 from dng_lightning.errors import SettingError, reason
 from dng_lightning.storage.files import write_whole
+from dng_lightning.storage.mapped_array import mapped_array
 
 MEMORY_SHARE = 0.25  # of the machine's memory, above which decoded images are kept in a file
 LISTED = 50  # most unreadable files that an error names
@@ -118,7 +118,7 @@ def stored(
             folder.mkdir(parents=True, exist_ok=True)
             part = folder / f"{key}.{uuid4().hex[:8]}.part"  # several nodes may write at once
             try:
-                array = open_memmap(part, "w+", np.uint8, whole)
+                array = mapped_array(part, np.dtype(np.uint8), whole)
                 unreadable = _fill(array, items, fit)
                 array.flush()
                 write_whole(notes, json.dumps(unreadable).encode())

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dng_lightning.errors import SettingError
 from dng_lightning.storage import safe_checkpoint
+from dng_lightning.storage.mapped_array import mapped_array
 
 BLOCK = 1000  # images in memory at once
 
@@ -56,8 +57,7 @@ class SampleStore:
             for name, values in batch.items():
                 if name not in arrays:
                     shape, dtype = (len(self.seeds), *values.shape[1:]), values.numpy().dtype
-                    path = self.folder / f"{name}.npy"
-                    arrays[name] = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+                    arrays[name] = mapped_array(self.folder / f"{name}.npy", dtype, shape)
                 arrays[name][(seeds - self.seeds.start).numpy()] = values.numpy()
         if missing:
             raise SettingError(

@@ -2,12 +2,13 @@
 
 import errno
 import io
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from running import Dng
+from running import Dng, closed_pipe
 
 from dng_lightning.__main__ import complaint, main, setting_error
 from dng_lightning.storage.files import PART, write_whole
@@ -85,6 +86,16 @@ def test_a_full_disk_keeps_the_last_checkpoint(dng: Dng, tmp_path: Path, monkeyp
     dng(*words, "--ckpt_path=last")
     assert (tmp_path / "model.ckpt").exists()
     assert not list(tmp_path.rglob(f"*{PART}"))
+
+
+def test_a_training_goes_on_when_the_reader_of_its_output_leaves(dng: Dng, tmp_path: Path, monkeypatch: Any):
+    """As `head` does; the progress bar prints at each step."""
+    words = ["fit", *FIT, f"--trainer.default_root_dir={tmp_path}", "--trainer.enable_progress_bar=true"]
+    with closed_pipe() as terminal, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", terminal)
+        dng(*words)
+    assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 20
+    assert (tmp_path / "model.ckpt").exists()
 
 
 def test_a_training_that_diverges_keeps_the_last_checkpoint(dng: Dng, tmp_path: Path, monkeypatch: Any, capsys: Any):

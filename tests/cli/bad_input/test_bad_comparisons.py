@@ -132,8 +132,9 @@ def test_a_reader_that_leaves_before_the_table(dng: Dng, from_tiny: list[str], m
     assert {"00000000.png", "labels.csv", "grid.png"} <= {path.name for path in Path("drawn").iterdir()}
 
 
-def test_a_traceback_can_be_had(dng: Dng, monkeypatch):
-    monkeypatch.setenv("JSONARGPARSE_DEBUG", "true")
+@pytest.mark.parametrize("word", ["1", "true"])
+def test_a_traceback_can_be_had(word: str, dng: Dng, monkeypatch):
+    monkeypatch.setenv("JSONARGPARSE_DEBUG", word)
     with pytest.raises(Exception, match="No checkpoint 'nowhere'"):
         dng("predict", "--model.checkpoint=nowhere")
 
