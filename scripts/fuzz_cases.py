@@ -39,7 +39,7 @@ NASTY: list[Any] = [
 ]  # fmt: skip
 LARGE = (10**6, 10**30, float("inf"))
 HOMES = (callbacks, data, guidance, judges, modules, networks, posterior, pretrained, schedule, observers, sampler)
-OF_PYTHON = ("Judge", "PromptJudge", "TextToImageModel", "TextPredictor", "VisionLanguageModel")  # not in settings
+OF_PYTHON = ("Judge", "PromptJudge", "TextToImageModel", "TextPredictor")  # not in settings
 CPU = ["--trainer.accelerator=cpu"]
 SAMPLER = ["--model.checkpoint=digits", "--model.classifier=digits-classifier", "--model.steps=2", *CPU]
 TEST = ["--data.num_samples=12", "--model.guidances=[DynamicNegativeGuidance]", "--data.reference_data=Digits"]

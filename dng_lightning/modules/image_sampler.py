@@ -204,6 +204,16 @@ def _note_references(found: dict[str, str], part: Any) -> Any:
     return part
 
 
+def check_finite(images: Tensor, seeds: Sequence[int]) -> None:
+    """Check that the images of these seeds are numbers.
+
+    Raises:
+        SettingError: an image is not finite.
+    """
+    if not images.isfinite().all():
+        raise SettingError(f"the images of seeds {seeds[0]} to {seeds[-1]} are not finite: lower the guidance's scale")
+
+
 def draw_samples(
     module: Any,
     predictor: Predictor,
@@ -233,7 +243,6 @@ def draw_samples(
     precision = nullcontext() if module._trainer is None else module.trainer.precision_plugin.forward_context()
     with precision:
         images = decode(sample(predictor, guidance, module.schedule, noise, sampler, [seen, *recorders]))
-    if not images.isfinite().all():
-        raise SettingError(f"the images of seeds {seeds[0]} to {seeds[-1]} are not finite: lower the guidance's scale")
+    check_finite(images, seeds)
     times = [module.schedule.fraction(level) for level in seen.levels]
     return Samples(list(seeds), images, times, seen.scale, seen.posterior, predictor.nfe / len(seeds))

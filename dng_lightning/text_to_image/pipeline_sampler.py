@@ -15,7 +15,7 @@ from dng_lightning.evaluation.label_space import LabelSpace
 from dng_lightning.evaluation.runs import Samples
 from dng_lightning.guidance import ClassifierFreeGuidance, DynamicNegativeGuidance, Guidance, PositiveAndNegative
 from dng_lightning.judges import PretrainedClassifier
-from dng_lightning.modules.image_sampler import ImageSampler
+from dng_lightning.modules.image_sampler import ImageSampler, check_finite
 from dng_lightning.modules.judges import AnyClassifier, load_classifier, sort_into
 from dng_lightning.sampling import Recorder, Sampler
 from dng_lightning.text_to_image.layouts import LAYOUTS
@@ -203,6 +203,7 @@ class PipelineSampler(ImageSampler):
                 raise
             except (TypeError, ValueError) as error:  # of its arguments: an unknown one, a size
                 raise SettingError(f"{type(self.pipeline).__name__}: {reason(error)}") from error
+        check_finite(images, numbers)
         found = hosted.trajectories
         times = [self.schedule.fraction(level) for level in found.levels]
         return Samples(numbers, 2 * images.float() - 1, times, found.scale, found.posterior, hosted.nfe / len(numbers))

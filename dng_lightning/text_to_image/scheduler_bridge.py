@@ -176,7 +176,8 @@ class PipelineGuidance:
         x_s = x_s if self._term is None else x_s - self._term  # see ``sampling.second_order``
         if kernel.std > 0:
             draw = (x_s - kernel.mean(last.x_t, guided.denoised, guided.renoise)) / kernel.std
-            if len(self.trajectories.levels) == 1 and draw.square().mean() < 0.25:
+            is_ddim, is_first = type(self.scheduler).__name__ == "DDIMScheduler", len(self.trajectories.levels) == 1
+            if is_ddim and is_first and draw.square().mean() < 0.25:  # others need no eta in the pipeline's call
                 eta = f"{step.eta:g}"
                 raise SettingError(
                     f"the scheduler added less noise than eta {eta} says: call the pipeline with eta={eta}"

@@ -22,59 +22,6 @@ QUESTION = "Does this image show {}? Answer with one word, yes or no."
 MOST_TOKENS = 8  # of an answer, which is one word
 
 
-class VisionLanguageModel:
-    """A chat model of transformers with images as input (`AutoModelForImageTextToText`).
-
-    Args:
-        model: the network.
-        processor: converts a conversation to tokens and pixels.
-    """
-
-    def __init__(self, model: Any, processor: Any) -> None:
-        self.model, self.processor = model, processor
-
-    @classmethod
-    def load(cls, name: str, dtype: torch.dtype) -> "VisionLanguageModel":
-        """Load a model.
-
-        Args:
-            name: a folder, or a Hugging Face model, `owner/model`, which is downloaded if the cache lacks it.
-            dtype: dtype of the network.
-
-        Raises:
-            SettingError: the model is missing or of another kind, or the extra is not installed.
-        """
-        _, transformers = libraries()
-        try:
-            with quiet():
-                model = transformers.AutoModelForImageTextToText.from_pretrained(name, dtype=dtype)
-                processor = transformers.AutoProcessor.from_pretrained(name)
-            if not getattr(processor, "chat_template", None):
-                raise ValueError("it has no chat template")
-        except Exception as error:  # a foreign folder can fail in any way
-            raise SettingError(f"{name} is no vision-language model that answers questions: {reason(error)}") from error
-        return cls(model.eval().requires_grad_(False), processor)
-
-    @torch.no_grad()
-    def answer(self, image: Tensor, question: str) -> str:
-        """The deterministic answer to a question.
-
-        Args:
-            image: uint8 (3, height, width).
-            question: question about the image.
-        """
-        self.model.to(image.device)
-        picture = Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
-        content = [{"type": "image", "image": picture}, {"type": "text", "text": question}]
-        settings = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
-        chat = self.processor.apply_chat_template([{"role": "user", "content": content}], **settings)
-        inputs = chat.to(image.device, self.model.dtype)
-        with quiet():  # a warning about unused sampling settings
-            tokens = self.model.generate(**inputs, max_new_tokens=MOST_TOKENS, do_sample=False)
-        answer: str = self.processor.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        return answer
-
-
 class VisionLanguageObserver(PromptObserver):
     """Probabilities 1 for yes and 0 for no, from a vision-language model's answers about each negative prompt.
 
@@ -97,9 +44,36 @@ class VisionLanguageObserver(PromptObserver):
         self.name, self.question, self.dtype = model, question, dtype_of(precision)
 
     @cached_property
-    def model(self) -> VisionLanguageModel:
-        """The model, loaded when it is first used."""
-        return VisionLanguageModel.load(self.name, self.dtype)
+    def model(self) -> Any:
+        """The model as a pipeline of transformers, loaded when it is first used.
+
+        Raises:
+            SettingError: the model is missing or of another kind, or the extra is not installed.
+        """
+        _, transformers = libraries()
+        try:
+            with quiet():
+                model = transformers.pipeline("image-text-to-text", self.name, dtype=self.dtype, device="cpu")
+            if not getattr(model.processor, "chat_template", None):
+                raise ValueError("it has no chat template")
+        except Exception as error:  # a foreign folder can fail in any way
+            line = f"{self.name} is no vision-language model that answers questions: {reason(error)}"
+            raise SettingError(line) from error
+        return model
+
+    def answer(self, image: Tensor, question: str) -> str:
+        """The deterministic answer to a question about an image, uint8 (3, height, width)."""
+        self.model.model.to(image.device)
+        self.model.device = image.device
+        picture = Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
+        content = [{"type": "image", "image": picture}, {"type": "text", "text": question}]
+        settings = {"max_new_tokens": MOST_TOKENS, "do_sample": False}
+        with quiet():  # a warning about unused sampling settings
+            (found,) = self.model(
+                text=[{"role": "user", "content": content}], return_full_text=False, generate_kwargs=settings
+            )
+        answer: str = found["generated_text"]
+        return answer
 
     def probabilities(self, images: Tensor, things: Sequence[str]) -> Tensor:
         """See ``PromptObserver.probabilities``.
@@ -112,7 +86,7 @@ class VisionLanguageObserver(PromptObserver):
 
     def _sees(self, image: Tensor, thing: str) -> bool:
         question = self.question.replace("{}", thing)
-        answer = self.model.answer(image, question)
+        answer = self.answer(image, question)
         word = re.fullmatch(r"\W*(yes|no)\s*([.,;:!].*)?\W*", answer, re.IGNORECASE | re.DOTALL)  # not "no doubt"
         if word is None:
             raise SettingError(f"{self.name} answers {question!r} with {answer!r}, not yes or no: change the question")

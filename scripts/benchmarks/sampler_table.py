@@ -2,12 +2,13 @@
 
     python scripts/benchmarks/sampler_table.py [PNG] > scripts/benchmarks/samplers.md
 
-Prints ``INTRODUCTION`` and, for each path, three tables of samplers by numbers of steps: the share of the forbidden
-half that is left, how wide the kept mode is, both with 95 % intervals, and the network evaluations an image. Draws the
-first two as a figure.
+Prints ``INTRODUCTION`` and, for each path, four tables of samplers by numbers of steps: the share of the forbidden half
+that is left, how wide the kept mode is, how far the samples that were allowed without guidance are displaced, all with
+95 % intervals, and the network evaluations an image. Draws the first two as a figure.
 """
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from io import BytesIO
@@ -16,12 +17,13 @@ from pathlib import Path
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
+from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
 from mixture import BatchNoise, GaussianMixture
 
 from dng_lightning.evaluation.class_balance import wilson_interval
-from dng_lightning.guidance import DynamicNegativeGuidance
+from dng_lightning.guidance import DynamicNegativeGuidance, Unguided
 from dng_lightning.posterior import Posterior, TrackedPosterior
 from dng_lightning.sampling import Sampler, sample
 from dng_lightning.schedule import LinearSchedule, NoiseSchedule, RectifiedFlowSchedule
@@ -40,8 +42,10 @@ INTRODUCTION = f"""\
 
 `python scripts/benchmarks/sampler_table.py scripts/benchmarks/samplers.png > scripts/benchmarks/samplers.md`. Two modes
 in 2-D of standard deviation {STD}, the left one forbidden; DNG with a tracked posterior at scale 1, p_max 0.99 where no
-other is named; N = {COUNT:,}, one seed, 95 % intervals (Wilson's of the share, of the width a bootstrap's with 200
-resamples). The truth is 0 % and {STD:.2f}. A few images that odds of up to 99 throw far out make most of a large width.
+other is named; N = {COUNT:,}, one seed, 95 % intervals (Wilson's of the share, else a bootstrap's with 200 resamples).
+The truth is 0 %, a width of {STD:.2f} and no displacement. The displacement is the RMS distance to the unguided sample
+of the same noise, of samples that are allowed without guidance. A few images that odds of up to 99 throw far out make
+most of a large width and of a large displacement.
 """
 
 
@@ -81,6 +85,7 @@ class Cell:
 
     left: tuple[float, float, float]  # of the forbidden share, in %
     width: tuple[float, float, float]  # of the kept mode, along the line through both
+    displacement: tuple[float, float, float]  # RMS distance to the unguided samples that are allowed
     evaluations: float  # of the network, an image
 
 
@@ -90,13 +95,24 @@ def measured(path: str, name: str, steps: int, count: int = COUNT) -> Cell:
     row, mixture = ROWS[name], GaussianMixture(PATHS[path], [[-1.5, 0.0], [1.5, 0.0]], STD)
     guidance, predictor = DynamicNegativeGuidance(posterior=row.posterior), mixture.shared([0])
     sampler = Sampler(steps, row.eta, order=row.order)
-    x_0 = sample(predictor, guidance, mixture.schedule, BatchNoise((count, 2)), sampler)
-    bad = mixture.nearest(x_0) == 0
-    kept, number = x_0[~bad, 0].double(), int(bad.sum())
-    resampled = kept[torch.randint(len(kept), (200, len(kept)), generator=torch.Generator().manual_seed(0))].std(1)
+    x_0, unguided = (
+        sample(source, method, mixture.schedule, BatchNoise((count, 2)), sampler)
+        for source, method in ((predictor, guidance), (mixture.shared([0]), Unguided()))
+    )
+    bad, spared = mixture.nearest(x_0) == 0, mixture.nearest(unguided) == 1
+    number = int(bad.sum())
     low, high = (100 * bound for bound in wilson_interval(number, count))
-    width = (float(kept.std()), float(resampled.quantile(0.025)), float(resampled.quantile(0.975)))
-    return Cell((100 * number / count, low, high), width, predictor.nfe / count)
+    width = with_interval(x_0[~bad, 0].double(), lambda values: values.std(-1))
+    away = (x_0 - unguided)[spared].double().square().sum(1)
+    displacement = with_interval(away, lambda squares: squares.mean(-1).sqrt())
+    return Cell((100 * number / count, low, high), width, displacement, predictor.nfe / count)
+
+
+def with_interval(values: Tensor, statistic: Callable[[Tensor], Tensor]) -> tuple[float, float, float]:
+    """A statistic over the last dimension, with its bootstrap interval."""
+    drawn = torch.randint(len(values), (200, len(values)), generator=torch.Generator().manual_seed(0))
+    resampled = statistic(values[drawn])
+    return float(statistic(values)), float(resampled.quantile(0.025)), float(resampled.quantile(0.975))
 
 
 def main(figure: str | None = None) -> None:
@@ -111,6 +127,7 @@ def main(figure: str | None = None) -> None:
         for title, text in (
             ("forbidden left, %", lambda cell: "{:.1f} ({:.1f}–{:.1f})".format(*cell.left)),
             ("width of the kept mode", lambda cell: "{:.2f} ({:.2f}–{:.2f})".format(*cell.width)),
+            ("displacement", lambda cell: "{:.2f} ({:.2f}–{:.2f})".format(*cell.displacement)),
             ("network evaluations an image", lambda cell: f"{cell.evaluations:.0f}"),
         ):
             print(f"| {title} | {' | '.join(f'{steps} steps' for steps in STEPS)} |")

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -34,7 +35,6 @@ from dng_lightning.text_to_image import (
     PromptObserver,
     TextToImageSampler,
     VisionLanguageObserver,
-    vision_language,
 )
 
 pytest.importorskip("diffusers", reason="diffusers is not installed (extra text-to-image)")
@@ -160,17 +160,18 @@ def test_a_vision_language_model_answers_by_what_it_is_shown(chat: Path):
 def test_it_is_read_when_it_is_asked_first_and_once(chat: Path, folder: Path, monkeypatch: pytest.MonkeyPatch):
     loaded, asked = [], []
 
-    class Fake:
-        def answer(self, image: Tensor, question: str) -> str:
-            assert (image.dtype, image.shape) == (torch.uint8, (3, 16, 16))
-            asked.append(question)
-            return "Yes." if "blue" in question else "no"
+    def load(task: str, name: str, **settings: Any) -> Any:
+        loaded.append((name, settings["dtype"]))
+        return SimpleNamespace(processor=SimpleNamespace(chat_template="{}"))
 
-    def load(name: str, dtype: torch.dtype) -> Fake:
-        loaded.append((name, dtype))
-        return Fake()
+    def answer(self: VisionLanguageObserver, image: Tensor, question: str) -> str:
+        assert self.model.processor
+        assert (image.dtype, image.shape) == (torch.uint8, (3, 16, 16))
+        asked.append(question)
+        return "Yes." if "blue" in question else "no"
 
-    monkeypatch.setattr(vision_language.VisionLanguageModel, "load", load)
+    monkeypatch.setattr("transformers.pipeline", load)
+    monkeypatch.setattr(VisionLanguageObserver, "answer", answer)
     observer = VisionLanguageObserver("somebody/chats", "Is {} there?")
     module = sampler_of(folder, AdaptiveNegative(SignedNegative(2.0, 7.5), ObserverPosterior(None, [1, 2])), observer)
     assert not loaded
@@ -199,12 +200,8 @@ def test_an_unclear_answer_is_refused(answer: str):
 def asked_of(answer: str) -> VisionLanguageObserver:
     """One who is asked whatever it is, and says this."""
 
-    class Fake:
-        def answer(self, image: Tensor, question: str) -> str:
-            return answer
-
     observer = VisionLanguageObserver("chat", "A cat? {}!")
-    vars(observer)["model"] = Fake()
+    vars(observer)["answer"] = lambda image, question: answer
     return observer
 
 

@@ -12,7 +12,13 @@ from tiny_diffusion import tiny
 
 from dng_lightning.data.pixels import from_png, to_uint8
 from dng_lightning.errors import SettingError
-from dng_lightning.guidance import DynamicNegativeGuidance, PositiveAndNegative, Unguided, ValueSignFlip
+from dng_lightning.guidance import (
+    DynamicNegativeGuidance,
+    NegativePrompting,
+    PositiveAndNegative,
+    Unguided,
+    ValueSignFlip,
+)
 from dng_lightning.judges import PretrainedClassifier
 from dng_lightning.judges.preprocessing import Preprocessing
 from dng_lightning.posterior import TrackedPosterior
@@ -218,3 +224,11 @@ def test_stable_diffusion_is_one_of_the_families(tmp_path: Path):
     assert found.images.shape == (1, 3, 16, 16)
     assert found.posterior is not None
     assert (found.posterior.shape, found.nfe) == ((1, 3, 2), 12)
+
+
+def test_images_that_are_no_numbers_are_refused(in_memory: Any):
+    texts = {"prompt": "a red one", "negative_prompt": "blue"}
+    sampler = in_memory("StableDiffusion3Pipeline", call={"guidance_scale": 1.0}, **texts)
+    assert sampler.draw([3, 4], NegativePrompting(1e15)).images.isfinite().all()  # far out, and not for lack of noise
+    with pytest.raises(SettingError, match="the images of seeds 3 to 4 are not finite: lower the guidance's scale"):
+        sampler.draw([3, 4], NegativePrompting(1e38))
