@@ -6,16 +6,10 @@ from dataclasses import replace
 
 from dng_lightning.guidance import ClassifierFreeGuidance, Guidance, PositiveAndNegative, Unguided
 from dng_lightning.guidance.serialization import non_default_settings, settings_json
-from dng_lightning.posterior import (
-    CalibratedPosterior,
-    Posterior,
-    ProbePosterior,
-    ReleasedPosterior,
-    TimedPosterior,
-    TrackedPosterior,
-)
+from dng_lightning.posterior import CalibratedPosterior, Posterior, ProbePosterior
+from dng_lightning.posterior.tracked import PosteriorFromPrior
 
-TRACKED = (TrackedPosterior, TimedPosterior, ReleasedPosterior, CalibratedPosterior, ProbePosterior)
+TRACKED = (PosteriorFromPrior, CalibratedPosterior, ProbePosterior)
 
 
 def tracked_posteriors(guidances: Sequence[Guidance], unguided: Guidance) -> list[Posterior]:
@@ -29,8 +23,8 @@ def tracked_posteriors(guidances: Sequence[Guidance], unguided: Guidance) -> lis
 
 def tracker(posterior: Posterior) -> str:
     """Settings of a posterior as JSON, without ``guidance_shift_weight``, which has no effect on unguided images."""
-    if isinstance(posterior, TrackedPosterior | TimedPosterior | CalibratedPosterior):
-        posterior = replace(posterior, guidance_shift_weight=type(posterior).guidance_shift_weight)
+    if (usual := getattr(type(posterior), "guidance_shift_weight", None)) is not None:
+        posterior = replace(posterior, guidance_shift_weight=usual)  # type: ignore[type-var]  # a dataclass
     return non_default_settings(settings_json(posterior))
 
 

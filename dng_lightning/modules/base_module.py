@@ -134,17 +134,6 @@ class TrainedModule(LightningModule):
         """Shape of the network's output for an ``image`` (1, C, H, W), and the required shape."""
         return (), ()
 
-    def in_fp32(self, x: Tensor, *conditions: Tensor | None) -> Tensor:
-        """The output for ``x`` (B, ...) in fp32 and in evaluation mode, in any precision of the trainer."""
-        was_training = self.net.training
-        self.net.eval()
-        if next(self.net.parameters(), x).device != x.device:
-            self.to(x.device)
-        with torch.autocast(x.device.type, enabled=False):
-            output: Tensor = self(x.to(self.dtype), *conditions).float()
-        self.net.train(was_training)
-        return output
-
     def log_by_level(self, name: str, values: Tensor, t: Tensor, T: int) -> None:
         """Log the mean of each quarter of the noise levels, over all processes.
 

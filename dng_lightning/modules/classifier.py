@@ -82,7 +82,7 @@ class ClassifierModule(TrainedModule):
         Args:
             x: images (B, C, H, W) in [-1, 1].
         """
-        return self.in_fp32(x).softmax(dim=1)
+        return in_fp32(self, x).softmax(dim=1)
 
     def log_posterior(self, x_t: Tensor, level: NoiseLevel) -> Tensor:
         """Log p(c | x_t) of each class, in evaluation mode and fp32 in any precision of the trainer.
@@ -97,7 +97,7 @@ class ClassifierModule(TrainedModule):
             float32 (B, num_classes).
         """
         timesteps = torch.full((len(x_t),), level.timestep, device=x_t.device)
-        return self.in_fp32(x_t, timesteps).log_softmax(dim=1)
+        return in_fp32(self, x_t, timesteps).log_softmax(dim=1)
 
     @classmethod
     def load(cls, name: str, noisy: bool = False) -> Self:
@@ -142,6 +142,18 @@ class ClassifierModule(TrainedModule):
             return x, None, None
         x_t, _, t = self.schedule.noised(x, generator)
         return x_t, t, self.schedule.timestep(t)
+
+
+def in_fp32(module: TrainedModule, x: Tensor, *conditions: Tensor) -> Tensor:
+    """The output of a module for ``x`` (B, ...) in fp32 and in evaluation mode, in any precision of the trainer."""
+    was_training = module.net.training
+    module.net.eval()
+    if next(module.net.parameters(), x).device != x.device:
+        module.to(x.device)
+    with torch.autocast(x.device.type, enabled=False):
+        output: Tensor = module(x.to(module.dtype), *conditions).float()
+    module.net.train(was_training)
+    return output
 
 
 def random_shift(images: Tensor, pixels: int) -> Tensor:

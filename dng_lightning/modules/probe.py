@@ -12,7 +12,7 @@ from dng_lightning.errors import SettingError
 from dng_lightning.evaluation.features import fingerprint
 from dng_lightning.kernel import NoiseLevel
 from dng_lightning.modules.base_module import TrainedModule
-from dng_lightning.modules.classifier import random_shift
+from dng_lightning.modules.classifier import in_fp32, random_shift
 from dng_lightning.modules.diffusion import DiffusionModule
 
 
@@ -71,7 +71,7 @@ class ProbeModule(TrainedModule):
             level: noise level.
         """
         timesteps = torch.full((len(features),), level.timestep, device=features.device)
-        return self.in_fp32(features, timesteps).log_softmax(1)
+        return in_fp32(self, features, timesteps).log_softmax(1)
 
     def output_shape(self, image: Tensor) -> tuple[Sequence[int], Sequence[int]]:
         """See ``TrainedModule.output_shape``."""

@@ -10,6 +10,7 @@ import torch
 from digits_comparison import FIRST, GUIDANCES, METHODS, ORDER, POSTERIOR, WITH_PRIOR, compared, rows
 from running import QUIET, Dng, DngProcess
 
+from dng_lightning.evaluation import class_balance, distribution_metrics
 from dng_lightning.evaluation.evaluator import Evaluator
 from dng_lightning.evaluation.runs import Samples
 from dng_lightning.modules import GuidedSampler
@@ -161,6 +162,7 @@ def given_images(samples: list[Samples], tmp_path: Path) -> Path:
 GIVEN = f"""
 from dataclasses import replace
 import torch
+from dng_lightning.evaluation import class_balance, distribution_metrics
 from dng_lightning.modules import GuidedSampler
 
 images, draw = torch.load("images.pt"), GuidedSampler.draw
@@ -189,7 +191,12 @@ def test_any_number_of_processes_gives_the_same(
     whole: Path, settings: list[str], given_images: Path, dng_process: DngProcess
 ):
     folder = given_images.parent
-    (folder / "given.py").write_text(GIVEN + RUN)
+    intervals = class_balance.kl_interval, class_balance.kl_to_interval, distribution_metrics.frechet_interval
+    alike = "".join(  # as many resamples as in this process
+        f"{interval.__module__.rpartition('.')[2]}.{interval.__name__}.__defaults__ = {interval.__defaults__}\n"
+        for interval in intervals
+    )
+    (folder / "given.py").write_text(GIVEN + alike + RUN)
     two = ["--data.batch_size=5", "--trainer.devices=2", "--trainer.strategy=ddp"]
     command = ["test", *settings, *QUIET, *two, "--trainer.default_root_dir=out"]
     done = dng_process(*command, cwd=folder, script=folder / "given.py")
