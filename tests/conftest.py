@@ -39,7 +39,7 @@ SLOW = """
     test_flow_schedulers test_flux2 test_guided_sampling test_image_folder test_imports test_judges_of_commands
     test_kills test_latent_transformers test_lucidrains test_modular_flow test_observed_sampling test_particles
     test_pipeline_folders test_pipeline_sampler test_portrait_reader test_pretrained_classifiers test_probe
-    test_reductions test_removal test_results_dashboard test_second_order test_self_filter test_skipping
+    test_removal test_results_dashboard test_second_order test_self_filter test_skipping
     test_solver_schedulers test_study test_synchronization test_text_to_image test_text_to_image_cli test_tracked
     test_training
 """.split()  # noqa: SIM905  # one a line would be a page

@@ -40,11 +40,11 @@ from dng_lightning.sampling import Sampler
 
 CALIBRATION = [[-3.0, 1.1, -1.0], [4.0, 1.5, 1.0]]
 SAMPLERS = {
-    "ancestral": Sampler(20),
-    "larger variance": Sampler(20, variance="beta"),
-    "clipped": Sampler(20, clip=1.0),
-    "DDIM": Sampler(20, eta=0.0),
-    "eta .5": Sampler(20, eta=0.5),
+    "ancestral": Sampler(8),
+    "larger variance": Sampler(8, variance="beta"),
+    "clipped": Sampler(8, clip=1.0),
+    "DDIM": Sampler(8, eta=0.0),
+    "eta .5": Sampler(8, eta=0.5),
 }
 each_sampler = pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS)
 pytestmark = pytest.mark.filterwarnings("ignore:a posterior tracked")
