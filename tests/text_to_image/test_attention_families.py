@@ -26,7 +26,7 @@ from dng_lightning.text_to_image import guided
 pytest.importorskip("diffusers", reason="diffusers is not installed (extra text-to-image)")
 pytest.importorskip("transformers", reason="transformers is not installed (extra text-to-image)")
 
-from test_families import NEGATIVES, ON, PROMPTS, assert_same, drawn, opened
+from family_samples import NEGATIVES, ON, PROMPTS, assert_same, drawn, opened
 from tiny_pipelines import FAMILIES
 from tiny_transformers import flux
 

@@ -15,7 +15,7 @@ pytest.importorskip("transformers", reason="transformers is not installed (extra
 pytest.importorskip("diffusers", reason="diffusers is not installed (extra text-to-image)")
 
 import diffusers
-from test_families import BOTH, DYNAMIC, PROMPTS, SEEDS, STEPS, assert_same, sampled
+from family_samples import BOTH, DYNAMIC, PROMPTS, SEEDS, STEPS, assert_same, sampled
 from tiny_pipelines import Family, Texts, enlarge
 from tiny_transformers import flux2
 

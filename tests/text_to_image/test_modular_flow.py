@@ -15,7 +15,7 @@ pytest.importorskip("transformers", reason="transformers is not installed (extra
 pytest.importorskip("diffusers", reason="diffusers is not installed (extra text-to-image)")
 
 import diffusers
-from test_families import BOTH, DYNAMIC, PROMPTS, SEEDS, STEPS, assert_same
+from family_samples import BOTH, DYNAMIC, PROMPTS, SEEDS, STEPS, assert_same
 from tiny_pipelines import FAMILIES, enlarge
 
 LATENTS = {"StableDiffusion3": (4, 8, 8), "QwenImage": (16, 16), "ZImage": (4, 8, 8), "Wan": (4, 2, 2, 2)}
