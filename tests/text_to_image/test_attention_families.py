@@ -26,11 +26,9 @@ from dng_lightning.text_to_image import guided
 pytest.importorskip("diffusers", reason="diffusers is not installed (extra text-to-image)")
 pytest.importorskip("transformers", reason="transformers is not installed (extra text-to-image)")
 
-from family_samples import NEGATIVES, ON, PROMPTS, assert_same, drawn, opened
+from family_samples import NEGATIVES, ON, PROMPTS, assert_same, drawn
 from tiny_pipelines import FAMILIES
 from tiny_transformers import flux
-
-__all__ = ["opened"]
 
 PLACES = {
     "StableDiffusion3Pipeline": "after", "PixArtAlphaPipeline": "apart", "PixArtSigmaPipeline": "apart",

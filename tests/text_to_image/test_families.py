@@ -21,24 +21,6 @@ from dng_lightning.guidance import (
 from dng_lightning.text_to_image import guided
 
 
-@pytest.fixture(scope="module")
-def opened() -> dict[str, Any]:
-    """Pipelines, made when they are first used."""
-    made: dict[str, Any] = {}
-
-    class Opened(dict[str, Any]):
-        def __missing__(self, name: str) -> Any:
-            torch.manual_seed(0)
-            self[name] = FAMILIES[name].build()
-            self[name].set_progress_bar_config(disable=True)
-            for part in self[name].components.values():
-                if isinstance(part, torch.nn.Module):
-                    enlarge(part)
-            return self[name]
-
-    return Opened(made)
-
-
 @pytest.mark.parametrize("name", FAMILIES)
 def test_at_scale_0_it_is_the_pipeline_itself(name: str, opened: Any):
     """Bit for bit where the network is called for the same images; in another batch to rounding."""
