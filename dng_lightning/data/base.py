@@ -20,7 +20,7 @@ from dng_lightning.class_labels import label_of
 from dng_lightning.data.loading import ImageTensors, TrainingLoader, already_collated, training_order
 from dng_lightning.data.pixels import to_float
 from dng_lightning.data.resize import Fit, Size, all_fitted, random_windows, sides
-from dng_lightning.data.selection import SPLIT_SEED, Classes, default_share, held_out, kept
+from dng_lightning.data.selection import SPLIT_SEED, Classes, held_out, kept
 from dng_lightning.data.tensors import Range, as_images, as_labels, found_range, in_classes
 from dng_lightning.errors import SettingError, check_at_least
 
@@ -256,10 +256,11 @@ class ImageDataModule(LightningDataModule):
 
     def _split(self, train: ImageTensors, setting: str) -> tuple[ImageTensors, ImageTensors]:
         """The remaining training images, and the held-out ones."""
-        default = self.default_val_size if setting == "val_size" else None
-        count = next(
-            (count for count in (getattr(self, setting), default) if count is not None), default_share(len(train))
-        )
+        count = getattr(self, setting)
+        if count is None and setting == "val_size":
+            count = self.default_val_size
+        if count is None:
+            count = min(5000, len(train) // 10)
         if not 0 <= count < len(train):
             raise SettingError(f"data.{setting} is {count}: give 0 to {len(train) - 1}.")
         held = held_out(train.labels, count, self.split_seed)

@@ -53,8 +53,3 @@ def held_out(labels: Tensor, count: int, seed: int = SPLIT_SEED) -> Tensor:
     chosen = torch.zeros(len(labels), dtype=torch.bool)
     chosen[order[torch.arange(count) * len(labels) // max(count, 1)]] = True  # evenly spaced, hence in proportion
     return chosen
-
-
-def default_share(images: int) -> int:
-    """Default number of held-out images: a tenth, 5,000 at most."""
-    return min(5000, images // 10)
