@@ -148,7 +148,7 @@ class GuidedForward:
         """The outputs for the negative prompts and the prompts, or for the prompts alone."""
         if self.texts.branches == 1:
             return self._output(call, self._guided(call, None))
-        halves = call.halves()
+        halves = [call.take(rows) for rows in torch.arange(len(call.latents)).chunk(2)]
         negatives, prompts = halves if self.layout.negatives_first else halves[::-1]
         guided = self._guided(prompts, negatives)
         return self._output(call, torch.cat([guided, guided]))

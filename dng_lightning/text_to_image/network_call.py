@@ -76,11 +76,6 @@ class NetworkCall:
         moved = x_t.to(self.latents[0].dtype)
         return self._with({self.layout.latents: list(moved) if isinstance(self.latents, list) else moved})
 
-    def halves(self) -> "tuple[NetworkCall, NetworkCall]":
-        """The first and the second half of the images."""
-        first, second = torch.arange(len(self.latents)).chunk(2)
-        return self.take(first), self.take(second)
-
     def fits(self, other: "NetworkCall") -> bool:
         """Whether one call can evaluate both."""
         same = isinstance(self.text, list) or self.text.shape[1:] == other.text.shape[1:]

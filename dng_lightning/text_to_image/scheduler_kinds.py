@@ -18,12 +18,9 @@ from dng_lightning.sampling.second_order import extrapolation
 from dng_lightning.schedule import NoiseSchedule
 from dng_lightning.text_to_image.optional_deps import quiet
 
-# variance types of DDPMScheduler
-VARIANCES: dict[str, Variance] = {"fixed_small": "beta_tilde", "fixed_small_log": "beta_tilde", "fixed_large": "beta"}
-
 KINDS: dict[str, dict[str, tuple[Any, ...]]] = {
     "DDIMScheduler": {},
-    "DDPMScheduler": {"variance_type": tuple(VARIANCES)},
+    "DDPMScheduler": {"variance_type": ("fixed_small", "fixed_small_log", "fixed_large")},
     "DPMSolverMultistepScheduler": {  # DPM-Solver++ of order 1 or 2, see ``sampling.second_order``
         "algorithm_type": ("sde-dpmsolver++", "dpmsolver++"),
         "solver_order": (1, 2),
@@ -81,7 +78,7 @@ class SchedulerKind:
             self.schedule = diffusers_format.schedule_of(scheduler)
             self.prediction = diffusers_format.prediction_of(scheduler)
             self.schedule.check(self.prediction)
-        self.variance = VARIANCES.get(config.get("variance_type"), "beta_tilde")
+        self.variance: Variance = "beta" if config.get("variance_type") == "fixed_large" else "beta_tilde"
         self.order: int = config.get("solver_order", 1)
 
     def levels(self) -> list[NoiseLevel]:
