@@ -80,6 +80,8 @@ class Guider(BaseGuidance):
         kind = type(pipeline).__name__
         if kind not in TEXTS:
             raise SettingError(f"a Guider needs a {' or a '.join(TEXTS)}; got a {kind}")
+        if (encoder := pipeline.blocks.sub_blocks.get("text_encoder")) is None:
+            raise SettingError("a Guider encodes the empty prompt: make the pipeline with its text_encoder block")
         parts = {"text_encoder", "text_encoder_2", "unet", "transformer", "scheduler"} & set(pipeline.component_names)
         if not all(getattr(pipeline, part) for part in parts):
             raise SettingError("the pipeline lacks components: call pipeline.load_components() first")
@@ -93,7 +95,7 @@ class Guider(BaseGuidance):
         state.set("prompt", "")
         own: Any = ClassifierFreeGuidance
         with torch.no_grad(), replaced(pipeline, "guider", own()):
-            pipeline.blocks.sub_blocks["text_encoder"](pipeline, state)
+            encoder(pipeline, state)
         encoded = {name: [state.get(result), state.get(f"negative_{result}")] for name, result in TEXTS[kind].items()}
         self.null = {name: empty if null is None else null for name, (empty, null) in encoded.items()}
         self.text = next(iter(encoded))

@@ -111,3 +111,12 @@ def test_an_image_to_continue_or_a_mask_is_refused(pipelines: dict[str, tuple[An
     guider._look(modular.transformer, (), {"hidden_states": torch.zeros(2, 9, 8, 8)})
     with pytest.raises(SettingError, match=r"^a Guider does not support image prompts and masks: call"):
         guider.forward(output)
+
+
+def test_a_pipeline_without_its_text_encoder_is_refused(pipelines: dict[str, tuple[Any, Any]]):
+    from dng_lightning.text_to_image.guider import Guider
+
+    blocks = pipelines["StableDiffusion3"][1].blocks
+    blocks.sub_blocks.pop("text_encoder")
+    with pytest.raises(SettingError, match=r"encodes the empty prompt: make the pipeline with its text_encoder block$"):
+        Guider(DYNAMIC, blocks.init_pipeline())
