@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from dng_lightning.guidance import ClassifierFreeGuidance, Guidance, PositiveAndNegative, Unguided
+from dng_lightning.guidance.classifier_free import PositiveGuidance
 from dng_lightning.guidance.serialization import non_default_settings, settings_json
 from dng_lightning.posterior import CalibratedPosterior, Posterior, ProbePosterior
 from dng_lightning.posterior.tracked import PosteriorFromPrior
@@ -46,5 +47,6 @@ def _plain(guidances: Sequence[Guidance], unguided: Guidance) -> Iterator[Poster
             scale, guidance = guidance.cfg_scale, guidance.guidance
             base = base if scale == 1 else ClassifierFreeGuidance(scale)
         posterior = getattr(guidance, "posterior", None)
-        if base == unguided and isinstance(posterior, TRACKED):
+        of_forbidden = not isinstance(guidance, PositiveGuidance)  # Feedback Guidance has that of its class
+        if base == unguided and of_forbidden and isinstance(posterior, TRACKED):
             yield posterior
