@@ -7,6 +7,7 @@ import pytest
 import torch
 from hugging_face_rows import NAMES, rows
 from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from running import Dng
 
 from dng_lightning.data import HuggingFaceStream
@@ -35,13 +36,12 @@ class Recorder(LightningModule):
 
 
 def train(root: Path, folder: Path, epochs: int = 4, last: Path | None = None, **settings: Any) -> dict[int, Any]:
-    """The images and labels of each epoch; the checkpoint of the last epoch is in the folder."""
+    """The images and labels of each epoch; there are checkpoints of each second step in the folder."""
     settings = {"batch_size": 4, "first": 20, "val_size": 2, "test_size": 2} | settings
     model, data = Recorder(), HuggingFaceStream(str(root), **settings)
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
-    trainer = Trainer(max_epochs=epochs, default_root_dir=folder, **quiet)
-    trainer.fit(model, data, ckpt_path=last)
-    trainer.save_checkpoint(folder / "last.ckpt")
+    keep = ModelCheckpoint(folder, "{step}", every_n_train_steps=2, save_top_k=-1)
+    Trainer(max_epochs=epochs, default_root_dir=folder, callbacks=[keep], **quiet).fit(model, data, ckpt_path=last)
     return model.seen
 
 
@@ -74,9 +74,9 @@ def test_held_out_images_are_never_trained_on(parquet: Path, tmp_path: Path):
 
 
 def test_a_resumed_training_has_the_same_images(parquet: Path, tmp_path: Path):
-    whole = train(parquet, tmp_path / "whole", 5)
-    train(parquet, tmp_path / "part", 3)
-    assert train(parquet, tmp_path / "part", 5, tmp_path / "part" / "last.ckpt") == {3: whole[3], 4: whole[4]}
+    whole = train(parquet, tmp_path / "whole")
+    rest = train(parquet, tmp_path / "rest", last=tmp_path / "whole" / "step=6.ckpt")
+    assert rest == {1: whole[1][8:], 2: whole[2], 3: whole[3]}
 
 
 def test_filters_and_other_labels(parquet: Path, tmp_path: Path):
