@@ -99,13 +99,15 @@ def _is_debugging() -> bool:
 def _output() -> Iterator[None]:
     """Let the reader of a pipe leave, and replace characters of the tables that a terminal lacks."""
     before = sys.stdout
+    if isinstance(before, io.TextIOWrapper):
+        before.reconfigure(errors="replace")
     try:
         raw = Output(before.fileno(), "w", closefd=False)
     except (AttributeError, ValueError):  # closed, or not a file
         yield
         return
     in_lines = bool(before.line_buffering or getattr(before, "write_through", False))
-    text = io.TextIOWrapper(io.BufferedWriter(raw), before.encoding, "replace", line_buffering=in_lines)
+    text = io.TextIOWrapper(io.BufferedWriter(raw), before.encoding, before.errors, line_buffering=in_lines)
     with contextlib.redirect_stdout(text) as output:
         try:
             yield

@@ -68,9 +68,7 @@ class WithClassifier(PredictorWrapper):
 
     def __init__(self, predictor: Predictor, log_posterior: LogPosterior, forbidden: Sequence[int]) -> None:
         super().__init__(predictor)
-        if len(forbidden) != predictor.conditions:
-            raise SettingError(f"the predictor has {predictor.conditions} forbidden conditions, not {len(forbidden)}")
-        self.log_posterior, self.forbidden = log_posterior, list(forbidden)
+        self.log_posterior, self.forbidden = log_posterior, checked_labels(forbidden, predictor)
         self.provides = predictor.provides | {"classifier"}
 
     def predict(self, x_t: Tensor, level: NoiseLevel, needs: Needs = ALL) -> Predictions:
@@ -126,11 +124,10 @@ class WithProbe(PredictorWrapper):
         self, predictor: Predictor, log_posterior: FeatureLogPosterior, module: str, forbidden: Sequence[int]
     ) -> None:
         super().__init__(predictor)
-        if len(forbidden) != predictor.conditions:
-            raise SettingError(f"the predictor has {predictor.conditions} forbidden conditions, not {len(forbidden)}")
         if predictor.class_labels is not None:
             raise SettingError("a probe reads the unconditional prediction: give the predictor no class_labels")
-        self.log_posterior, self.module, self.forbidden = log_posterior, module, list(forbidden)
+        self.log_posterior, self.module = log_posterior, module
+        self.forbidden = checked_labels(forbidden, predictor)
         self.provides = predictor.provides | {"probe"}
 
     def predict(self, x_t: Tensor, level: NoiseLevel, needs: Needs = ALL) -> Predictions:
@@ -178,6 +175,13 @@ class WithObserver(PredictorWrapper):
             denoised = torch.lerp(predictions.null, denoised, needs.observer)
         denoised = denoised if self.clip is None else denoised.clamp(-self.clip, self.clip)
         return replace(predictions, observed=self.observer(denoised))
+
+
+def checked_labels(forbidden: Sequence[int], predictor: Predictor) -> list[int]:
+    """The labels of the predictor's forbidden conditions; refuses another number of them."""
+    if len(forbidden) != predictor.conditions:
+        raise SettingError(f"the predictor has {predictor.conditions} forbidden conditions, not {len(forbidden)}")
+    return list(forbidden)
 
 
 def columns(log_p: Tensor, labels: Sequence[int]) -> Tensor:

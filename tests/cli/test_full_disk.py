@@ -16,6 +16,7 @@ import pytest
 import torch
 from running import Dng
 
+from dng_lightning.modules import DiffusionModule
 from dng_lightning.storage.files import PART
 from dng_lightning.storage.mapped_array import mapped_array
 
@@ -122,3 +123,25 @@ def test_checkpoints(pattern: str, disk: Disk, dng: Dng, monkeypatch: Any, capsy
     dng(*words, "--ckpt_path=last")
     assert torch.load(disk.folder / "fit" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 8
     assert (disk.folder / "fit" / "model.safetensors").exists()
+
+
+def test_a_training_whose_disk_fills_up(disk: Disk, dng: Dng, monkeypatch: Any, capsys: Any):
+    """Also under the events of TensorBoard, which are not written aside; the last checkpoint is intact."""
+    step = DiffusionModule.training_step
+
+    def filling(module: Any, batch: Any, index: int) -> Any:
+        if module.global_step == 5:
+            disk.fill()
+        return step(module, batch, index)
+
+    words = [*FIT, "--trainer.log_every_n_steps=1", f"--trainer.default_root_dir={disk.folder / 'fit'}"]
+    with monkeypatch.context() as patch:
+        patch.setattr(DiffusionModule, "training_step", filling)
+        with pytest.raises(SystemExit) as ended:
+            dng(*words)
+    assert ended.value.code == 2
+    assert "dng: error: cannot write" in capsys.readouterr().err
+    disk.filler.unlink()
+    assert torch.load(disk.folder / "fit" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 4
+    dng(*words, "--ckpt_path=last")
+    assert (disk.folder / "fit" / "model.ckpt").exists()
