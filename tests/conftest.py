@@ -36,7 +36,7 @@ SLOW = """
     test_calibration_writer test_captioned_digits test_classifier test_classifier_files test_classifier_training
     test_dashboards test_decoded_images test_diffusers_format test_diffusers_models test_diffusion
     test_diffusion_networks test_edm test_ema test_export test_extremes test_families test_feedback
-    test_flow_schedulers test_flux2 test_guided_sampling test_image_folder test_imports test_judges_of_commands
+    test_flow_schedulers test_flux2 test_guided_sampling test_hugging_face_stream test_image_folder test_imports test_judges_of_commands
     test_kills test_latent_transformers test_lucidrains test_modular_flow test_observed_sampling test_particles
     test_pipeline_folders test_pipeline_sampler test_portrait_reader test_pretrained_classifiers test_probe
     test_removal test_results_dashboard test_second_order test_self_filter test_skipping
