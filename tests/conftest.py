@@ -32,16 +32,15 @@ CHECKPOINTS = TESTS.parent / "checkpoints"
 # Folders and files that take nine tenths of the time: the command line, several processes, whole studies, long chains.
 SLOW = """
     cli ddp docs predict results_writer scheduler_bridge
-    test_attention test_attention_families test_attribute_classifier test_axes test_base_module
-    test_calibration_writer test_captioned_digits test_classifier test_classifier_files test_classifier_training
-    test_dashboards test_decoded_images test_diffusers_format test_diffusers_models test_diffusion
-    test_diffusion_networks test_edm test_ema test_export test_extremes test_families test_feedback
-    test_flow_schedulers test_flux2 test_guided_sampling test_hugging_face_stream test_image_folder test_imports test_judges_of_commands
-    test_kills test_latent_transformers test_lucidrains test_modular_flow test_observed_sampling test_particles
-    test_pipeline_folders test_pipeline_sampler test_portrait_reader test_pretrained_classifiers test_probe
-    test_removal test_results_dashboard test_second_order test_self_filter test_skipping
-    test_solver_schedulers test_study test_synchronization test_text_to_image test_text_to_image_cli test_tracked
-    test_training
+    test_attention test_attention_families test_attribute_classifier test_axes test_base_module test_calibration_writer
+    test_captioned_digits test_classifier test_classifier_files test_classifier_training test_dashboards
+    test_decoded_images test_diffusers_format test_diffusers_models test_diffusion test_diffusion_networks test_edm
+    test_ema test_export test_extremes test_families test_feedback test_flow_schedulers test_flux2 test_guided_sampling
+    test_hugging_face_stream test_image_folder test_imports test_judges_of_commands test_kills test_latent_transformers
+    test_lucidrains test_modular_flow test_observed_sampling test_particles test_pipeline_folders test_pipeline_sampler
+    test_portrait_reader test_pretrained_classifiers test_probe test_removal test_results_dashboard test_second_order
+    test_self_filter test_skipping test_solver_schedulers test_study test_synchronization test_text_to_image
+    test_text_to_image_cli test_tracked test_training
 """.split()  # noqa: SIM905  # one a line would be a page
 
 
