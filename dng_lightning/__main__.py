@@ -101,9 +101,10 @@ def _output() -> Iterator[None]:
     before = sys.stdout
     if isinstance(before, io.TextIOWrapper):
         before.reconfigure(errors="replace")
-    try:
+    raw = None
+    with contextlib.suppress(AttributeError, ValueError):  # closed, or not a file
         raw = Output(before.fileno(), "w", closefd=False)
-    except (AttributeError, ValueError):  # closed, or not a file
+    if raw is None:
         yield
         return
     in_lines = bool(before.line_buffering or getattr(before, "write_through", False))

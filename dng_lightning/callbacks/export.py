@@ -70,6 +70,8 @@ class Export(Callback):
         checkpoint: dict[str, Any] = {}
         if self.has_trained:
             self.on_save_checkpoint(trainer, pl_module, checkpoint)
+        elif not trainer.ckpt_path:
+            raise SettingError("no step was trained: raise trainer.max_steps, max_epochs or limit_train_batches")
         else:
             checkpoint = torch.load(str(trainer.ckpt_path), map_location="cpu", weights_only=True)
             pl_module.load_state_dict(checkpoint["state_dict"])

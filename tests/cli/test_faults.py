@@ -119,6 +119,12 @@ def test_a_training_that_diverges_keeps_the_last_checkpoint(dng: Dng, tmp_path: 
     assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 5
 
 
+def test_a_training_without_a_step(dng: Dng, tmp_path: Path, capsys: Any):
+    words = ["fit", *FIT, "--trainer.max_steps=-1", "--trainer.max_epochs=0", f"--trainer.default_root_dir={tmp_path}"]
+    assert "no step was trained: raise trainer.max_steps" in refused(capsys, dng, *words)
+    assert not (tmp_path / "model.ckpt").exists()
+
+
 def test_parts_of_killed_processes_are_removed(from_tiny: list[str], dng: Dng, tmp_path: Path):
     (tmp_path / f"grid.png.123{PART}").touch()
     (tmp_path / "download.part").touch()
