@@ -1,6 +1,6 @@
 """Sampling beside the loops of others: python scripts/benchmarks/peers.py [--quick] [--to FILE]
 
-The network of ``mnist``, the same noise, 20 steps of 128 images. Each other loop and ours run in turn: the authors'
+The network of ``mnist``, the same noise, 10 steps of 64 images. Each other loop and ours run in turn: the authors'
 kind of DNG (two forwards a step, the posterior as a probability) against the released posterior, a loop over diffusers'
 ``DDPMScheduler`` against negative prompting, and the sampler of denoising-diffusion-pytorch (where installed) against
 ours without guidance. Images a second, the ratio of each pair, and the difference of the images in grey levels.
@@ -131,7 +131,7 @@ def timed(loop: Loop) -> tuple[Tensor, float]:
 def measure(quick: bool) -> Iterator[Measurement]:
     """Every pair; ours with released DNG also under bfloat16 autocast, with contiguous weights as in `dng predict`."""
     model = DiffusionModule.load("mnist").to(DEVICE)
-    batch, steps, repeats = (4, 5, 1) if quick else (128, 20, 3)
+    batch, steps, repeats = (4, 5, 1) if quick else (64, 10, 3)
     cases = [(name, *loops, False) for name, *loops in pairs(model, batch, steps)]
     for name, theirs, mine, half in [*cases, ("authors' kind of DNG, ours in bf16", *cases[0][1:3], True)]:
         times, own_times, off = list[float](), list[float](), list[float]()

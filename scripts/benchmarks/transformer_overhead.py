@@ -13,8 +13,11 @@ from measuring import Measurement, run
 from sampling_overhead import overheads
 
 from dng_lightning.guidance import (
+    ConceptRemovalGuidance,
     DynamicNegativeGuidance,
     Guidance,
+    NegativePrompting,
+    SafeLatentDiffusion,
     Unguided,
 )
 from dng_lightning.modules import DiffusionModule
@@ -25,6 +28,9 @@ from dng_lightning.schedule import LinearSchedule
 STEPS = 6
 METHODS: dict[str, Guidance] = {
     "Unguided": Unguided(),
+    "NegativePrompting": NegativePrompting(),
+    "SafeLatentDiffusion": SafeLatentDiffusion(),
+    "ConceptRemovalGuidance": ConceptRemovalGuidance(),
     "DynamicNegativeGuidance, tracked": DynamicNegativeGuidance(),
 }
 
