@@ -1,8 +1,8 @@
 """Time of a guided step over its bare network: python scripts/benchmarks/sampling_overhead.py [--quick] [--to FILE]
 
 Times whole steps of the sampler (predictions, guidance, posterior, noise) against the bare forward pass of the same
-network on a batch of the same size, in turn within one run: the ratios step by step. Every method at batch 1 and 128, and DNG
-at batches from 1 to 512, also under bfloat16 autocast.
+network on a batch of the same size, in turn within one run: the ratios step by step. Every method at batch 1 and 128,
+and DNG at batches from 1 to 512, also under bfloat16 autocast.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
