@@ -18,7 +18,7 @@ from dng_lightning.guidance.references import References
 from dng_lightning.modules import DiffusionModule
 from dng_lightning.networks import UNet
 from dng_lightning.sampling import ClassConditionalPredictor, Sampler, WithClassifier, WithObserver, WithProbe
-from dng_lightning.sampling.sampler import follow
+from dng_lightning.sampling.sampler import follow, with_schedule
 
 SHAPE, SETTINGS = (1, 8, 8), {"radius": 1.0, "gamma": 1.0, "bandwidth": 1.0, "threshold": 1.0}  # of references
 aten = torch.ops.aten
@@ -67,7 +67,7 @@ def waits(guidance: Guidance) -> list[str]:
         found = {name: value for name, value in SETTINGS.items() if name in names}  # else from the references, once
         guidance = replace(guidance, references=References(torch.randn(6, *SHAPE)), **found)
     model = DiffusionModule(UNet(1, 3, channels=[8], attention=[]))
-    chain = Sampler(3).chain(model.schedule)
+    chain, guidance = Sampler(3).chain(model.schedule), with_schedule(guidance, model.schedule)
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
         with torch.device(device):
             model.net = UNet(1, 3, channels=[8], attention=[]).eval()
