@@ -216,6 +216,8 @@ STUDIES = {
     "portraits_mask": "portraits/mask",
     "portraits_beard": "portraits/beard",
     "portraits_several": "portraits/several",
+    "portraits_headwear": "portraits/headwear",
+    "portraits_steps": "portraits/steps_8",
     "portraits_unrelated": "portraits/unrelated",
     "portraits_contradictory": "portraits/contradictory",
     "portraits_beard_correlated": "portraits-correlated/results",
