@@ -203,7 +203,7 @@ def test_prompts_that_cannot_be_drawn(settings: dict[str, Any], message: str):
         ({"text_encoder": {"width": 3}}, "these settings do not make a CLIPTextModel: there is no setting width"),
         ({"text_encoder": {"hidden_size": 10, "num_attention_heads": 3}}, "these settings do not make a CLIPTextModel"),
         ({"text_encoder": {"vocab_size": 10}}, "gets its vocab_size from another part"),
-        ({"caption_dropout": 1.5}, "caption_dropout must be in [0, 1]; got 1.5"),
+        ({"caption_dropout": 1.5}, r"caption_dropout must be in \[0, 1\]; got 1.5"),
         ({"snr_gamma": 0.0}, r"snr_gamma must be in \(0, inf\)"),
         ({"autoencoder": "nowhere"}, "No checkpoint 'nowhere'"),
         ({"autoencoder": "digits-classifier"}, "is no checkpoint of a AutoencoderModule"),

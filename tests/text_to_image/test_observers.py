@@ -93,7 +93,7 @@ def test_where_nothing_emerges_it_is_classifier_free_guidance_and_else_the_signe
     nothing, everything = [[0.0, 0.0]] * 3, [[1.0, 1.0]] * 3
     module = sampler_of(folder, AdaptiveNegative(signed, ObserverPosterior(None, [0])), Told(nothing))
     torch.testing.assert_close(module.draw(SEEDS).images, module.draw(SEEDS, module.unguided).images, rtol=0, atol=1e-5)
-    guidance = AdaptiveNegative(signed, ObserverPosterior(None, [0, 2]))
+    guidance = AdaptiveNegative(signed, ObserverPosterior(None, [0, 0.5]))
     module = sampler_of(folder, guidance, Told(nothing, everything))
     late = module.draw(SEEDS)
     assert late.scale.tolist() == [[0.0] * 3 + [15.0]] * 3
@@ -173,7 +173,9 @@ def test_it_is_read_when_it_is_asked_first_and_once(chat: Path, folder: Path, mo
     monkeypatch.setattr("transformers.pipeline", load)
     monkeypatch.setattr(VisionLanguageObserver, "answer", answer)
     observer = VisionLanguageObserver("somebody/chats", "Is {} there?")
-    module = sampler_of(folder, AdaptiveNegative(SignedNegative(2.0, 7.5), ObserverPosterior(None, [1, 2])), observer)
+    module = sampler_of(
+        folder, AdaptiveNegative(SignedNegative(2.0, 7.5), ObserverPosterior(None, [0.25, 0.5])), observer
+    )
     assert not loaded
     samples = module.draw(SEEDS)
     assert loaded == [("somebody/chats", torch.bfloat16)]
