@@ -74,13 +74,14 @@ class Stopwatch(Recorder):
 
     def __init__(self, model: DiffusionModule, batch: int, clock: Clock) -> None:
         self.model, self.clock, self.marks = model, clock, list[float]()
+        self.is_bf16 = torch.is_autocast_enabled(DEVICE.type)  # guidance and recorders run outside of autocast
         self.x = torch.randn(batch, *model.image_shape, device=DEVICE)
         self.labels = torch.arange(batch, device=DEVICE) % 10
 
     def mark(self) -> None:
         """Note the time before and after a forward pass."""
         self.marks.append(self.clock())
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(DEVICE.type, torch.bfloat16, enabled=self.is_bf16):
             self.model(self.x, self.model.schedule.level(500), self.labels)
         self.marks.append(self.clock())
 
