@@ -104,6 +104,16 @@ def few_resamples() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def imports_of_one_test(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Modules that a test wrote and imported are forgotten: another test may write others of the same names."""
+    yield
+    written = str(tmp_path_factory.getbasetemp())
+    for name, module in list(sys.modules.items()):
+        if (getattr(module, "__file__", None) or "").startswith(written):
+            del sys.modules[name]
+
+
 @pytest.fixture(scope="module")
 def rendered() -> Iterator[None]:
     """The figures of a module's tests have content."""
