@@ -21,8 +21,9 @@ from torch.overrides import TorchFunctionMode
 from dng_lightning.errors import SettingError
 from dng_lightning.text_attention import AttentionEdit, Keys, TextAttention, attend
 
-Place = Literal["apart", "before", "after"]
-"""The tokens of the text in an attention: keys alone (cross-attention), or before or after those of the image."""
+Place = Literal["apart", "keys", "before", "after"]
+"""The tokens of the text in an attention: keys alone (cross-attention); keys before those of the image, whose queries
+are alone (PRX); or queries and keys, before or after those of the image."""
 
 WITHOUT_FUSED = ("AttnProcessor", "SlicedAttnProcessor")  # processors that compute the softmax step by step
 ARGUMENTS = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
@@ -65,7 +66,7 @@ def edited_attention(
         active: which of them count for which image, bool (B, K); None for all.
     """
     mode = _Intercepted(edit, images, [own, *map(len, texts.tokens)], texts, active)
-    attentions = [part for part in network.modules() if hasattr(part, "processor") and hasattr(part, "to_q")]
+    attentions = [part for part in network.modules() if hasattr(part, "processor")]
     with ExitStack() as stack:
         for attention in attentions:
             if type(attention.processor).__name__ in WITHOUT_FUSED:
@@ -119,15 +120,16 @@ class _Intercepted(TorchFunctionMode):
     def _attend(self, query: Tensor, keys: Keys) -> Tensor:
         """The outputs of an attention, (B, heads, tokens, depth)."""
         # The tokens: the texts one after the other, and the image
-        count, whole, before = sum(self.lengths), keys.key.shape[2], self.texts.place == "before"
+        place, count, whole = self.texts.place, sum(self.lengths), keys.key.shape[2]
+        before, alone = place in ("keys", "before"), place in ("apart", "keys")
         start = 0 if before else whole - count
         bounds = [slice(*pair) for pair in pairwise(accumulate(self.lengths, initial=start))]
         among = slice(count, whole) if before else slice(0, start)
-        image = None if self.texts.place == "apart" else among
+        image = None if place == "apart" else among
         edited, others = slice(0, self.images), slice(self.images, None)
 
         # The image: edited for the first of the batch
-        looking = query if image is None else query[:, :, image]
+        looking = query if alone else query[:, :, image]
         own, *forbidden = [keys.take(edited, part) for part in bounds]
         itself = None if image is None else keys.take(edited, image)
         attention = TextAttention(looking[edited], own, forbidden, self.texts.paddings, itself, self.active)
@@ -135,7 +137,7 @@ class _Intercepted(TorchFunctionMode):
         if len(query) > self.images:
             parts = [bounds[0]] if image is None else [image, bounds[0]]
             z = torch.cat([z, attend(looking[others], *(keys.take(others, part) for part in parts))])
-        if image is None:
+        if image is None or alone:
             return z
 
         # The texts: each attends to the image and to itself

@@ -60,7 +60,7 @@ class Layout:
     @property
     def mask(self) -> str | None:
         """The argument that hides the padding of a text, (B, L); None where the network sees it."""
-        return "encoder_attention_mask" if "encoder_attention_mask" in self.rows else None
+        return next((name for name in self.rows if name in (MASK, PRX_MASK)), None)
 
     def encode(self, pipeline: Any, encoder: Callable[..., Any], text: str, settings: Mapping[str, Any]) -> Texts:
         """Encode a text like the pipeline.
@@ -128,6 +128,7 @@ def refusal(pipeline: Any, arguments: Mapping[str, Any]) -> str | None:
 
 
 LATENTS, TEXT, MASK, POOLED = "hidden_states", "encoder_hidden_states", "encoder_attention_mask", "pooled_projections"
+PRX_MASK = "attention_mask"
 STATE = (LATENTS, "timestep", TEXT)
 TRUE_CFG = "negative_prompt and a true_cfg_scale above 1"
 
@@ -137,6 +138,7 @@ U_NET = Layout(
     networks=("unet",),
     place="apart",
 )
+PRX = Layout((*STATE, PRX_MASK), (TEXT, PRX_MASK), place="keys")
 PIXART = Layout((*STATE, MASK, f"{ADDED}resolution", f"{ADDED}aspect_ratio"), (TEXT, MASK), place="apart")
 FLUX2 = Layout((*STATE, "txt_ids", "guidance"), (TEXT, "txt_ids"), together=False)
 

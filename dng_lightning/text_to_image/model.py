@@ -12,7 +12,7 @@ from dng_lightning.kernel import NoiseLevel
 from dng_lightning.parametrization import Prediction, denoised_of
 from dng_lightning.pretrained import diffusers_format
 from dng_lightning.schedule import NoiseSchedule
-from dng_lightning.text_to_image.layouts import ADDED, U_NET
+from dng_lightning.text_to_image.layouts import ADDED, PRX, U_NET, Layout
 from dng_lightning.text_to_image.network_call import NetworkCall
 from dng_lightning.text_to_image.optional_deps import Precision, inform, quiet
 from dng_lightning.text_to_image.pipeline_folder import open_pipeline, unreadable
@@ -37,8 +37,7 @@ class TextToImageModel(nn.Module, ABC):
         pixels: pixels per latent along each side; 1 for a model of pixels.
         multiple: a side of the images in pixels is a multiple of it.
         size: side of the images of the training in pixels, or (height, width).
-        encoded: arguments of the denoiser that the pipeline's ``encode_prompt`` returns, see ``Layout``.
-        edits_attention: whether a guidance can edit its attention to the text.
+        layout: how the pipeline calls the denoiser.
 
     Raises:
         SettingError: its tokenizer is not the text encoder's.
@@ -51,8 +50,7 @@ class TextToImageModel(nn.Module, ABC):
     pixels: int = 1
     multiple: int
     size: int | Sequence[int]
-    edits_attention = False
-    encoded: tuple[str | None, ...]
+    layout: Layout
 
     def __init__(self, pipeline: Any, denoiser: Any) -> None:
         super().__init__()
@@ -94,7 +92,7 @@ class TextToImageModel(nn.Module, ABC):
                     inform(f"The prompt {_short(text)!r} is cut after {most} tokens: {_short(cut)!r} is not read.")
             one_each = {"num_images_per_prompt": 1, "do_classifier_free_guidance": False}
             encoded = pipeline.encode_prompt(texts, device=pipeline.text_encoder.device, **one_each)
-        rows = {name: value for name, value in zip(self.encoded, encoded, strict=False) if name}
+        rows = {name: value for name, value in zip(self.layout.encoded, encoded, strict=False) if name}
         if pipeline.config.get("force_zeros_for_empty_prompt"):  # SDXL
             for value in rows.values():
                 value[-1] = 0
@@ -153,8 +151,7 @@ class LatentUNet(TextToImageModel):
             in pure noise, or the tokenizer is not the text encoder's.
     """
 
-    edits_attention = True
-    encoded = U_NET.encoded
+    layout = U_NET
 
     def __init__(self, pipeline: Any) -> None:
         super().__init__(pipeline, pipeline.unet)
@@ -213,7 +210,7 @@ class PixelTransformer(TextToImageModel):
     """
 
     prediction = "x0"
-    encoded = (U_NET.text, "attention_mask")
+    layout = PRX
 
     def __init__(self, pipeline: Any) -> None:
         super().__init__(pipeline, pipeline.transformer)

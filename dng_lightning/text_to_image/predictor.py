@@ -11,8 +11,8 @@ from dng_lightning.interfaces import Needs, Predictions
 from dng_lightning.kernel import NoiseLevel
 from dng_lightning.sampling.predictors import ALL, ClassConditionalPredictor, Denoiser, Label, active_tensor
 from dng_lightning.text_to_image.attention import ForbiddenTexts, edited_attention
-from dng_lightning.text_to_image.layouts import U_NET
 from dng_lightning.text_to_image.model import TextToImageModel
+from dng_lightning.text_to_image.network_call import NetworkCall
 from dng_lightning.text_to_image.prompts import Prompts
 
 
@@ -80,17 +80,12 @@ class TextPredictor(AttentionPredictor):
     def __init__(self, model: TextToImageModel, prompts: Prompts, class_labels: Tensor | None = None) -> None:
         def denoiser(x_t: Tensor, level: NoiseLevel, numbers: Tensor | None) -> Tensor:
             assert numbers is not None  # the null class is a prompt
-            texts = prompts.take(numbers)
-            length = texts[U_NET.text].shape[1]
-            if self.is_edited:
-                texts[U_NET.text] = self.texts.append(texts[U_NET.text])
-            with self.editing(length):
-                denoised: Tensor = model(x_t, level, texts)
+            call = NetworkCall(model.layout, prompts.take(numbers))
+            with self.editing(call.text.shape[1]):
+                texts = call.with_forbidden(self.texts) if self.is_edited else call
+                denoised: Tensor = model(x_t, level, texts.arguments)
             return denoised
 
-        texts = ForbiddenTexts((), ())
-        if model.edits_attention:
-            rows = [prompts.take([number]) for number in prompts.forbidden]
-            texts = U_NET.forbidden(model.encoders[0], prompts.negatives, rows)
+        rows = [prompts.take([number]) for number in prompts.forbidden]
+        texts = model.layout.forbidden(model.encoders[0], prompts.negatives, rows)
         super().__init__(denoiser, prompts.null, prompts.forbidden, class_labels, model.denoiser, texts)
-        self.provides = frozenset({"attention"} if model.edits_attention else ())

@@ -74,7 +74,9 @@ class CaptionedDigits(CaptionedImages, MNIST):
         return caption(mentioned(attributes, draw), draw)
 
     def _read(self) -> tuple[Arrays, Arrays]:
-        (train, train_digits), (test, test_digits) = super()._read()
+        parts = super()._read()
+        assert isinstance(parts, tuple)  # MNIST's
+        (train, train_digits), (test, test_digits) = parts
         return _pictures(train[:, None], train_digits, "train"), _pictures(test[:, None], test_digits, "test")
 
 
