@@ -1,7 +1,7 @@
 """The attention of an image to its text and, by the same queries, to forbidden texts.
 
-Negatives inside the attention are functions of it (``guidance/attention_guidance.py``); where a network of diffusers
-computes it is the business of ``text_to_image/attention.py``.
+Negatives inside the attention are functions of it (``guidance/attention_guidance.py``); ``text_to_image/attention.py``
+applies them in the networks of diffusers.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,25 +28,25 @@ class Keys:
     bias: Tensor | None = None
 
     def take(self, rows: slice, tokens: slice = slice(None)) -> "Keys":
-        """Some images and tokens."""
+        """The keys and values of some images and tokens."""
         bias = None if self.bias is None else self.bias[rows if len(self.bias) > 1 else slice(None), ..., tokens]
         return Keys(self.key[rows, :, tokens], self.value[rows, :, tokens], bias)
 
     def biased(self, bias: Tensor | float) -> "Keys":
-        """With a further bias."""
+        """The same with ``bias`` added to the scores."""
         whole = self.key.new_zeros(len(self.key), 1, 1, self.key.shape[2]) + bias
         return replace(self, bias=whole if self.bias is None else self.bias + whole)
 
 
 @dataclass(frozen=True)
 class TextAttention:
-    """Queries of the N tokens of B images, and what they attend to; K forbidden texts.
+    """Queries of the N tokens of B images, and the keys and values of their text and of K forbidden texts.
 
     Attributes:
         query: (B, heads, N, depth).
-        text: that of the images.
+        text: the images' own text.
         negatives: the forbidden texts.
-        paddings: which of their tokens only fill them up to a length, bool (L,) each; None where that is not known.
+        paddings: which of their tokens are padding, bool (L,) each; None where that is not known.
         image: the images' own tokens in a joint attention, which attends to them as well; None in a cross-attention.
         active: which forbidden texts count for which image, bool (B, K); None for all.
     """

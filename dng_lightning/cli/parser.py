@@ -39,7 +39,7 @@ def _leave_text(value: Any, **settings: Any) -> tuple[Any, Any]:
 
 
 def _completed(kind: Any, prefix: str | None, *rest: Any, **settings: Any) -> list[str]:
-    """The class paths that shells complete, with the options of the classes of ``--model.guidance`` and its equals.
+    """The class paths that shells complete, with the options of the classes of settings such as ``--model.guidance``.
 
     jsonargparse goes on with the classes of each option, which does not end: a guidance may wrap a guidance. Of
     ``torch.nn.Module`` it completes thousands of classes.

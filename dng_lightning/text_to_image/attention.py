@@ -35,7 +35,7 @@ class ForbiddenTexts:
 
     Attributes:
         tokens: (L_k, width) each.
-        paddings: which of them only fill a text up to its length, bool (L_k,) each; None where ``masks`` say so.
+        paddings: which of them are padding, bool (L_k,) each; None where ``masks`` have it.
         place: where the network has the text.
         masks: of their padding, (L_k,) each, for a network that takes a mask; none for others.
     """

@@ -62,12 +62,12 @@ class TextToImageModel(nn.Module, ABC):
         """Read a model in diffusers' format.
 
         Args:
-            name: its folder, or a model of the Hugging Face hub, `owner/model`, which is downloaded if it is not in its
-                cache. What exists here wins.
-            precision: of the denoiser and the text encoders; the decoder's is fp32.
+            name: a folder, or a Hugging Face model, `owner/model`, which is downloaded if the cache lacks it. A local
+                folder takes precedence.
+            precision: precision of the denoiser and the text encoders; the decoder's is fp32.
 
         Raises:
-            SettingError: there is none, it cannot be had, it is something else, or the extra is not installed.
+            SettingError: the model is missing, of another kind or cannot be downloaded, or the extra is not installed.
         """
         pipeline, folder = open_pipeline(name, precision, PIPELINES)
         kind = PixelTransformer if type(pipeline).__name__ == "PRXPixelPipeline" else LatentUNet
@@ -80,7 +80,7 @@ class TextToImageModel(nn.Module, ABC):
     def encode(self, prompts: Sequence[str], negatives: Sequence[str] = ()) -> Prompts:
         """Encode P prompts, K negative prompts and the empty prompt.
 
-        Texts longer than the encoder takes are cut, and a line says so.
+        Texts that are too long for the encoder are cut, with a message.
         """
         (pipeline,) = self.encoders
         texts, tokenizer = [*prompts, *negatives, ""], pipeline.tokenizer

@@ -35,9 +35,9 @@ class TextToImageSampler(ChainSampler):
     """Draws images of a prompt, guided away from the negative prompts; for ``dng predict`` and ``dng test``.
 
     Args:
-        checkpoint: the model: a folder in diffusers' format, or one of the Hugging Face hub.
-        prompt: what to show; of several, each in turn, by the seed.
-        negative_prompt: what to avoid, one text or several; null for nothing.
+        checkpoint: a folder in diffusers' format, or a model of the Hugging Face hub.
+        prompt: the prompt, or several, which the images take in turn.
+        negative_prompt: the text or texts to avoid; null for none.
         guidance: the method of ``dng predict``; None for the first of ``guidances``, or Dynamic Negative Guidance with
             classifier-free guidance on both branches, in the authors' settings, or, without a negative prompt,
             ``unguided``.
@@ -49,9 +49,9 @@ class TextToImageSampler(ChainSampler):
         steps: sampling steps, in 1..T.
         eta: 1 is ancestral sampling, 0 is deterministic (DDIM).
         variance: of the noise at eta = 1, see ``Sampler``.
-        height: of the images in pixels; None for what the model was trained on.
-        width: the same.
-        precision: of the denoiser and the text encoders, "fp32" or "bf16".
+        height: height of the images in pixels; None for that of the training.
+        width: width of the images in pixels; None for that of the training.
+        precision: precision of the denoiser and the text encoders, "fp32" or "bf16".
         save_memory: attend in slices, decode images one by one and in tiles; slower.
         observer: observer of the denoised images, for a guidance that needs one; None for the ``reader``, if any.
         reader: labels the images of one prompt by what its negative prompts name, or, without negative prompts,

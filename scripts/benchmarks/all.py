@@ -17,8 +17,8 @@ from pathlib import Path
 from measuring import Measurement, machine
 
 MINUTES = {  # about, on two quiet cores
-    "peers": 2, "sampling_overhead": 4, "transformer_overhead": 1, "scaling": 4, "commands": 1, "training": 1,
-    "many_files": 1,
+    "peers": 2, "sampling_overhead": 4, "transformer_overhead": 1, "scaling": 4, "imports": 1, "commands": 1,
+    "training": 1, "many_files": 1,
 }  # fmt: skip
 HEAD = ["benchmark", "case", "median", "lower quartile", "upper quartile", "values", "unit"]
 

@@ -17,7 +17,14 @@ from dng_lightning.guidance.reference_guidance import ReferenceGuidance
 from dng_lightning.guidance.references import References
 from dng_lightning.modules import DiffusionModule
 from dng_lightning.networks import UNet
-from dng_lightning.sampling import ClassConditionalPredictor, Sampler, WithClassifier, WithObserver, WithProbe
+from dng_lightning.sampling import (
+    ClassConditionalPredictor,
+    ImageNoise,
+    Sampler,
+    WithClassifier,
+    WithObserver,
+    WithProbe,
+)
 from dng_lightning.sampling.sampler import follow, with_schedule
 
 SHAPE, SETTINGS = (1, 8, 8), {"radius": 1.0, "gamma": 1.0, "bandwidth": 1.0, "threshold": 1.0}  # of references
@@ -88,6 +95,37 @@ def waits(guidance: Guidance) -> list[str]:
         with Waits(device) as found:
             follow(chain[1:2], x, state, predictor, guidance, noise)
     return found.places
+
+
+class Operations(TorchDispatchMode):
+    """Notes the operations that make or copy a tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.noted = list[tuple[Any, Any]]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not func.is_view and func is not torch.ops.prim.device.default:
+            self.noted.append((func, kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_noise_is_drawn_into_one_buffer_which_is_copied_without_waiting(device: str):
+    """One draw an image and no stack of them; what is copied to a GPU without waiting lies in pinned memory."""
+    noise = ImageNoise(range(5), SHAPE, device)
+    with FakeTensorMode(allow_non_fake_inputs=True), Waits("cuda") as waiting, Operations() as operations:
+        assert noise().shape == (5, *SHAPE)
+    buffer, *others = operations.noted
+    assert buffer[0] is aten.empty.memory_format
+    assert buffer[1]["pin_memory"] == (device == "cuda")
+    draws, copies = others[:5], others[5:]
+    assert {func for func, _ in draws} == {aten.normal_.default}
+    assert [(func, settings["non_blocking"]) for func, settings in copies] == [(aten._to_copy.default, True)] * len(
+        copies
+    )
+    assert len(copies) == (device == "cuda")
+    assert waiting.places == []
 
 
 SELECTIVE = "/sampling/predictors.py"  # evaluating a condition for some images alone takes their number
