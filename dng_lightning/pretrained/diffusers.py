@@ -79,7 +79,8 @@ class DiffusersModel(PretrainedModel):
             class_names = self.class_names or tuple(str(named[str(label)]) for label in range(len(named)))
         except Exception as error:  # a foreign folder can fail in any way
             message = f"{folder} holds no pixel or latent diffusion model in diffusers' format: {reason(error)}"
-            raise SettingError(message) from error
+            instead = "; or set schedule and prediction (class_path DiffusersModel)"  # of a scheduler that is not read
+            raise SettingError(message + instead * isinstance(error, SettingError)) from error
         embedded = network.config.num_embeds_ada_norm + 1 if latent else network.config.num_class_embeds or 0
         classes = classes_of(embedded, len(class_names), True if latent else self.null_class, str(folder))
         net = DiffusersNetwork(network.float().eval(), *classes, network.config.out_channels == 2 * channels)
