@@ -101,5 +101,7 @@ class Parser(LightningArgumentParser):
         """Raise a SettingError; see ``ArgumentParser.error``."""
         noise = ("Does not validate", "Subtypes:", "Errors:", "Given value", "Expected a <class 'NoneType'>")
         lines = [line.strip(" -") for line in _with_nearest(message).splitlines()]
+        if any(line.startswith("the following arguments are required") for line in lines):
+            noise = (*noise, "Expected a <class")  # other types than the class that lacks them
         text = " ".join(line for line in lines if line and not line.startswith(noise))
         raise SettingError(re.sub('Parser key "(\\S+)":', r"\1:", text)) from ex

@@ -113,7 +113,10 @@ def _is_latent(index: dict[str, Any]) -> bool:
     if set(parts) == {"transformer", "vae", "scheduler"} and parts["transformer"][1] in TRANSFORMERS:
         return True
     if parts and (set(parts) != {"unet", "scheduler"} or parts["unet"] != ["diffusers", "UNet2DModel"]):
-        raise ValueError("it is not a UNet2DModel with a scheduler and nothing else, nor a DiTPipeline")
+        raise ValueError(
+            "it is not a UNet2DModel with a scheduler and nothing else, nor a DiTPipeline; a text-to-image model is "
+            "for --config stable_diffusion.yaml or sd3.yaml"
+        )
     return False
 
 
