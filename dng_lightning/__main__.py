@@ -40,8 +40,13 @@ if TYPE_CHECKING:
 
 DEFAULT_CONFIGS = {"fit": "digits.yaml", "validate": "digits.yaml", "test": "test.yaml", "predict": "predict.yaml"}
 HELP = ("-h", "--help", "--version", "--print_config")
-# Warnings that no setting of ours avoids; the last one is about torch's own forward mode.
-NOISE = ("`isinstance(treespec, LeafSpec)`", "Total length of `DataLoader` across ranks", "`torch.jit.script` is depr")
+# Warnings that no setting of ours avoids: a pickle is refused, `torch.jit.script` is torch's own forward mode.
+NOISE = (
+    "`isinstance(treespec, LeafSpec)`",
+    "Total length of `DataLoader` across ranks",
+    "Detected pickle protocol",
+    "`torch.jit.script` is depr",
+)
 LOGGERS = ("wandb", "mlflow", "aim", "comet_ml")  # libraries of loggers, whose errors are about their settings
 # Errors about settings without a class of errors: unknown metric, missing logger, optimizer for GPUs.
 COMPLAINTS = ("Early stopping conditioned on metric", "Requirement '", "If capturable=True")

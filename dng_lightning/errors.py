@@ -67,6 +67,11 @@ def require(library: str, user: str, extra: str) -> Any:
 
 
 def reason(error: Exception) -> str:
-    """The first line of a library's error that does not end in a colon, shortened; the error's class if it is empty."""
+    """The first line of a library's error that does not end in a colon, shortened; the error's class if it is empty.
+
+    Of an error that quotes a traceback, as TorchScript's do, it is the last line.
+    """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    if any(line.startswith("Traceback") for line in lines):
+        lines = lines[-1:]
     return shorten(next((line for line in lines if not line.endswith(":")), lines[0]), 200, placeholder=" ...")

@@ -47,6 +47,7 @@ def test_a_library_of_an_extra():
             "size mismatch for a: 1 and 2.",
         ),
         ('Parser key "module.net":\n  No module named net\n', "No module named net"),
+        ("The operation failed.\nTraceback of TorchScript:\n  x = f(y)\nRuntimeError: why", "RuntimeError: why"),
         ("only this:", "only this:"),
         ("", "ValueError"),
     ],

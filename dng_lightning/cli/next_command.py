@@ -75,7 +75,9 @@ def _made(trainer: Any, folder: Path) -> str:
     metrics = trainer.callback_metrics
     measured = [f"{name} {float(metrics[name]):.4g}" for name in ("val/accuracy", "val/loss") if name in metrics]
     said = ", ".join([*measured[:1], f"{trainer.global_step:,} steps"])
-    return f"written to {folder}: {files or 'checkpoints'} ({said})"
+    keepers = [keeper for keeper in trainer.checkpoint_callbacks if isinstance(keeper, ModelCheckpoint)]
+    kept = any(keeper.best_model_path or keeper.last_model_path for keeper in keepers)
+    return f"written to {folder}: {files or ('checkpoints' if kept else 'no model')} ({said})"
 
 
 def _after_training(cli: "DNGCLI", folder: Path, words: list[str]) -> list[str]:

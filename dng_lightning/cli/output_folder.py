@@ -47,17 +47,18 @@ class OutputFolder:
     def default(self) -> str:
         """samples/<checkpoint>-without-<forbidden>-<guidance>, results/<checkpoint>-without-<forbidden>, or logs.
 
-        A number is appended if the folder holds output of other settings.
+        A file of prompts has its name there. A number is appended if the folder holds output of other settings.
         """
         model = self.settings.model
         avoided = AVOIDED.get(model.class_path.rsplit(".", 1)[-1])
         if self.command not in RESULTS or not avoided:
             return "logs"
-        forbidden = model.init_args[avoided]
+        forbidden, prompts = model.init_args[avoided], getattr(model.init_args, "prompts", None)
         names = file_name("-".join(map(str, forbidden)) if isinstance(forbidden, list) else forbidden or "nothing")
+        of = file_name(Path(prompts).stem) if prompts else f"without-{names or 'nothing'}"  # a file has its own texts
         checkpoint = model.init_args.checkpoint
         name = resources.name_of(checkpoint if isinstance(checkpoint, str) else checkpoint.init_args.path)
-        folder = f"results/{name:.100}-without-{names or 'nothing'}"
+        folder = f"results/{name:.100}-{of}"
         if self.command == "predict":
             guidance = model.init_args.guidance
             method = f"-{guidance.class_path.rsplit('.', 1)[-1]}" if guidance else ""

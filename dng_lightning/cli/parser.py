@@ -99,7 +99,9 @@ class Parser(LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise a SettingError; see ``ArgumentParser.error``."""
-        noise = ("Does not validate", "Subtypes:", "Errors:", "Given value", "Expected a <class 'NoneType'>")
         lines = [line.strip(" -") for line in _with_nearest(message).splitlines()]
+        lacks = any(line.startswith("the following arguments are required") for line in lines)
+        other_type = "Expected a <class" if lacks else "Expected a <class 'NoneType'>"  # than the class that lacks them
+        noise = ("Does not validate", "Subtypes:", "Errors:", "Given value", other_type)
         text = " ".join(line for line in lines if line and not line.startswith(noise))
         raise SettingError(re.sub('Parser key "(\\S+)":', r"\1:", text)) from ex

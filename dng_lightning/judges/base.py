@@ -109,7 +109,8 @@ class PretrainedClassifier(nn.Module):
             raise
         except Exception as error:  # a foreign network can fail in any way
             raise SettingError(
-                f"{path} does not take the preprocessed images: set preprocessing.size: {reason(error)}"
+                f"{path} does not take the preprocessed images: set preprocessing.size, or preprocessing.channels to 1 "
+                f"for grey ones: {reason(error)}"
             ) from error
         if features is not None:
             self.num_features = features.shape[1]

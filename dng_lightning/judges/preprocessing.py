@@ -32,7 +32,8 @@ class Preprocessing:
 
     def __post_init__(self) -> None:
         if not (len(self.mean) == len(self.std) == self.channels and all(value > 0 for value in self.std)):
-            raise SettingError(f"preprocessing: mean and std must be {self.channels} numbers each, std above 0")
+            numbers = f"{self.channels} numbers each, as many as preprocessing.channels"
+            raise SettingError(f"preprocessing: mean and std must be {numbers}, std above 0")
 
     def __call__(self, x: Tensor) -> Tensor:
         """(B, C, H, W) in [0, 1] -> the network's input."""

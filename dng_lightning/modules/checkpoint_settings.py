@@ -44,7 +44,7 @@ def load_settings(guidance: G, folder: Path, probe_folder: Path | None = None) -
 
 
 def _loaded(part: Any, folder: Path, probe_folder: Path | None) -> Any:
-    if isinstance(part, CalibratedPosterior) and part.calibration == "checkpoint":
+    if isinstance(part, CalibratedPosterior) and part.calibration in ("checkpoint", None):
         return _calibrated(part, folder)
     if isinstance(part, ProbePosterior) and part.calibration == "checkpoint" and probe_folder:
         return replace(part, calibration=_rows(probe_folder, "the probabilities are the probe's own", "--model.probe"))
@@ -55,9 +55,10 @@ def _loaded(part: Any, folder: Path, probe_folder: Path | None) -> Any:
 
 
 def _calibrated(posterior: CalibratedPosterior, folder: Path) -> Posterior:
-    """The posterior with the calibration in the folder; a tracked posterior without one."""
+    """The posterior with the calibration in the folder; a tracked posterior without one, and for none."""
     values = {name: getattr(posterior, name) for name in ("p_max", "guidance_shift_weight", "divergence")}
-    rows = _rows(folder, f"the posterior is tracked from the prior {TrackedPosterior().prior}", "--model.checkpoint")
+    instead = f"the posterior is tracked from the prior {TrackedPosterior().prior}"
+    rows = _rows(folder, instead, "--model.checkpoint") if posterior.calibration else None
     return CalibratedPosterior(rows, **values) if rows else TrackedPosterior(**values)
 
 

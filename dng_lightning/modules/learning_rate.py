@@ -19,13 +19,15 @@ def learning_rate_schedule(scheduler: LRSchedulerCallable, optimizer: Optimizer,
         steps: steps of the run, inf for no end.
 
     Raises:
-        SettingError: the schedule needs the length of an unlimited run, or is shorter than the run.
+        SettingError: the schedule needs the length of an unlimited or an empty run, or is shorter than the run.
     """
     given = getattr(scheduler, "keywords", {})  # the command line makes a functools.partial
     is_open = all(given.get(name) is None for name in ("total_steps", "epochs"))
     if is_open and "total_steps" in {*given, *inspect.signature(scheduler).parameters}:
         if not isinstance(steps, int):
             raise SettingError("the scheduler's total_steps is open and the run has no end: set trainer.max_epochs")
+        if steps < 1:
+            raise SettingError("the run has no step: raise trainer.max_steps, max_epochs or limit_train_batches")
         try:
             schedule = scheduler(optimizer, total_steps=steps)  # type: ignore[call-arg]
         except ZeroDivisionError:  # OneCycleLR, where pct_start * total_steps is 1

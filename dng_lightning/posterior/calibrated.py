@@ -8,7 +8,6 @@ level; temperature and offset do so evenly.
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -18,7 +17,7 @@ from dng_lightning.errors import check_at_least, check_in
 from dng_lightning.interfaces import Guided, Needs, Predictions, Step
 from dng_lightning.kernel import NoiseLevel
 from dng_lightning.posterior.base import Posterior, at_most, mask_inactive, state_dtype
-from dng_lightning.posterior.calibration import Rows, check_calibration, slope_and_shift
+from dng_lightning.posterior.calibration import Calibration, check_calibration, slope_and_shift
 from dng_lightning.posterior.log_ratio import log_ratio, without_push
 
 LARGEST = 1e4  # bound on the log ratio in nats, so that sums stay finite
@@ -32,7 +31,8 @@ class CalibratedPosterior(Posterior):
     Attributes:
         calibration: rows [log SNR, slope, shift] of increasing log SNR; linear in between, constant beyond.
             "checkpoint" for the rows of ``calibration.yaml`` in the checkpoint's folder (made by ``dng test --config
-            calibrate.yaml``). Without that file the posterior is a ``TrackedPosterior`` of default settings.
+            calibrate.yaml``). Without that file, and for None, the posterior is a ``TrackedPosterior`` of default
+            settings.
         p_max: greatest sum of the posteriors, in (0, 1).
         guidance_shift_weight: share of the guidance's push that counts as evidence, in [0, 1].
         divergence: number of probes for the divergence term at eta < 1, >= 0; see ``TrackedPosterior``.
@@ -41,7 +41,7 @@ class CalibratedPosterior(Posterior):
         SettingError: the calibration is malformed, or a setting is out of its range.
     """
 
-    calibration: Rows | Literal["checkpoint"] = "checkpoint"
+    calibration: Calibration = "checkpoint"
     p_max: float = 0.99
     guidance_shift_weight: float = 0.0
     divergence: int = 0

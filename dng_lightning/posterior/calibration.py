@@ -50,7 +50,10 @@ def slope_and_shift(calibration: Calibration, level: NoiseLevel) -> tuple[float,
         SettingError: the rows of the checkpoint's folder are not loaded.
     """
     if calibration is None or isinstance(calibration, str):
-        raise SettingError("calibration: checkpoint needs the checkpoint's folder: give rows, or use dng predict")
+        raise SettingError(
+            "a calibration of the checkpoint's folder, or of none, is settled by dng predict: give rows, or use "
+            "TrackedPosterior"
+        )
     log_snr, slope, shift = zip(*calibration, strict=True)
     return float(np.interp(level.log_snr, log_snr, slope)), float(np.interp(level.log_snr, log_snr, shift))
 

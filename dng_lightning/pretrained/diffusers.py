@@ -79,7 +79,8 @@ class DiffusersModel(PretrainedModel):
             class_names = self.class_names or tuple(str(named[str(label)]) for label in range(len(named)))
         except Exception as error:  # a foreign folder can fail in any way
             message = f"{folder} holds no pixel or latent diffusion model in diffusers' format: {reason(error)}"
-            raise SettingError(message) from error
+            instead = "; or set schedule and prediction (class_path DiffusersModel)"  # of a scheduler that is not read
+            raise SettingError(message + instead * isinstance(error, SettingError)) from error
         embedded = network.config.num_embeds_ada_norm + 1 if latent else network.config.num_class_embeds or 0
         classes = classes_of(embedded, len(class_names), True if latent else self.null_class, str(folder))
         net = DiffusersNetwork(network.float().eval(), *classes, network.config.out_channels == 2 * channels)
@@ -112,7 +113,10 @@ def _is_latent(index: dict[str, Any]) -> bool:
     if set(parts) == {"transformer", "vae", "scheduler"} and parts["transformer"][1] in TRANSFORMERS:
         return True
     if parts and (set(parts) != {"unet", "scheduler"} or parts["unet"] != ["diffusers", "UNet2DModel"]):
-        raise ValueError("it is not a UNet2DModel with a scheduler and nothing else, nor a DiTPipeline")
+        raise ValueError(
+            "it is not a UNet2DModel with a scheduler and nothing else, nor a DiTPipeline; a text-to-image model is "
+            "for --config stable_diffusion.yaml or sd3.yaml"
+        )
     return False
 
 

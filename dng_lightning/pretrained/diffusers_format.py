@@ -74,7 +74,9 @@ def schedule_of(scheduler: Any) -> NoiseSchedule:
     alpha_bar = (1 - scheduler.betas.double()).cumprod(0) if known else torch.zeros(0)
     # some schedulers shift the levels without a change of their betas
     if not known or not torch.allclose(alpha_bar.float(), scheduler.alphas_cumprod.float(), atol=1e-5):
-        raise SettingError(f"the noise levels of its {name} are not supported: only those of DDPM are")
+        raise SettingError(
+            f"the noise levels of its {name} are not supported: only those of DDPM and flow matching are"
+        )
     for setting in ("thresholding", "use_flow_sigmas"):
         if config.get(setting):
             raise SettingError(f"the {setting} of its {name} is not supported: set it to false")
@@ -97,7 +99,7 @@ def flow_or_edm(scheduler: Any) -> tuple[NoiseSchedule, Prediction] | None:
     if any(config.get(setting) for setting in others) or (
         is_edm and (config.prediction_type, config.sigma_data) != ("epsilon", SIGMA_DATA)
     ):
-        raise SettingError(f"the settings of its {name} are not supported: set schedule and prediction")
+        raise SettingError(f"the settings of its {name} are not supported")
     sigma = scheduler.sigmas[scheduler.sigmas > 0].double().cpu().flip(0)
     if is_flow:
         times = torch.cat([torch.zeros(1), sigma * config.num_train_timesteps])

@@ -40,11 +40,14 @@ def read(path: str | Path) -> dict[str, Any]:
 
 
 def _conversion(path: Path) -> str:
-    network = f"torch.load('{path}', weights_only=False)" if is_zipfile(path) else f"pickle.load(open('{path}', 'rb'))"
+    """How to convert a network of ``torch.save``, or a pickle of EDM: short, as the command line cuts long errors."""
+    library, net = "torch", f"torch.load('{path}', weights_only=False)"
+    if not is_zipfile(path):
+        library, net = "pickle", f"pickle.load(open('{path}', 'rb'))['ema']"
     return (
-        "if you trust it, convert it once, with the code of its network on the path: import pickle, torch; from "
-        f"safetensors.torch import save_file; file = {network}; net = file['ema'] if isinstance(file, dict) else file; "
-        "save_file({name: weight.contiguous() for name, weight in net.state_dict().items()}, 'weights.safetensors')"
+        f"if you trust it, convert it once, where its network's code is: import {library}; "
+        f"from safetensors.torch import save_file; net = {net}; "
+        "save_file({k: v.contiguous() for k, v in net.state_dict().items()}, 'net.safetensors')"
     )
 
 

@@ -15,6 +15,8 @@ from dng_lightning.evaluation.label_space import LabelSpace
 from dng_lightning.evaluation.runs import Samples
 from dng_lightning.guidance import ClassifierFreeGuidance, DynamicNegativeGuidance, Guidance, PositiveAndNegative
 from dng_lightning.judges import PretrainedClassifier
+from dng_lightning.modules.base_module import TrainedModule
+from dng_lightning.modules.compatibility import check_same
 from dng_lightning.modules.image_sampler import ImageSampler, check_finite
 from dng_lightning.modules.judges import AnyClassifier, load_classifier, sort_into
 from dng_lightning.sampling import Recorder, Sampler
@@ -120,6 +122,8 @@ class PipelineSampler(ImageSampler):
         self.forbidden, judge = [], load_classifier(classifier) if classifier else None
         self.keep_apart(judge=judge)
         if judge is not None:
+            if isinstance(judge, TrainedModule):
+                check_same(f"classifier {judge.name}", judge, "the pipeline", self, "image_shape")
             sort_into(judge, judge.class_names, self.image_shape)
             self.forbidden = labels_of(forbidden, judge.class_names, range(len(judge.class_names)))
         self.draws = self.all_draws()

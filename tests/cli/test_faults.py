@@ -122,6 +122,8 @@ def test_a_training_that_diverges_keeps_the_last_checkpoint(dng: Dng, tmp_path: 
 def test_a_training_without_a_step(dng: Dng, tmp_path: Path, capsys: Any):
     words = ["fit", *FIT, "--trainer.max_steps=-1", "--trainer.max_epochs=0", f"--trainer.default_root_dir={tmp_path}"]
     assert "no step was trained: raise trainer.max_steps" in refused(capsys, dng, *words)
+    one_cycle = ["fit", "--config=digits.yaml", "--trainer.max_steps=0", f"--trainer.default_root_dir={tmp_path}"]
+    assert "the run has no step: raise trainer.max_steps" in refused(capsys, dng, *one_cycle)
     assert not (tmp_path / "model.ckpt").exists()
 
 
@@ -153,3 +155,9 @@ def test_without_a_standard_output(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     monkeypatch.setattr("sys.stdout", io.StringIO())
     main(["--version"])
     assert not capsys.readouterr().err
+
+
+def test_a_training_that_keeps_nothing_says_so(dng: Dng, tmp_path: Path, capsys: Any):
+    words = ["fit", *FIT, "--trainer.max_steps=1", "--trainer.callbacks=[]", f"--trainer.default_root_dir={tmp_path}"]
+    dng(*words)
+    assert f"written to {tmp_path}: no model (" in capsys.readouterr().out

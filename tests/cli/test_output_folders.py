@@ -3,13 +3,18 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import pytest
 import torch
 import yaml
 from running import (
     Dng,
 )
 from training_folder import TINY_FIT, content, refused
+
+from dng_lightning.cli.output_folder import OutputFolder
 
 
 def test_a_new_run_from_weights(tiny_fit: Path, dng: Dng, from_tiny: list[str], capsys):
@@ -152,3 +157,18 @@ def test_images_of_a_model_that_was_trained_or_calibrated_anew_are_others(
     torch.save(stored, "model/model.ckpt")
     for command, folder, given in (("predict", here[0], settings), ("test", here[1], compared)):
         assert "(the checkpoint has changed since)" in refused(dng, capsys, command, *given, folder)
+
+
+def test_a_file_of_prompts_names_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+
+    class Arguments(SimpleNamespace):
+        def __getitem__(self, name: str) -> Any:
+            return getattr(self, name)
+
+    arguments = Arguments(checkpoint="owner/model", prompts="some/red team.csv", negative_prompt="wine", guidance=None)
+    model = SimpleNamespace(class_path="PipelineSampler", init_args=arguments)
+    cli: Any = SimpleNamespace(subcommand="test", config={"test": SimpleNamespace(model=model)}, is_sampling=True)
+    assert OutputFolder(cli).default() == "results/model-red_team"
+    arguments.prompts = None
+    assert OutputFolder(cli).default() == "results/model-without-wine"

@@ -59,6 +59,9 @@ def test_torchscript_that_is_something_else(tmp_path: Path, net: Net):
     torch.jit.save(torch.jit.trace(net, torch.zeros(1, 3, 8, 8)), tmp_path / "whole.pt")
     with pytest.raises(SettingError, match=r"does not take the preprocessed images: set preprocessing.size"):
         TorchScriptClassifier(str(tmp_path / "whole.pt"), list("abcd"), Preprocessing([0.0] * 3, [1.0] * 3))
+    torch.jit.save(torch.jit.script(nn.Conv2d(1, 4, 3)), tmp_path / "grey.pt")
+    with pytest.raises(SettingError, match=r"preprocessing.channels to 1 for grey ones: RuntimeError: .* 1 channels"):
+        TorchScriptClassifier(str(tmp_path / "grey.pt"), list("abcd"), Preprocessing([0.0] * 3, [1.0] * 3))
 
 
 def onnx_file(net: Net, path: Path, softmax: bool = False) -> str:

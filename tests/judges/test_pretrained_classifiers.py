@@ -114,7 +114,10 @@ def test_settings_that_do_not_fit_are_named(net: Net):
     whole = PretrainedClassifier("mine", net, "abcd", None, Preprocessing([0.0] * 3, [1.0] * 3))
     with pytest.raises(SettingError, match=r"^mine cannot judge images of \(3, 32, 32\): mat1 and mat2"):
         whole.sort_into("abcd", (3, 32, 32))
-    with pytest.raises(SettingError, match=r"^preprocessing: mean and std must be 3 numbers each, std above 0$"):
+    with pytest.raises(
+        SettingError,
+        match=r"^preprocessing: mean and std must be 3 numbers each, as many as preprocessing.channels, std",
+    ):
         Preprocessing([0.0], [1.0])
     no_head = PretrainedClassifier("mine", net, "abcd", None, PLAIN)
     with pytest.raises(

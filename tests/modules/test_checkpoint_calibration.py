@@ -26,6 +26,8 @@ def test_a_calibration_is_found_in_the_folder_of_the_checkpoint(tmp_path: Path):
     assert load_settings(guidance, tmp_path) == DynamicNegativeGuidance(2.0, TrackedPosterior(**SETTINGS))
     write(tmp_path, ROWS)
     assert load_settings(guidance, tmp_path) == DynamicNegativeGuidance(2.0, CalibratedPosterior(ROWS, **SETTINGS))
+    none = DynamicNegativeGuidance(2.0, CalibratedPosterior(None, **SETTINGS))
+    assert load_settings(none, tmp_path) == DynamicNegativeGuidance(2.0, TrackedPosterior(**SETTINGS))
     plain = DynamicNegativeGuidance(2.0)
     assert load_settings(plain, tmp_path) is plain
 

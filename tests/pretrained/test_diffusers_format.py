@@ -226,7 +226,9 @@ def test_schedulers_of_the_same_levels_are_interchangeable(name: str, tmp_path: 
 @pytest.mark.parametrize("name", OTHERS)
 def test_schedulers_of_other_levels_are_named(name: str, tmp_path: Path):
     with_scheduler(tmp_path, getattr(diffusers, f"{name}Scheduler")())
-    assert f"the noise levels of its {name}Scheduler are not supported: only those of DDPM" in refused(tmp_path)
+    message = refused(tmp_path)
+    assert f"the noise levels of its {name}Scheduler are not supported: only those of DDPM" in message
+    assert message.endswith("; or set schedule and prediction (class_path DiffusersModel)")
 
 
 def test_levels_that_the_betas_do_not_say_are_named():

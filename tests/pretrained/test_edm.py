@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from dng_lightning.__main__ import complaint
 from dng_lightning.errors import SettingError
 from dng_lightning.guidance import DynamicNegativeGuidance, Unguided
 from dng_lightning.modules import GuidedSampler
@@ -68,19 +69,32 @@ class Code:
         return print, ("this code ran",)
 
 
-def test_a_pickle_that_carries_code_says_how_to_convert_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    (tmp_path / "edm.pkl").write_bytes(pickle.dumps({"ema": Code()}))
-    torch.save(Code(), tmp_path / "net.pt")
-    with pytest.raises(
-        SettingError, match=r"net.pt is refused, .* file = torch.load\('.*net.pt', weights_only=False\)"
-    ):
-        load_model(str(tmp_path / "net.pt"))
-    for load in (
-        lambda: load_model(EDMModel(str(tmp_path / "edm.pkl"), ExactEDM())),
-        lambda: load_model(str(tmp_path / "edm.pkl")),
-    ):
-        with pytest.raises(
-            SettingError, match=r"edm.pkl is refused, .* contains code; if you trust it, convert it once"
-        ):
-            load()
+@pytest.fixture
+def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.usefixtures("in_folder")
+def test_a_pickle_that_carries_code_says_how_to_convert_it(capsys: pytest.CaptureFixture[str]):
+    Path("edm.pkl").write_bytes(pickle.dumps({"ema": Code()}))
+    torch.save(Code(), "net.pt")
+    for name, given in (("net.pt", "net.pt"), ("edm.pkl", "edm.pkl"), ("edm.pkl", EDMModel("edm.pkl", ExactEDM()))):
+        with pytest.raises(SettingError, match=f"{name} is refused, .* contains code; if you trust it") as refused:
+            load_model(given)
+        assert complaint(refused.value) == str(refused.value), "the command line cuts it"
+        assert f"load('{name}'" in str(refused.value) or f"load(open('{name}'" in str(refused.value)
     assert "this code ran" not in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("in_folder")
+def test_the_conversion_that_is_said_is_one():
+    net = nn.Linear(2, 3)
+    torch.save(net, "net.pt")
+    Path("edm.pkl").write_bytes(pickle.dumps({"ema": net}))
+    for name in ("net.pt", "edm.pkl"):
+        with pytest.raises(SettingError) as refused:
+            load_model(name)
+        exec(str(refused.value).partition("code is: ")[2])
+        assert torch.equal(load_file("net.safetensors")["weight"], net.weight)
+        Path("net.safetensors").unlink()

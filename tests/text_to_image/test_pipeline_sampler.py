@@ -197,6 +197,8 @@ def test_what_does_not_go_together(in_memory: Any, tmp_path: Path, sd3: Path):
         PipelineSampler(str(sd3), precision="fp64")  # type: ignore[arg-type]
     with pytest.raises(SettingError, match="avoids something: set negative_prompt, or guidance to null"):
         in_memory("StableDiffusion3Pipeline", prompt="a", guidance=DYNAMIC)
+    with pytest.raises(SettingError, match=r"digits-classifier has images of another shape than the pipeline"):
+        in_memory("StableDiffusion3Pipeline", prompt="a", classifier="digits-classifier")
     (tmp_path / "a.csv").write_text("prompt\na\n")
     sampler = in_memory("StableDiffusion3Pipeline", prompts=str(tmp_path / "a.csv"), call={"guidance_scale": 1.0})
     with pytest.raises(SettingError, match="prompts has 1 rows: set"):

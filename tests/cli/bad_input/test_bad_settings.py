@@ -139,6 +139,11 @@ def test_unknown_classes(command: str, setting: str, line: str, dng: Dng, capsys
     assert line in complaint(dng, capsys, command, setting)
 
 
+def test_a_class_that_lacks_a_setting(dng: Dng, capsys):
+    line = complaint(dng, capsys, "fit", "--trainer.logger=CSVLogger")
+    assert line == "dng: error: trainer.logger: the following arguments are required: save_dir"
+
+
 def test_a_config_that_is_no_yaml(dng: Dng, capsys):
     Path("broken.yaml").write_text("model: [unclosed")
     complaint(dng, capsys, "fit", "--config=broken.yaml")
