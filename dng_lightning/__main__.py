@@ -52,6 +52,8 @@ LOGGERS = ("wandb", "mlflow", "aim", "comet_ml")  # libraries of loggers, whose 
 COMPLAINTS = ("Early stopping conditioned on metric", "Requirement '", "If capturable=True")
 NO_MEMORY = "DefaultCPUAllocator: "  # torch's error on CPUs
 UNWRITABLE = errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM
+# An output folder that was removed, a folder in the place of a file or a file in that of a folder, names, links.
+MISPLACED = errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP
 LOST = "Connection closed by peer", "Connection reset by peer", "Broken pipe", "ncclRemoteError"  # in torch's errors
 LONGEST = 385  # characters of an error
 ALWAYS_FIRST = ("predict",)  # overlays extend this command's default; configurations of other commands are complete
@@ -152,12 +154,13 @@ def setting_error(error: BaseException | None) -> SettingError | None:
 
     Lightning's own errors about settings count, by their first line.
     """
+    if isinstance(error, OSError) and error.errno in MISPLACED and error.filename:  # not one that code has handled
+        return _of_file(error)
     while error is not None and not isinstance(error, SettingError):
         if isinstance(error, MemoryError) or NO_MEMORY in str(error):
             return SettingError(f"not enough memory: lower data.batch_size, or make the network smaller ({error})")
         if isinstance(error, OSError) and error.errno in UNWRITABLE:
-            file = f"cannot write {error.filename or 'a file'}: {error.strerror}"
-            return SettingError(f"{file}; what is finished is kept: mend it and run the same command again")
+            return _of_file(error)
         if isinstance(error, RuntimeError) and any(word in str(error) for word in LOST):
             return SettingError(
                 "another process of this run has ended: run the same command again (dng fit with "
@@ -170,6 +173,11 @@ def setting_error(error: BaseException | None) -> SettingError | None:
             return SettingError(text.splitlines()[0])
         error = error.__cause__ or error.__context__
     return error
+
+
+def _of_file(error: OSError) -> SettingError:
+    file = f"{error.filename or 'a file'}: {error.strerror}"
+    return SettingError(f"{file}; what is finished is kept: mend it and run the same command again")
 
 
 def _with_configs(argv: list[str]) -> list[str]:

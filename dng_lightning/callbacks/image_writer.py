@@ -14,6 +14,7 @@ from torch import Tensor
 from dng_lightning.callbacks.drawing import DrawingCallback
 from dng_lightning.callbacks.requirements import is_dry_run
 from dng_lightning.data.pixels import from_png, to_float, to_png, to_uint8
+from dng_lightning.errors import check_at_least
 from dng_lightning.evaluation import figures
 from dng_lightning.evaluation.results_file import csv_text
 from dng_lightning.evaluation.runs import Samples
@@ -42,6 +43,7 @@ class ImageWriter(DrawingCallback):
     """
 
     def __init__(self, num_shown: int = 64) -> None:
+        check_at_least(0, num_shown=num_shown)
         self.num_shown = num_shown
         self.costs: dict[str, tuple[int, float, float]] = {}
 

@@ -81,6 +81,8 @@ class DNGCLI(LightningCLI):
         self._check_ckpt_path()
         if self.subcommand in ("validate", "test") and not self.is_sampling:
             self.save_config_callback = None  # keep the config.yaml of the training
+            if not (self.config[self.subcommand].ckpt_path or self.config[self.subcommand].weights):
+                rank_zero_info("no --ckpt_path: these are the weights that the network starts with")
         self.data_of_open_settings = self._close_settings()
 
     def instantiate_trainer(self, **settings: Any) -> Trainer:
@@ -88,7 +90,9 @@ class DNGCLI(LightningCLI):
         given = self.config[self.subcommand].trainer
         if given.default_root_dir is None:
             given.default_root_dir = OutputFolder(self).default()
-        folder = settings["default_root_dir"] = given.default_root_dir
+        folder = settings["default_root_dir"] = str(given.default_root_dir)
+        if "://" in folder or "\0" in folder:  # Lightning knows addresses, but the files here are local
+            raise SettingError(f"trainer.default_root_dir {folder!r} is no folder of this machine: give one")
         if given.logger is None:
             settings["logger"] = RunLogger(folder, name="", version="", default_hp_metric=False)
         try:
@@ -111,6 +115,11 @@ class DNGCLI(LightningCLI):
 
     def after_instantiate_classes(self) -> None:
         """Check the settings before anything is written."""
+        if self.subcommand == "predict" and isinstance(self.model, TrainedModule):
+            raise SettingError("dng predict samples from a trained model: name it with --model.checkpoint")
+        present = self.trainer.callbacks  # type: ignore[attr-defined]
+        if self.subcommand == "predict" and not any(isinstance(one, callbacks.ImageWriter) for one in present):
+            rank_zero_info("no ImageWriter in trainer.callbacks writes the images")
         if self.data_of_open_settings is not None:
             self.datamodule = self.data_of_open_settings  # it has read the images already
         if weights := self.config[self.subcommand].weights:
@@ -127,9 +136,13 @@ class DNGCLI(LightningCLI):
             if isinstance(callback, callbacks.GuidedSampling) and hasattr(self.datamodule, "seen_classes"):
                 callback.check(self.model, self.datamodule)
         OutputFolder(self).check(folder)
-        for callback in self.model_checkpoints() if self.config[self.subcommand].ckpt_path == "last" else ():
-            for path in Path(str(callback.dirpath)).glob("last*.ckpt"):
+        if self.config[self.subcommand].ckpt_path == "last":
+            places = [Path(str(callback.dirpath)) for callback in self.model_checkpoints()]
+            found = [path for place in places for path in place.glob("last*.ckpt")]
+            for path in found:
                 _check_resumable(path, self.subcommand == "fit")
+            if not found and self.subcommand != "fit":  # which starts anew
+                raise SettingError(f"--ckpt_path last: there is none in {folder}: name the file, or train first")
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run the command and print the next one, also after an interruption."""
@@ -180,12 +193,12 @@ class DNGCLI(LightningCLI):
             SettingError: the checkpoint cannot be resumed from.
         """
         settings = self.config[self.subcommand]
+        if settings.ckpt_path is not None and self.is_sampling:
+            raise SettingError(f"--ckpt_path is not for sampling: use --model.checkpoint {settings.ckpt_path}")
         if settings.ckpt_path in (None, "last", "hpc"):
             return
         if settings.ckpt_path == "best":
             raise SettingError("--ckpt_path best is known to the process that trained alone: name the file")
-        if self.is_sampling:
-            raise SettingError(f"--ckpt_path is not for sampling: use --model.checkpoint {settings.ckpt_path}")
         path = resources.checkpoint(settings.ckpt_path)
         _check_resumable(path, self.subcommand == "fit")
         settings.ckpt_path = str(path)

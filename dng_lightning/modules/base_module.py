@@ -195,9 +195,13 @@ class TrainedModule(LightningModule):
         """The optimiser and the schedule; if ``total_steps`` is null, it is the length of the run.
 
         Raises:
-            SettingError: the schedule needs the length of an unlimited run, or is shorter than the run.
+            SettingError: the optimiser refuses a setting, or the schedule needs the length of an unlimited run, or is
+                shorter than the run.
         """
-        optimizer = self.optimizer([weight for weight in self.parameters() if weight.requires_grad])
+        try:
+            optimizer = self.optimizer([weight for weight in self.parameters() if weight.requires_grad])
+        except ValueError as error:
+            raise SettingError(f"model.optimizer: {reason(error)}") from error
         for group in optimizer.param_groups:
             group["initial_lr"] = group["lr"]
         steps = self.trainer.estimated_stepping_batches

@@ -8,6 +8,7 @@ from complaints import complaint
 from lightning.pytorch.loggers import MLFlowLogger, WandbLogger
 from lightning_utilities.core.imports import RequirementCache
 from running import Dng
+from training_folder import refused
 
 # --- folders, configurations, data ---
 
@@ -19,6 +20,33 @@ def test_a_folder_that_cannot_be_written_to(command: str, dng: Dng, from_tiny: l
         settings = [*(from_tiny if command != "fit" else []), f"--trainer.default_root_dir={folder}"]
         line = complaint(dng, capsys, command, *settings)
         assert line == f"dng: error: cannot write to {folder}: name another --trainer.default_root_dir"
+
+
+@pytest.mark.parametrize("folder", ["s3://bucket/x", "a" * 300, "dangling", "taken"])
+def test_a_folder_that_cannot_be(folder: str, dng: Dng, from_tiny: list[str], capsys):
+    Path("dangling").symlink_to("nowhere")
+    Path("taken/config.yaml").mkdir(parents=True)
+    line = refused(dng, capsys, "predict", *from_tiny, f"--trainer.default_root_dir={folder}")
+    said = "is no folder of this machine", "File name too long", "dangling: File exists", "config.yaml: Is a directory"
+    assert any(words in line for words in said)
+
+
+def test_commands_that_do_not_suit_the_weights_or_the_optimizer(dng: Dng, from_tiny: list[str], capsys, caplog):
+    net = ["--model.net.channels=[8]", "--model.net.attention=[]", "--trainer.limit_val_batches=1"]
+    assert "there is none in logs/digits" in refused(dng, capsys, "validate", *net, "--ckpt_path=last")
+    assert "--ckpt_path is not for sampling" in refused(dng, capsys, "test", *from_tiny, "--ckpt_path=last")
+    dng("validate", *net)
+    assert "the weights that the network starts with" in caplog.text
+    assert "model.optimizer: Invalid learning rate: -1.0" in refused(
+        dng, capsys, "fit", *net, "--model.optimizer.lr=-1"
+    )
+    line = refused(dng, capsys, "predict", "--config=digits.yaml")
+    assert "dng predict samples from a trained model: name it with --model.checkpoint" in line
+
+
+def test_images_that_nothing_writes(dng: Dng, from_tiny: list[str], caplog):
+    dng("predict", *from_tiny, "--data.num_samples=1", "--trainer.callbacks=null")
+    assert "no ImageWriter in trainer.callbacks writes the images" in caplog.text
 
 
 @pytest.mark.parametrize("config", ["mnist", "fashion_mnist", "mnist_only_0", "mnist_classifier"])
