@@ -155,12 +155,12 @@ def setting_error(error: BaseException | None) -> SettingError | None:
     Lightning's own errors about settings count, by their first line.
     """
     if isinstance(error, OSError) and error.errno in MISPLACED and error.filename:  # not one that code has handled
-        return _of_file(error)
+        return _of_file(error, "")
     while error is not None and not isinstance(error, SettingError):
         if isinstance(error, MemoryError) or NO_MEMORY in str(error):
             return SettingError(f"not enough memory: lower data.batch_size, or make the network smaller ({error})")
         if isinstance(error, OSError) and error.errno in UNWRITABLE:
-            return _of_file(error)
+            return _of_file(error, "cannot write ")
         if isinstance(error, RuntimeError) and any(word in str(error) for word in LOST):
             return SettingError(
                 "another process of this run has ended: run the same command again (dng fit with "
@@ -175,8 +175,8 @@ def setting_error(error: BaseException | None) -> SettingError | None:
     return error
 
 
-def _of_file(error: OSError) -> SettingError:
-    file = f"{error.filename or 'a file'}: {error.strerror}"
+def _of_file(error: OSError, what: str) -> SettingError:
+    file = f"{what}{error.filename or 'a file'}: {error.strerror}"
     return SettingError(f"{file}; what is finished is kept: mend it and run the same command again")
 
 

@@ -140,7 +140,7 @@ def test_a_training_whose_disk_fills_up(disk: Disk, dng: Dng, monkeypatch: Any, 
         with pytest.raises(SystemExit) as ended:
             dng(*words)
     assert ended.value.code == 2
-    assert "what is finished is kept" in capsys.readouterr().err
+    assert "dng: error: cannot write" in capsys.readouterr().err
     disk.filler.unlink()
     assert torch.load(disk.folder / "fit" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 4
     dng(*words, "--ckpt_path=last")
