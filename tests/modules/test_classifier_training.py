@@ -34,7 +34,7 @@ def fit_by_command_line(folder: Path, *settings: str) -> Path:
 
 
 def test_it_learns_and_its_checkpoint_rebuilds_it(tmp_path: Path):
-    path = fit_by_command_line(tmp_path, "--trainer.max_epochs=5")
+    path = fit_by_command_line(tmp_path, "--trainer.max_epochs=10")
     stored = torch.load(path, weights_only=True)["hyper_parameters"]
     assert stored["net"]["class_path"].endswith("ImageClassifier")
     assert stored["net"]["init_args"]["channels"] == [16, 32]

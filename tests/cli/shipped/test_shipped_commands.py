@@ -81,7 +81,14 @@ def methods_of(*names: str) -> set[str]:
 
 COMPARISONS = [name for name in configs_for("test") if name != "calibrate"]
 # Between them they have every method that a comparison has.
-RUN_TWICE = ["mnist_methods", "mnist_class_conditional", "mnist_tradeoff", "captioned_digits_related", "test"]
+RUN_TWICE = [
+    "mnist_methods",
+    "mnist_class_conditional",
+    "mnist_tradeoff",
+    "captioned_digits_related",
+    "portraits_related",
+    "test",
+]
 
 
 @pytest.mark.parametrize("name", COMPARISONS)
