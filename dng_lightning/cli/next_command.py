@@ -1,10 +1,12 @@
 """The last lines of every command: the files that it wrote, and the next command."""
 
+import json
 import os
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
 from lightning import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
@@ -121,10 +123,26 @@ def _forbidden(module: Any) -> list[str]:
     return ["--model.forbidden", module.class_names[module.seen_classes[0]]]
 
 
+def _same_model(cli: "DNGCLI", words: list[str]) -> list[str]:
+    """The settings of the model that ``dng test`` shares, where they are not its defaults."""
+    if not isinstance(cli.model, GuidedSampler):
+        return _settings(words, "--model.checkpoint")
+    usual = yaml.safe_load(resources.config("test.yaml").read_text())["model"]["init_args"]
+    now = cli.config[cli.subcommand].model.init_args
+    found: list[str] = []
+    for name in SAME_MODEL:
+        value = now[name]
+        if not isinstance(value, str | list | None):  # a class with settings: as the user gave it
+            found += _settings(words, f"--model.{name}")
+        elif value != usual.get(name):
+            found += [f"--model.{name}", value if isinstance(value, str) else json.dumps(value)]
+    return found
+
+
 def _after_sampling(cli: "DNGCLI", folder: Path, words: list[str]) -> list[str]:
     """After ``dng predict`` a comparison or more images; after ``dng test`` charts, or calibrated images."""
     trainer: Any = cli.trainer
-    model = _settings(words, *(f"--model.{name}" for name in SAME_MODEL))
+    model = _same_model(cli, words)
     if trainer.state.fn == "test":
         is_study = any(isinstance(callback, ResultsWriter) for callback in trainer.callbacks)
         if is_study:

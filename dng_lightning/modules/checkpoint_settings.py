@@ -1,5 +1,6 @@
 """Loads the settings of a guidance that are files: a checkpoint's calibration, and reference images."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -27,6 +28,23 @@ OVERVIEWS = ("grid.png", "trajectories.png")  # written by `dng predict` to the 
 BEYOND = 1.01  # bound on floats in [-1, 1] after resizing or rounding
 
 G = TypeVar("G", bound=Guidance)
+
+
+def chosen(default: Guidance, guidance: Guidance | None, guidances: Sequence[Guidance] | None) -> list[Guidance]:
+    """The guidance of ``dng predict``, and after it those that ``dng test`` compares.
+
+    Args:
+        default: guidance if none is given.
+        guidance: that of ``dng predict``; None for the first of ``guidances``.
+        guidances: those of ``dng test``; None for ``guidance`` only.
+
+    Raises:
+        SettingError: ``guidances`` is empty.
+    """
+    if guidances is not None and not guidances:
+        raise SettingError("guidances is empty: name at least one, or set it to null for guidance alone")
+    first = guidance or (guidances or [default])[0]
+    return [first, *(guidances or [first])]
 
 
 def load_settings(guidance: G, folder: Path, probe_folder: Path | None = None) -> G:

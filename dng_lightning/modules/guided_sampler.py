@@ -13,7 +13,7 @@ from dng_lightning.guidance.serialization import display_name
 from dng_lightning.judges import PretrainedClassifier
 from dng_lightning.kernel import Variance
 from dng_lightning.modules.base_module import TrainedModule
-from dng_lightning.modules.checkpoint_settings import load_settings
+from dng_lightning.modules.checkpoint_settings import chosen, load_settings
 from dng_lightning.modules.classifier import ClassifierModule
 from dng_lightning.modules.compatibility import (
     DIFFERENCES,
@@ -134,10 +134,10 @@ class GuidedSampler(ChainSampler):
 
         # The guidances, with the calibration in the checkpoint's folder and their reference images
         self.folder, self.tracked = model.folder, negatives or [model]
-        given = [guidance or (guidances or [DynamicNegativeGuidance()])[0], *(guidances or [])]
+        given = chosen(DynamicNegativeGuidance(), guidance, guidances)
         folders = self.tracked[0].folder, self.probe.folder if self.probe else None
-        self.guidance, *others = (load_settings(method, *folders) for method in given)
-        self.unguided, self.guidances = Unguided(), others or [self.guidance]
+        self.guidance, *self.guidances = (load_settings(method, *folders) for method in given)
+        self.unguided = Unguided()
 
         # The classes
         judges = [judge for judge in (self.classifier, self.observer) if judge is not None]

@@ -211,7 +211,10 @@ def check_finite(images: Tensor, seeds: Sequence[int]) -> None:
         SettingError: an image is not finite.
     """
     if not images.isfinite().all():
-        raise SettingError(f"the images of seeds {seeds[0]} to {seeds[-1]} are not finite: lower the guidance's scale")
+        raise SettingError(
+            f"the images of seeds {seeds[0]} to {seeds[-1]} are not finite: lower the guidance's scale; where unguided "
+            "images are not finite either, the checkpoint is damaged or trainer.precision too low"
+        )
 
 
 def draw_samples(

@@ -7,7 +7,7 @@ import torch
 from dng_lightning.errors import SettingError
 from dng_lightning.guidance import Guidance
 from dng_lightning.guidance.serialization import display_name, display_name_with_scale
-from dng_lightning.modules.checkpoint_settings import load_settings
+from dng_lightning.modules.checkpoint_settings import chosen, load_settings
 from dng_lightning.modules.image_sampler import ImageSampler
 from dng_lightning.text_to_image.prompts import check_guidance
 
@@ -37,10 +37,10 @@ def set_methods(
         in_pipeline: whether a pipeline of diffusers has the loop over the steps.
 
     Raises:
-        SettingError: a method does not fit the prompts, or two baselines have one name.
+        SettingError: a method does not fit the prompts, two baselines have one name, or ``guidances`` is empty.
     """
-    module.guidance = load_settings(guidance or (guidances or [default])[0], module.folder)
-    module.guidances = [load_settings(method, module.folder) for method in guidances or []] or [module.guidance]
+    given = chosen(default, guidance, guidances)
+    module.guidance, *module.guidances = (load_settings(method, module.folder) for method in given)
     module.baselines = [load_settings(method, module.folder) for method in baselines]
     if module.unguided.needs().avoids:
         raise SettingError(f"unguided is {display_name(module.unguided)}, which avoids something: name another")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from running import QUIET, Dng
 
 from dng_lightning.__main__ import main
@@ -49,6 +50,18 @@ def test_from_a_folder_to_results_by_the_printed_commands(
     rows = (folder / "results" / "image-folder-without-cat" / "results.csv").read_text().splitlines()
     assert len(rows) == 1 + 5
     assert following(capsys) == ["tensorboard", "--logdir", "results/image-folder-without-cat/tensorboard"]
+
+
+def test_the_next_command_keeps_the_model_of_a_configuration(
+    dng: Dng, digits: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+):
+    chosen = {"checkpoint": "digits", "forbidden": ["3", "4"], "classifier": "digits-classifier"}
+    Path("mine.yaml").write_text(yaml.safe_dump({"model": {"init_args": chosen}}))
+    dng("predict", "--config", "mine.yaml", *FEW)
+    assert following(capsys) == [
+        *["dng", "test", "--model.checkpoint", "digits", "--model.forbidden", '["3", "4"]'],
+        *["--model.classifier", "digits-classifier"],
+    ]
 
 
 def test_the_classifier_may_come_first(dng: Dng, fake_mnist: Path, folder: Path, capsys: pytest.CaptureFixture[str]):

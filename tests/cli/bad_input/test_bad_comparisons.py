@@ -21,6 +21,7 @@ def test_a_comparison_needs_a_classifier_and_a_class_that_is_left(dng: Dng, digi
     assert "needs a classifier to label the images: set model.classifier" in refused("--model.classifier=null")
     every = [f"--model.forbidden={list(range(10))}", "--model.guidances=[Unguided]", "--model.guidance=Unguided"]
     assert "model.forbidden names every class: leave one" in refused(*every, "--data.reference_data=Digits")
+    assert "guidances is empty: name at least one" in refused("--model.guidances=[]")
     assert "(setting noise_conditional_classifier)" in refused("--model.guidances=[ClassifierGuidance]")
 
 
