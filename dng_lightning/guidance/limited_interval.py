@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from dng_lightning.errors import SettingError
@@ -21,7 +22,8 @@ from dng_lightning.interfaces import Guided, Needs, Predictions, Step
 class LimitedInterval(GuidanceWrapper):
     """Restricts another guidance to an interval of noise levels; a posterior is tracked at all levels.
 
-    Outside the interval a guidance without a state needs no further network evaluations.
+    Outside the interval a guidance without a state needs no further network evaluations. The posterior of a classifier
+    or probe, which has no state, is still recorded there.
 
     Attributes:
         guidance: the guidance inside the interval.
@@ -39,31 +41,42 @@ class LimitedInterval(GuidanceWrapper):
         check_interval(self.low, self.high)
 
     def needs(self, state: Any = None, step: Step | None = None) -> Needs:
-        """Inside, what the guidance needs; outside, what it needs to be updated."""
+        """Inside, what the guidance needs; outside, what it needs to be updated, or for its posterior."""
         needs = super().needs(state, step)
         if step is None or inside(step, self.low, self.high):
             return needs
-        return replace(needs, attention=None) if self._is_updated(state) else Needs()
+        if state is None:
+            return replace(needs, active=_none_active) if self._has_posterior() else Needs()
+        return replace(needs, attention=None)
 
     def guide(self, predictions: Predictions, state: Any, step: Step) -> Guided:
         """Inside, the guided prediction; outside, the base."""
         if inside(step, self.low, self.high):
             return self.guidance.guide(predictions, state, step)
         guided = unguided(predictions, self.identity_scale)
-        if not self._is_updated(state):
-            return guided
+        if state is None:
+            if not self._has_posterior():
+                return guided
+            predictions = replace(predictions, active=None)  # the posterior does not depend on the evaluations
         return replace(guided, posterior=self.guidance.guide(predictions, state, step).posterior)
 
     def update(self, state: Any, step: Step, x_t: Tensor, x_s: Tensor, predictions: Predictions, guided: Guided) -> Any:
         """The guidance's state after the step."""
-        if not inside(step, self.low, self.high) and not self._is_updated(state):
+        if state is None and not inside(step, self.low, self.high):
             return state
         return super().update(state, step, x_t, x_s, predictions, guided)
 
-    def _is_updated(self, state: Any) -> bool:
-        """Whether the guidance is updated outside the interval: it has a state or a classifier's posterior."""
+    def _has_posterior(self) -> bool:
+        """Whether the guidance has the posterior of a classifier or probe."""
         needs = self.guidance.needs()
-        return state is not None or needs.classifier is not None or needs.probe
+        return needs.classifier is not None or needs.probe
+
+
+def _none_active(predictions: Predictions) -> Tensor:
+    """No condition is evaluated, bool (B, K); for predictions with the posterior of a probe or classifier."""
+    log_p = predictions.log_posterior if predictions.probed is None else predictions.probed
+    assert log_p is not None
+    return torch.zeros_like(log_p, dtype=torch.bool)
 
 
 def inside(step: Step, low: float, high: float) -> bool:

@@ -1,6 +1,7 @@
 """A guidance confined to some noise levels: where it acts, what it sees meanwhile, and what that costs."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -137,13 +138,20 @@ def nfe(guidance: Guidance) -> float:
         (LimitedInterval(DynamicNegativeGuidance(), 0.0, 1e6), 80),
         (PositiveAndNegative(DynamicNegativeGuidance(), 2.0), 120),
         (AdaptiveProjectedGuidance(), 80),
-        (DynamicNegativeGuidance(posterior=ClassifierPosterior()), 80),  # to go on showing its posterior
+        (DynamicNegativeGuidance(posterior=ClassifierPosterior()), 40 + 12),
         (Unguided(), 40),
     ],
     ids=lambda value: type(value).__name__,
 )
 def test_only_a_guidance_that_is_updated_has_its_evaluations_outside(guidance, expected):
     assert nfe(LimitedInterval(guidance, *noise_levels(300, 600))) == expected
+
+
+def test_the_posterior_of_a_classifier_is_recorded_outside_as_well():
+    guidance = DynamicNegativeGuidance(posterior=ClassifierPosterior())
+    outside, watching = run(LimitedInterval(guidance, 1e6)), run(replace(guidance, scale=0.0))
+    assert torch.equal(outside.posterior, watching.posterior)
+    assert outside.posterior.std() > 0.1
 
 
 @pytest.mark.parametrize(("low", "high"), [(-1.0, 1.0), (1.0, 1.0), (2.0, 1.0), (math.nan, 1.0), (0.0, math.nan)])
