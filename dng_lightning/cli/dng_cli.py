@@ -152,6 +152,12 @@ class DNGCLI(LightningCLI):
             except (KeyboardInterrupt, SystemExit):
                 next_command.say(self, interrupted=True)
                 raise
+            except SettingError:
+                if self.trainer.global_step == 0 and subcommand == "fit":
+                    for logger in self.trainer.loggers:
+                        if isinstance(logger, RunLogger):
+                            logger.discard()
+                raise
             next_command.say(self)
 
     def model_checkpoints(self, trainer: Trainer | None = None) -> list[ModelCheckpoint]:

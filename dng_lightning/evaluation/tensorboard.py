@@ -1,6 +1,8 @@
 """TensorBoard output: histograms of classes, and settings with their results (HPARAMS)."""
 
+import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -19,6 +21,17 @@ class RunLogger(TensorBoardLogger):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """See ``TensorBoardLogger.log_metrics``."""
         super().log_metrics({name: value for name, value in metrics.items() if name != "epoch"}, step)
+
+    def discard(self) -> None:
+        """Remove the file of a run that was refused, which Lightning opens before all checks, and an empty folder."""
+        from tensorboard.backend.event_processing import event_file_loader  # type: ignore[import-untyped]  # slow
+
+        folder = Path(self.log_dir)
+        for file in folder.glob(f"events.out.tfevents.*.{os.getpid()}.*"):
+            if len(list(event_file_loader.LegacyEventFileLoader(str(file)).Load())) <= 1:  # the version of the format
+                file.unlink()
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def class_histogram(writer: SummaryWriter, tag: str, counts: Sequence[int], step: int) -> None:

@@ -38,8 +38,9 @@ def test_commands_that_do_not_suit_the_weights_or_the_optimizer(dng: Dng, from_t
     dng("validate", *net)
     assert "the weights that the network starts with" in caplog.text
     assert "model.optimizer: Invalid learning rate: -1.0" in refused(
-        dng, capsys, "fit", *net, "--model.optimizer.lr=-1"
+        dng, capsys, "fit", *net, "--model.optimizer.lr=-1", "--trainer.default_root_dir=refused"
     )
+    assert not Path("refused").exists()
     line = refused(dng, capsys, "predict", "--config=digits.yaml")
     assert "dng predict samples from a trained model: name it with --model.checkpoint" in line
 
