@@ -207,6 +207,7 @@ STUDIES = {
     "cifar10_tradeoff": "cifar10-small/results",
     "cifar10_search": "cifar10-small/search",
     "cifar10_classes": "cifar10-small/classes",
+    "cifar10_vehicles": "cifar10-small/vehicles",
     "captioned_digits_related": "captioned-digits/related",
     "captioned_digits_unrelated": "captioned-digits/unrelated",
     "captioned_digits_several": "captioned-digits/several",
