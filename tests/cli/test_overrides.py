@@ -43,11 +43,13 @@ def test_later_settings_win(tmp_path: Path, monkeypatch, capsys):
 def test_a_class_that_replaces_another_takes_none_of_its_settings(tmp_path: Path, monkeypatch, capsys):
     """Scale 2 of the configuration is that of Dynamic Negative Guidance."""
     monkeypatch.chdir(tmp_path)
-    assert CONFIGS["predict"]["model"]["init_args"]["guidance"]["init_args"]["scale"] == 2.0
+    Path("two.yaml").write_text("model: {init_args: {guidance: {init_args: {scale: 2.0}}}}")
 
     def guidance(*args: str) -> dict[str, Any]:
-        return yaml.safe_load(printed(capsys, "predict", *args, "--print_config"))["model"]["init_args"]["guidance"]
+        settings = printed(capsys, "predict", "--config=two.yaml", *args, "--print_config")
+        return yaml.safe_load(settings)["model"]["init_args"]["guidance"]
 
+    assert guidance()["init_args"]["scale"] == 2.0
     assert guidance("--model.guidance=NegativePrompting")["init_args"] == {"scale": NegativePrompting().scale}
     assert guidance("--model.guidance=NegativePrompting", "--model.guidance.scale=3")["init_args"] == {"scale": 3.0}
     Path("mine.yaml").write_text("model: {init_args: {guidance: NegativePrompting}}")
