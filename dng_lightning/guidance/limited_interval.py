@@ -45,9 +45,10 @@ class LimitedInterval(GuidanceWrapper):
         needs = super().needs(state, step)
         if step is None or inside(step, self.low, self.high):
             return needs
-        if state is None:
-            return replace(needs, active=_none_active) if self._has_posterior() else Needs()
-        return replace(needs, attention=None)
+        needs = replace(needs, attention=None)
+        if state is not None:
+            return needs
+        return replace(needs, active=_none_active) if self._has_posterior() else Needs()
 
     def guide(self, predictions: Predictions, state: Any, step: Step) -> Guided:
         """Inside, the guided prediction; outside, the base."""
