@@ -80,8 +80,9 @@ def fitted(dng: Dng, fake_mnist: Path) -> Fitted:
         judged = any("classifier" in callback.get("init_args", {}) for callback in trainer["callbacks"])
         if judged and family in ("mnist", "cifar10"):  # local names win over shipped ones
             shutil.copytree(fit(f"{family}_classifier"), place / f"{family}-classifier", dirs_exist_ok=True)
-        if name == "mnist_probe":
-            shutil.copytree(fit("mnist"), place / "mnist", dirs_exist_ok=True)
+        if name.endswith("_probe"):
+            model = yaml.safe_load(resources.config(name).read_text())["model"]["init_args"]["diffusion_checkpoint"]
+            shutil.copytree(fit(model.replace("-", "_")), place / model, dirs_exist_ok=True)
         epochs = max(2, trainer.get("check_val_every_n_epoch", 1))  # as many as it takes to come to a validation
         with contextlib.chdir(place):
             configs = [f"--config={part}.yaml" for part in OVERLAYS.get(name, [name])]
@@ -128,8 +129,8 @@ def place(fitted: Fitted) -> Path:
 def cifar10_place(place: Path, fitted: Fitted) -> Path:
     """`place`, with tiny models of CIFAR-10 besides, the paper's base network among them."""
     diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed (extra diffusers)")
-    for name in ("cifar10_small", "cifar10_without_airplane"):
-        shutil.copytree(fitted(name), place / name.replace("_", "-"))
+    for name in ("cifar10_small", "cifar10_without_airplane", "cifar10_probe"):
+        shutil.copytree(fitted(name), place / name.replace("_", "-"), dirs_exist_ok=True)
     shutil.copytree(place / "cifar10-classifier", place / "cifar10-observer")
     fitted("cifar10_only_airplane")
     blocks = {"down_block_types": ["DownBlock2D"], "up_block_types": ["UpBlock2D"], "block_out_channels": [8]}

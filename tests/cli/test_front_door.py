@@ -49,7 +49,7 @@ def test_from_a_folder_to_a_guided_grid(
     assert set(labels) <= set(CLASSES)
 
     _, *words = shlex.split(out.splitlines()[-1].removeprefix("next: "))
-    assert words == ["test", "--model.checkpoint=logs/image-folder", "--model.forbidden=two words"]
+    assert words == ["test", "--model.checkpoint", "logs/image-folder", "--model.forbidden", "two words"]
     dng(*words, *FEW)
     rows = rows_of(Path("results/image-folder-without-two_words/results.csv"))
     assert {"Unguided", "NegativePrompting", "DynamicNegativeGuidance"} <= {row["method"] for row in rows}
