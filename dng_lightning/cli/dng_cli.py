@@ -153,10 +153,9 @@ class DNGCLI(LightningCLI):
                 next_command.say(self, interrupted=True)
                 raise
             except SettingError:
-                if self.trainer.global_step == 0 and subcommand == "fit":
-                    for logger in self.trainer.loggers:
-                        if isinstance(logger, RunLogger):
-                            logger.discard()
+                for logger in self.trainer.loggers if subcommand == "fit" else ():
+                    if isinstance(logger, RunLogger):
+                        logger.discard()  # keeps what was logged
                 raise
             next_command.say(self)
 

@@ -93,12 +93,12 @@ class ImageDataModule(LightningDataModule):
     @cached_property
     def class_names(self) -> tuple[str, ...]:
         """The classes in the order of their labels."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define class_names, () without classes")
 
     @cached_property
     def image_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of the images in a batch."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define image_shape, (C, H, W)")
 
     @property
     def title(self) -> str:
@@ -275,4 +275,4 @@ class ImageDataModule(LightningDataModule):
 
         A part is images and labels as ``as_images`` and ``as_labels`` accept them, or an ``ImageTensors``.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define _read, which returns the parts")

@@ -56,7 +56,7 @@ class FoundImages(ImageDataModule):
     @cached_property
     def _found(self) -> Found:
         """Contents of the data set."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define _found")
 
     @cached_property
     def _numbered(self) -> tuple[tuple[str, ...], Tensor]:

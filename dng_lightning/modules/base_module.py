@@ -177,7 +177,7 @@ class TrainedModule(LightningModule):
             batch: batch of the datamodule.
             generator: source of all random numbers, the same for a batch in every validation.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define evaluate")
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """See ``evaluate``."""
